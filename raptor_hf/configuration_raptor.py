@@ -1,0 +1,197 @@
+"""The configuration of a Raptor: its teacher's configuration, and how few blocks replace its layers.
+
+This file and `modeling_raptor.py` travel with every model to the Hub: they import torch,
+transformers and each other, and nothing else of this package.
+"""
+
+import difflib
+from typing import Literal, NamedTuple
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class TeacherFamily(NamedTuple):
+    """Where the models of one family in transformers keep the parts that a Raptor takes over."""
+
+    embeddings: str
+    layers: str
+    final_norm: str
+
+
+TEACHER_FAMILIES = {
+    "dinov2": TeacherFamily("embeddings", "encoder.layer", "layernorm"),
+    "dinov2_with_registers": TeacherFamily("embeddings", "encoder.layer", "layernorm"),
+}
+
+
+class TokenLayout(NamedTuple):
+    """How many tokens of each group a state holds, in their order: cls, registers, patches."""
+
+    num_cls: int
+    num_registers: int
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the first patch."""
+        return self.num_cls + self.num_registers
+
+    def groups(self) -> dict[str, slice]:
+        """The non-empty token groups as slices of a state's token axis (…, N, D)."""
+        ends = {"cls": self.num_cls, "registers": self.num_prefix_tokens, "patches": None}
+        groups, start = {}, 0
+        for name, end in ends.items():
+            if end is None or end > start:
+                groups[name] = slice(start, end)
+            start = end
+        return groups
+
+
+def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
+    """The row of `TEACHER_FAMILIES` for a teacher; a ValueError names the families that there are."""
+    if teacher_config.model_type not in TEACHER_FAMILIES:
+        raise ValueError(
+            f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
+            f"got a model of type {teacher_config.model_type!r}."
+        )
+    return TEACHER_FAMILIES[teacher_config.model_type]
+
+
+def token_layout(config: PreTrainedConfig) -> TokenLayout:
+    """Token layout of a teacher's or of a Raptor's states, worked out from its configuration."""
+    teacher_config = getattr(config, "teacher_config", config)
+    teacher_family(teacher_config)
+    return TokenLayout(1, getattr(teacher_config, "num_register_tokens", 0))
+
+
+def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
+    """Phases as spans (start, stop): a block takes the state after layer start to the one after stop."""
+    stops = [sum(phases[: p + 1]) for p in range(len(phases))]
+    return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
+
+
+class RaptorConfig(PreTrainedConfig):
+    """Configuration of a `RaptorModel`.
+
+    What belongs to the teacher (image and patch size, channels, width, heads, registers, the final
+    norm's eps) lives in `teacher_config` alone; the properties below read it there.
+
+    Args:
+        teacher_config: configuration of the teacher (or a dict of it with its `model_type`).
+        phases: how many consecutive layers each block stands for; sums to the teacher's depth L.
+            `[7, 3, 2]` lets block 0 make layers 1-7, block 1 layers 8-10, block 2 layers 11-12.
+        ffn: `"gelu"` (two linear layers) or `"swiglu"` (gated, three).
+        intermediate_size: hidden width of the FFN. None takes the width at which a block costs what
+            a teacher's layer with a 4·D GELU FFN costs: 4·D for gelu, 8/3·D for swiglu.
+        depth_scaling: let the layer index scale a block's branches and its output (paper, App. A.3).
+        layerscale_value: initial value of both LayerScales.
+        block_norm_eps: eps of the blocks' LayerNorms (the final norm keeps the teacher's own).
+        initializer_range: standard deviation of the blocks' initial linear weights.
+        output_hidden_states: as everywhere in transformers, but on by default: a trajectory is what
+            one loads a Raptor for. Turn it off to save memory.
+
+    Raises:
+        ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
+            teacher of an unknown family; an unknown ffn; a misspelt argument.
+    """
+
+    model_type = "raptor"
+    sub_configs = {"teacher_config": AutoConfig}
+    keys_to_ignore_at_inference = ["hidden_states"]
+
+    teacher_config: dict | PreTrainedConfig | None = None
+    phases: list[int] | tuple[int, ...] = (7, 3, 2)
+    ffn: Literal["gelu", "swiglu"] = "gelu"
+    intermediate_size: int | None = None
+    depth_scaling: bool = True
+    layerscale_value: float = 1e-5
+    block_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    output_hidden_states: bool | None = True
+
+    def __post_init__(self, **kwargs):
+        if self.teacher_config is None:
+            self.teacher_config = {"model_type": "dinov2_with_registers"}
+        if isinstance(self.teacher_config, dict):
+            fields = dict(self.teacher_config)
+            self.teacher_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.phases = list(self.phases)  # a tuple comes back from JSON as a list
+        for name in kwargs:  # transformers takes any name and keeps it: a typo would go unnoticed
+            if meant := difflib.get_close_matches(name, RaptorConfig.__annotations__, 1, cutoff=0.8):
+                raise ValueError(f"RaptorConfig has no {name!r}; did you mean {meant[0]!r}?")
+        super().__post_init__(**kwargs)
+        self.check_phases()
+
+    def check_phases(self) -> None:
+        """Refuse phases that do not cover the teacher's layers exactly.
+
+        The model calls it again: overrides given to `from_pretrained` are set after `__post_init__`.
+        """
+        teacher_family(self.teacher_config)
+        depth = self.teacher_config.num_hidden_layers
+        if any(length < 1 for length in self.phases) or sum(self.phases) != depth:
+            raise ValueError(
+                f"phases must be positive numbers of layers that sum to the teacher's {depth} layers; "
+                f"got {list(self.phases)}, which sums to {sum(self.phases)}."
+            )
+        if self.ffn not in ("gelu", "swiglu"):
+            raise ValueError(f"ffn must be 'gelu' or 'swiglu'; got {self.ffn!r}.")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of applications L: the teacher's depth."""
+        return sum(self.phases)
+
+    @property
+    def hidden_size(self) -> int:
+        """Number of channels D."""
+        return self.teacher_config.hidden_size
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Number of attention heads of the teacher, and so of every block."""
+        return self.teacher_config.num_attention_heads
+
+    @property
+    def image_size(self) -> int | list[int] | tuple[int, int]:
+        """Side length in pixels of the images that the teacher was made for."""
+        return self.teacher_config.image_size
+
+    @property
+    def patch_size(self) -> int | list[int] | tuple[int, int]:
+        """Side length of a patch in pixels."""
+        return self.teacher_config.patch_size
+
+    @property
+    def num_channels(self) -> int:
+        """Colour channels of an image."""
+        return self.teacher_config.num_channels
+
+    @property
+    def ffn_size(self) -> int:
+        """Hidden width of the FFN: `intermediate_size`, or the one that costs what a teacher's does."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.ffn == "gelu":
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // 3 // 8) * 8  # a multiple of 8, as DINOv2's own SwiGLU
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The spans (start, stop) of the phases, see `phase_spans`."""
+        return phase_spans(self.phases)
+
+    def phase_of(self, depth: int) -> int:
+        """Index of the block that makes layer `depth` (1 … L); a ValueError says what was given."""
+        for phase, (start, stop) in enumerate(self.spans()):
+            if start < depth <= stop:
+                return phase
+        raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
+
+
+__all__ = [
+    "TEACHER_FAMILIES",
+    "RaptorConfig",
+    "TokenLayout",
+    "phase_spans",
+    "teacher_family",
+    "token_layout",
+]

@@ -1,0 +1,215 @@
+"""The only training loop: teacher, blocks, Raptors and probes all go through `fit`.
+
+Everything random is a function of (seed, step): the order of the data and what is drawn within a step.
+So a run that is stopped and resumed computes what an uninterrupted one does, bit for bit.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from .data import keep_batch
+from .runs import progress_bar
+
+
+@dataclass(kw_only=True)
+class LoopArguments:
+    """Arguments of every training program."""
+
+    output_dir: str = field(metadata={"help": "folder of the result, its log and its checkpoints"})
+    resume: bool = field(default=False, metadata={"help": "go on with an unfinished run in output_dir"})
+    steps: int = field(default=1000, metadata={"help": "optimiser updates"})
+    batch_size: int = field(default=64, metadata={"help": "images a step, over all processes"})
+    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate of AdamW"})
+    final_learning_rate: float = field(default=1e-6, metadata={"help": "where the cosine ends"})
+    weight_decay: float = 1e-4
+    warmup_steps: int = field(default=50, metadata={"help": "steps of linear warm-up"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
+    seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
+    log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
+    checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
+    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
+
+
+class StepSampler:
+    """Batches of row numbers for the steps first … steps − 1: shuffled epochs without their ragged ends."""
+
+    drop_last = True
+
+    def __init__(self, num_rows: int, batch_size: int, *, seed: int, first: int, steps: int):
+        if num_rows < batch_size:
+            raise ValueError(
+                f"A batch of {batch_size} needs at least as many rows; the dataset has {num_rows}."
+            )
+        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self.first, self.steps = first, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self.num_rows // self.batch_size
+        shuffled_epoch = None
+        for step in range(self.first, self.steps):
+            epoch, batch = divmod(step, batches)
+            if epoch != shuffled_epoch:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+                shuffled_epoch = epoch
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+def fit(
+    module: nn.Module,
+    dataset: Dataset,
+    compute_loss: Callable[[nn.Module, dict, float], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    arguments: LoopArguments,
+    *,
+    clip_apart: list[nn.Module] | None = None,
+    description: str = "train",
+) -> nn.Module:
+    """Train a module with AdamW, linear warm-up, a cosine schedule and gradient clipping.
+
+    Args:
+        module: what is trained; parameters that need no gradient are left alone.
+        dataset: map-style, with `__getitems__(rows)` that gives a batch (a dict of tensors).
+        compute_loss: (module, batch, progress in [0, 1)) to (loss, scalars for the log).
+        arguments: see `LoopArguments`; checkpoints and `log.jsonl` go to its `output_dir`.
+        clip_apart: parts of the module whose gradients are clipped each for itself.
+        description: name on the progress bar.
+
+    Returns:
+        The trained module.
+
+    Raises:
+        FloatingPointError: the loss is NaN or infinite.
+        ValueError: fewer rows than a batch, or a batch that the processes can't share evenly.
+    """
+    output_dir = Path(arguments.output_dir)
+    accelerator = Accelerator(
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=output_dir,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if arguments.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size must be a multiple of the {accelerator.num_processes} processes; "
+            f"got {arguments.batch_size}."
+        )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True
+    )
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
+    )
+    checkpoint = newest_checkpoint(output_dir)
+    first = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
+    sampler = StepSampler(
+        len(dataset), arguments.batch_size, seed=arguments.seed, first=first, steps=arguments.steps
+    )
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=keep_batch)
+    clipped = [list(part.parameters()) for part in clip_apart] if clip_apart else [trained]
+    module, optimizer, loader, schedule = accelerator.prepare(module, optimizer, loader, schedule)
+    accelerator.init_trackers("logs")
+    if checkpoint:
+        accelerator.print(f"{output_dir}: going on from step {first}")
+        accelerator.load_state(str(checkpoint))
+    log = LossLog(output_dir / "log.jsonl", first, enabled=accelerator.is_main_process)
+    module.train()
+    bar = progress_bar(
+        description, arguments.steps, initial=first, enabled=accelerator.is_main_process
+    )
+    for step, batch in enumerate(loader, start=first):
+        seed_step(arguments.seed, step, accelerator.process_index)
+        loss, scalars = compute_loss(module, batch, step / arguments.steps)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {step} (images {batch_ids(batch)}). The last good "
+                f"checkpoint is kept in {output_dir}; try a smaller --learning_rate or more --warmup_steps."
+            )
+        accelerator.backward(loss)
+        for parameters in clipped:
+            accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        bar.update()
+        done = step + 1
+        if done % arguments.log_every == 0 or done == arguments.steps:
+            values = {name: value.item() for name, value in {"loss": loss, **scalars}.items()}
+            values["learning_rate"] = schedule.get_last_lr()[0]
+            log.write(done, values)
+            accelerator.log(values, step=done)
+            bar.set_postfix(loss=f"{values['loss']:.4g}")
+        if done % arguments.checkpoint_every == 0 and done < arguments.steps:
+            save_checkpoint(accelerator, output_dir, done)
+    bar.close()
+    accelerator.end_training()
+    return accelerator.unwrap_model(module).eval()
+
+
+def seed_step(seed: int, step: int, process_index: int) -> None:
+    """Make everything that a step draws a function of (seed, step, process)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))
+
+
+def batch_ids(batch: dict[str, torch.Tensor]) -> list[int] | str:
+    """Ids of a batch's images, for an error message."""
+    return batch["image_id"].tolist() if "image_id" in batch else "unknown"
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint with the most steps, if there is one; a folder gets its name only when complete."""
+    return max((output_dir / "checkpoints").glob("step_*"), default=None)
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
+    """Write weights, optimiser, schedule and RNG under a temporary name, rename, drop older ones."""
+    folder = output_dir / "checkpoints"
+    temporary = folder / "unfinished"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        older = sorted(folder.glob("step_*"))
+        os.replace(temporary, folder / f"step_{step:08d}")
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Delete the checkpoints of a run whose result is saved."""
+    shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)
+
+
+class LossLog:
+    """A log of JSON lines that forgets what came after the step it goes on from."""
+
+    def __init__(self, path: Path, first: int, *, enabled: bool):
+        self.path, self.enabled, self.started = path, enabled, time.time()
+        if enabled:
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line: the step, the seconds since this process began, the values."""
+        if self.enabled:
+            line = {"step": step, "seconds": round(time.time() - self.started, 2), **values}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")

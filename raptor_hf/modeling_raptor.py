@@ -1,0 +1,373 @@
+"""A Raptor: a Vision Transformer whose layers are a few blocks, each applied several times in a row.
+
+Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Read downwards, this
+file is the whole network. Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+
+from .configuration_raptor import RaptorConfig, teacher_family, token_layout
+
+
+def eager_attention(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
+    """Plain softmax attention in the form of transformers' attention interface."""
+    weights = torch.softmax(query @ key.transpose(2, 3) * scaling, dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class RaptorAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(…, N, D) to (…, N, D)."""
+        shape = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(-1, shape[-2], 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation or "sdpa", eager_attention
+        )
+        mixed, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        return self.proj(mixed.reshape(shape))
+
+
+class RaptorFFN(nn.Module):
+    """Feed-forward branch: W₂·GELU(W₁x), or W₂·(SiLU(gate)·up) with gate and up stacked in W₁."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__()
+        self.gated = config.ffn == "swiglu"
+        self.fc1 = nn.Linear(config.hidden_size, (2 if self.gated else 1) * config.ffn_size)
+        self.fc2 = nn.Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(…, N, D) to (…, N, D)."""
+        hidden = self.fc1(hidden_states)
+        if self.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            return self.fc2(nn.functional.silu(gate) * up)
+        return self.fc2(nn.functional.gelu(hidden))
+
+
+class RaptorDepthScaling(nn.Module):
+    """The layer index as three per-channel factors: W₂·SiLU(W₁·depth + b₁) + b₂ + 1 (paper, App. A.3)."""
+
+    hidden_size = 16
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(1, self.hidden_size)
+        self.fc2 = nn.Linear(self.hidden_size, 3 * config.hidden_size)
+
+    def forward(self, depth: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Factors of the attention branch, the FFN branch and the output: (1, D) each, or (P, 1, D)."""
+        weight = self.fc1.weight
+        if isinstance(depth, int):
+            depth = torch.full((1, 1), depth, dtype=weight.dtype, device=weight.device)
+        else:
+            depth = depth.to(weight)[:, None, None]
+        return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
+
+
+class RaptorBlock(GradientCheckpointingLayer):
+    """One shared block. An application makes a state one layer deeper:
+
+    x ← x + s₁·γ₁·attention(LN₁ x);  x ← x + s₂·γ₂·ffn(LN₂ x);  x ← s₃·x
+
+    with LayerScales γ and depth scales s(depth), which are worked out once for the whole batch.
+    """
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.norm1 = nn.LayerNorm(size, eps=config.block_norm_eps)
+        self.attention = RaptorAttention(config)
+        self.layer_scale1 = nn.Parameter(torch.full((size,), config.layerscale_value))
+        self.norm2 = nn.LayerNorm(size, eps=config.block_norm_eps)
+        self.ffn = RaptorFFN(config)
+        self.layer_scale2 = nn.Parameter(torch.full((size,), config.layerscale_value))
+        self.depth_scaling = RaptorDepthScaling(config) if config.depth_scaling else None
+
+    def forward(self, hidden_states: torch.Tensor, depth: int | torch.Tensor) -> torch.Tensor:
+        """One application.
+
+        Args:
+            hidden_states: (B, N, D), or (B, P, N, D) for P independent layers at once.
+            depth: the layer that is asked for (1 … L), or a tensor (P,) of them.
+
+        Returns:
+            The state(s) one layer deeper, in the shape of `hidden_states`.
+        """
+        attention_scale, ffn_scale = self.layer_scale1, self.layer_scale2
+        if self.depth_scaling is not None:
+            s1, s2, s3 = self.depth_scaling(depth)
+            attention_scale, ffn_scale = s1 * attention_scale, s2 * ffn_scale
+        states = hidden_states
+        states = torch.addcmul(states, self.attention(self.norm1(states)), attention_scale)
+        states = torch.addcmul(states, self.ffn(self.norm2(states)), ffn_scale)
+        return states if self.depth_scaling is None else states * s3
+
+    @torch.no_grad()
+    def copy_teacher_layer(self, layer: nn.Module) -> None:
+        """Take over the weights of one of the teacher's layers: the block then *is* that layer.
+
+        Raises:
+            ValueError: the layer's FFN is not of the block's kind or width.
+        """
+        mlp, attention = layer.mlp, layer.attention
+        gated = hasattr(mlp, "gate_proj")
+        first = [mlp.gate_proj, mlp.up_proj] if gated else [mlp.fc1]
+        last = mlp.down_proj if gated else mlp.fc2
+        if gated != self.ffn.gated or last.weight.shape != self.ffn.fc2.weight.shape:
+            raise ValueError(
+                "init='teacher' needs the teacher's own FFN: expected "
+                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={last.in_features}, got "
+                f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
+                "Change ffn and intermediate_size, or start with init='random'."
+            )
+        self.norm1.load_state_dict(layer.norm1.state_dict())
+        self.norm2.load_state_dict(layer.norm2.state_dict())
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.attention.qkv.weight.copy_(torch.cat([p.weight for p in projections]))
+        if projections[0].bias is None:
+            self.attention.qkv.bias.zero_()
+        else:
+            self.attention.qkv.bias.copy_(torch.cat([p.bias for p in projections]))
+        self.attention.proj.load_state_dict(attention.o_proj.state_dict())
+        self.ffn.fc1.weight.copy_(torch.cat([f.weight for f in first]))
+        self.ffn.fc1.bias.copy_(torch.cat([f.bias for f in first]))
+        self.ffn.fc2.load_state_dict(last.state_dict())
+        self.layer_scale1.copy_(layer.layer_scale1.lambda1)
+        self.layer_scale2.copy_(layer.layer_scale2.lambda1)
+
+
+class RaptorPreTrainedModel(PreTrainedModel):
+    """What transformers wants to know of every Raptor."""
+
+    config_class = RaptorConfig
+    base_model_prefix = "raptor"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RaptorBlock"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Linear weights N(0, initializer_range); a depth scaling that starts as 1 ± 1e-4."""
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RaptorDepthScaling):  # after its linear layers: children come first
+            init.kaiming_uniform_(module.fc1.weight, a=5**0.5)
+            init.uniform_(module.fc1.bias, -1, 1)
+            init.normal_(module.fc2.weight, std=1e-4)
+            init.normal_(module.fc2.bias, std=1e-4)
+        elif isinstance(module, RaptorBlock):
+            init.constant_(module.layer_scale1, self.config.layerscale_value)
+            init.constant_(module.layer_scale2, self.config.layerscale_value)
+
+
+class RaptorModel(RaptorPreTrainedModel):
+    """The teacher's embeddings, k shared blocks, the teacher's final norm.
+
+    `embed`, `advance` and `norm` are the three seams; `forward` is those three in a row.
+    """
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        config.check_phases()
+        shell_config = copy.deepcopy(config.teacher_config)
+        shell_config.num_hidden_layers = 0
+        # the teacher without its layers: exactly its embeddings and its final norm, initialised its way
+        self.shell = AutoModel.from_config(shell_config)
+        self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
+        self.post_init()
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: PreTrainedModel,
+        phases: list[int],
+        *,
+        init: str = "random",
+        ffn: str = "gelu",
+        intermediate_size: int | None = None,
+        depth_scaling: bool = True,
+        layerscale_value: float = 1e-5,
+        block_norm_eps: float | None = None,
+    ) -> "RaptorModel":
+        """An untrained Raptor around the frozen embeddings and final norm of a teacher.
+
+        Args:
+            teacher: the backbone (`Dinov2Model`, …), not a model with a task head.
+            phases: numbers of layers that each block stands for; they sum to the teacher's depth.
+            init: `"random"`, or `"teacher"`: every block starts as the middle layer of its phase
+                (see `middle_layer` for the rules it was measured against).
+            ffn, intermediate_size, depth_scaling, layerscale_value: see `RaptorConfig`.
+            block_norm_eps: None takes the eps of the teacher's layers.
+
+        Raises:
+            ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
+                family, or `init="teacher"` with another FFN than the teacher's.
+        """
+        family = teacher_family(teacher.config)
+        if init not in ("random", "teacher"):
+            raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
+        if block_norm_eps is None:
+            block_norm_eps = teacher.config.layer_norm_eps
+        config = RaptorConfig(
+            teacher_config=copy.deepcopy(teacher.config),
+            phases=phases,
+            ffn=ffn,
+            intermediate_size=intermediate_size,
+            depth_scaling=depth_scaling,
+            layerscale_value=layerscale_value,
+            block_norm_eps=block_norm_eps,
+        )
+        model = cls(config).to(teacher.dtype)
+        for part in (family.embeddings, family.final_norm):
+            weights = teacher.get_submodule(part).state_dict()
+            model.shell.get_submodule(part).load_state_dict(weights)
+        model.shell.requires_grad_(False)
+        if init == "teacher":
+            layers = teacher.get_submodule(family.layers)
+            for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
+                block.copy_teacher_layer(layers[middle_layer(start, stop)])
+        return model
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Layer 0: images (B, C, H, W) to states (B, N, D).
+
+        Raises:
+            ValueError: not four axes, another number of channels than the teacher's, or a height or
+                width that is not a multiple of the patch.
+        """
+        channels, patch = self.config.num_channels, self.config.patch_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values must have the shape (batch, {channels}, height, width); "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+        height, width = pixel_values.shape[2:]
+        if height % patch_height or width % patch_width:
+            raise ValueError(
+                f"Image height and width must be multiples of the patch ({patch_height}×{patch_width} "
+                f"pixels); got {height}×{width}. Resize or pad the images first."
+            )
+        family = teacher_family(self.config.teacher_config)
+        return self.shell.get_submodule(family.embeddings)(pixel_values)
+
+    def advance(self, states: torch.Tensor, depth: int) -> torch.Tensor:
+        """One application: states (B, N, D) after layer depth − 1 to states (B, N, D) after layer depth."""
+        return self.blocks[self.config.phase_of(depth)](states, depth)
+
+    def norm(self, states: torch.Tensor) -> torch.Tensor:
+        """The teacher's final norm: (B, N, D) to (B, N, D)."""
+        return self.shell.get_submodule(teacher_family(self.config.teacher_config).final_norm)(states)
+
+    def rollout(
+        self, states: torch.Tensor, *, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """The trajectory from the state after layer `start` to the one after layer `stop` (default L).
+
+        Args:
+            states: (B, N, D), the states after layer `start`.
+
+        Returns:
+            (B, stop − start + 1, N, D): `states` and every state after it.
+        """
+        stop = self.config.num_hidden_layers if stop is None else stop
+        if not 0 <= start <= stop <= self.config.num_hidden_layers:
+            raise ValueError(
+                f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
+                f"got start={start}, stop={stop}."
+            )
+        trajectory = [states]
+        for depth in range(start + 1, stop + 1):
+            trajectory.append(self.advance(trajectory[-1], depth))
+        return torch.stack(trajectory, dim=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Images (B, C, H, W) to `last_hidden_state` (B, N, D) after the final norm, `pooler_output`
+        (B, D), its cls token, and `hidden_states`: L + 1 states (B, N, D) before the final norm.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states = self.embed(pixel_values)
+        hidden_states = (states,) if output_hidden_states else None
+        for depth in range(1, self.config.num_hidden_layers + 1):
+            states = self.advance(states, depth)
+            if output_hidden_states:
+                hidden_states += (states,)
+        last_hidden_state = self.norm(states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state[:, 0],
+            hidden_states=hidden_states,
+        )
+
+
+def middle_layer(start: int, stop: int) -> int:
+    """Index (from 0) of the teacher's layer that a block of the span (start, stop) starts from."""
+    return (start + stop) // 2
+
+
+def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D)."""
+    groups = token_layout(config).groups()
+    cls, patches = last_hidden_state[:, 0], last_hidden_state[:, groups["patches"]]
+    return torch.cat([cls, patches.mean(dim=1)], dim=-1)
+
+
+class RaptorForImageClassification(RaptorPreTrainedModel):
+    """A Raptor with DINOv2's classification head: final norm, [cls, mean of patches], one linear layer."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """Images (B, C, H, W) to `logits` (B, labels), and to `loss` where `labels` (B,) are given."""
+        outputs = self.raptor(pixel_values, output_hidden_states=output_hidden_states)
+        logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+__all__ = ["RaptorBlock", "RaptorForImageClassification", "RaptorModel", "pool_tokens"]

@@ -1,0 +1,119 @@
+"""How good a frozen backbone is: a linear probe on its features, and how well it follows its teacher.
+
+Teacher and Raptor go through the same code: nothing here asks which of the two it holds.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, set_seed
+
+from .configuration_raptor import teacher_family, token_layout
+from .data import ImageViews
+from .loop import LoopArguments, fit
+from .metrics import Accuracy, RSquared, state_statistics
+from .modeling_raptor import RaptorForImageClassification, RaptorModel, pool_tokens
+from .runs import progress_bar
+from .teachers import trajectory
+
+
+class FeatureDataset(Dataset):
+    """Image features that were computed once: `features` (n, F) and `label` (n,)."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """A batch of features and labels."""
+        return {"features": self.features[rows], "label": self.labels[rows]}
+
+
+def image_batches(images: ImageViews, batch_size: int, description: str) -> Iterator[dict]:
+    """All rows of an image dataset in order, the last batch as ragged as it comes."""
+    with progress_bar(description, len(images), unit="image") as bar:
+        for start in range(0, len(images), batch_size):
+            rows = list(range(start, min(start + batch_size, len(images))))
+            yield images.__getitems__(rows)
+            bar.update(len(rows))
+
+
+@torch.no_grad()
+def extract_features(
+    model: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
+) -> FeatureDataset:
+    """[cls, mean of patches] after the final norm, for every image: features (n, 2·D)."""
+    features, labels = [], []
+    for batch in image_batches(images, batch_size, "features"):
+        outputs = model(batch["pixel_values"].to(model.device), output_hidden_states=False)
+        features.append(pool_tokens(outputs.last_hidden_state, model.config).cpu())
+        labels.append(batch["label"])
+    return FeatureDataset(torch.cat(features), torch.cat(labels))
+
+
+def train_linear_probe(
+    features: FeatureDataset, num_classes: int, arguments: LoopArguments
+) -> nn.Linear:
+    """A linear classifier on frozen features, trained with cross-entropy; it starts at zero."""
+    set_seed(arguments.seed)
+    probe = nn.Linear(features.features.shape[1], num_classes)
+    nn.init.zeros_(probe.weight)
+    nn.init.zeros_(probe.bias)
+
+    def compute_loss(module, batch, progress):
+        logits = module(batch["features"])
+        return nn.functional.cross_entropy(logits, batch["label"]), {}
+
+    return fit(probe, features, compute_loss, arguments, description="probe").cpu()
+
+
+@torch.no_grad()
+def probe_accuracy(probe: nn.Linear, features: FeatureDataset) -> float:
+    """Top-1 accuracy of a probe, in [0, 1]."""
+    metric = Accuracy(keep_in_memory=True)
+    predictions = probe(features.features).argmax(dim=-1)
+    return metric.compute(predictions=predictions, references=features.labels)["accuracy"]
+
+
+def trajectory_r2(
+    student: PreTrainedModel, teacher: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
+) -> dict:
+    """R² of a student's states against its teacher's, per layer and token group (see `RSquared`)."""
+    metric = RSquared(keep_in_memory=True)
+    groups = token_layout(teacher.config).groups()
+    for batch in image_batches(images, batch_size, "R²"):
+        pixel_values = batch["pixel_values"].to(teacher.device)
+        rows = state_statistics(
+            prediction=trajectory(student, pixel_values),
+            target=trajectory(teacher, pixel_values),
+            groups=groups,
+        )
+        metric.add_batch(**rows)
+    return metric.compute()
+
+
+def model_facts(model: PreTrainedModel) -> dict:
+    """Phases (None for a teacher) and the parameters of the blocks or of the teacher's layers."""
+    phases = getattr(model.config, "phases", None)
+    layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
+    return {
+        "phases": phases,
+        "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
+    }
+
+
+def build_classifier(
+    backbone: RaptorModel, probe: nn.Linear, class_names: list[str]
+) -> RaptorForImageClassification:
+    """A Raptor and its probe as one model for `AutoModelForImageClassification`."""
+    config = type(backbone.config).from_dict(backbone.config.to_dict())
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: label for label, name in enumerate(class_names)}
+    classifier = RaptorForImageClassification(config)
+    classifier.raptor.load_state_dict(backbone.state_dict())
+    classifier.classifier.load_state_dict(probe.state_dict())
+    return classifier.eval()

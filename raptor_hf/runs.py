@@ -1,0 +1,160 @@
+"""Output folders that describe themselves: who made them, from what, and whether they are finished."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
+# arguments that change how a run is watched or stored, never what it computes
+WATCHING = ("output_dir", "resume", "report_to", "log_every", "checkpoint_every")
+
+
+def parse_arguments(arguments_class: type):
+    """The command line as an instance of a dataclass: `program [recipe.yaml] [--flag value …]`.
+
+    A recipe holds flags by name; flags on the command line win over it.
+    """
+    argv = sys.argv[1:]
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipe = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        flags = []
+        for name, value in recipe.items():
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        argv = flags + argv[1:]
+    return HfArgumentParser(arguments_class).parse_args_into_dataclasses(argv)[0]
+
+
+def progress_bar(
+    description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
+) -> tqdm:
+    """A progress bar that draws often on a terminal and rarely into a log file."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not enabled,
+        mininterval=0.2 if sys.stderr.isatty() else 20,
+        dynamic_ncols=True,
+    )
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a JSON file whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 of what a folder of ours holds: its weights, or the manifest or result that stands for it.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind in the folder.
+    """
+    path = Path(path)
+    names = ("*.safetensors", "manifest.json", "phases.json")
+    files = sorted(file for name in names for file in path.glob(name))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds none of {', '.join(names)}: run the stage that makes it first."
+        )
+    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def environment() -> dict:
+    """Versions and commit that a result was made with."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:  # a machine without git
+        commit = None
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit,
+    }
+
+
+def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
+    """Claim `arguments.output_dir` for a run; True where the same run is finished there already.
+
+    Args:
+        arguments: a dataclass with `output_dir` and `resume`.
+        inputs: digests of what the run reads, by name: other inputs make another run.
+
+    Raises:
+        ValueError: the folder holds something else, a run with other arguments or inputs, or an
+            unfinished run while `resume` is off.
+    """
+    output_dir = Path(arguments.output_dir)
+    record = output_dir / "run.json"
+    wanted = {
+        "program": Path(sys.argv[0]).stem,
+        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in WATCHING},
+        "inputs": inputs or {},
+    }
+    if not record.exists():
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise ValueError(
+                f"{output_dir} is not empty and was not made by this program. "
+                "Choose another --output_dir, or delete it."
+            )
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**wanted, "environment": environment(), "finished": False})
+        return False
+    found = read_json(record)
+    if found["program"] != wanted["program"]:
+        raise ValueError(
+            f"{output_dir} was made by {found['program']}, not by {wanted['program']}. "
+            "Choose another --output_dir."
+        )
+    differences = [
+        f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
+        for part in ("arguments", "inputs")
+        for name in sorted({*found[part], *wanted[part]})
+        if found[part].get(name) != json.loads(json.dumps(wanted[part].get(name)))
+    ]
+    if differences:
+        raise ValueError(
+            f"{output_dir} was made with other arguments or inputs:\n"
+            + "\n".join(differences)
+            + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
+        )
+    if found["finished"]:
+        print(f"{output_dir}: finished already, nothing to do", flush=True)
+        return True
+    if not arguments.resume:
+        raise ValueError(
+            f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
+        )
+    return False
+
+
+def finish_run(output_dir: str | Path, **facts) -> None:
+    """Mark a run as finished, with facts about it that are worth keeping (times, sizes)."""
+    record = Path(output_dir) / "run.json"
+    write_json(record, {**read_json(record), **facts, "finished": True})

@@ -1,0 +1,62 @@
+"""Teachers: any supported Vision Transformer of transformers, local or from the Hub."""
+
+import hashlib
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_raptor import teacher_family
+
+
+def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+    """A frozen teacher or Raptor, without a task head, in evaluation mode and float32.
+
+    Args:
+        name_or_path: a Hub id or a local folder; a folder with a classifier gives its backbone.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: a model of a family that a Raptor can't be made of, or weights that are missing.
+        OSError: no such model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    teacher_family(getattr(config, "teacher_config", config))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a classifier's head that is not wanted here is no warning
+    try:
+        model, loaded = AutoModel.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    if loaded["missing_keys"] or loaded["mismatched_keys"]:
+        raise ValueError(
+            f"{name_or_path} lacks weights of its own model: {sorted(loaded['missing_keys'])[:5]} … "
+            "Download or save it again."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_processor(name_or_path: str, revision: str | None = None):
+    """The image processor that belongs to a teacher or a Raptor."""
+    return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+
+
+def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
+    """What an activation dataset remembers of its teacher: name, Hub commit, digest of the weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return {
+        "name": teacher.name_or_path,
+        "revision": getattr(teacher.config, "_commit_hash", None),
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+@torch.no_grad()
+def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """All states of a teacher or a Raptor, before the final norm: (B, C, H, W) to (B, L + 1, N, D)."""
+    return torch.stack(model(pixel_values, output_hidden_states=True).hidden_states, dim=1)

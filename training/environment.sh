@@ -1,0 +1,14 @@
+# Sourced by the two commands of the README: makes .venv once, reuses it, and puts it on the PATH.
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+  echo "Python 3.10 or newer is needed; '$python' is $("$python" --version 2>&1). Set PYTHON to another one." >&2
+  exit 1
+fi
+wanted=$(cat pyproject.toml constraints.txt | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  echo "Installing into .venv (a few minutes, once) …"
+  "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  echo "$wanted" > .venv/installed
+fi
+PATH="$PWD/.venv/bin:$PATH"

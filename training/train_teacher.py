@@ -1,0 +1,75 @@
+"""Train a small DINOv2-with-registers classifier from scratch, to be a teacher where none can be downloaded.
+
+    accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml --output_dir outputs/teacher
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification, set_seed
+
+from raptor_hf.data import ImageViews, load_images, make_processor
+from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
+from raptor_hf.runs import finish_run, parse_arguments, start_run
+
+
+@dataclass
+class Arguments(LoopArguments):
+    """A teacher's architecture, its data, and the loop's arguments."""
+
+    dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
+    image_size: int = field(default=16, metadata={"help": "pixels"})
+    patch_size: int = field(default=4, metadata={"help": "pixels"})
+    hidden_size: int = 64
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 4
+    num_register_tokens: int = 4
+    layerscale_value: float = 0.1
+    drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
+    label_smoothing: float = 0.1
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
+
+
+def main() -> None:
+    """Train the teacher and save it with its image processor."""
+    arguments = parse_arguments(Arguments)
+    if start_run(arguments):
+        return
+    set_seed(arguments.seed)
+    images = load_images(arguments.dataset, "train")
+    names = images.features["label"].names
+    processor = make_processor(arguments.image_size)
+    # every epoch sees each image in a view of its own
+    views = -(-arguments.steps * arguments.batch_size // len(images)) + 1
+    dataset = ImageViews(images, processor, views=views, seed=arguments.seed, plain_first=False)
+    config = Dinov2WithRegistersConfig(
+        image_size=arguments.image_size,
+        patch_size=arguments.patch_size,
+        hidden_size=arguments.hidden_size,
+        num_hidden_layers=arguments.num_hidden_layers,
+        num_attention_heads=arguments.num_attention_heads,
+        num_register_tokens=arguments.num_register_tokens,
+        layerscale_value=arguments.layerscale_value,
+        drop_path_rate=arguments.drop_path_rate,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
+    )
+
+    def compute_loss(model, batch, progress):
+        logits = model(batch["pixel_values"]).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits, batch["label"], label_smoothing=arguments.label_smoothing
+        )
+        return loss, {"accuracy": (logits.argmax(-1) == batch["label"]).float().mean()}
+
+    model = Dinov2WithRegistersForImageClassification(config)
+    model.set_attn_implementation(arguments.attn_implementation)
+    model = fit(model, dataset, compute_loss, arguments, description="teacher")
+    model.save_pretrained(arguments.output_dir)
+    processor.save_pretrained(arguments.output_dir)
+    finish_run(arguments.output_dir)
+    remove_checkpoints(arguments.output_dir)
+
+
+if __name__ == "__main__":
+    main()
