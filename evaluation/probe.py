@@ -13,9 +13,21 @@ from pathlib import Path
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.loop import LoopArguments, remove_checkpoints
 from raptor_hf.probes import (
-    build_classifier, extract_features, model_facts, probe_accuracy, train_linear_probe, trajectory_r2,
+    build_classifier,
+    extract_features,
+    model_facts,
+    probe_accuracy,
+    train_linear_probe,
+    trajectory_r2,
 )  # fmt: skip
-from raptor_hf.runs import environment, finish_run, folder_digest, parse_arguments, start_run, write_json
+from raptor_hf.runs import (
+    environment,
+    finish_run,
+    folder_digest,
+    parse_arguments,
+    start_run,
+    write_json,
+)
 from raptor_hf.teachers import load_backbone, load_processor
 
 
@@ -33,7 +45,10 @@ class Arguments(LoopArguments):
 def main() -> None:
     """Probe the teacher and every model, write the results."""
     arguments = parse_arguments(Arguments)
-    folders = {"teacher": arguments.teacher, **dict(pair.split("=", 1) for pair in arguments.models)}
+    folders = {
+        "teacher": arguments.teacher,
+        **dict(pair.split("=", 1) for pair in arguments.models),
+    }
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if start_run(arguments, inputs=inputs):
         return
@@ -47,7 +62,11 @@ def main() -> None:
 
     def save(name: str, model, task: str, metrics: dict) -> None:
         result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
-        data = {"dataset": arguments.dataset, "split": arguments.test_split, "num_images": len(test)}
+        data = {
+            "dataset": arguments.dataset,
+            "split": arguments.test_split,
+            "num_images": len(test),
+        }
         facts = {**model_facts(model), "environment": environment()}
         write_json(output_dir / "results" / f"{name}_{task}.json", {**result, **data, **facts})
 

@@ -1,6 +1,6 @@
 """Tables and figures of all seeds as a Markdown report.
 
-    python evaluation/report.py --results outputs/digits/seed_*/evaluation/results \
+python evaluation/report.py --results outputs/digits/seed_*/evaluation/results \
         --phases outputs/digits/phases --output_dir outputs/digits/report
 """
 

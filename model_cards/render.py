@@ -1,6 +1,6 @@
 """Write the model cards of finished models: rendered from results, the usage snippet run before.
 
-    python model_cards/render.py --results outputs/digits/seed_0/evaluation/results \
+python model_cards/render.py --results outputs/digits/seed_0/evaluation/results \
         --models outputs/digits/seed_0/evaluation/classifiers/raptor_k3
 """
 

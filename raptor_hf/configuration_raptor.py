@@ -116,7 +116,9 @@ class RaptorConfig(PreTrainedConfig):
             self.teacher_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         self.phases = list(self.phases)  # a tuple comes back from JSON as a list
         for name in kwargs:  # transformers takes any name and keeps it: a typo would go unnoticed
-            if meant := difflib.get_close_matches(name, RaptorConfig.__annotations__, 1, cutoff=0.8):
+            if meant := difflib.get_close_matches(
+                name, RaptorConfig.__annotations__, 1, cutoff=0.8
+            ):
                 raise ValueError(f"RaptorConfig has no {name!r}; did you mean {meant[0]!r}?")
         super().__post_init__(**kwargs)
         self.check_phases()

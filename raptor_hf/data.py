@@ -24,7 +24,9 @@ def load_images(name: str, split: str) -> datasets.Dataset:
     if name == "digits":
         return load_digits(split)
     if Path(name).is_dir():
-        dataset = datasets.load_dataset("imagefolder", data_dir=str(Path(name) / split), split="train")
+        dataset = datasets.load_dataset(
+            "imagefolder", data_dir=str(Path(name) / split), split="train"
+        )
     else:
         dataset = datasets.load_dataset(name, split=split)
     if not {"image", "label"} <= set(dataset.column_names):
@@ -95,7 +97,9 @@ class ImageViews(Dataset):
         plain_first: False makes view 0 a random one too (for training).
     """
 
-    def __init__(self, dataset, processor, *, views: int = 1, seed: int = 0, plain_first: bool = True):
+    def __init__(
+        self, dataset, processor, *, views: int = 1, seed: int = 0, plain_first: bool = True
+    ):
         if views < 1:
             raise ValueError(f"views must be at least 1; got {views}.")
         self.processor = processor

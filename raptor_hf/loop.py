@@ -30,7 +30,9 @@ class LoopArguments:
     """Arguments of every training program."""
 
     output_dir: str = field(metadata={"help": "folder of the result, its log and its checkpoints"})
-    resume: bool = field(default=False, metadata={"help": "go on with an unfinished run in output_dir"})
+    resume: bool = field(
+        default=False, metadata={"help": "go on with an unfinished run in output_dir"}
+    )
     steps: int = field(default=1000, metadata={"help": "optimiser updates"})
     batch_size: int = field(default=64, metadata={"help": "images a step, over all processes"})
     learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate of AdamW"})
@@ -41,7 +43,9 @@ class LoopArguments:
     seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
     log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
     checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
-    report_to: str = field(default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"})
+    report_to: str = field(
+        default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
+    )
 
 
 class StepSampler:
@@ -204,7 +208,9 @@ class LossLog:
         self.path, self.enabled, self.started = path, enabled, time.time()
         if enabled:
             lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
+            kept = [
+                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
+            ]
             path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:

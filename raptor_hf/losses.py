@@ -53,7 +53,9 @@ def make_span(
     return Span(model.blocks[1 if start else 0], start, stop)
 
 
-def raptor_from_blocks(teacher: PreTrainedModel, phases: list[int], folder: str | Path) -> RaptorModel:
+def raptor_from_blocks(
+    teacher: PreTrainedModel, phases: list[int], folder: str | Path
+) -> RaptorModel:
     """A Raptor whose blocks were trained in stage 1.
 
     Args:
@@ -72,7 +74,9 @@ def raptor_from_blocks(teacher: PreTrainedModel, phases: list[int], folder: str 
         state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if not state:
             there = sorted({name.split(".")[0] for name in weights})
-            raise ValueError(f"{folder} has no block for the span {start}-{stop}, only for {there}.")
+            raise ValueError(
+                f"{folder} has no block for the span {start}-{stop}, only for {there}."
+            )
         block.load_state_dict(state)
     return model
 
@@ -94,11 +98,15 @@ def rollout(
         ValueError: the first layer of the first span is not a reset, or the spans leave a gap.
     """
     if spans[0].start not in resets:
-        raise ValueError(f"The resets must contain the first layer, {spans[0].start}; got {resets}.")
+        raise ValueError(
+            f"The resets must contain the first layer, {spans[0].start}; got {resets}."
+        )
     predictions, state, reached = [], None, spans[0].start
     for block, start, stop in spans:
         if start != reached:
-            raise ValueError(f"Spans must follow each other: one stops at {reached}, the next starts at {start}.")
+            raise ValueError(
+                f"Spans must follow each other: one stops at {reached}, the next starts at {start}."
+            )
         reached = stop
         if all(layer in resets for layer in range(start, stop)):
             # teacher forcing: the layers of a span are independent, so one batched call makes them all
@@ -132,7 +140,9 @@ def token_loss(
     if weights is None:
         return squared_error.mean()
     scale = sum(weights.values()) / sum(weights[name] for name in groups)
-    return scale * sum(weights[name] * squared_error[..., groups[name], :].mean() for name in groups)
+    return scale * sum(
+        weights[name] * squared_error[..., groups[name], :].mean() for name in groups
+    )
 
 
 def teacher_forcing_weight(progress: float, fraction: float = 0.25) -> float:
@@ -163,17 +173,24 @@ class BlockPretraining(nn.Module):
         weights = LAST_BLOCK_WEIGHTS if span.stop == self.num_layers else None
         target = trajectory[:, span.start + 1 : span.stop + 1]
         loss = 0.0
-        for weight, resets in ((forcing, range(span.start, span.stop)), (1 - forcing, {span.start})):
+        for weight, resets in (
+            (forcing, range(span.start, span.stop)),
+            (1 - forcing, {span.start}),
+        ):
             if weight > 0:
                 prediction = rollout([span], trajectory, resets=resets)
-                loss = loss + weight * token_loss(prediction, target, groups=self.groups, weights=weights)
+                loss = loss + weight * token_loss(
+                    prediction, target, groups=self.groups, weights=weights
+                )
         return loss
 
 
 class Distillation(nn.Module):
     """Stage 2: the blocks of a Raptor in a row, end to end from the teacher's layer 0."""
 
-    def __init__(self, blocks: nn.ModuleList, spans: list[tuple[int, int]], groups: dict[str, slice]):
+    def __init__(
+        self, blocks: nn.ModuleList, spans: list[tuple[int, int]], groups: dict[str, slice]
+    ):
         super().__init__()
         self.blocks = blocks
         self.spans = [Span(block, *span) for block, span in zip(blocks, spans, strict=True)]
@@ -182,4 +199,6 @@ class Distillation(nn.Module):
     def forward(self, trajectory: torch.Tensor) -> torch.Tensor:
         """(B, L + 1, N, D) to the loss, a scalar."""
         prediction = rollout(self.spans, trajectory, resets={0})
-        return token_loss(prediction, trajectory[:, 1:], groups=self.groups, weights=DISTILL_WEIGHTS)
+        return token_loss(
+            prediction, trajectory[:, 1:], groups=self.groups, weights=DISTILL_WEIGHTS
+        )

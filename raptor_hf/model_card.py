@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from .report import mean_std, values_of
 
-SNIPPET = '''\
+SNIPPET = """\
 import torch
 import raptor_hf  # registers the model with transformers
 from transformers import AutoModelForImageClassification
@@ -19,7 +19,7 @@ size, channels = model.config.image_size, model.config.num_channels
 pixel_values = torch.randn(1, channels, size, size)  # from the AutoImageProcessor of the same folder
 with torch.no_grad():
     outputs = model(pixel_values)
-print(outputs.logits.argmax(-1), len(outputs.hidden_states))'''
+print(outputs.logits.argmax(-1), len(outputs.hidden_states))"""
 
 
 def run_snippet(snippet: str, folder: Path) -> str:

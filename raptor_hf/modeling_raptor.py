@@ -286,7 +286,9 @@ class RaptorModel(RaptorPreTrainedModel):
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """The teacher's final norm: (B, N, D) to (B, N, D)."""
-        return self.shell.get_submodule(teacher_family(self.config.teacher_config).final_norm)(states)
+        return self.shell.get_submodule(teacher_family(self.config.teacher_config).final_norm)(
+            states
+        )
 
     def rollout(
         self, states: torch.Tensor, *, start: int = 0, stop: int | None = None

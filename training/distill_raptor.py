@@ -29,7 +29,9 @@ class Arguments(LoopArguments):
     blocks: str | None = field(default=None, metadata={"help": "folder of pretrain_blocks.py"})
     init: str = field(default="teacher", metadata={"help": "without --blocks: teacher or random"})
     phases: list[int] = field(default_factory=list, metadata={"help": "layers of each phase"})
-    phases_file: str | None = field(default=None, metadata={"help": "phases.json of find_phases.py"})
+    phases_file: str | None = field(
+        default=None, metadata={"help": "phases.json of find_phases.py"}
+    )
     k: int = field(default=3, metadata={"help": "which partition of phases_file"})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
 

@@ -25,7 +25,9 @@ class Arguments:
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     split: str = "train"
-    views: int = field(default=1, metadata={"help": "views per image; all but the first are augmented"})
+    views: int = field(
+        default=1, metadata={"help": "views per image; all but the first are augmented"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of the augmented views"})
     batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})

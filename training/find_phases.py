@@ -38,7 +38,9 @@ def main() -> None:
     layout = TokenLayout(activations.manifest["num_cls"], activations.manifest["num_registers"])
     rows = np.arange(min(arguments.num_images, len(activations)))
     batches = np.array_split(rows, -(-len(rows) // arguments.batch_size))
-    distance = layer_distance((activations.__getitems__(batch)["states"] for batch in batches), layout)
+    distance = layer_distance(
+        (activations.__getitems__(batch)["states"] for batch in batches), layout
+    )
     phases = {str(k): find_phases(distance, k) for k in arguments.k}
     for k, lengths in phases.items():
         print(f"k={k}: phases {lengths}")

@@ -26,15 +26,27 @@ class Arguments(LoopArguments):
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     activations: str = field(metadata={"help": "its activation dataset"})
-    spans: list[str] = field(default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"})
-    phases_file: str | None = field(default=None, metadata={"help": "phases.json of find_phases.py"})
-    k: list[int] = field(default_factory=list, metadata={"help": "partitions of phases_file to cover"})
+    spans: list[str] = field(
+        default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
+    )
+    phases_file: str | None = field(
+        default=None, metadata={"help": "phases.json of find_phases.py"}
+    )
+    k: list[int] = field(
+        default_factory=list, metadata={"help": "partitions of phases_file to cover"}
+    )
     init: str = field(default="teacher", metadata={"help": "blocks start from: teacher or random"})
     ffn: str = field(default="gelu", metadata={"help": "gelu or swiglu"})
-    intermediate_size: int | None = field(default=None, metadata={"help": "hidden width of the FFN"})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "hidden width of the FFN"}
+    )
     depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float = field(default=1e-5, metadata={"help": "initial LayerScale, init=random"})
-    teacher_forcing: float = field(default=0.25, metadata={"help": "share of the steps it fades over"})
+    layerscale_value: float = field(
+        default=1e-5, metadata={"help": "initial LayerScale, init=random"}
+    )
+    teacher_forcing: float = field(
+        default=0.25, metadata={"help": "share of the steps it fades over"}
+    )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
 
 

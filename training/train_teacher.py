@@ -1,12 +1,16 @@
 """Train a small DINOv2-with-registers classifier from scratch, to be a teacher where none can be downloaded.
 
-    accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml --output_dir outputs/teacher
+accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml --output_dir outputs/teacher
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification, set_seed
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    set_seed,
+)
 
 from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
