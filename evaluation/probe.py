@@ -1,7 +1,8 @@
 """Judge frozen backbones: a linear probe for each, and each Raptor's R² against the teacher.
 
-    python evaluation/probe.py evaluation/recipes/digits_probe.yaml --teacher outputs/digits/teacher \
-        --models raptor_k3=outputs/digits/seed_0/raptor_k3 --output_dir outputs/digits/seed_0/evaluation
+    python evaluation/probe.py training/recipes/digits_probe.yaml --teacher outputs/digits/teacher \
+        --models raptor_k3=outputs/digits/seed_0/raptor_k3 \
+        --output_dir outputs/digits/seed_0/evaluation
 
 Writes one JSON per (model, task) to results/, and every Raptor with its probe to classifiers/.
 """
@@ -74,7 +75,6 @@ def main() -> None:
         print(f"{name}: {folder}", flush=True)
         model = load_backbone(folder)
         probe_dir = output_dir / "probes" / name
-        probe_dir.mkdir(parents=True, exist_ok=True)
         probe = train_linear_probe(
             extract_features(model, train), len(names),
             dataclasses.replace(arguments, output_dir=str(probe_dir)),

@@ -1,8 +1,9 @@
 """The activation dataset: a teacher's trajectories as a plain `datasets` dataset on disk.
 
-One float16 column `layer_<ℓ>` (N, D) a layer, ℓ = 0 … L, plus `label`, `image_id` and `view`. The folder is
-what `Dataset.save_to_disk` would write (Arrow stream shards, `state.json`, `dataset_info.json`), so that
-`datasets.load_from_disk` opens it, and a `manifest.json` beside it says where it came from.
+One float16 column `layer_<ℓ>` (N, D) a layer, ℓ = 0 … L, plus `label`, `image_id` and `view`. The
+folder is what `Dataset.save_to_disk` would write (Arrow stream shards, `state.json`,
+`dataset_info.json`), so that `datasets.load_from_disk` opens it, and a `manifest.json` beside it
+says where it came from.
 """
 
 import os
@@ -20,8 +21,6 @@ from .configuration_raptor import token_layout
 from .data import ImageViews
 from .runs import file_digest, progress_bar, read_json, write_json
 from .teachers import teacher_identity, trajectory
-
-SHARD_BYTES = 256 * 2**20
 
 
 def layer_column(layer: int) -> str:
@@ -45,10 +44,11 @@ def write_activations(
     path: str | Path,
     *,
     batch_size: int = 64,
+    shard_megabytes: int = 256,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> None:
-    """Write the trajectories of all images and views, shard by shard; a shard is complete or absent.
+    """Write the trajectories of all images and views; a shard is complete or absent.
 
     A second call on the same folder writes only the shards that are missing, to the same bytes.
     Processes take turns: process p of P writes the shards p, p + P, …; call `write_manifest` after
@@ -63,21 +63,21 @@ def write_activations(
     _, num_layers, num_tokens, num_channels = sample.shape
     features = activation_features(num_layers - 1, num_tokens, num_channels)
     row_bytes = 2 * num_layers * num_tokens * num_channels
-    shards = plan_shards(len(images), row_bytes, batch_size)
+    shards = plan_shards(len(images), row_bytes, batch_size, shard_megabytes)
     missing = [s for s in range(len(shards)) if not (path / shard_name(s, len(shards))).exists()]
     free_bytes = shutil.disk_usage(path).free
     needed_bytes = row_bytes * sum(len(shards[s]) for s in missing)
     if process_index == 0:
         print(
-            f"{len(images):,} trajectories of {num_layers} × {num_tokens} × {num_channels} float16: "
-            f"{row_bytes * len(images) / 1e9:.2f} GB in {len(shards)} shards ({len(missing)} to write); "
-            f"free: {free_bytes / 1e9:.1f} GB",
+            f"{len(images):,} trajectories of {num_layers} × {num_tokens} × {num_channels} "
+            f"float16: {row_bytes * len(images) / 1e9:.2f} GB in {len(shards)} shards "
+            f"({len(missing)} to write); free: {free_bytes / 1e9:.1f} GB",
             flush=True,
         )
     if needed_bytes > 0.98 * free_bytes:
         raise OSError(
-            f"{needed_bytes / 1e9:.1f} GB are to be written to {path}, but only {free_bytes / 1e9:.1f} GB "
-            "are free. Use fewer views or another disk."
+            f"{needed_bytes / 1e9:.1f} GB are to be written to {path}, but only "
+            f"{free_bytes / 1e9:.1f} GB are free. Use fewer views or another disk."
         )
     mine = [s for s in missing if s % num_processes == process_index]
     total = sum(len(shards[s]) for s in mine)
@@ -94,9 +94,9 @@ def write_activations(
             os.replace(temporary, final)
 
 
-def plan_shards(num_rows: int, row_bytes: int, batch_size: int) -> list[range]:
-    """Rows of every shard: whole batches, about `SHARD_BYTES` each."""
-    rows = max(1, SHARD_BYTES // (row_bytes * batch_size)) * batch_size
+def plan_shards(num_rows: int, row_bytes: int, batch_size: int, megabytes: int) -> list[range]:
+    """Rows of every shard: whole batches, about `megabytes` each, at least one."""
+    rows = max(1, megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
     return [range(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows)]
 
 
@@ -106,14 +106,14 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 
 def extract_batch(teacher, images: ImageViews, rows: list[int], features) -> pa.RecordBatch:
-    """The trajectories of some rows as one Arrow record batch, without a copy through Python objects."""
+    """The trajectories of some rows as one Arrow record batch, not by way of Python objects."""
     batch = images.__getitems__(rows)
     states = trajectory(teacher, batch["pixel_values"].to(teacher.device)).half().cpu()
     if not torch.isfinite(states).all():
         image, layer = torch.nonzero(~torch.isfinite(states))[0, :2].tolist()
         raise ValueError(
-            f"The state after layer {layer} of image {int(batch['image_id'][image])} holds values that "
-            "float16 can't (beyond ±65504, or NaN)."
+            f"The state after layer {layer} of image {int(batch['image_id'][image])} holds "
+            "values that float16 can't (beyond ±65504, or NaN)."
         )
     columns = []
     for name, field_type in zip(features, features.arrow_schema.types, strict=True):
@@ -135,7 +135,7 @@ def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
 
 
 def write_manifest(path: str | Path, teacher: PreTrainedModel, images: ImageViews) -> None:
-    """Complete a dataset whose shards are all written: `datasets`' own two files and the manifest."""
+    """Complete a dataset whose shards are written: `datasets`' own files and the manifest."""
     path = Path(path)
     shards = sorted(path.glob("data-*.arrow"))
     features = datasets.Dataset.from_file(str(shards[0])).features
@@ -188,7 +188,7 @@ class ActivationDataset(Dataset):
         if not (self.path / "manifest.json").exists():
             raise FileNotFoundError(
                 f"{path} is not a finished activation dataset: it has no manifest.json. "
-                "Make it with training/extract_activations.py (with --resume to go on with an unfinished one)."
+                "Make it with training/extract_activations.py (--resume goes on with a part)."
             )
         self.manifest = read_json(self.path / "manifest.json")
         self._check_shards()
@@ -218,12 +218,14 @@ class ActivationDataset(Dataset):
             shard = self.path / name
             if not shard.exists():
                 raise FileNotFoundError(
-                    f"The shard {name} of {self.path} is missing: restore it, or delete the folder and extract again."
+                    f"The shard {name} of {self.path} is missing: restore it, or delete the folder "
+                    "and extract again."
                 )
             if shard.stat().st_size != facts["size_bytes"]:
                 raise ValueError(
-                    f"The shard {name} of {self.path} is truncated or changed: expected {facts['size_bytes']:,} bytes, "
-                    f"found {shard.stat().st_size:,}. Delete the folder and extract again."
+                    f"The shard {name} of {self.path} is truncated or changed: expected "
+                    f"{facts['size_bytes']:,} bytes, found {shard.stat().st_size:,}. "
+                    "Delete the folder and extract again."
                 )
 
     def __len__(self) -> int:
@@ -233,7 +235,7 @@ class ActivationDataset(Dataset):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """A batch: `states` (B, layers, N, D) in float16, and `label`, `image_id`, `view` (B,) each."""
+        """A batch: `states` (B, layers, N, D), float16, and `label`, `image_id`, `view` (B,)."""
         rows = np.asarray(rows)
         chunks = np.searchsorted(self.ends, rows, side="right")
         locals_ = rows - np.concatenate([[0], self.ends])[chunks]

@@ -1,4 +1,4 @@
-"""The configuration of a Raptor: its teacher's configuration, and how few blocks replace its layers.
+"""The configuration of a Raptor: its teacher's, and how few blocks replace its layers.
 
 This file and `modeling_raptor.py` travel with every model to the Hub: they import torch,
 transformers and each other, and nothing else of this package.
@@ -47,7 +47,7 @@ class TokenLayout(NamedTuple):
 
 
 def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
-    """The row of `TEACHER_FAMILIES` for a teacher; a ValueError names the families that there are."""
+    """The row of `TEACHER_FAMILIES` for a teacher; a ValueError names all families."""
     if teacher_config.model_type not in TEACHER_FAMILIES:
         raise ValueError(
             f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
@@ -64,7 +64,7 @@ def token_layout(config: PreTrainedConfig) -> TokenLayout:
 
 
 def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
-    """Phases as spans (start, stop): a block takes the state after layer start to the one after stop."""
+    """Phases as spans: (start, stop) takes the state after layer start to the one after stop."""
     stops = [sum(phases[: p + 1]) for p in range(len(phases))]
     return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
 
@@ -82,7 +82,7 @@ class RaptorConfig(PreTrainedConfig):
         ffn: `"gelu"` (two linear layers) or `"swiglu"` (gated, three).
         intermediate_size: hidden width of the FFN. None takes the width at which a block costs what
             a teacher's layer with a 4·D GELU FFN costs: 4·D for gelu, 8/3·D for swiglu.
-        depth_scaling: let the layer index scale a block's branches and its output (paper, App. A.3).
+        depth_scaling: let the layer index scale a block's branches and output (paper, App. A.3).
         layerscale_value: initial value of both LayerScales.
         block_norm_eps: eps of the blocks' LayerNorms (the final norm keeps the teacher's own).
         initializer_range: standard deviation of the blocks' initial linear weights.
@@ -126,14 +126,14 @@ class RaptorConfig(PreTrainedConfig):
     def check_phases(self) -> None:
         """Refuse phases that do not cover the teacher's layers exactly.
 
-        The model calls it again: overrides given to `from_pretrained` are set after `__post_init__`.
+        The model calls it again: what `from_pretrained` overrides is set after `__post_init__`.
         """
         teacher_family(self.teacher_config)
         depth = self.teacher_config.num_hidden_layers
         if any(length < 1 for length in self.phases) or sum(self.phases) != depth:
             raise ValueError(
-                f"phases must be positive numbers of layers that sum to the teacher's {depth} layers; "
-                f"got {list(self.phases)}, which sums to {sum(self.phases)}."
+                "phases must be positive numbers of layers that sum to the teacher's "
+                f"{depth} layers; got {list(self.phases)}, which sums to {sum(self.phases)}."
             )
         if self.ffn not in ("gelu", "swiglu"):
             raise ValueError(f"ffn must be 'gelu' or 'swiglu'; got {self.ffn!r}.")
@@ -170,7 +170,7 @@ class RaptorConfig(PreTrainedConfig):
 
     @property
     def ffn_size(self) -> int:
-        """Hidden width of the FFN: `intermediate_size`, or the one that costs what a teacher's does."""
+        """Hidden width of the FFN: `intermediate_size`, or what costs as much as a teacher's."""
         if self.intermediate_size is not None:
             return self.intermediate_size
         if self.ffn == "gelu":

@@ -1,4 +1,4 @@
-"""Image datasets and their views. Every view is a function of (seed, view, image): no hidden state."""
+"""Image datasets and their views; a view is a function of (seed, view, image) alone."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def load_images(name: str, split: str) -> datasets.Dataset:
 
 
 def load_digits(split: str) -> datasets.Dataset:
-    """scikit-learn's 1,797 real handwritten digits (8×8 pixels), 1,437 for training and 360 for testing."""
+    """scikit-learn's 1,797 handwritten digits (8×8 pixels): 1,437 for training, 360 for testing."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -57,7 +57,7 @@ def load_digits(split: str) -> datasets.Dataset:
 
 
 def make_processor(image_size: int) -> BitImageProcessorPil:
-    """DINOv2's preprocessing for another image size: bicubic resize, centre crop, ImageNet mean and std."""
+    """DINOv2's preprocessing at any size: bicubic resize, centre crop, ImageNet mean and std."""
     return BitImageProcessorPil(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},

@@ -1,7 +1,7 @@
 """The only training loop: teacher, blocks, Raptors and probes all go through `fit`.
 
-Everything random is a function of (seed, step): the order of the data and what is drawn within a step.
-So a run that is stopped and resumed computes what an uninterrupted one does, bit for bit.
+Everything random is a function of (seed, step): the order of the data and what a step draws. So a
+run that is stopped and resumed computes what an uninterrupted one does, bit for bit.
 """
 
 import json
@@ -49,7 +49,7 @@ class LoopArguments:
 
 
 class StepSampler:
-    """Batches of row numbers for the steps first … steps − 1: shuffled epochs without their ragged ends."""
+    """Row numbers for the steps first … steps − 1: shuffled epochs without their ragged ends."""
 
     drop_last = True
 
@@ -102,6 +102,7 @@ def fit(
         ValueError: fewer rows than a batch, or a batch that the processes can't share evenly.
     """
     output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=output_dir,
@@ -141,8 +142,9 @@ def fit(
         loss, scalars = compute_loss(module, batch, step / arguments.steps)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {step} (images {batch_ids(batch)}). The last good "
-                f"checkpoint is kept in {output_dir}; try a smaller --learning_rate or more --warmup_steps."
+                f"The loss is {loss.item()} at step {step} (images {batch_ids(batch)}). The last "
+                f"good checkpoint is kept in {output_dir}; try a smaller --learning_rate or more "
+                "--warmup_steps."
             )
         accelerator.backward(loss)
         for parameters in clipped:
@@ -176,12 +178,12 @@ def batch_ids(batch: dict[str, torch.Tensor]) -> list[int] | str:
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint with the most steps, if there is one; a folder gets its name only when complete."""
+    """The checkpoint with the most steps, if any; a folder gets its name only when complete."""
     return max((output_dir / "checkpoints").glob("step_*"), default=None)
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> None:
-    """Write weights, optimiser, schedule and RNG under a temporary name, rename, drop older ones."""
+    """Write weights, optimiser and schedule under a temporary name, rename, drop older ones."""
     folder = output_dir / "checkpoints"
     temporary = folder / "unfinished"
     if accelerator.is_main_process:

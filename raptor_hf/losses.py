@@ -2,10 +2,11 @@
 
 Given a teacher's trajectory a₀ … a_L and a set R of reset layers that contains the first,
 
-    â_ℓ = B(a_{ℓ-1} if ℓ-1 ∈ R else â_{ℓ-1}, depth ℓ),     loss(R) = mean over ℓ of token_loss(â_ℓ, a_ℓ)
+    â_ℓ = B(a_{ℓ-1} if ℓ-1 ∈ R else â_{ℓ-1}, depth ℓ)
+    loss(R) = mean over ℓ of token_loss(â_ℓ, a_ℓ)
 
-R = every layer is teacher forcing, R = the start of every span is block pre-training, and R = {0} is
-the whole model end to end (arXiv 2512.19941, §4 and Fig. 10).
+R = every layer is teacher forcing, R = the start of every span is block pre-training, and R = {0}
+is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10).
 """
 
 from collections.abc import Collection
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from .configuration_raptor import RaptorConfig
 from .modeling_raptor import RaptorModel
 
-# weights of the token groups in the loss (reference code): blocks that end at the last layer, stage 2
+# weights of the token groups (reference code): in blocks that end at the last layer, in stage 2
 LAST_BLOCK_WEIGHTS = {"cls": 0.34, "registers": 0.33, "patches": 0.33}
 DISTILL_WEIGHTS = {"cls": 0.45, "registers": 0.10, "patches": 0.45}
 
@@ -59,7 +60,7 @@ def raptor_from_blocks(
     """A Raptor whose blocks were trained in stage 1.
 
     Args:
-        folder: what `pretrain_blocks.py` wrote: `blocks.safetensors` and the architecture, `config.json`.
+        folder: of `pretrain_blocks.py`: `blocks.safetensors` and the architecture, `config.json`.
 
     Raises:
         ValueError: no block for one of the phases (those that there are are named).
@@ -109,7 +110,7 @@ def rollout(
             )
         reached = stop
         if all(layer in resets for layer in range(start, stop)):
-            # teacher forcing: the layers of a span are independent, so one batched call makes them all
+            # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
             predictions.append(block(trajectory[:, start:stop], depths))
             state = predictions[-1][:, -1]

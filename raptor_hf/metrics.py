@@ -28,9 +28,9 @@ class Accuracy(evaluate.Metric):
 class RSquared(evaluate.Metric):
     """R² of states, per layer and token group: 1 − Σ(â − a)² / Σ(a − ā)².
 
-    ā is the mean of each channel over images and tokens of that layer and group. `all` pools the groups:
-    errors and variances around the groups' own means are summed over them. Feed it rows from
-    `state_statistics`; however the images are split into batches or processes, the result is the same.
+    ā is the mean of each channel over images and tokens of that layer and group. `all` pools the
+    groups: errors and variances around the groups' own means are summed over them. Feed it rows
+    from `state_statistics`; how the images are split into batches makes no difference.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -83,8 +83,8 @@ def state_statistics(
     """
     if prediction.shape != target.shape:
         raise ValueError(
-            f"Student and teacher must have the same trajectory shape; got {tuple(prediction.shape)} "
-            f"and {tuple(target.shape)}."
+            "Student and teacher must have the same trajectory shape; got "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}."
         )
     names = ("layer", "group", "count", "squared_error", "target_square", "target_sum")
     rows: dict[str, list] = {name: [] for name in names}

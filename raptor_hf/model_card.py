@@ -1,4 +1,4 @@
-"""Model cards: rendered from a template and the result files, with a usage snippet that has been run."""
+"""Model cards: a template filled from result files, with a usage snippet that has been run."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 
 model = AutoModelForImageClassification.from_pretrained("{name}")
 size, channels = model.config.image_size, model.config.num_channels
-pixel_values = torch.randn(1, channels, size, size)  # from the AutoImageProcessor of the same folder
+pixel_values = torch.randn(1, channels, size, size)  # an AutoImageProcessor makes real ones
 with torch.no_grad():
     outputs = model(pixel_values)
 print(outputs.logits.argmax(-1), len(outputs.hidden_states))"""

@@ -1,7 +1,8 @@
-"""A Raptor: a Vision Transformer whose layers are a few blocks, each applied several times in a row.
+"""A Raptor: a Vision Transformer made of a few blocks, each applied several times in a row.
 
 Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Read downwards, this
-file is the whole network. Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
+file is the whole network. Shapes: B images, N tokens (cls, registers, patches), D channels,
+L layers.
 """
 
 import copy
@@ -68,7 +69,7 @@ class RaptorFFN(nn.Module):
 
 
 class RaptorDepthScaling(nn.Module):
-    """The layer index as three per-channel factors: W₂·SiLU(W₁·depth + b₁) + b₂ + 1 (paper, App. A.3)."""
+    """Three per-channel factors: W₂·SiLU(W₁·depth + b₁) + b₂ + 1 (paper, App. A.3)."""
 
     hidden_size = 16
 
@@ -78,7 +79,7 @@ class RaptorDepthScaling(nn.Module):
         self.fc2 = nn.Linear(self.hidden_size, 3 * config.hidden_size)
 
     def forward(self, depth: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Factors of the attention branch, the FFN branch and the output: (1, D) each, or (P, 1, D)."""
+        """Factors of the attention, the FFN and the output: (1, D) each, or (P, 1, D)."""
         weight = self.fc1.weight
         if isinstance(depth, int):
             depth = torch.full((1, 1), depth, dtype=weight.dtype, device=weight.device)
@@ -139,8 +140,8 @@ class RaptorBlock(GradientCheckpointingLayer):
         if gated != self.ffn.gated or last.weight.shape != self.ffn.fc2.weight.shape:
             raise ValueError(
                 "init='teacher' needs the teacher's own FFN: expected "
-                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={last.in_features}, got "
-                f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
+                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={last.in_features}, "
+                f"got {'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
                 "Change ffn and intermediate_size, or start with init='random'."
             )
         self.norm1.load_state_dict(layer.norm1.state_dict())
@@ -200,8 +201,9 @@ class RaptorModel(RaptorPreTrainedModel):
         config.check_phases()
         shell_config = copy.deepcopy(config.teacher_config)
         shell_config.num_hidden_layers = 0
-        # the teacher without its layers: exactly its embeddings and its final norm, initialised its way
+        # the teacher without its layers: just its embeddings and its final norm
         self.shell = AutoModel.from_config(shell_config)
+        self.shell.config = config.teacher_config  # where transformers looks for it
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.post_init()
 
@@ -274,14 +276,15 @@ class RaptorModel(RaptorPreTrainedModel):
         height, width = pixel_values.shape[2:]
         if height % patch_height or width % patch_width:
             raise ValueError(
-                f"Image height and width must be multiples of the patch ({patch_height}×{patch_width} "
-                f"pixels); got {height}×{width}. Resize or pad the images first."
+                f"Image height and width must be multiples of the patch "
+                f"({patch_height}×{patch_width} pixels); got {height}×{width}. "
+                "Resize or pad the images first."
             )
         family = teacher_family(self.config.teacher_config)
         return self.shell.get_submodule(family.embeddings)(pixel_values)
 
     def advance(self, states: torch.Tensor, depth: int) -> torch.Tensor:
-        """One application: states (B, N, D) after layer depth − 1 to states (B, N, D) after layer depth."""
+        """One application: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth."""
         return self.blocks[self.config.phase_of(depth)](states, depth)
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
@@ -293,7 +296,7 @@ class RaptorModel(RaptorPreTrainedModel):
     def rollout(
         self, states: torch.Tensor, *, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """The trajectory from the state after layer `start` to the one after layer `stop` (default L).
+        """The trajectory from the state after layer `start` to the one after `stop` (default L).
 
         Args:
             states: (B, N, D), the states after layer `start`.
@@ -318,8 +321,11 @@ class RaptorModel(RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Images (B, C, H, W) to `last_hidden_state` (B, N, D) after the final norm, `pooler_output`
-        (B, D), its cls token, and `hidden_states`: L + 1 states (B, N, D) before the final norm.
+        """Images (B, C, H, W) to the states of all layers.
+
+        Returns:
+            `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
+            token, and `hidden_states`: L + 1 states (B, N, D) before the final norm.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -350,7 +356,7 @@ def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> to
 
 
 class RaptorForImageClassification(RaptorPreTrainedModel):
-    """A Raptor with DINOv2's classification head: final norm, [cls, mean of patches], one linear layer."""
+    """A Raptor with DINOv2's classification head: [cls, mean of patches] to one linear layer."""
 
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
@@ -365,7 +371,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> ImageClassifierOutput:
-        """Images (B, C, H, W) to `logits` (B, labels), and to `loss` where `labels` (B,) are given."""
+        """Images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are given."""
         outputs = self.raptor(pixel_values, output_hidden_states=output_hidden_states)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

@@ -70,7 +70,8 @@ def find_phases(distance: np.ndarray, k: int, method: str = "recursive") -> list
         gain, split = best_split(distance, groups)
         if split is None:
             raise ValueError(
-                f"k={k} is too large: no group of {phase_lengths(groups)} has {MIN_SPLIT} layers to split."
+                f"k={k} is too large: no group of {phase_lengths(groups)} has the {MIN_SPLIT} "
+                "layers that a split needs."
             )
         groups = split
     return phase_lengths(groups)
@@ -139,7 +140,7 @@ def phase_lengths(groups: list[np.ndarray]) -> list[int]:
     for group in ordered:
         if group[-1] - group[0] + 1 != len(group):
             raise ValueError(
-                f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run of "
-                "consecutive layers: this teacher's distances show no phases to cut at."
+                f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run "
+                "of consecutive layers: this teacher's distances show no phases to cut at."
             )
     return [len(group) for group in ordered]

@@ -1,4 +1,4 @@
-"""How good a frozen backbone is: a linear probe on its features, and how well it follows its teacher.
+"""How good a frozen backbone is: a linear probe, and how well it follows its teacher.
 
 Teacher and Raptor go through the same code: nothing here asks which of the two it holds.
 """
@@ -82,7 +82,7 @@ def probe_accuracy(probe: nn.Linear, features: FeatureDataset) -> float:
 def trajectory_r2(
     student: PreTrainedModel, teacher: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
 ) -> dict:
-    """R² of a student's states against its teacher's, per layer and token group (see `RSquared`)."""
+    """R² of a student's states against its teacher's, per layer and group (see `RSquared`)."""
     metric = RSquared(keep_in_memory=True)
     groups = token_layout(teacher.config).groups()
     for batch in image_batches(images, batch_size, "R²"):

@@ -129,7 +129,8 @@ def plot_r2_per_layer(results: list[dict], names: list[str], path: str | Path) -
     measured = values_of(results, names[0], "r2", "layers")[0]
     groups = [group for group in ("cls", "registers", "patches") if group in measured]
     figure, panels = plt.subplots(
-        1, len(groups), figsize=(3.6 * len(groups), 3.4), sharey=True, layout="constrained", squeeze=False
+        1, len(groups), figsize=(3.6 * len(groups), 3.4), sharey=True, squeeze=False,
+        layout="constrained",
     )  # fmt: skip
     for axes, group in zip(panels[0], groups, strict=True):
         for name in names:
@@ -160,9 +161,10 @@ def write_report(
     seeds = sorted({result["seed"] for result in results})
     sections = [
         "# Raptor report",
-        f"Dataset {facts['dataset']!r}, split {facts['split']!r}, {facts['num_images']} images, seeds {seeds}. "
-        "Accuracy is that of a linear probe on the frozen backbone, the same for teacher and Raptors; R² is "
-        "the student's states against the teacher's on these images, mean over layers 1 … L.",
+        f"Dataset {facts['dataset']!r}, split {facts['split']!r}, {facts['num_images']} images, "
+        f"seeds {seeds}. Accuracy is that of a linear probe on the frozen backbone, the same for "
+        "teacher and Raptors; R² is the student's states against the teacher's on these "
+        "images, mean over layers 1 … L.",
         table,
         "![accuracy and R² against k](against_k.png)",
         "![R² per layer](r2_per_layer.png)",

@@ -1,4 +1,4 @@
-"""Output folders that describe themselves: who made them, from what, and whether they are finished."""
+"""Output folders that describe themselves: made by whom, from what, and whether finished."""
 
 import dataclasses
 import hashlib
@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -69,7 +70,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def folder_digest(path: str | Path) -> str:
-    """SHA-256 of what a folder of ours holds: its weights, or the manifest or result that stands for it.
+    """SHA-256 of what a folder of ours holds: its weights, its manifest or its result.
 
     Raises:
         FileNotFoundError: there is nothing of the kind in the folder.
@@ -102,6 +103,8 @@ def environment() -> dict:
 def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
     """Claim `arguments.output_dir` for a run; True where the same run is finished there already.
 
+    Of several processes the main one claims it, and the others wait for the answer.
+
     Args:
         arguments: a dataclass with `output_dir` and `resume`.
         inputs: digests of what the run reads, by name: other inputs make another run.
@@ -110,12 +113,24 @@ def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
         ValueError: the folder holds something else, a run with other arguments or inputs, or an
             unfinished run while `resume` is off.
     """
+    state = PartialState()
+    if state.is_main_process:
+        claim_output_dir(arguments, inputs or {})
+    state.wait_for_everyone()
+    finished = read_json(Path(arguments.output_dir) / "run.json")["finished"]
+    if finished:
+        state.print(f"{arguments.output_dir}: finished already, nothing to do", flush=True)
+    return finished
+
+
+def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
+    """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
     output_dir = Path(arguments.output_dir)
     record = output_dir / "run.json"
     wanted = {
         "program": Path(sys.argv[0]).stem,
         "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in WATCHING},
-        "inputs": inputs or {},
+        "inputs": inputs,
     }
     if not record.exists():
         if output_dir.exists() and any(output_dir.iterdir()):
@@ -125,7 +140,7 @@ def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
             )
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(record, {**wanted, "environment": environment(), "finished": False})
-        return False
+        return
     found = read_json(record)
     if found["program"] != wanted["program"]:
         raise ValueError(
@@ -144,14 +159,10 @@ def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
             + "\n".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
-    if found["finished"]:
-        print(f"{output_dir}: finished already, nothing to do", flush=True)
-        return True
-    if not arguments.resume:
+    if not found["finished"] and not arguments.resume:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )
-    return False
 
 
 def finish_run(output_dir: str | Path, **facts) -> None:

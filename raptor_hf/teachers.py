@@ -32,8 +32,8 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
         logging.set_verbosity(verbosity)
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         raise ValueError(
-            f"{name_or_path} lacks weights of its own model: {sorted(loaded['missing_keys'])[:5]} … "
-            "Download or save it again."
+            f"{name_or_path} lacks weights of its own model: "
+            f"{sorted(loaded['missing_keys'])[:5]} … Download or save it again."
         )
     return model.eval().requires_grad_(False)
 
@@ -44,7 +44,7 @@ def load_processor(name_or_path: str, revision: str | None = None):
 
 
 def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
-    """What an activation dataset remembers of its teacher: name, Hub commit, digest of the weights."""
+    """What an activation dataset remembers of its teacher: name, Hub commit, weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
@@ -58,5 +58,5 @@ def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
 
 @torch.no_grad()
 def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """All states of a teacher or a Raptor, before the final norm: (B, C, H, W) to (B, L + 1, N, D)."""
+    """All states before the final norm: (B, C, H, W) to (B, L + 1, N, D)."""
     return torch.stack(model(pixel_values, output_hidden_states=True).hidden_states, dim=1)

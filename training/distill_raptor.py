@@ -1,14 +1,16 @@
-"""Stage 2: chain the blocks of stage 1 and train them end to end, from the embeddings to the last layer.
+"""Stage 2: chain the blocks of stage 1 and train them end to end.
 
     accelerate launch training/distill_raptor.py training/recipes/digits_raptor.yaml \
         --teacher outputs/digits/teacher --activations outputs/digits/activations_train \
-        --blocks outputs/digits/seed_0/blocks --phases 7 3 2 --output_dir outputs/digits/seed_0/raptor_k3
+        --blocks outputs/digits/seed_0/blocks --phases 7 3 2 \
+        --output_dir outputs/digits/seed_0/raptor_k3
 
 `--phases_file outputs/digits/phases/phases.json --k 3` takes the phases from there instead.
 """
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from transformers import set_seed
 
 from raptor_hf.activations import load_activations
@@ -44,17 +46,17 @@ def main() -> None:
     phases = arguments.phases
     if arguments.phases_file:
         phases = read_json(arguments.phases_file)["phases"][str(arguments.k)]
-    inputs = {"activations": folder_digest(arguments.activations), "phases": phases}
-    if arguments.blocks:
-        inputs["blocks"] = folder_digest(arguments.blocks)
-    if start_run(arguments, inputs=inputs):
-        return
     set_seed(arguments.seed)
     if arguments.blocks:
         model = raptor_from_blocks(teacher, phases, arguments.blocks)
     else:
         model = RaptorModel.from_teacher(teacher, phases, init=arguments.init)
     model.set_attn_implementation(arguments.attn_implementation)
+    inputs = {"activations": folder_digest(arguments.activations), "phases": phases}
+    if arguments.blocks:
+        inputs["blocks"] = folder_digest(arguments.blocks)
+    if start_run(arguments, inputs=inputs):
+        return
     groups = token_layout(model.config).groups()
     module = Distillation(model.blocks, model.config.spans(), groups)
 
@@ -63,10 +65,11 @@ def main() -> None:
 
     description = f"raptor {'-'.join(map(str, phases))}"
     fit(module, activations, compute_loss, arguments, description=description)
-    model.cpu().save_pretrained(arguments.output_dir)
-    load_processor(arguments.teacher).save_pretrained(arguments.output_dir)
-    finish_run(arguments.output_dir)
-    remove_checkpoints(arguments.output_dir)
+    if PartialState().is_main_process:
+        model.cpu().save_pretrained(arguments.output_dir)
+        load_processor(arguments.teacher).save_pretrained(arguments.output_dir)
+        finish_run(arguments.output_dir)
+        remove_checkpoints(arguments.output_dir)
 
 
 if __name__ == "__main__":

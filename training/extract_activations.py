@@ -1,7 +1,7 @@
 """Store a teacher's trajectories of an image dataset as an activation dataset.
 
-    accelerate launch training/extract_activations.py --teacher outputs/digits/teacher --dataset digits \
-        --split train --views 8 --output_dir outputs/digits/activations_train
+    accelerate launch training/extract_activations.py --teacher outputs/digits/teacher \
+        --dataset digits --split train --views 8 --output_dir outputs/digits/activations_train
 
 DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is written.
 """
@@ -30,6 +30,7 @@ class Arguments:
     )
     seed: int = field(default=0, metadata={"help": "seed of the augmented views"})
     batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
+    shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
 
 
@@ -38,11 +39,7 @@ def main() -> None:
     arguments = parse_arguments(Arguments)
     state = PartialState()
     teacher = load_backbone(arguments.teacher, arguments.revision).to(state.device)
-    with state.main_process_first():
-        finished = start_run(
-            arguments, inputs={"teacher": teacher_identity(teacher)["weights_sha256"]}
-        )
-    if finished:
+    if start_run(arguments, inputs={"teacher": teacher_identity(teacher)["weights_sha256"]}):
         return
     images = ImageViews(
         load_images(arguments.dataset, arguments.split),
@@ -55,6 +52,7 @@ def main() -> None:
         images,
         arguments.output_dir,
         batch_size=arguments.batch_size,
+        shard_megabytes=arguments.shard_megabytes,
         process_index=state.process_index,
         num_processes=state.num_processes,
     )

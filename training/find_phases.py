@@ -3,7 +3,7 @@
     python training/find_phases.py --activations outputs/digits/activations_train --k 2 3 4 \
         --output_dir outputs/digits/phases
 
-Writes `phases.json` (the matrix and the phases for every k) and `layer_distance.png`; takes seconds.
+Writes `phases.json` (the matrix, the phases for every k) and `layer_distance.png`, in seconds.
 """
 
 from dataclasses import dataclass, field

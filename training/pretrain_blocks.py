@@ -4,11 +4,12 @@
         --teacher outputs/digits/teacher --activations outputs/digits/activations_train \
         --spans 0-7 7-10 10-12 --output_dir outputs/digits/seed_0/blocks
 
-`--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of several partitions instead.
+`--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """
 
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from safetensors.torch import save_file
 from transformers import set_seed
 
@@ -66,8 +67,6 @@ def main() -> None:
     spans = {parse_span(text) for text in arguments.spans}
     for k in arguments.k:
         spans |= set(phase_spans(read_json(arguments.phases_file)["phases"][str(k)]))
-    if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
-        return
     set_seed(arguments.seed)
     options = {
         "init": arguments.init,
@@ -78,6 +77,8 @@ def main() -> None:
         "attn_implementation": arguments.attn_implementation,
     }
     blocks = [make_span(teacher, start, stop, **options) for start, stop in sorted(spans)]
+    if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
+        return
     num_layers = teacher.config.num_hidden_layers
     module = BlockPretraining(blocks, token_layout(teacher.config).groups(), num_layers)
 
@@ -90,10 +91,11 @@ def main() -> None:
         module, activations, compute_loss, arguments,
         clip_apart=list(module.blocks.values()), description="blocks",
     )  # fmt: skip
-    save_file(module.blocks.state_dict(), f"{arguments.output_dir}/blocks.safetensors")
-    blocks[0].block.attention.config.save_pretrained(arguments.output_dir)  # the architecture
-    finish_run(arguments.output_dir)
-    remove_checkpoints(arguments.output_dir)
+    if PartialState().is_main_process:
+        save_file(module.blocks.state_dict(), f"{arguments.output_dir}/blocks.safetensors")
+        blocks[0].block.attention.config.save_pretrained(arguments.output_dir)  # the architecture
+        finish_run(arguments.output_dir)
+        remove_checkpoints(arguments.output_dir)
 
 
 if __name__ == "__main__":

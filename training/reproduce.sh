@@ -18,16 +18,16 @@ fi
 
 source training/environment.sh
 launch=${LAUNCH:-python}
-out=outputs/digits
-recipes=training/recipes
+out=${OUT:-outputs/digits}
+recipes=${RECIPES:-training/recipes}
 stage() { printf '\n== %s\n' "$*"; }
 
 stage "teacher: a 12-layer DINOv2 with registers, trained on the digits"
 $launch training/train_teacher.py $recipes/digits_teacher.yaml --resume --output_dir $out/teacher
 
 stage "activations: every state of the teacher, 8 views of every training image"
-$launch training/extract_activations.py --resume --teacher $out/teacher \
-  --dataset digits --split train --views 8 --output_dir $out/activations
+$launch training/extract_activations.py $recipes/digits_activations.yaml --resume \
+  --teacher $out/teacher --output_dir $out/activations
 
 stage "phases: where the teacher's depth falls into runs of similar layers"
 python training/find_phases.py --resume --activations $out/activations --k 2 3 4 --output_dir $out/phases
@@ -57,7 +57,7 @@ for ((seed = 0; seed < seeds; seed++)); do
   models+=(raptor_k3_random_init=$run/raptor_k3_random_init)
 
   stage "probes and R², seed $seed"
-  python evaluation/probe.py evaluation/recipes/digits_probe.yaml --resume --seed $seed \
+  python evaluation/probe.py $recipes/digits_probe.yaml --resume --seed $seed \
     --teacher $out/teacher --models "${models[@]}" --output_dir $run/evaluation
   results+=($run/evaluation/results)
 done

@@ -1,11 +1,13 @@
-"""Train a small DINOv2-with-registers classifier from scratch, to be a teacher where none can be downloaded.
+"""Train a small DINOv2 with registers from scratch: a teacher where none can be downloaded.
 
-accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml --output_dir outputs/teacher
+accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml \
+        --output_dir outputs/digits/teacher
 """
 
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import PartialState
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
@@ -69,10 +71,11 @@ def main() -> None:
     model = Dinov2WithRegistersForImageClassification(config)
     model.set_attn_implementation(arguments.attn_implementation)
     model = fit(model, dataset, compute_loss, arguments, description="teacher")
-    model.save_pretrained(arguments.output_dir)
-    processor.save_pretrained(arguments.output_dir)
-    finish_run(arguments.output_dir)
-    remove_checkpoints(arguments.output_dir)
+    if PartialState().is_main_process:
+        model.save_pretrained(arguments.output_dir)
+        processor.save_pretrained(arguments.output_dir)
+        finish_run(arguments.output_dir)
+        remove_checkpoints(arguments.output_dir)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
+
+from raptor_hf.data import ImageViews, make_processor  # noqa: E402
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "image_size": 8,
+    "patch_size": 4,
+    "layerscale_value": 0.5,
+}
+
+
+@pytest.fixture
+def teacher():
+    """A tiny random DINOv2 with two registers: 6 layers, 24 channels, 1 + 2 + 4 tokens."""
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)
+    return Dinov2WithRegistersModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def plain_teacher():
+    """The same without registers."""
+    torch.manual_seed(0)
+    return Dinov2Model(Dinov2Config(**SIZES)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def images():
+    """Five random grey images with labels, in two views."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(5, 8, 8), dtype=np.uint8)
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["even", "odd"])
+    )
+    columns = {"image": list(pixels), "label": [0, 1, 0, 1, 0]}
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    return ImageViews(dataset, make_processor(8), views=2, seed=3)

@@ -1,0 +1,65 @@
+import pytest
+from transformers import AutoConfig, ViTMAEConfig
+
+from raptor_hf import RaptorConfig
+from raptor_hf.configuration_raptor import TokenLayout, token_layout
+
+
+def test_teacher_facts_are_read_from_the_teacher_config(teacher):
+    config = RaptorConfig(teacher_config=teacher.config, phases=[3, 2, 1])
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (6, 24, 3)
+    assert config.spans() == [(0, 3), (3, 5), (5, 6)]
+    assert [config.phase_of(depth) for depth in range(1, 7)] == [0, 0, 0, 1, 1, 2]
+    for depth in (0, 7):
+        with pytest.raises(ValueError, match=f"from 1 to 6; got {depth}"):
+            config.phase_of(depth)
+
+
+def test_ffn_width_costs_what_the_teachers_does(teacher):
+    gelu = RaptorConfig(teacher_config=teacher.config, phases=[6])
+    swiglu = RaptorConfig(teacher_config=teacher.config, phases=[6], ffn="swiglu")
+    assert gelu.ffn_size == 4 * 24
+    assert swiglu.ffn_size == 64  # 8/3 · 24
+    assert (
+        RaptorConfig(teacher_config=teacher.config, phases=[6], intermediate_size=7).ffn_size == 7
+    )
+
+
+def test_round_trip_keeps_every_field(teacher, tmp_path):
+    config = RaptorConfig(teacher_config=teacher.config, phases=(4, 2), ffn="swiglu")
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is RaptorConfig
+    assert loaded.phases == [4, 2]
+    for name in ("ffn", "depth_scaling", "layerscale_value", "block_norm_eps"):
+        assert getattr(loaded, name) == getattr(config, name)
+    assert loaded.teacher_config.to_diff_dict() == config.teacher_config.to_diff_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"phases": [3, 2]}, r"sum to the teacher's 6 layers; got \[3, 2\], which sums to 5"),
+        ({"phases": [6, 0]}, r"must be positive"),
+        ({"phases": [6], "ffn": "relu"}, "ffn must be 'gelu' or 'swiglu'; got 'relu'"),
+        ({"phases": [6], "layerscale_valu": 1.0}, "did you mean 'layerscale_value'"),
+    ],
+)
+def test_wrong_values_are_refused_in_words(teacher, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RaptorConfig(teacher_config=teacher.config, **arguments)
+
+
+def test_unknown_teacher_family_is_named():
+    with pytest.raises(ValueError, match="dinov2, dinov2_with_registers; got .*'vit_mae'"):
+        RaptorConfig(teacher_config=ViTMAEConfig(num_hidden_layers=12))
+
+
+def test_token_layout(teacher, plain_teacher):
+    assert token_layout(teacher.config) == TokenLayout(num_cls=1, num_registers=2)
+    assert token_layout(plain_teacher.config).groups() == {
+        "cls": slice(0, 1),
+        "patches": slice(1, None),
+    }
+    raptor = RaptorConfig(teacher_config=teacher.config, phases=[6])
+    assert token_layout(raptor).groups()["registers"] == slice(1, 3)

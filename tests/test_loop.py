@@ -1,0 +1,138 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from raptor_hf.loop import LoopArguments, StepSampler, fit, newest_checkpoint, remove_checkpoints
+from raptor_hf.probes import FeatureDataset
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(37, 5, generator=generator)
+    return FeatureDataset(features, (features.sum(1) > 0).long())
+
+
+def arguments(path, **changes):
+    values = {
+        "steps": 12,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "log_every": 2,
+    }
+    values |= {"checkpoint_every": 5, "report_to": "none", "output_dir": str(path)}
+    return LoopArguments(**(values | changes))
+
+
+def noisy_network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Linear(16, 2))
+
+
+def compute_loss(module, batch, progress):
+    loss = nn.functional.cross_entropy(module(batch["features"]), batch["label"])
+    return loss, {"progress": torch.tensor(progress)}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [3, 5, 8, 11])
+def test_resume_equals_uninterrupted_bit_for_bit(data, tmp_path, killed_at):
+    whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "whole"))
+
+    def killed(module, batch, progress):
+        if round(progress * 12) == killed_at:
+            raise Killed
+        return compute_loss(module, batch, progress)
+
+    with pytest.raises(Killed):
+        fit(noisy_network(), data, killed, arguments(tmp_path / "parts"))
+    checkpoint = newest_checkpoint(tmp_path / "parts")
+    assert (checkpoint and checkpoint.name) == {
+        3: None,
+        5: "step_00000005",
+        8: "step_00000005",
+    }.get(killed_at, "step_00000010")
+    torch.manual_seed(123)  # the state of the process must not matter
+    parts = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "parts"))
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, parts.state_dict()[name]), name
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    for left, right in zip(*map(lambda log: map(json.loads, log), logs), strict=True):
+        assert {**left, "seconds": 0} == {**right, "seconds": 0}
+
+
+def test_a_half_written_checkpoint_is_not_used(data, tmp_path):
+    (tmp_path / "checkpoints" / "unfinished").mkdir(parents=True)
+    assert newest_checkpoint(tmp_path) is None
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    assert newest_checkpoint(tmp_path).name == "step_00000010"
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    remove_checkpoints(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_nan_stops_with_step_and_what_to_do(data, tmp_path):
+    def broken(module, batch, progress):
+        loss, scalars = compute_loss(module, batch, progress)
+        return (loss * math.nan if progress >= 7 / 12 else loss), scalars
+
+    with pytest.raises(
+        FloatingPointError, match="loss is nan at step 7 .* smaller --learning_rate"
+    ):
+        fit(noisy_network(), data, broken, arguments(tmp_path))
+    assert newest_checkpoint(tmp_path).name == "step_00000005"
+
+
+def test_an_epoch_shows_every_row_once():
+    sampler = StepSampler(12, 4, seed=0, first=0, steps=6)
+    batches = list(sampler)
+    for epoch in (batches[:3], batches[3:]):
+        assert sorted(row for batch in epoch for row in batch) == list(range(12))
+    assert batches[:3] != batches[3:]
+    assert list(StepSampler(12, 4, seed=0, first=4, steps=6)) == batches[4:]
+    assert list(StepSampler(12, 4, seed=1, first=0, steps=6)) != batches
+
+
+def test_too_few_rows_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="batch of 64 needs at least as many rows; .* has 37"):
+        fit(noisy_network(), data, compute_loss, arguments(tmp_path, batch_size=64))
+
+
+def test_schedule_warms_up_and_falls_to_the_final_rate(data, tmp_path):
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, log_every=1))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines}
+    assert rates[1] == pytest.approx(0.005)
+    assert rates[2] == pytest.approx(0.01)
+    middle = 1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * 0.5)) / 2
+    assert rates[7] == pytest.approx(middle)
+    assert rates[12] == pytest.approx(1e-6)
+
+
+def test_parts_are_clipped_each_for_itself(data, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    clipped = []
+    original = Accelerator.clip_grad_norm_
+
+    def spy(self, parameters, norm):
+        clipped.append([id(parameter) for parameter in parameters])
+        return original(self, parameters, norm)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spy)
+    network = noisy_network()
+    fit(
+        network,
+        data,
+        compute_loss,
+        arguments(tmp_path, steps=1),
+        clip_apart=[network[0], network[2]],
+    )
+    assert clipped == [[id(p) for p in part.parameters()] for part in (network[0], network[2])]

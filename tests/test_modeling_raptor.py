@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import gelu, layer_norm, silu
+from transformers import AutoModel, AutoModelForImageClassification
+
+from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
+
+
+def randomised(module):
+    """The module with every parameter drawn anew: none is left where it could hide a mistake."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.parameters():
+        with torch.no_grad():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def reference_block(w, x, depth, heads, gated):
+    """One application, written out from the equations (paper, App. A.3), without this package."""
+    d = x.shape[-1]
+    hidden = silu(w["depth_scaling.fc1.weight"][:, 0] * depth + w["depth_scaling.fc1.bias"])
+    s = w["depth_scaling.fc2.weight"] @ hidden + w["depth_scaling.fc2.bias"] + 1
+    y = layer_norm(x, (d,), w["norm1.weight"], w["norm1.bias"], 1e-6)
+    q, k, v = (y @ w["attention.qkv.weight"].T + w["attention.qkv.bias"]).split(d, dim=-1)
+    mixed = [
+        torch.softmax(q[..., h] @ k[..., h].transpose(1, 2) / math.sqrt(d // heads), -1) @ v[..., h]
+        for h in (slice(i * d // heads, (i + 1) * d // heads) for i in range(heads))
+    ]
+    y = torch.cat(mixed, -1) @ w["attention.proj.weight"].T + w["attention.proj.bias"]
+    x = x + s[:d] * w["layer_scale1"] * y
+    y = layer_norm(x, (d,), w["norm2.weight"], w["norm2.bias"], 1e-6)
+    y = y @ w["ffn.fc1.weight"].T + w["ffn.fc1.bias"]
+    y = silu(y[..., : y.shape[-1] // 2]) * y[..., y.shape[-1] // 2 :] if gated else gelu(y)
+    x = x + s[d : 2 * d] * w["layer_scale2"] * (y @ w["ffn.fc2.weight"].T + w["ffn.fc2.bias"])
+    return s[2 * d :] * x
+
+
+@pytest.mark.parametrize("ffn", ["gelu", "swiglu"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_block_equals_an_independent_reference(teacher, ffn, attention):
+    config = RaptorConfig(teacher_config=teacher.config, phases=[6], ffn=ffn)
+    config._attn_implementation = attention
+    block = randomised(RaptorBlock(config))
+    states = torch.randn(2, 7, 24)
+    for depth in (1, 6):
+        expected = reference_block(block.state_dict(), states, depth, 3, ffn == "swiglu")
+        torch.testing.assert_close(block(states, depth), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_several_depths_at_once_equal_one_by_one(teacher):
+    block = randomised(RaptorBlock(RaptorConfig(teacher_config=teacher.config, phases=[6])))
+    states = torch.randn(2, 3, 7, 24)
+    together = block(states, torch.tensor([2, 5, 6]))
+    for index, depth in enumerate((2, 5, 6)):
+        torch.testing.assert_close(together[:, index], block(states[:, index], depth))
+
+
+def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teacher, pixel_values):
+    for model in (teacher, plain_teacher):
+        raptor = RaptorModel.from_teacher(model, [1] * 6, init="teacher").eval()
+        for block in raptor.blocks:
+            block.depth_scaling = None  # starts at 1 ± 1e-4
+        ours, theirs = raptor(pixel_values), model(pixel_values, output_hidden_states=True)
+        assert torch.equal(ours.hidden_states[0], theirs.hidden_states[0])
+        for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state)
+        torch.testing.assert_close(ours.pooler_output, theirs.pooler_output)
+
+
+def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    for size in ((16, 16), (8, 20)):
+        pixel_values = torch.randn(1, 3, *size)
+        assert torch.equal(raptor.embed(pixel_values), teacher.embeddings(pixel_values))
+
+
+def test_forward_is_embed_advance_norm(teacher, pixel_values):
+    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    outputs = raptor(pixel_values)
+    states = raptor.embed(pixel_values)
+    for depth in range(1, 7):
+        states = raptor.advance(states, depth)
+        assert torch.equal(outputs.hidden_states[depth], states)
+        block = raptor.blocks[0 if depth <= 4 else 1]
+        assert torch.equal(states, block(outputs.hidden_states[depth - 1], depth))
+    assert torch.equal(outputs.last_hidden_state, raptor.norm(states))
+    assert torch.equal(
+        raptor.rollout(outputs.hidden_states[2], start=2, stop=5),
+        torch.stack(outputs.hidden_states[2:6], dim=1),
+    )
+    assert raptor(pixel_values, output_hidden_states=False).hidden_states is None
+    with pytest.raises(ValueError, match="0 ≤ start ≤ stop ≤ 6; got start=3, stop=7"):
+        raptor.rollout(states, start=3, stop=7)
+
+
+def test_only_the_blocks_train(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    trained = {name for name, weight in raptor.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in raptor.named_parameters() if name.startswith("blocks.")}
+
+
+def test_depth_scaling_starts_as_the_identity(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [6])
+    for scale in raptor.blocks[0].depth_scaling(3):
+        assert 0 < (scale - 1).abs().max() < 0.01
+
+
+def test_save_and_load_are_bit_equal(teacher, pixel_values, tmp_path):
+    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    raptor.save_pretrained(tmp_path / "raptor")
+    loaded = AutoModel.from_pretrained(tmp_path / "raptor")
+    assert type(loaded) is RaptorModel
+    assert list(loaded.state_dict()) == list(raptor.state_dict())
+    for name, weight in raptor.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    torch.testing.assert_close(loaded(pixel_values)[0], raptor(pixel_values)[0])
+
+    config = RaptorConfig.from_pretrained(tmp_path / "raptor", num_labels=4)
+    classifier = randomised(RaptorForImageClassification(config))
+    classifier.save_pretrained(tmp_path / "classifier")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
+    backbone = AutoModel.from_pretrained(tmp_path / "classifier")
+    for name, weight in classifier.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    for name, weight in classifier.raptor.state_dict().items():
+        assert torch.equal(weight, backbone.state_dict()[name]), name
+
+
+def test_classifier_reads_cls_and_the_mean_of_the_patches(teacher, pixel_values):
+    config = RaptorConfig(teacher_config=teacher.config, phases=[4, 2], num_labels=5)
+    model = randomised(RaptorForImageClassification(config))
+    states = model.raptor(pixel_values).last_hidden_state
+    features = torch.cat(
+        [states[:, 0], states[:, 3:].mean(1)], dim=1
+    )  # tokens 1 and 2 are registers
+    outputs = model(pixel_values, labels=torch.tensor([0, 4, 2]))
+    expected = features @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(outputs.logits, expected)
+    loss = torch.nn.functional.cross_entropy(expected, torch.tensor([0, 4, 2]))
+    torch.testing.assert_close(outputs.loss, loss)
+
+
+def test_bad_images_are_refused_in_words(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [6])
+    with pytest.raises(ValueError, match=r"\(batch, 3, height, width\); got \(2, 1, 8, 8\)"):
+        raptor(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="multiples of the patch .4×4 pixels.; got 8×10"):
+        raptor(torch.zeros(2, 3, 8, 10))
+
+
+def test_from_teacher_refuses_what_does_not_fit(teacher):
+    with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
+        RaptorModel.from_teacher(teacher, [7, 3, 2])
+    with pytest.raises(ValueError, match="init must be 'random' or 'teacher'; got 'mean'"):
+        RaptorModel.from_teacher(teacher, [6], init="mean")
+    with pytest.raises(ValueError, match="init='teacher' needs the teacher's own FFN"):
+        RaptorModel.from_teacher(teacher, [6], init="teacher", ffn="swiglu")
+
+
+def test_overrides_after_loading_are_checked_too(teacher, tmp_path):
+    RaptorModel.from_teacher(teacher, [4, 2]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
+        RaptorModel.from_pretrained(tmp_path, phases=[4, 1])

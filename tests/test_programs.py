@@ -1,0 +1,187 @@
+"""Every program, run as a user runs it: the whole line, kills in mid-stage, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+import raptor_hf  # noqa: F401
+from raptor_hf.model_card import run_snippet
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def run(*command, check=True):
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """The pipeline of the README, with recipes of a few steps: (output folder, what it printed)."""
+    out = tmp_path_factory.mktemp("line")
+    ENVIRONMENT.update(OUT=str(out), RECIPES="tests/recipes")
+    done = run("bash", "training/reproduce.sh", "digits")
+    return out, done.stdout
+
+
+def flags(out, stage):
+    """The command of a stage of the pipeline, without its output folder."""
+    recipe = ROOT / "tests" / "recipes"
+    source = ["--teacher", out / "teacher", "--seed", "0", "--activations", out / "activations"]
+    source += ["--phases_file", out / "phases" / "phases.json"]
+    return {
+        "activations": ["training/extract_activations.py", recipe / "digits_activations.yaml",
+                        "--teacher", out / "teacher"],
+        "seed_0/blocks": ["training/pretrain_blocks.py", recipe / "digits_blocks.yaml", *source,
+                          "--k", "2", "3", "4"],
+        "seed_0/raptor_k3": ["training/distill_raptor.py", recipe / "digits_raptor.yaml", *source,
+                             "--k", "3", "--blocks", out / "seed_0" / "blocks"],
+    }[stage]  # fmt: skip
+
+
+def test_the_line_ends_in_a_table_and_paths_that_exist(line):
+    out, printed = line
+    assert "| teacher | – |" in printed
+    for k in (2, 3, 4):
+        assert f"| raptor_k{k} | [" in printed
+        model = out / "seed_0" / "evaluation" / "classifiers" / f"raptor_k{k}"
+        assert f"model:   {model}" in printed
+        assert len(AutoModel.from_pretrained(model).config.phases) == k
+        assert (model / "preprocessor_config.json").exists()
+    for name in ("report.md", "against_k.png", "r2_per_layer.png", "layer_distance.png"):
+        assert (out / "report" / name).stat().st_size > 500
+    assert "start | R², all tokens" in (out / "report" / "report.md").read_text()
+    assert not list(out.rglob("checkpoints"))
+
+
+def test_results_say_where_they_come_from(line):
+    results = line[0] / "seed_0" / "evaluation" / "results"
+    result = json.loads((results / "raptor_k3_r2.json").read_text())
+    assert len(result["metrics"]["layers"]["cls"]) == 12
+    assert result["environment"]["transformers"]
+    assert (result["seed"], result["num_images"]) == (0, 360)
+
+
+def test_the_saved_classifier_scores_what_the_result_says(line):
+    from raptor_hf.data import ImageViews, load_images
+    from raptor_hf.teachers import load_processor
+
+    folder = line[0] / "seed_0" / "evaluation"
+    model_dir = folder / "classifiers" / "raptor_k3"
+    model = AutoModelForImageClassification.from_pretrained(model_dir)
+    batch = ImageViews(load_images("digits", "test"), load_processor(model_dir)).__getitems__(
+        list(range(360))
+    )
+    with torch.no_grad():
+        right = model(batch["pixel_values"]).logits.argmax(-1) == batch["label"]
+    result = json.loads((folder / "results" / "raptor_k3_classification.json").read_text())
+    assert right.float().mean().item() == pytest.approx(result["metrics"]["accuracy"])
+
+
+def test_the_card_has_metadata_and_a_snippet_that_runs(line):
+    from huggingface_hub import ModelCard
+
+    model = line[0] / "seed_0" / "evaluation" / "classifiers" / "raptor_k3"
+    card = ModelCard.load(model / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.eval_results[0].metric_type == "accuracy"
+    snippet = card.text.split("```python\n")[1].split("```")[0]
+    assert run_snippet(snippet, model.parent).split()[-1] == "13"  # hidden states: layers 0 to 12
+    with pytest.raises(RuntimeError, match="usage snippet of the model card fails"):
+        run_snippet(snippet.replace("raptor_k3", "no_such_model"), model.parent)
+
+
+@pytest.mark.parametrize(
+    ("stage", "sign", "product"),
+    [
+        ("activations", "data-00000-*.arrow", "data-*.arrow"),
+        ("seed_0/blocks", "checkpoints/step_*", "blocks.safetensors"),
+        ("seed_0/raptor_k3", "checkpoints/step_*", "model.safetensors"),
+    ],
+)
+def test_kill_and_resume_end_in_the_same_bytes(line, stage, sign, product, tmp_path):
+    out = line[0]
+    again = tmp_path / "again"
+    command = [sys.executable, *flags(out, stage), "--output_dir", again]
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not list(again.glob(sign)) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads((again / "run.json").read_text())["finished"] is False
+    refused = run(*command, check=False)
+    assert refused.returncode != 0
+    assert "unfinished run. Add --resume" in refused.stderr
+    run(*command, "--resume")
+    names = sorted(file.name for file in (out / stage).glob(product))
+    assert names and names == sorted(file.name for file in again.glob(product))
+    for name in names:
+        assert (out / stage / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_finished_stages_are_skipped_and_changed_arguments_said(line):
+    out = line[0]
+    stage = "seed_0/raptor_k3"
+    weights = (out / stage / "model.safetensors").stat()
+    command = ["accelerate", "launch", *flags(out, stage), "--output_dir", out / stage, "--resume"]
+    assert "finished already, nothing to do" in run(*command).stdout
+    changed = run(*command, "--steps", "25", check=False)
+    assert changed.returncode != 0
+    assert "steps: made with 24, now asked for 25" in changed.stderr
+    assert (out / stage / "model.safetensors").stat() == weights
+
+
+def test_bad_input_is_said_in_words(line, tmp_path):
+    out = line[0]
+    distill = [sys.executable, *flags(out, "seed_0/raptor_k3"), "--output_dir", tmp_path / "new"]
+    index = distill.index("--phases_file")
+    cases = {
+        "sum to the teacher's 12 layers; got [7, 3, 1]": [
+            *distill[:index], "--phases", "7", "3", "1", *distill[index + 2 :]
+        ],
+        "has no block for the span 0-5": [
+            *distill[:index], "--phases", "5", "7", *distill[index + 2 :]
+        ],
+    }  # fmt: skip
+    for message, command in cases.items():
+        done = run(*command, check=False)
+        assert done.returncode != 0
+        assert message in done.stderr
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    phases = run(
+        sys.executable, "training/find_phases.py", "--activations", out / "activations",
+        "--k", "13", "--output_dir", tmp_path / "phases", check=False,
+    )  # fmt: skip
+    assert phases.returncode != 0
+    assert "between 1 and the number of layers, 12; got 13" in phases.stderr
+    usage = run("bash", "training/reproduce.sh", "imagenet", check=False)
+    assert usage.returncode == 2
+    assert "usage: bash training/reproduce.sh digits [--seeds N]" in usage.stderr
+
+
+def test_random_and_teacher_starts_differ(line):
+    folder = line[0] / "seed_0"
+    weights = [
+        load_file(folder / name / "model.safetensors")
+        for name in ("raptor_k3", "raptor_k3_random_init")
+    ]
+    assert not torch.equal(*(w["blocks.0.attention.qkv.weight"] for w in weights))

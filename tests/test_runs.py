@@ -1,0 +1,85 @@
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from raptor_hf.loop import LoopArguments
+from raptor_hf.runs import finish_run, folder_digest, parse_arguments, start_run
+
+
+@dataclasses.dataclass
+class Arguments(LoopArguments):
+    teacher: str
+    spans: list[str] = dataclasses.field(default_factory=list)
+
+
+def arguments(path, **changes):
+    return Arguments(**({"teacher": "t", "output_dir": str(path)} | changes))
+
+
+def test_a_finished_run_is_skipped_and_says_so(tmp_path, capsys):
+    assert start_run(arguments(tmp_path / "run")) is False
+    finish_run(tmp_path / "run")
+    assert start_run(arguments(tmp_path / "run", resume=True, log_every=7)) is True
+    assert "finished already" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["arguments"]["steps"] == 1000
+    assert record["environment"]["torch"]
+
+
+def test_an_unfinished_run_wants_resume(tmp_path):
+    start_run(arguments(tmp_path))
+    with pytest.raises(ValueError, match="unfinished run. Add --resume"):
+        start_run(arguments(tmp_path))
+    assert start_run(arguments(tmp_path, resume=True)) is False
+
+
+def test_other_arguments_and_inputs_are_said_in_words(tmp_path):
+    start_run(arguments(tmp_path), inputs={"activations": "abc"})
+    finish_run(tmp_path)
+    with pytest.raises(ValueError, match="steps: made with 1000, now asked for 50"):
+        start_run(arguments(tmp_path, steps=50), inputs={"activations": "abc"})
+    with pytest.raises(ValueError, match="activations: made with 'abc', now asked for 'def'"):
+        start_run(arguments(tmp_path), inputs={"activations": "def"})
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and was not made by this program"):
+        start_run(arguments(tmp_path, resume=True))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"program": "someone_else"}')
+    with pytest.raises(ValueError, match="made by someone_else"):
+        start_run(arguments(tmp_path / "other"))
+
+
+def test_recipe_then_flags(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("steps: 5\nlearning_rate: 2.0e-3\nspans: [0-7, 7-12]\n")
+    flags = ["--teacher", "t", "--output_dir", "o", "--steps", "9"]
+    monkeypatch.setattr(sys, "argv", ["program", str(recipe), *flags])
+    parsed = parse_arguments(Arguments)
+    assert (parsed.steps, parsed.learning_rate) == (9, 2e-3)
+    assert parsed.spans == ["0-7", "7-12"]
+
+
+def test_an_unknown_recipe_key_is_named(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stepz: 5\n")
+    flags = ["--teacher", "t", "--output_dir", "o"]
+    monkeypatch.setattr(sys, "argv", ["program", str(recipe), *flags])
+    with pytest.raises((SystemExit, ValueError), match="stepz"):
+        parse_arguments(Arguments)
+
+
+def test_digest_follows_the_content(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the stage that makes it first"):
+        folder_digest(tmp_path)
+    (tmp_path / "manifest.json").write_text("1")
+    first = folder_digest(tmp_path)
+    (tmp_path / "log.jsonl").write_text("does not count")
+    assert folder_digest(tmp_path) == first
+    (tmp_path / "manifest.json").write_text("2")
+    assert folder_digest(tmp_path) != first
