@@ -142,7 +142,8 @@ def test_finished_stages_are_skipped_and_changed_arguments_said(line):
     out = line[0]
     stage = "seed_0/raptor_k3"
     weights = (out / stage / "model.safetensors").stat()
-    command = ["accelerate", "launch", *flags(out, stage), "--output_dir", out / stage, "--resume"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [*launch, *flags(out, stage), "--output_dir", out / stage, "--resume"]
     assert "finished already, nothing to do" in run(*command).stdout
     changed = run(*command, "--steps", "25", check=False)
     assert changed.returncode != 0
