@@ -186,3 +186,43 @@ def test_random_and_teacher_starts_differ(line):
         for name in ("raptor_k3", "raptor_k3_random_init")
     ]
     assert not torch.equal(*(w["blocks.0.attention.qkv.weight"] for w in weights))
+
+
+def code_blocks(language):
+    """The code blocks of the README in one language."""
+    text = (ROOT / "README.md").read_text()
+    return [part.split("```")[0] for part in text.split(f"```{language}\n")[1:]]
+
+
+def test_the_readmes_python_runs(line):
+    (snippet,) = code_blocks("python")
+    assert "outputs/digits" in snippet
+    printed = run(sys.executable, "-c", snippet.replace("outputs/digits", str(line[0]))).stdout
+    assert printed.startswith("[")  # the phases
+    assert "tensor([" in printed
+
+
+def test_the_readmes_own_teacher_commands_run(line, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = rng.integers(0, 256, size=(20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{number}.png")
+    script = next(block for block in code_blocks("bash") if "find_phases" in block)
+    for written, here in {
+        "source .venv/bin/activate\n": "set -e\n",
+        "accelerate launch": f"{sys.executable} -m accelerate.commands.launch",
+        "python training": f"{sys.executable} training",
+        "facebook/dinov2-with-registers-small": str(line[0] / "teacher"),
+        "path/to/images": str(tmp_path / "images"),
+        "outputs/mine": str(tmp_path / "mine"),
+        "--steps 10000": "--steps 3",
+    }.items():
+        assert written in script
+        script = script.replace(written, here)
+    run("bash", "-c", script)
+    assert len(AutoModel.from_pretrained(tmp_path / "mine" / "raptor_k3").config.phases) == 3
