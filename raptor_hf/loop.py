@@ -103,49 +103,31 @@ def fit(
     """
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
-        project_dir=output_dir,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
-    if arguments.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size must be a multiple of the {accelerator.num_processes} processes; "
-            f"got {arguments.batch_size}."
-        )
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True
-    )
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
-    )
+    accelerator = make_accelerator(arguments)
     checkpoint = newest_checkpoint(output_dir)
     first = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
     sampler = StepSampler(
         len(dataset), arguments.batch_size, seed=arguments.seed, first=first, steps=arguments.steps
     )
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=keep_batch)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     clipped = [list(part.parameters()) for part in clip_apart] if clip_apart else [trained]
-    module, optimizer, loader, schedule = accelerator.prepare(module, optimizer, loader, schedule)
-    accelerator.init_trackers("logs")
+    module, loader, *others = accelerator.prepare(
+        module, loader, *make_optimizer(trained, arguments)
+    )
+    optimizer, schedule = others
     if checkpoint:
         accelerator.print(f"{output_dir}: going on from step {first}")
         accelerator.load_state(str(checkpoint))
-    log = LossLog(output_dir / "log.jsonl", first, enabled=accelerator.is_main_process)
-    module.train()
+    log = LossLog(accelerator, output_dir / "log.jsonl", first)
     bar = progress_bar(
         description, arguments.steps, initial=first, enabled=accelerator.is_main_process
     )
+    module.train()
     for step, batch in enumerate(loader, start=first):
         seed_step(arguments.seed, step, accelerator.process_index)
         loss, scalars = compute_loss(module, batch, step / arguments.steps)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {step} (images {batch_ids(batch)}). The last "
-                f"good checkpoint is kept in {output_dir}; try a smaller --learning_rate or more "
-                "--warmup_steps."
-            )
+        check_loss(loss.item(), step, batch, output_dir)
         accelerator.backward(loss)
         for parameters in clipped:
             accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
@@ -155,11 +137,8 @@ def fit(
         bar.update()
         done = step + 1
         if done % arguments.log_every == 0 or done == arguments.steps:
-            values = {name: value.item() for name, value in {"loss": loss, **scalars}.items()}
-            values["learning_rate"] = schedule.get_last_lr()[0]
-            log.write(done, values)
-            accelerator.log(values, step=done)
-            bar.set_postfix(loss=f"{values['loss']:.4g}")
+            log.write(done, {"loss": loss, **scalars}, schedule.get_last_lr()[0])
+            bar.set_postfix(loss=f"{loss.item():.4g}")
         if done % arguments.checkpoint_every == 0 and done < arguments.steps:
             save_checkpoint(accelerator, output_dir, done)
     bar.close()
@@ -167,14 +146,46 @@ def fit(
     return accelerator.unwrap_model(module).eval()
 
 
+def make_accelerator(arguments: LoopArguments) -> Accelerator:
+    """Accelerate as its environment sets it up; the processes share a batch."""
+    accelerator = Accelerator(
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=arguments.output_dir,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if arguments.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size must be a multiple of the {accelerator.num_processes} processes; "
+            f"got {arguments.batch_size}."
+        )
+    accelerator.init_trackers("logs")
+    return accelerator
+
+
+def make_optimizer(parameters: list[nn.Parameter], arguments: LoopArguments):
+    """AdamW (fused: several times faster), and its warm-up and cosine."""
+    optimizer = torch.optim.AdamW(
+        parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True
+    )
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
+    )
+    return optimizer, schedule
+
+
+def check_loss(loss: float, step: int, batch: dict[str, torch.Tensor], output_dir: Path) -> None:
+    """Stop at a loss that is NaN or infinite, before it reaches the weights."""
+    if not math.isfinite(loss):
+        images = batch["image_id"].tolist() if "image_id" in batch else "unknown"
+        raise FloatingPointError(
+            f"The loss is {loss} at step {step} (images {images}). The last good checkpoint is "
+            f"kept in {output_dir}; try a smaller --learning_rate or more --warmup_steps."
+        )
+
+
 def seed_step(seed: int, step: int, process_index: int) -> None:
     """Make everything that a step draws a function of (seed, step, process)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))
-
-
-def batch_ids(batch: dict[str, torch.Tensor]) -> list[int] | str:
-    """Ids of a batch's images, for an error message."""
-    return batch["image_id"].tolist() if "image_id" in batch else "unknown"
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -204,20 +215,25 @@ def remove_checkpoints(output_dir: str | Path) -> None:
 
 
 class LossLog:
-    """A log of JSON lines that forgets what came after the step it goes on from."""
+    """A log of JSON lines, and the trackers; it forgets what came after the step it goes on from."""
 
-    def __init__(self, path: Path, first: int, *, enabled: bool):
-        self.path, self.enabled, self.started = path, enabled, time.time()
-        if enabled:
+    def __init__(self, accelerator: Accelerator, path: Path, first: int):
+        self.accelerator, self.path, self.started = accelerator, path, time.time()
+        if accelerator.is_main_process:
             lines = path.read_text().splitlines() if path.exists() else []
             kept = [
                 line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
             ]
             path.write_text("".join(line + "\n" for line in kept))
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line: the step, the seconds since this process began, the values."""
-        if self.enabled:
+    def write(self, step: int, scalars: dict[str, torch.Tensor], learning_rate: float) -> None:
+        """Append the scalars (mean over processes), and the seconds since this process began."""
+        means = self.accelerator.reduce(
+            torch.stack([value.detach().float() for value in scalars.values()]), "mean"
+        )
+        values = dict(zip(scalars, means.tolist(), strict=True)) | {"learning_rate": learning_rate}
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
             line = {"step": step, "seconds": round(time.time() - self.started, 2), **values}
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
