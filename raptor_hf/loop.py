@@ -215,7 +215,7 @@ def remove_checkpoints(output_dir: str | Path) -> None:
 
 
 class LossLog:
-    """A log of JSON lines, and the trackers; it forgets what came after the step it goes on from."""
+    """A log of JSON lines, and the trackers; what came after the step it starts from is dropped."""
 
     def __init__(self, accelerator: Accelerator, path: Path, first: int):
         self.accelerator, self.path, self.started = accelerator, path, time.time()
