@@ -132,12 +132,15 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in WATCHING},
         "inputs": inputs,
     }
-    if not record.exists():
-        if output_dir.exists() and any(output_dir.iterdir()):
-            raise ValueError(
-                f"{output_dir} is not empty and was not made by this program. "
-                "Choose another --output_dir, or delete it."
-            )
+    files = {file.name for file in output_dir.iterdir()} if output_dir.exists() else set()
+    files -= {"run.json.tmp"}  # of a run that was killed in the act of writing it
+    if files and not record.exists():
+        raise ValueError(
+            f"{output_dir} is not empty and was not made by this program. "
+            "Choose another --output_dir, or delete it."
+        )
+    if files <= {record.name} and not (files and read_json(record)["finished"]):
+        # empty, or claimed by a run that stopped before it made anything
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(record, {**wanted, "environment": environment(), "finished": False})
         return

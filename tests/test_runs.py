@@ -30,9 +30,16 @@ def test_a_finished_run_is_skipped_and_says_so(tmp_path, capsys):
 
 def test_an_unfinished_run_wants_resume(tmp_path):
     start_run(arguments(tmp_path))
+    (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match="unfinished run. Add --resume"):
         start_run(arguments(tmp_path))
     assert start_run(arguments(tmp_path, resume=True)) is False
+
+
+def test_a_run_that_made_nothing_may_be_started_anew(tmp_path):
+    start_run(arguments(tmp_path, steps=7))
+    assert start_run(arguments(tmp_path, steps=8)) is False
+    assert json.loads((tmp_path / "run.json").read_text())["arguments"]["steps"] == 8
 
 
 def test_other_arguments_and_inputs_are_said_in_words(tmp_path):
@@ -50,7 +57,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
         start_run(arguments(tmp_path, resume=True))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "run.json").write_text('{"program": "someone_else"}')
+    (tmp_path / "other" / "run.json").write_text('{"program": "someone_else", "finished": true}')
     with pytest.raises(ValueError, match="made by someone_else"):
         start_run(arguments(tmp_path / "other"))
 
