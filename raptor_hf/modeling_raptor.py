@@ -1,8 +1,8 @@
 """A Raptor: a Vision Transformer made of a few blocks, each applied several times in a row.
 
 Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Read downwards, this
-file is the whole network. Shapes: B images, N tokens (cls, registers, patches), D channels,
-L layers.
+file is the whole network; it is one long file because it travels to the Hub beside the weights.
+Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
 
 import copy
@@ -126,38 +126,51 @@ class RaptorBlock(GradientCheckpointingLayer):
         states = torch.addcmul(states, self.ffn(self.norm2(states)), ffn_scale)
         return states if self.depth_scaling is None else states * s3
 
-    @torch.no_grad()
-    def copy_teacher_layer(self, layer: nn.Module) -> None:
-        """Take over the weights of one of the teacher's layers: the block then *is* that layer.
+    def copy_teacher_layers(self, layers: list[nn.Module]) -> None:
+        """Take over the mean of the weights of some of the teacher's layers; of one: be that layer.
 
         Raises:
-            ValueError: the layer's FFN is not of the block's kind or width.
+            ValueError: the layers' FFN is not of the block's kind or width.
         """
-        mlp, attention = layer.mlp, layer.attention
-        gated = hasattr(mlp, "gate_proj")
-        first = [mlp.gate_proj, mlp.up_proj] if gated else [mlp.fc1]
-        last = mlp.down_proj if gated else mlp.fc2
-        if gated != self.ffn.gated or last.weight.shape != self.ffn.fc2.weight.shape:
+        copies = [teacher_layer_weights(layer) for layer in layers]
+        gated = hasattr(layers[0].mlp, "gate_proj")
+        width = copies[0]["ffn.fc2.weight"].shape[1]
+        if gated != self.ffn.gated or width != self.ffn.fc2.in_features:
             raise ValueError(
                 "init='teacher' needs the teacher's own FFN: expected "
-                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={last.in_features}, "
-                f"got {'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
+                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={width}, got "
+                f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
                 "Change ffn and intermediate_size, or start with init='random'."
             )
-        self.norm1.load_state_dict(layer.norm1.state_dict())
-        self.norm2.load_state_dict(layer.norm2.state_dict())
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.attention.qkv.weight.copy_(torch.cat([p.weight for p in projections]))
-        if projections[0].bias is None:
-            self.attention.qkv.bias.zero_()
-        else:
-            self.attention.qkv.bias.copy_(torch.cat([p.bias for p in projections]))
-        self.attention.proj.load_state_dict(attention.o_proj.state_dict())
-        self.ffn.fc1.weight.copy_(torch.cat([f.weight for f in first]))
-        self.ffn.fc1.bias.copy_(torch.cat([f.bias for f in first]))
-        self.ffn.fc2.load_state_dict(last.state_dict())
-        self.layer_scale1.copy_(layer.layer_scale1.lambda1)
-        self.layer_scale2.copy_(layer.layer_scale2.lambda1)
+        means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
+        self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+
+
+def teacher_layer_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of one of the teacher's layers under the names of a `RaptorBlock`."""
+    attention, mlp = layer.attention, layer.mlp
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    gated = hasattr(mlp, "gate_proj")
+    fc1 = [mlp.gate_proj, mlp.up_proj] if gated else [mlp.fc1]
+    weights = {
+        "attention.qkv.weight": torch.cat([part.weight for part in qkv]),
+        "attention.qkv.bias": torch.cat(
+            [torch.zeros(len(p.weight)) if p.bias is None else p.bias for p in qkv]
+        ),
+        "ffn.fc1.weight": torch.cat([part.weight for part in fc1]),
+        "ffn.fc1.bias": torch.cat([part.bias for part in fc1]),
+        "layer_scale1": layer.layer_scale1.lambda1,
+        "layer_scale2": layer.layer_scale2.lambda1,
+    }
+    same = {
+        "norm1": layer.norm1,
+        "norm2": layer.norm2,
+        "attention.proj": attention.o_proj,
+        "ffn.fc2": mlp.down_proj if gated else mlp.fc2,
+    }
+    for name, part in same.items():
+        weights |= {f"{name}.{key}": weight for key, weight in part.state_dict().items()}
+    return weights
 
 
 class RaptorPreTrainedModel(PreTrainedModel):
@@ -225,8 +238,11 @@ class RaptorModel(RaptorPreTrainedModel):
         Args:
             teacher: the backbone (`Dinov2Model`, …), not a model with a task head.
             phases: numbers of layers that each block stands for; they sum to the teacher's depth.
-            init: `"random"`, or `"teacher"`: every block starts as the middle layer of its phase
-                (see `middle_layer` for the rules it was measured against).
+            init: `"random"`, or `"teacher"`: every block starts as the mean of its phase's layers.
+                Measured on the digits teacher: R² over all tokens of held-out images after 100
+                steps of stage 2 alone, k = 2 / 3 / 4: mean .920 / .946 / .958, the one layer that
+                rolls out best .912 / .941 / .957, first .911 / .935 / .958, middle
+                .910 / .930 / .947, last .882 / .928 / .943, random .842 / .841 / .846.
             ffn, intermediate_size, depth_scaling, layerscale_value: see `RaptorConfig`.
             block_norm_eps: None takes the eps of the teacher's layers.
 
@@ -256,7 +272,7 @@ class RaptorModel(RaptorPreTrainedModel):
         if init == "teacher":
             layers = teacher.get_submodule(family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
-                block.copy_teacher_layer(layers[middle_layer(start, stop)])
+                block.copy_teacher_layers(layers[start:stop])
         return model
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -341,11 +357,6 @@ class RaptorModel(RaptorPreTrainedModel):
             pooler_output=last_hidden_state[:, 0],
             hidden_states=hidden_states,
         )
-
-
-def middle_layer(start: int, stop: int) -> int:
-    """Index (from 0) of the teacher's layer that a block of the span (start, stop) starts from."""
-    return (start + stop) // 2
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:

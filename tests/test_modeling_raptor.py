@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm, silu
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
 from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
 
@@ -68,6 +68,27 @@ def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teac
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state)
         torch.testing.assert_close(ours.pooler_output, theirs.pooler_output)
+
+
+def test_a_block_from_the_teacher_is_the_mean_of_its_phase(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    layers = teacher.encoder.layer[4:6]
+    query = torch.stack([layer.attention.q_proj.weight for layer in layers]).mean(0)
+    assert torch.equal(raptor.blocks[1].attention.qkv.weight[:24], query)
+    scale = torch.stack([layer.layer_scale2.lambda1 for layer in layers]).mean(0)
+    assert torch.equal(raptor.blocks[1].layer_scale2, scale)
+
+
+def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "image_size": 8, "patch_size": 4}
+    config = Dinov2Config(**sizes, num_hidden_layers=2, use_swiglu_ffn=True, qkv_bias=False)
+    gated = randomised(Dinov2Model(config))
+    raptor = RaptorModel.from_teacher(
+        gated, [1, 1], init="teacher", ffn="swiglu", intermediate_size=64, depth_scaling=False
+    ).eval()
+    expected = gated(pixel_values, output_hidden_states=True).hidden_states
+    for mine, other in zip(raptor(pixel_values).hidden_states, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
