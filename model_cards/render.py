@@ -7,7 +7,6 @@ python model_cards/render.py --results outputs/digits/seed_0/evaluation/results 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import raptor_hf  # noqa: F401  (registers the model with transformers)
 from raptor_hf.model_card import write_model_card
 from raptor_hf.report import load_results
 from raptor_hf.runs import parse_arguments

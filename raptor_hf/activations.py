@@ -65,20 +65,14 @@ def write_activations(
     row_bytes = 2 * num_layers * num_tokens * num_channels
     shards = plan_shards(len(images), row_bytes, batch_size, shard_megabytes)
     missing = [s for s in range(len(shards)) if not (path / shard_name(s, len(shards))).exists()]
-    free_bytes = shutil.disk_usage(path).free
-    needed_bytes = row_bytes * sum(len(shards[s]) for s in missing)
     if process_index == 0:
         print(
             f"{len(images):,} trajectories of {num_layers} × {num_tokens} × {num_channels} "
-            f"float16: {row_bytes * len(images) / 1e9:.2f} GB in {len(shards)} shards "
-            f"({len(missing)} to write); free: {free_bytes / 1e9:.1f} GB",
+            f"float16: {row_bytes * len(images) / 1e9:.2f} GB in {len(shards)} shards, "
+            f"{len(missing)} of them to write",
             flush=True,
         )
-    if needed_bytes > 0.98 * free_bytes:
-        raise OSError(
-            f"{needed_bytes / 1e9:.1f} GB are to be written to {path}, but only "
-            f"{free_bytes / 1e9:.1f} GB are free. Use fewer views or another disk."
-        )
+    check_disk(path, row_bytes * sum(len(shards[s]) for s in missing))
     mine = [s for s in missing if s % num_processes == process_index]
     total = sum(len(shards[s]) for s in mine)
     with progress_bar("extract", total, unit="image", enabled=process_index == 0) as bar:
@@ -92,6 +86,16 @@ def write_activations(
                         writer.write_batch(extract_batch(teacher, images, list(rows), features))
                         bar.update(len(rows))
             os.replace(temporary, final)
+
+
+def check_disk(path: Path, needed_bytes: int) -> None:
+    """Refuse to begin what the disk can't hold."""
+    free_bytes = shutil.disk_usage(path).free
+    if needed_bytes > 0.98 * free_bytes:
+        raise OSError(
+            f"{needed_bytes / 1e9:.1f} GB are to be written to {path}, but only "
+            f"{free_bytes / 1e9:.1f} GB are free. Use fewer views or another disk."
+        )
 
 
 def plan_shards(num_rows: int, row_bytes: int, batch_size: int, megabytes: int) -> list[range]:

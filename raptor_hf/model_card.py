@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import AutoConfig
 
 from .report import mean_std, values_of
 
@@ -36,6 +35,27 @@ def run_snippet(snippet: str, folder: Path) -> str:
     return done.stdout
 
 
+def card_metadata(name: str, facts: dict, accuracy: float) -> ModelCardData:
+    """What the Hub reads of a card: library, task, licence and the measured accuracy."""
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        tags=["raptor", "block-recurrent", "vision-transformer"],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=facts["dataset"],
+                dataset_name=facts["dataset"],
+                dataset_split=facts["split"],
+                metric_type="accuracy",
+                metric_value=round(accuracy, 4),
+            )
+        ],
+    )
+
+
 def write_model_card(
     model_dir: str | Path, results: list[dict], template: str | Path, *, teacher: str = "a teacher"
 ) -> Path:
@@ -61,30 +81,12 @@ def write_model_card(
     accuracy = values_of(results, name, "classification", "accuracy")
     snippet = SNIPPET.format(name=name)
     run_snippet(snippet, model_dir.parent)
-    card_data = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        license="apache-2.0",
-        tags=["raptor", "block-recurrent", "vision-transformer"],
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=facts["dataset"],
-                dataset_name=facts["dataset"],
-                dataset_split=facts["split"],
-                metric_type="accuracy",
-                metric_value=round(float(accuracy.mean()), 4),
-            )
-        ],
-    )
-    environment = facts["environment"]
     card = ModelCard.from_template(
-        card_data,
+        card_metadata(name, facts, float(accuracy.mean())),
         template_path=str(template),
         name=name,
         snippet=snippet,
-        phases=AutoConfig.from_pretrained(model_dir).phases,
+        phases=facts["phases"],
         block_share=f"{100 * facts['block_parameters'] / teacher_facts['block_parameters']:.1f}",
         num_images=facts["num_images"],
         num_seeds=len(accuracy),
@@ -98,7 +100,9 @@ def write_model_card(
             for group in ("all", "cls", "patches")
         },
         teacher=teacher,
-        versions=", ".join(f"{key} {value}" for key, value in environment.items() if value),
+        versions=", ".join(
+            f"{key} {value}" for key, value in facts["environment"].items() if value
+        ),
     )
     card.save(model_dir / "README.md")
     return model_dir / "README.md"
