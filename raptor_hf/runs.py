@@ -65,8 +65,11 @@ def read_json(path: str | Path) -> dict:
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def folder_digest(path: str | Path) -> str:
