@@ -22,6 +22,8 @@ from .data import ImageViews
 from .runs import file_digest, progress_bar, read_json, write_json
 from .teachers import teacher_identity, trajectory
 
+SCALARS = ("label", "image_id", "view")
+
 
 def layer_column(layer: int) -> str:
     """Name of the column that holds the states after a layer."""
@@ -34,7 +36,7 @@ def activation_features(num_layers: int, num_tokens: int, num_channels: int) -> 
         layer_column(layer): datasets.Array2D((num_tokens, num_channels), "float16")
         for layer in range(num_layers + 1)
     }
-    scalars = {name: datasets.Value("int64") for name in ("label", "image_id", "view")}
+    scalars = {name: datasets.Value("int64") for name in SCALARS}
     return datasets.Features(**states, **scalars)
 
 
@@ -119,14 +121,13 @@ def extract_batch(teacher, images: ImageViews, rows: list[int], features) -> pa.
             f"The state after layer {layer} of image {int(batch['image_id'][image])} holds "
             "values that float16 can't (beyond ±65504, or NaN)."
         )
-    columns = []
-    for name, field_type in zip(features, features.arrow_schema.types, strict=True):
-        if name.startswith("layer_"):
-            layer = states[:, int(name.removeprefix("layer_"))].contiguous().numpy()
-            columns.append(array2d(layer, field_type))
-        else:
-            columns.append(pa.array(batch[name].numpy(), field_type))
-    return pa.RecordBatch.from_arrays(columns, schema=features.arrow_schema)
+    schema = features.arrow_schema
+    columns = [
+        array2d(states[:, layer].contiguous().numpy(), schema.field(layer_column(layer)).type)
+        for layer in range(states.shape[1])
+    ]
+    columns += [pa.array(batch[name].numpy()) for name in SCALARS]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
@@ -197,7 +198,7 @@ class ActivationDataset(Dataset):
         self.manifest = read_json(self.path / "manifest.json")
         self._check_shards()
         table = datasets.load_from_disk(str(self.path)).data.table
-        num_layers = sum(name.startswith("layer_") for name in table.column_names) - 1
+        num_layers = len(table.column_names) - len(SCALARS) - 1
         start, stop = layers or (0, num_layers)
         if not 0 <= start <= stop <= num_layers:
             raise ValueError(
@@ -214,8 +215,7 @@ class ActivationDataset(Dataset):
             for layer in self.layers
         ]  # fmt: skip
         self.ends = np.cumsum([len(view) for view in self.states[0]])
-        names = ("label", "image_id", "view")
-        self.scalars = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+        self.scalars = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in SCALARS}
 
     def _check_shards(self) -> None:
         for name, facts in self.manifest["shards"].items():

@@ -155,7 +155,7 @@ def teacher_layer_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
     weights = {
         "attention.qkv.weight": torch.cat([part.weight for part in qkv]),
         "attention.qkv.bias": torch.cat(
-            [torch.zeros(len(p.weight)) if p.bias is None else p.bias for p in qkv]
+            [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in qkv]
         ),
         "ffn.fc1.weight": torch.cat([part.weight for part in fc1]),
         "ffn.fc1.bias": torch.cat([part.bias for part in fc1]),
@@ -212,6 +212,7 @@ class RaptorModel(RaptorPreTrainedModel):
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
         config.check_phases()
+        self.family = teacher_family(config.teacher_config)
         shell_config = copy.deepcopy(config.teacher_config)
         shell_config.num_hidden_layers = 0
         # the teacher without its layers: just its embeddings and its final norm
@@ -250,7 +251,6 @@ class RaptorModel(RaptorPreTrainedModel):
             ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
                 family, or `init="teacher"` with another FFN than the teacher's.
         """
-        family = teacher_family(teacher.config)
         if init not in ("random", "teacher"):
             raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
         if block_norm_eps is None:
@@ -265,12 +265,12 @@ class RaptorModel(RaptorPreTrainedModel):
             block_norm_eps=block_norm_eps,
         )
         model = cls(config).to(teacher.dtype)
-        for part in (family.embeddings, family.final_norm):
+        for part in (model.family.embeddings, model.family.final_norm):
             weights = teacher.get_submodule(part).state_dict()
             model.shell.get_submodule(part).load_state_dict(weights)
         model.shell.requires_grad_(False)
         if init == "teacher":
-            layers = teacher.get_submodule(family.layers)
+            layers = teacher.get_submodule(model.family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
                 block.copy_teacher_layers(layers[start:stop])
         return model
@@ -296,8 +296,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"({patch_height}×{patch_width} pixels); got {height}×{width}. "
                 "Resize or pad the images first."
             )
-        family = teacher_family(self.config.teacher_config)
-        return self.shell.get_submodule(family.embeddings)(pixel_values)
+        return self.shell.get_submodule(self.family.embeddings)(pixel_values)
 
     def advance(self, states: torch.Tensor, depth: int) -> torch.Tensor:
         """One application: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth."""
@@ -305,9 +304,7 @@ class RaptorModel(RaptorPreTrainedModel):
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """The teacher's final norm: (B, N, D) to (B, N, D)."""
-        return self.shell.get_submodule(teacher_family(self.config.teacher_config).final_norm)(
-            states
-        )
+        return self.shell.get_submodule(self.family.final_norm)(states)
 
     def rollout(
         self, states: torch.Tensor, *, start: int = 0, stop: int | None = None

@@ -171,7 +171,7 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         )
 
 
-def finish_run(output_dir: str | Path, **facts) -> None:
-    """Mark a run as finished, with facts about it that are worth keeping (times, sizes)."""
+def finish_run(output_dir: str | Path) -> None:
+    """Mark a run as finished."""
     record = Path(output_dir) / "run.json"
-    write_json(record, {**read_json(record), **facts, "finished": True})
+    write_json(record, {**read_json(record), "finished": True})

@@ -1,7 +1,7 @@
 """Stage 2: chain the blocks of stage 1 and train them end to end.
 
     accelerate launch training/distill_raptor.py training/recipes/digits_raptor.yaml \
-        --teacher outputs/digits/teacher --activations outputs/digits/activations_train \
+        --teacher outputs/digits/teacher --activations outputs/digits/activations \
         --blocks outputs/digits/seed_0/blocks --phases 7 3 2 \
         --output_dir outputs/digits/seed_0/raptor_k3
 

@@ -1,7 +1,7 @@
 """Store a teacher's trajectories of an image dataset as an activation dataset.
 
     accelerate launch training/extract_activations.py --teacher outputs/digits/teacher \
-        --dataset digits --split train --views 8 --output_dir outputs/digits/activations_train
+        --dataset digits --split train --views 8 --output_dir outputs/digits/activations
 
 DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is written.
 """

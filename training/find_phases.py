@@ -1,6 +1,6 @@
 """Measure how far apart a teacher's layers are, and cut them into phases.
 
-    python training/find_phases.py --activations outputs/digits/activations_train --k 2 3 4 \
+    python training/find_phases.py --activations outputs/digits/activations --k 2 3 4 \
         --output_dir outputs/digits/phases
 
 Writes `phases.json` (the matrix, the phases for every k) and `layer_distance.png`, in seconds.
