@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .configuration_raptor import token_layout
 from .data import ImageViews
-from .runs import file_digest, progress_bar, read_json, write_json
+from .runs import environment, file_digest, progress_bar, read_json, write_json
 from .teachers import teacher_identity, trajectory
 
 SCALARS = ("label", "image_id", "view")
@@ -139,8 +139,18 @@ def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(field_type, pa.ListArray.from_arrays(outer, lists))
 
 
-def write_manifest(path: str | Path, teacher: PreTrainedModel, images: ImageViews) -> None:
-    """Complete a dataset whose shards are written: `datasets`' own files and the manifest."""
+def write_manifest(
+    path: str | Path,
+    teacher: PreTrainedModel,
+    images: ImageViews,
+    *,
+    revision: str | None = None,
+) -> None:
+    """Complete a dataset whose shards are written: `datasets`' own files and the manifest.
+
+    Args:
+        revision: the Hub revision that the teacher was loaded at; its commit is written down.
+    """
     path = Path(path)
     shards = sorted(path.glob("data-*.arrow"))
     features = datasets.Dataset.from_file(str(shards[0])).features
@@ -160,14 +170,16 @@ def write_manifest(path: str | Path, teacher: PreTrainedModel, images: ImageView
     )
     layout = token_layout(teacher.config)
     manifest = {
-        "teacher": teacher_identity(teacher),
+        "teacher": teacher_identity(teacher, revision),
         "num_images": len(images.labels),
         "views": images.views,
         "seed": images.seed,
+        "image_size": list(images[0]["pixel_values"].shape[-2:]),
         "transform": images.processor.to_dict(),
         "dtype": "float16",
         "num_cls": layout.num_cls,
         "num_registers": layout.num_registers,
+        "environment": environment(),
         "shards": {
             shard.name: {"size_bytes": shard.stat().st_size, "sha256": files[shard.name]}
             for shard in shards

@@ -1,8 +1,10 @@
 """Teachers: any supported Vision Transformer of transformers, local or from the Hub."""
 
 import hashlib
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.utils import logging
 
@@ -43,7 +45,17 @@ def load_processor(name_or_path: str, revision: str | None = None):
     return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
 
 
-def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
+def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
+    """Commit of a loaded Hub model, read off the local cache; None for a local folder."""
+    if Path(name_or_path).is_dir():
+        return None
+    config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else None
+
+
+def teacher_identity(
+    teacher: PreTrainedModel, revision: str | None = None
+) -> dict[str, str | None]:
     """What an activation dataset remembers of its teacher: name, Hub commit, weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(teacher.state_dict().items()):
@@ -51,7 +63,7 @@ def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return {
         "name": teacher.name_or_path,
-        "revision": getattr(teacher.config, "_commit_hash", None),
+        "revision": hub_commit(teacher.name_or_path, revision),
         "weights_sha256": digest.hexdigest(),
     }
 

@@ -58,7 +58,7 @@ def main() -> None:
     )
     state.wait_for_everyone()
     if state.is_main_process:
-        write_manifest(arguments.output_dir, teacher, images)
+        write_manifest(arguments.output_dir, teacher, images, revision=arguments.revision)
         finish_run(arguments.output_dir)
 
 
