@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf.data import ImageViews, load_images
+from raptor_hf.heads import build_classifier, load_linear_head
 from raptor_hf.loop import LoopArguments, remove_checkpoints
+from raptor_hf.plan import print_probe_plan
 from raptor_hf.probes import (
-    build_classifier,
     extract_features,
     model_facts,
     probe_accuracy,
@@ -37,10 +38,16 @@ class Arguments(LoopArguments):
     """Which models to judge on which images, and the loop's arguments for the probe."""
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher; it is judged too"})
-    models: list[str] = field(default_factory=list, metadata={"help": "Raptors, as name=folder"})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Raptors and baselines, as name=folder"}
+    )
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     train_split: str = "train"
     test_split: str = "test"
+    head: str | None = field(
+        default=None,
+        metadata={"help": "linear head (file, folder, Hub id) to start from; --steps 0 judges it"},
+    )
 
 
 def main() -> None:
@@ -51,6 +58,8 @@ def main() -> None:
         **dict(pair.split("=", 1) for pair in arguments.models),
     }
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
+    if arguments.dry_run:
+        return print_probe_plan(arguments, folders)
     if start_run(arguments, inputs=inputs):
         return
     output_dir = Path(arguments.output_dir)
@@ -75,13 +84,16 @@ def main() -> None:
         print(f"{name}: {folder}", flush=True)
         model = load_backbone(folder)
         probe_dir = output_dir / "probes" / name
+        head = None
+        if arguments.head:
+            head, _ = load_linear_head(arguments.head, hidden_size=model.config.hidden_size)
         probe = train_linear_probe(
             extract_features(model, train), len(names),
-            dataclasses.replace(arguments, output_dir=str(probe_dir)),
+            dataclasses.replace(arguments, output_dir=str(probe_dir)), head=head,
         )  # fmt: skip
         accuracy = probe_accuracy(probe, extract_features(model, test))
         save(name, model, "classification", {"accuracy": accuracy})
-        if name != "teacher":
+        if model_facts(model)["phases"]:  # a Raptor, not the teacher or a baseline
             save(name, model, "r2", trajectory_r2(model, teacher, test))
             classifier = build_classifier(model, probe, names)
             classifier.save_pretrained(output_dir / "classifiers" / name)

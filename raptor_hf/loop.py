@@ -4,6 +4,8 @@ Everything random is a function of (seed, step): the order of the data and what 
 run that is stopped and resumed computes what an uninterrupted one does, bit for bit.
 """
 
+import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,8 +46,11 @@ class LoopArguments:
     seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
     log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
     checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
-    report_to: str = field(
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
         default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "print what would be read, trained, written; do nothing"}
     )
 
 
@@ -82,6 +88,8 @@ def fit(
     arguments: LoopArguments,
     *,
     clip_apart: list[nn.Module] | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int = 0,
     description: str = "train",
 ) -> nn.Module:
     """Train a module with AdamW, linear warm-up, a cosine schedule and gradient clipping.
@@ -92,6 +100,8 @@ def fit(
         compute_loss: (module, batch, progress in [0, 1)) to (loss, scalars for the log).
         arguments: see `LoopArguments`; checkpoints and `log.jsonl` go to its `output_dir`.
         clip_apart: parts of the module whose gradients are clipped each for itself.
+        validate: scalars for the log, measured without gradients and without touching the module.
+        validate_every: steps between two validations; the last step is always validated.
         description: name on the progress bar.
 
     Returns:
@@ -123,6 +133,15 @@ def fit(
     bar = progress_bar(
         description, arguments.steps, initial=first, enabled=accelerator.is_main_process
     )
+
+    def run_validation(done: int) -> None:
+        module.eval()
+        with torch.no_grad():
+            scalars = validate()
+        module.train()
+        log.write(done, scalars)
+        bar.set_postfix({name: f"{value:.3f}" for name, value in list(scalars.items())[-2:]})
+
     module.train()
     for step, batch in enumerate(loader, start=first):
         seed_step(arguments.seed, step, accelerator.process_index)
@@ -137,19 +156,36 @@ def fit(
         bar.update()
         done = step + 1
         if done % arguments.log_every == 0 or done == arguments.steps:
-            log.write(done, {"loss": loss, **scalars}, schedule.get_last_lr()[0])
+            means = log.mean({"loss": loss, **scalars})
+            log.write(done, {**means, "learning_rate": schedule.get_last_lr()[0]})
             bar.set_postfix(loss=f"{loss.item():.4g}")
+        if validate and validate_every and done % validate_every == 0 and done < arguments.steps:
+            run_validation(done)
         if done % arguments.checkpoint_every == 0 and done < arguments.steps:
             save_checkpoint(accelerator, output_dir, done)
+    if validate:
+        run_validation(arguments.steps)
     bar.close()
     accelerator.end_training()
     return accelerator.unwrap_model(module).eval()
 
 
 def make_accelerator(arguments: LoopArguments) -> Accelerator:
-    """Accelerate as its environment sets it up; the processes share a batch."""
+    """Accelerate as its environment sets it up; the processes share a batch.
+
+    Raises:
+        ValueError: a batch that the processes can't share evenly.
+        ImportError: the tracker of `report_to` is not installed.
+    """
+    tracker = arguments.report_to
+    # Accelerate itself only warns, and then a long run is not tracked
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ImportError(
+            f"report_to={tracker!r} needs the package {tracker}: pip install {tracker}, or choose "
+            "--report_to none (log.jsonl is written in any case)."
+        )
     accelerator = Accelerator(
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        log_with=None if tracker == "none" else tracker,
         project_dir=arguments.output_dir,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -158,7 +194,15 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
             f"batch_size must be a multiple of the {accelerator.num_processes} processes; "
             f"got {arguments.batch_size}."
         )
-    accelerator.init_trackers("logs")
+    name = Path(arguments.output_dir).name
+    accelerator.init_trackers(
+        "logs" if tracker == "tensorboard" else "raptor_hf",  # a folder there, a project elsewhere
+        config={key: str(value) for key, value in dataclasses.asdict(arguments).items()},
+        init_kwargs={
+            "wandb": {"name": name, "dir": arguments.output_dir},
+            "trackio": {"name": name},
+        },
+    )
     return accelerator
 
 
@@ -226,12 +270,15 @@ class LossLog:
             ]
             path.write_text("".join(line + "\n" for line in kept))
 
-    def write(self, step: int, scalars: dict[str, torch.Tensor], learning_rate: float) -> None:
-        """Append the scalars (mean over processes), and the seconds since this process began."""
+    def mean(self, scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Scalars of this step as their means over the processes."""
         means = self.accelerator.reduce(
             torch.stack([value.detach().float() for value in scalars.values()]), "mean"
         )
-        values = dict(zip(scalars, means.tolist(), strict=True)) | {"learning_rate": learning_rate}
+        return dict(zip(scalars, means.tolist(), strict=True))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append values, and the seconds since this process began."""
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
             line = {"step": step, "seconds": round(time.time() - self.started, 2), **values}

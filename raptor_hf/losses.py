@@ -6,84 +6,113 @@ Given a teacher's trajectory a₀ … a_L and a set R of reset layers that conta
     loss(R) = mean over ℓ of token_loss(â_ℓ, a_ℓ)
 
 R = every layer is teacher forcing, R = the start of every span is block pre-training, and R = {0}
-is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10).
+is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10). Both stages of training mix two of
+them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `TrajectoryMatching`.
 """
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from torch.nn import functional
 
-from .configuration_raptor import RaptorConfig
-from .modeling_raptor import RaptorModel
+from .spans import Chain, Span
 
-# weights of the token groups (reference code): in blocks that end at the last layer, in stage 2
-LAST_BLOCK_WEIGHTS = {"cls": 0.34, "registers": 0.33, "patches": 0.33}
-DISTILL_WEIGHTS = {"cls": 0.45, "registers": 0.10, "patches": 0.45}
+TOKEN_GROUPS = ("cls", "registers", "patches")
 
 
-class Span(NamedTuple):
-    """A block that takes the state after layer `start` to the state after layer `stop`."""
+@dataclass(kw_only=True)
+class ObjectiveArguments:
+    """What a block is trained to do; every option of the reference trainer."""
 
-    block: nn.Module
-    start: int
-    stop: int
+    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = field(
+        default="annealed",
+        metadata={"help": "annealed goes from teacher forcing to autoregressive (rollouts)"},
+    )
+    teacher_forcing_fraction: float | None = field(
+        default=None,
+        metadata={"help": "annealed: share of the steps over which forcing fades; default 0.25"},
+    )
+    teacher_forcing_floor: float | None = field(
+        default=None,
+        metadata={"help": "annealed: least weight of forcing; default 0"},
+    )
+    loss: Literal["mse", "cosine", "mse+cosine"] = field(
+        default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
+    )
+    token_weights: str = field(
+        default="none",
+        metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
+    )
+    noise_std: float = field(
+        default=0.0,
+        metadata={"help": "σ of Gaussian noise on every block's input"},
+    )
 
+    def __post_init__(self):
+        self.check_objective()
 
-def make_span(
-    teacher: PreTrainedModel, start: int, stop: int, *, attn_implementation: str = "sdpa", **options
-) -> Span:
-    """A new block for a span of a teacher's layers.
-
-    Args:
-        options: `init` and the architecture, as in `RaptorModel.from_teacher`.
-
-    Raises:
-        ValueError: not 0 ≤ start < stop ≤ L, or options that don't fit the teacher.
-    """
-    num_layers = teacher.config.num_hidden_layers
-    if not 0 <= start < stop <= num_layers:
-        raise ValueError(f"A span needs 0 ≤ start < stop ≤ {num_layers}; got {start}-{stop}.")
-    phases = [length for length in (start, stop - start, num_layers - stop) if length]
-    model = RaptorModel.from_teacher(teacher, phases, **options)
-    model.set_attn_implementation(attn_implementation)
-    return Span(model.blocks[1 if start else 0], start, stop)
-
-
-def raptor_from_blocks(
-    teacher: PreTrainedModel, phases: list[int], folder: str | Path
-) -> RaptorModel:
-    """A Raptor whose blocks were trained in stage 1.
-
-    Args:
-        folder: of `pretrain_blocks.py`: `blocks.safetensors` and the architecture, `config.json`.
-
-    Raises:
-        ValueError: no block for one of the phases (those that there are are named).
-    """
-    config = RaptorConfig.from_pretrained(folder)
-    architecture = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
-    options = {name: getattr(config, name) for name in architecture}
-    model = RaptorModel.from_teacher(teacher, phases, **options)
-    weights = load_file(Path(folder) / "blocks.safetensors")
-    for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
-        prefix = f"{start}-{stop}."
-        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        if not state:
-            there = sorted({name.split(".")[0] for name in weights})
+    def check_objective(self) -> None:
+        """Refuse options that are out of range or contradict each other."""
+        if self.objective not in ("annealed", "autoregressive", "teacher_forcing"):
             raise ValueError(
-                f"{folder} has no block for the span {start}-{stop}, only for {there}."
+                "objective must be 'annealed', 'autoregressive' or 'teacher_forcing'; "
+                f"got {self.objective!r}."
             )
-        block.load_state_dict(state)
-    return model
+        if self.loss not in ("mse", "cosine", "mse+cosine"):
+            raise ValueError(f"loss must be 'mse', 'cosine' or 'mse+cosine'; got {self.loss!r}.")
+        for name in ("teacher_forcing_fraction", "teacher_forcing_floor"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.objective != "annealed":
+                raise ValueError(
+                    f"{name}={value} contradicts objective={self.objective!r}: only 'annealed' "
+                    f"fades teacher forcing. Leave out {name}, or choose objective='annealed'."
+                )
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
+        if self.noise_std < 0:
+            raise ValueError(f"noise_std must not be negative; got {self.noise_std}.")
+        parse_token_weights(self.token_weights)
+
+    def forcing(self, progress: float) -> float:
+        """λ, the weight of teacher forcing, at a progress through the run in [0, 1)."""
+        if self.objective != "annealed":
+            return 1.0 if self.objective == "teacher_forcing" else 0.0
+        fraction = 0.25 if self.teacher_forcing_fraction is None else self.teacher_forcing_fraction
+        fading = 1 - progress / fraction if fraction > 0 else 0.0
+        return max(self.teacher_forcing_floor or 0.0, fading)
+
+
+def parse_token_weights(text: str) -> dict[str, float] | None:
+    """`"0.45,0.10,0.45"` as the weights of cls, registers and patches; `"none"` as None.
+
+    Raises:
+        ValueError: not three numbers, a negative one, or a sum of zero.
+    """
+    if text == "none":
+        return None
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            "Token weights are three numbers ≥ 0 for cls, registers and patches, "
+            f"like 0.45,0.10,0.45, or none; got {text!r}."
+        )
+    return dict(zip(TOKEN_GROUPS, weights, strict=True))
 
 
 def rollout(
-    spans: list[Span], trajectory: torch.Tensor, *, resets: Collection[int]
+    spans: list[Span],
+    trajectory: torch.Tensor,
+    *,
+    resets: Collection[int],
+    noise_std: float = 0.0,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
@@ -91,6 +120,7 @@ def rollout(
         spans: spans that follow each other; `trajectory` begins at layer 0.
         trajectory: (B, L + 1, N, D), the teacher's states.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
+        noise_std: standard deviation of Gaussian noise that is added to every block's input.
 
     Returns:
         (B, S, N, D), S the number of layers that the spans cover.
@@ -102,6 +132,10 @@ def rollout(
         raise ValueError(
             f"The resets must contain the first layer, {spans[0].start}; got {resets}."
         )
+
+    def noisy(states: torch.Tensor) -> torch.Tensor:
+        return states + noise_std * torch.randn_like(states) if noise_std else states
+
     predictions, state, reached = [], None, spans[0].start
     for block, start, stop in spans:
         if start != reached:
@@ -112,13 +146,13 @@ def rollout(
         if all(layer in resets for layer in range(start, stop)):
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
-            predictions.append(block(trajectory[:, start:stop], depths))
+            predictions.append(block(noisy(trajectory[:, start:stop]), depths))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
             if depth - 1 in resets:
                 state = trajectory[:, depth - 1]
-            state = block(state, depth)
+            state = block(noisy(state), depth)
             predictions.append(state[:, None])
     return torch.cat(predictions, dim=1)
 
@@ -129,77 +163,74 @@ def token_loss(
     *,
     groups: dict[str, slice],
     weights: dict[str, float] | None = None,
+    loss: str = "mse",
 ) -> torch.Tensor:
-    """Mean squared error of states (…, N, D), a scalar.
+    """Mean error of the tokens of some states (…, N, D), a scalar.
 
     Args:
         groups: token groups of the states (`TokenLayout.groups`).
         weights: weight of each group's own mean; groups that the model does not have are left out
             and the rest is scaled to the same sum. None takes the plain mean over all tokens.
+        loss: the error of a token. `"mse"`: mean over channels of the squared difference;
+            `"cosine"`: 1 − cosine similarity; `"mse+cosine"`: half of each. (The reference's half
+            and half lacks the constant ½, and its cosine alone is minimised with the wrong sign.)
     """
-    squared_error = (prediction - target).square()
+    error = 0.0
+    if loss in ("mse", "mse+cosine"):
+        error = (prediction - target).square().mean(dim=-1)
+    if loss in ("cosine", "mse+cosine"):
+        angular = 1 - functional.cosine_similarity(prediction, target, dim=-1)
+        error = angular if loss == "cosine" else 0.5 * error + 0.5 * angular
     if weights is None:
-        return squared_error.mean()
+        return error.mean()
     scale = sum(weights.values()) / sum(weights[name] for name in groups)
-    return scale * sum(
-        weights[name] * squared_error[..., groups[name], :].mean() for name in groups
-    )
+    return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
 
 
-def teacher_forcing_weight(progress: float, fraction: float = 0.25) -> float:
-    """λ of stage 1: falls linearly from 1 to 0 over the first `fraction` of the steps."""
-    return max(0.0, 1 - progress / fraction) if fraction > 0 else 0.0
+class TrajectoryMatching(nn.Module):
+    """Chains of blocks that learn to follow a teacher's trajectory; they never see each other.
 
-
-class BlockPretraining(nn.Module):
-    """Stage 1: any number of spans, each with a block of its own that never sees the others.
-
-    Calling it gives λ·loss(every layer) + (1 − λ)·loss(span start), one per span.
+    Stage 1 has one chain per span, each with a block of its own; stage 2 one chain with all blocks
+    of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
+    from `ObjectiveArguments.forcing`.
     """
-
-    def __init__(self, spans: list[Span], groups: dict[str, slice], num_layers: int):
-        super().__init__()
-        self.blocks = nn.ModuleDict({f"{span.start}-{span.stop}": span.block for span in spans})
-        self.spans, self.groups, self.num_layers = spans, groups, num_layers
-
-    def forward(self, trajectory: torch.Tensor, forcing: float) -> dict[str, torch.Tensor]:
-        """(B, L + 1, N, D) and λ to a loss per span."""
-        return {
-            f"{span.start}-{span.stop}": self.span_loss(span, trajectory, forcing)
-            for span in self.spans
-        }
-
-    def span_loss(self, span: Span, trajectory: torch.Tensor, forcing: float) -> torch.Tensor:
-        """The mixed loss of one span, a scalar."""
-        weights = LAST_BLOCK_WEIGHTS if span.stop == self.num_layers else None
-        target = trajectory[:, span.start + 1 : span.stop + 1]
-        loss = 0.0
-        for weight, resets in (
-            (forcing, range(span.start, span.stop)),
-            (1 - forcing, {span.start}),
-        ):
-            if weight > 0:
-                prediction = rollout([span], trajectory, resets=resets)
-                loss = loss + weight * token_loss(
-                    prediction, target, groups=self.groups, weights=weights
-                )
-        return loss
-
-
-class Distillation(nn.Module):
-    """Stage 2: the blocks of a Raptor in a row, end to end from the teacher's layer 0."""
 
     def __init__(
-        self, blocks: nn.ModuleList, spans: list[tuple[int, int]], groups: dict[str, slice]
+        self, chains: list[Chain], arguments: ObjectiveArguments, groups: dict[str, slice]
     ):
         super().__init__()
-        self.blocks = blocks
-        self.spans = [Span(block, *span) for block, span in zip(blocks, spans, strict=True)]
-        self.groups = groups
-
-    def forward(self, trajectory: torch.Tensor) -> torch.Tensor:
-        """(B, L + 1, N, D) to the loss, a scalar."""
-        prediction = rollout(self.spans, trajectory, resets={0})
-        return token_loss(
-            prediction, trajectory[:, 1:], groups=self.groups, weights=DISTILL_WEIGHTS
+        self.chains, self.arguments, self.groups = chains, arguments, groups
+        self.blocks = nn.ModuleDict(
+            {f"{s.start}-{s.stop}": s.block for chain in chains for s in chain.spans}
         )
+
+    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
+        """(B, L + 1, N, D) and the progress through the run in [0, 1) to a loss per chain."""
+        forcing = self.arguments.forcing(progress)
+        return {chain.name: self.chain_loss(chain, trajectory, forcing) for chain in self.chains}
+
+    def chain_loss(self, chain: Chain, trajectory: torch.Tensor, forcing: float) -> torch.Tensor:
+        """The mixed loss of one chain, a scalar."""
+        start, stop = chain.spans[0].start, chain.spans[-1].stop
+        target, total = trajectory[:, start + 1 : stop + 1], 0.0
+        for weight, resets in ((forcing, range(start, stop)), (1 - forcing, {start})):
+            if weight > 0:
+                prediction = rollout(
+                    chain.spans, trajectory, resets=resets, noise_std=self.arguments.noise_std
+                )
+                total = total + weight * token_loss(
+                    prediction,
+                    target,
+                    groups=self.groups,
+                    weights=chain.weights,
+                    loss=self.arguments.loss,
+                )
+        return total
+
+
+def matching_loss(
+    module: nn.Module, batch: dict[str, torch.Tensor], progress: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`compute_loss` of `fit` for a `TrajectoryMatching` and batches of an activation dataset."""
+    losses = module(batch["states"].float(), progress)
+    return sum(losses.values()), losses

@@ -68,6 +68,37 @@ class RSquared(evaluate.Metric):
         return {"layers": layers, "mean": {name: float(np.mean(r2)) for name, r2 in layers.items()}}
 
 
+def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
+    """R² of one batch of trajectories as the reference code works it out, for comparison only.
+
+    1 − Σ(â − a)² / Σ(â − m)², with m one scalar mean over all entries of the *prediction*: layers,
+    tokens and channels are pooled (so the states with the largest norms decide), layer 0 is
+    included (it is equal by construction), and the denominator is not the teacher's variance. The
+    published evaluation averages it over batches of 64 images. `RSquared` is our own definition:
+    per channel, layer and token group, around the teacher's means.
+
+    Args:
+        prediction: (B, L + 1, N, D), a student's trajectory with layer 0.
+        target: (B, L + 1, N, D), its teacher's.
+
+    Raises:
+        ValueError: different shapes.
+    """
+    check_shapes(prediction, target)
+    prediction, target = prediction.double(), target.double()
+    error = (prediction - target).square().sum()
+    return float(1 - error / (prediction - prediction.mean()).square().sum())
+
+
+def check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    """Refuse trajectories of different shapes."""
+    if prediction.shape != target.shape:
+        raise ValueError(
+            "Student and teacher must have the same trajectory shape; got "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}."
+        )
+
+
 def state_statistics(
     *, prediction: torch.Tensor, target: torch.Tensor, groups: dict[str, slice]
 ) -> dict[str, list]:
@@ -81,11 +112,7 @@ def state_statistics(
     Raises:
         ValueError: different shapes.
     """
-    if prediction.shape != target.shape:
-        raise ValueError(
-            "Student and teacher must have the same trajectory shape; got "
-            f"{tuple(prediction.shape)} and {tuple(target.shape)}."
-        )
+    check_shapes(prediction, target)
     names = ("layer", "group", "count", "squared_error", "target_square", "target_sum")
     rows: dict[str, list] = {name: [] for name in names}
     prediction, target = prediction.double(), target.double()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews
 from .loop import LoopArguments, fit
-from .metrics import Accuracy, RSquared, state_statistics
+from .metrics import Accuracy, RSquared, r2_reference, state_statistics
 from .modeling_raptor import RaptorForImageClassification, RaptorModel, pool_tokens
 from .runs import progress_bar
 from .teachers import trajectory
@@ -56,13 +56,31 @@ def extract_features(
 
 
 def train_linear_probe(
-    features: FeatureDataset, num_classes: int, arguments: LoopArguments
+    features: FeatureDataset,
+    num_classes: int,
+    arguments: LoopArguments,
+    *,
+    head: nn.Linear | None = None,
 ) -> nn.Linear:
-    """A linear classifier on frozen features, trained with cross-entropy; it starts at zero."""
+    """A linear classifier on frozen features, trained with cross-entropy.
+
+    Args:
+        head: what it starts from (`load_linear_head`), with 0 steps what it is; default: zeros.
+
+    Raises:
+        ValueError: a head for another number of classes.
+    """
     set_seed(arguments.seed)
     probe = nn.Linear(features.features.shape[1], num_classes)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
+    if head is not None:
+        if head.out_features != num_classes:
+            raise ValueError(
+                f"The head has {head.out_features} classes, but the dataset has {num_classes}. "
+                "Give a head for these classes, or none."
+            )
+        probe.load_state_dict(head.state_dict())
 
     def compute_loss(module, batch, progress):
         logits = module(batch["features"])
@@ -82,18 +100,22 @@ def probe_accuracy(probe: nn.Linear, features: FeatureDataset) -> float:
 def trajectory_r2(
     student: PreTrainedModel, teacher: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
 ) -> dict:
-    """R² of a student's states against its teacher's, per layer and group (see `RSquared`)."""
-    metric = RSquared(keep_in_memory=True)
+    """R² of a student's states against its teacher's, by two definitions.
+
+    Returns:
+        `layers` and `mean` of `RSquared`, and `reference`: the mean of `r2_reference` over batches.
+    """
+    metric, reference = RSquared(keep_in_memory=True), 0.0
     groups = token_layout(teacher.config).groups()
     for batch in image_batches(images, batch_size, "R²"):
         pixel_values = batch["pixel_values"].to(teacher.device)
-        rows = state_statistics(
-            prediction=trajectory(student, pixel_values),
-            target=trajectory(teacher, pixel_values),
-            groups=groups,
-        )
-        metric.add_batch(**rows)
-    return metric.compute()
+        states = {
+            "prediction": trajectory(student, pixel_values),
+            "target": trajectory(teacher, pixel_values),
+        }
+        metric.add_batch(**state_statistics(**states, groups=groups))
+        reference += len(pixel_values) / len(images) * r2_reference(**states)
+    return {**metric.compute(), "reference": reference}
 
 
 def model_facts(model: PreTrainedModel) -> dict:

@@ -1,14 +1,30 @@
-"""Teachers: any supported Vision Transformer of transformers, local or from the Hub."""
+"""Teachers: Vision Transformers of transformers, local or from the Hub, and their trajectories.
+
+Looking at a model (`load_vision_model`, `infer_token_layout`, `trajectory`) works for any that
+returns the states of its layers; a Raptor can be made of the families that `load_backbone` takes.
+"""
 
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
-from .configuration_raptor import teacher_family
+from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
+from .data import keep_batch
+from .phases import layer_distance
+from .runs import progress_bar
 
 
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
@@ -24,25 +40,61 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     teacher_family(getattr(config, "teacher_config", config))
+    return load_vision_model(name_or_path, revision)
+
+
+def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+    """Any vision model without its task head, frozen, in evaluation mode and float32.
+
+    Args:
+        name_or_path: a Hub id or a local folder; of a model of images and text (CLIP, SigLIP) the
+            vision tower is taken.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: a model that `AutoModel` does not know, or weights that are missing.
+        OSError: no such model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a classifier's head that is not wanted here is no warning
     try:
         model, loaded = AutoModel.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
+            name_or_path,
+            config=getattr(config, "vision_config", config),
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     finally:
         logging.set_verbosity(verbosity)
-    if loaded["missing_keys"] or loaded["mismatched_keys"]:
+    missing = loaded["missing_keys"]
+    if missing and all(key.startswith("pooler.") for key in missing):
+        # a classifier was trained without the pooler that its backbone has: no state needs it, and
+        # random weights would make the digest of the teacher another one every time
+        model.pooler, missing = None, set()
+    if missing or loaded["mismatched_keys"]:
         raise ValueError(
             f"{name_or_path} lacks weights of its own model: "
-            f"{sorted(loaded['missing_keys'])[:5]} … Download or save it again."
+            f"{sorted(missing)[:5]} … Download or save it again."
         )
     return model.eval().requires_grad_(False)
 
 
 def load_processor(name_or_path: str, revision: str | None = None):
-    """The image processor that belongs to a teacher or a Raptor."""
-    return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    """The image processor that belongs to a teacher or a Raptor.
+
+    Raises:
+        OSError: there is none beside the model.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    except OSError as error:
+        raise OSError(
+            f"{name_or_path} must bring its image processor (preprocessor_config.json), which says "
+            "how its images are resized and normalised; none was found. Save one beside the model "
+            "with processor.save_pretrained."
+        ) from error
 
 
 def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
@@ -68,7 +120,142 @@ def teacher_identity(
     }
 
 
+def infer_token_layout(
+    config: PreTrainedConfig, *, num_tokens: int, height: int, width: int
+) -> TokenLayout:
+    """Token layout of any vision model's states, from how many tokens an image gives.
+
+    Tokens that are no patches come first: one cls, the rest count as registers (so does DeiT's
+    distillation token). No such token, no cls (SigLIP, I-JEPA).
+
+    Args:
+        config: of the model; its `patch_size` is a number or (height, width), in pixels.
+        num_tokens: N, tokens of a state.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Raises:
+        ValueError: no patch size, or fewer tokens than patches.
+    """
+    patch_size = getattr(config, "patch_size", None)
+    if patch_size is None:
+        raise ValueError(
+            f"A model cut into patches has a patch_size; the configuration of this "
+            f"{config.model_type!r} has none, so its states can't be told apart into tokens."
+        )
+    patch_height, patch_width = (
+        (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    )
+    num_patches = (height // patch_height) * (width // patch_width)
+    if num_tokens < num_patches:
+        raise ValueError(
+            f"An image of {height}×{width} pixels has {num_patches} patches of {patch_height}×"
+            f"{patch_width}, and a state at least as many tokens; this {config.model_type!r} has "
+            f"{num_tokens}: it merges or masks patches (set mask_ratio to 0 where it has one)."
+        )
+    num_prefix_tokens = num_tokens - num_patches
+    return TokenLayout(min(1, num_prefix_tokens), max(0, num_prefix_tokens - 1))
+
+
 @torch.no_grad()
 def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """All states before the final norm: (B, C, H, W) to (B, L + 1, N, D)."""
-    return torch.stack(model(pixel_values, output_hidden_states=True).hidden_states, dim=1)
+    """All states before the final norm: (B, C, H, W) to (B, L + 1, N, D).
+
+    Raises:
+        ValueError: a model that gives no states, not one for every layer, or states whose shape
+            changes over the depth.
+    """
+    layer, last = unverified_last_layer(model), []
+    hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
+    try:
+        output = model(pixel_values, output_hidden_states=True)
+    finally:
+        if hook:
+            hook.remove()
+    states = list(getattr(output, "hidden_states", None) or [])
+    if states and last:
+        states[-1] = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
+    check_states(model, states)
+    return torch.stack(states, dim=1)
+
+
+def measure_layer_distance(
+    model: PreTrainedModel,
+    images: Dataset,
+    *,
+    num_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> np.ndarray:
+    """`phases.layer_distance` of any vision model on images, its states computed and not kept.
+
+    Args:
+        model: anywhere; a GPU is used if there is one.
+        images: gives whole batches with `pixel_values`, as `ImageViews` does.
+        num_images: at most so many of them, chosen at random; None takes all.
+        seed: of the choice.
+        batch_size: images in one forward pass.
+        num_workers: processes that read and decode images.
+
+    Returns:
+        (L, L); errors as `trajectory` and `infer_token_layout`.
+    """
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    pixel_values = images[0]["pixel_values"][None].to(model.device)
+    layout = infer_token_layout(
+        model.config,
+        num_tokens=trajectory(model, pixel_values).shape[2],
+        height=pixel_values.shape[2],
+        width=pixel_values.shape[3],
+    )
+    rows = np.random.default_rng(seed).permutation(len(images))[:num_images]
+    chosen = Subset(images, np.sort(rows).tolist())  # in order: quicker to read
+    loader = DataLoader(
+        chosen, batch_size=batch_size, num_workers=num_workers, collate_fn=keep_batch
+    )
+
+    def trajectories(bar):
+        for batch in loader:
+            yield trajectory(model, batch["pixel_values"].to(model.device))
+            bar.update(len(batch["pixel_values"]))
+
+    with progress_bar("layer distances", len(chosen), unit="image") as bar:
+        return layer_distance(trajectories(bar), layout)
+
+
+def unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
+    """The last layer of a model whose `hidden_states[-1]` may come after the final norm.
+
+    transformers replaces the last of the hidden states by `last_hidden_state` in many models
+    (`tie_last_hidden_states`), so it is read off the layer itself. None where that can't be or need
+    not be: Raptors and their teachers keep the contract, and hooks would recompile compiled ones.
+    """
+    if model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
+        return None
+    depth = getattr(model.config, "num_hidden_layers", None)
+    stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    stack = next(stacks, None)
+    return stack[-1] if stack else None
+
+
+def check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
+    """Refuse states that are no trajectory; errors as `trajectory`."""
+    name = type(model).__name__
+    if not states:
+        raise ValueError(
+            f"{name} returns no hidden_states: its layers can't be compared. Take a Vision "
+            "Transformer of transformers, such as DINOv2, ViT, CLIP or SigLIP."
+        )
+    shapes = [tuple(state.shape[1:]) for state in states]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ValueError(
+            f"The states of all layers must have one shape (tokens, channels); {name} has "
+            f"{', '.join(map(str, dict.fromkeys(shapes)))} over its depth, and so no phases."
+        )
+    depth = getattr(model.config, "num_hidden_layers", len(states) - 1)
+    if len(states) != depth + 1:
+        raise ValueError(
+            f"{name} has {depth} layers, so {depth + 1} states with the embeddings; it returns "
+            f"{len(states)}."
+        )

@@ -1,6 +1,9 @@
 import os
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+# read when huggingface_hub is imported: no network, and no cache but the tests' own
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="raptor_hf_tests_")
 
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402

@@ -136,3 +136,53 @@ def test_parts_are_clipped_each_for_itself(data, tmp_path, monkeypatch):
         clip_apart=[network[0], network[2]],
     )
     assert clipped == [[id(p) for p in part.parameters()] for part in (network[0], network[2])]
+
+
+def test_validation_runs_at_intervals_and_at_the_end_and_changes_nothing(data, tmp_path):
+    calls = []
+
+    def validate():
+        calls.append(torch.is_grad_enabled())
+        torch.rand(3)  # draws must not reach the training
+        return {"score": float(len(calls))}
+
+    plain = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "plain"))
+    module = noisy_network()
+    watched = fit(
+        module, data, compute_loss, arguments(tmp_path / "watched"),
+        validate=validate, validate_every=5,
+    )  # fmt: skip
+    assert calls == [False, False, False]  # after 5, 10 and 12 steps, without gradients
+    lines = [json.loads(x) for x in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
+    assert [(x["step"], x["score"]) for x in lines if "score" in x] == [(5, 1), (10, 2), (12, 3)]
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, watched.state_dict()[name])
+
+
+def test_no_steps_leave_the_module_as_it_is(data, tmp_path):
+    module = noisy_network()
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    fit(module, data, compute_loss, arguments(tmp_path, steps=0), validate=lambda: {"score": 1.0})
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
+    assert json.loads((tmp_path / "log.jsonl").read_text())["score"] == 1.0
+
+
+def test_tensorboard_gets_what_the_log_gets(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(
+        noisy_network(), data, compute_loss, arguments(tmp_path, report_to="tensorboard"),
+        validate=lambda: {"score": 0.5},
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    expected = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(step, pytest.approx(loss)) for step, loss in expected]
+    assert [event.value for event in events.Scalars("score")] == [0.5]
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="report_to='wandb' needs .* pip install wandb"):
+        fit(noisy_network(), data, compute_loss, arguments(tmp_path, report_to="wandb"))

@@ -3,15 +3,13 @@ import torch
 
 from raptor_hf import RaptorModel
 from raptor_hf.losses import (
-    BlockPretraining,
-    Distillation,
-    Span,
-    make_span,
-    raptor_from_blocks,
+    ObjectiveArguments,
+    TrajectoryMatching,
+    parse_token_weights,
     rollout,
-    teacher_forcing_weight,
     token_loss,
 )
+from raptor_hf.spans import Chain, Span, make_span, parse_span, raptor_from_blocks, save_blocks
 from tests.test_modeling_raptor import randomised
 
 GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}
@@ -87,17 +85,89 @@ def test_token_loss_by_hand():
     assert loss.item() == pytest.approx((0.5 * 9 + 0.3 * 1) / 0.8)
 
 
-def test_teacher_forcing_fades_over_the_first_quarter():
-    assert [teacher_forcing_weight(p) for p in (0, 0.125, 0.25, 0.9)] == [1, 0.5, 0, 0]
-    assert teacher_forcing_weight(0.0, fraction=0) == 0
+def test_cosine_and_half_half_by_hand():
+    target = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    prediction = torch.tensor([[[0.0, 2.0], [3.0, 0.0]]])  # a right angle; the same direction
+    groups = {"cls": slice(0, 1), "patches": slice(1, None)}
+    cosine = token_loss(prediction, target, groups=groups, loss="cosine")
+    assert cosine.item() == pytest.approx((1 + 0) / 2)
+    mse = token_loss(prediction, target, groups=groups)
+    assert mse.item() == pytest.approx((1 + 4 + 4 + 0) / 4)
+    half = token_loss(prediction, target, groups=groups, loss="mse+cosine")
+    assert half.item() == pytest.approx(0.5 * 9 / 4 + 0.5 * 1 / 2)
+    weights = {"cls": 0.9, "registers": 0.0, "patches": 0.1}
+    weighted = token_loss(prediction, target, groups=groups, weights=weights, loss="cosine")
+    assert weighted.item() == pytest.approx(0.9)
 
 
-def test_stage_one_mixes_the_two_losses_and_weighs_the_last_block(teacher, trajectory):
+def test_noise_is_added_to_every_input(teacher, trajectory):
+    class Recorder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs = []
+
+        def forward(self, states, depth):
+            self.inputs.append(states)
+            return torch.zeros_like(states)
+
+    for resets, calls in ((range(6), 1), ({0}, 6)):  # teacher forcing; a rollout
+        recorder = Recorder()
+        torch.manual_seed(5)
+        rollout([Span(recorder, 0, 6)], trajectory, resets=resets, noise_std=0.1)
+        assert len(recorder.inputs) == calls
+        clean = trajectory[:, :6] if calls == 1 else trajectory[:, 0]
+        noise = recorder.inputs[0] - clean
+        assert noise.std().item() == pytest.approx(0.1, rel=0.15)
+        for later in recorder.inputs[1:]:  # the block returns zeros: all that comes in is noise
+            assert later.std().item() == pytest.approx(0.1, rel=0.2)
+        torch.manual_seed(5)
+        again = Recorder()
+        rollout([Span(again, 0, 6)], trajectory, resets=resets, noise_std=0.1)
+        assert all(map(torch.equal, recorder.inputs, again.inputs))
+
+
+def test_forcing_fades_to_its_floor():
+    assert [ObjectiveArguments().forcing(p) for p in (0, 0.125, 0.25, 0.9)] == [1, 0.5, 0, 0]
+    slow = ObjectiveArguments(teacher_forcing_fraction=0.5, teacher_forcing_floor=0.2)
+    assert [slow.forcing(p) for p in (0, 0.25, 0.45, 0.9)] == [1, 0.5, 0.2, 0.2]
+    assert ObjectiveArguments(teacher_forcing_fraction=0).forcing(0.0) == 0
+    assert ObjectiveArguments(objective="teacher_forcing").forcing(0.9) == 1
+    assert ObjectiveArguments(objective="autoregressive").forcing(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "autoregressive", "teacher_forcing_floor": 0.1}, "floor=0.1 contradicts"),
+        ({"objective": "teacher_forcing", "teacher_forcing_fraction": 0.5}, "=0.5 contradicts"),
+        ({"teacher_forcing_floor": 1.5}, r"must lie in \[0, 1\]; got 1.5"),
+        ({"objective": "distill"}, "'annealed', 'autoregressive' or 'teacher_forcing'; got"),
+        ({"loss": "mae"}, "'mse', 'cosine' or 'mse\\+cosine'; got 'mae'"),
+        ({"noise_std": -1.0}, "must not be negative"),
+        ({"token_weights": "0.5,0.5"}, "three numbers ≥ 0 .* got '0.5,0.5'"),
+        ({"token_weights": "0,0,0"}, "three numbers ≥ 0"),
+    ],
+)
+def test_contradictory_and_wrong_objectives_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveArguments(**options)
+
+
+def test_token_weights_are_read_in_order():
+    assert parse_token_weights("0.45, 0.10, 0.45") == {
+        "cls": 0.45, "registers": 0.10, "patches": 0.45
+    }  # fmt: skip
+    assert parse_token_weights("none") is None
+
+
+def test_a_chain_mixes_the_two_losses_with_its_own_weights(teacher, trajectory):
     spans = [make_span(teacher, 0, 3), make_span(teacher, 3, 6)]
     for span in spans:
         randomised(span.block)
-    losses = BlockPretraining(spans, GROUPS, 6)(trajectory, 0.25)
     weights = {"cls": 0.34, "registers": 0.33, "patches": 0.33}
+    chains = [Chain([spans[0]], None), Chain([spans[1]], weights)]
+    module = TrajectoryMatching(chains, ObjectiveArguments(), GROUPS)
+    losses = module(trajectory, progress=0.1875)  # three quarters of the fading: λ = 0.25
     for (block, start, stop), group_weights in zip(spans, (None, weights), strict=True):
         forced, free, state = [], [], trajectory[:, start]
         for layer in range(start + 1, stop + 1):
@@ -114,19 +184,20 @@ def test_stage_one_mixes_the_two_losses_and_weighs_the_last_block(teacher, traje
 
 
 def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
-    from safetensors.torch import save_file
-
     spans = [make_span(teacher, 0, 4), make_span(teacher, 4, 6), make_span(teacher, 0, 2)]
-    module = BlockPretraining(spans, GROUPS, 6)
-    randomised(module)
-    save_file(module.blocks.state_dict(), tmp_path / "blocks.safetensors")
-    spans[0].block.attention.config.save_pretrained(tmp_path)
+    for span in spans:
+        randomised(span.block)
+    save_blocks(spans, tmp_path)
     raptor = raptor_from_blocks(teacher, [4, 2], tmp_path)
     for block, span in zip(raptor.blocks, spans, strict=False):
         for name, weight in span.block.state_dict().items():
             assert torch.equal(block.state_dict()[name], weight)
-    loss = Distillation(raptor.blocks, raptor.config.spans(), GROUPS)(trajectory)
     weights = {"cls": 0.45, "registers": 0.10, "patches": 0.45}
+    chain = Chain(
+        [Span(b, *s) for b, s in zip(raptor.blocks, [(0, 4), (4, 6)], strict=True)], weights
+    )
+    objective = ObjectiveArguments(objective="autoregressive")
+    loss = TrajectoryMatching([chain], objective, GROUPS)(trajectory, progress=0.0)["0-6"]
     prediction = raptor.rollout(trajectory[:, 0])
     expected = token_loss(prediction[:, 1:], trajectory[:, 1:], groups=GROUPS, weights=weights)
     torch.testing.assert_close(loss, expected)
@@ -134,6 +205,13 @@ def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
         ValueError, match=r"no block for the span 0-3, only for \['0-2', '0-4', '4-6'\]"
     ):
         raptor_from_blocks(teacher, [3, 3], tmp_path)
+
+
+def test_spans_are_written_start_stop():
+    assert parse_span("7-10") == (7, 10)
+    for text in ("7", "7-", "a-b", "7:10"):
+        with pytest.raises(ValueError, match=f"start-stop, like 0-7; got '{text}'"):
+            parse_span(text)
 
 
 def test_spans_outside_the_teacher_are_refused(teacher):

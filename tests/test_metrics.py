@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf.metrics import Accuracy, RSquared, state_statistics
+from raptor_hf.metrics import Accuracy, RSquared, r2_reference, state_statistics
 
 GROUPS = {"cls": slice(0, 1), "patches": slice(1, None)}
 
@@ -49,6 +49,18 @@ def test_r_squared_equals_numpy_and_does_not_depend_on_batches():
         np.testing.assert_allclose(whole["layers"][group], expected, rtol=1e-9)
         np.testing.assert_allclose(parts["layers"][group], expected, rtol=1e-9)
         assert whole["mean"][group] == pytest.approx(np.mean(expected))
+
+
+def test_the_references_r2_by_hand():
+    # layer 0 (equal), layer 1; predictions 0, 4 and 2, 2: mean 2, spread 4 + 4; errors 1 and 0
+    target = torch.tensor([[[[0.0], [4.0]], [[3.0], [2.0]]]])
+    prediction = torch.tensor([[[[0.0], [4.0]], [[2.0], [2.0]]]])
+    assert r2_reference(prediction=prediction, target=target) == pytest.approx(1 - 1 / 8)
+    # it is not symmetric: the spread is the prediction's
+    spread = (target - target.mean()).square().sum().item()
+    assert r2_reference(prediction=target, target=prediction) == pytest.approx(1 - 1 / spread)
+    with pytest.raises(ValueError, match="same trajectory shape"):
+        r2_reference(prediction=prediction, target=target[:, :1])
 
 
 def test_different_shapes_are_refused():

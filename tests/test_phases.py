@@ -1,5 +1,8 @@
+import collections
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +10,112 @@ import pytest
 import torch
 
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.phases import find_phases, layer_distance, max_cut, recursive_max_cut
-
-PUBLISHED = json.loads(
-    (Path(__file__).parent / "fixtures" / "dinov2_base_layer_distance.json").read_text()
+from raptor_hf.phases import (
+    find_phases,
+    layer_distance,
+    load_distance,
+    max_cut,
+    partition_quality,
+    recursive_max_cut,
 )
+
+ROOT = Path(__file__).parent.parent
+FIXTURE = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
+PUBLISHED = json.loads(FIXTURE.read_text())
+
+
+def random_matrix(layers, seed):
+    matrix = np.random.default_rng(seed).random((layers, layers))
+    return np.triu(matrix, 1) + np.triu(matrix, 1).T
+
+
+def partitions(layers, k, min_length=1):
+    """All partitions of the layers into k runs, as lists of ranges."""
+    for cuts in itertools.combinations(range(1, layers), k - 1):
+        runs = [range(*ends) for ends in itertools.pairwise([0, *cuts, layers])]
+        if min(map(len, runs)) >= min_length:
+            yield runs
+
+
+def cut_weight(distance, runs):
+    return sum(
+        distance[i, j] for a, b in itertools.combinations(runs, 2) for i in a for j in b
+    )  # fmt: skip
+
+
+def minus_normalised_cut(distance, runs):
+    similarity, layers = 1 - distance, range(len(distance))
+    total = 0.0
+    for run in runs:
+        inside = sum(similarity[i, j] for i in run for j in run)
+        total += 1 - inside / sum(similarity[i, j] for i in run for j in layers)
+    return -total
 
 
 def test_published_matrix_gives_the_published_phases():
     for threshold, phases in PUBLISHED["recursive_max_cut"].items():
         assert recursive_max_cut(PUBLISHED["distance"], float(threshold)) == phases
         assert find_phases(PUBLISHED["distance"], len(phases)) == phases
+
+
+@pytest.mark.parametrize(
+    ("method", "objective"), [("maxcut", cut_weight), ("ncut", minus_normalised_cut)]
+)
+@pytest.mark.parametrize("min_length", [1, 2, 3])
+def test_the_dynamic_programme_equals_brute_force(method, objective, min_length):
+    for seed, (layers, k) in enumerate([(9, 1), (6, 2), (9, 3), (10, 3), (3, 1)]):
+        distance = random_matrix(layers, seed)
+        best = max(partitions(layers, k, min_length), key=lambda runs: objective(distance, runs))
+        found = find_phases(distance, k, method, min_length=min_length)
+        assert found == [len(run) for run in best]
+
+
+def test_the_exact_methods_on_the_published_matrix():
+    distance = PUBLISHED["distance"]
+    for phases in PUBLISHED["recursive_max_cut"].values():
+        assert find_phases(distance, len(phases), "ncut") == phases
+    maxcut = {2: [7, 5], 3: [5, 4, 3], 4: [4, 3, 3, 2]}  # not what the recursion finds for k = 3
+    assert {k: find_phases(distance, k, "maxcut") for k in maxcut} == maxcut
+    # alone, the outlying last layer makes a phase
+    assert find_phases(distance, 3, "ncut", min_length=1) == [7, 4, 1]
+    # where two layers a phase do not fit, one is enough
+    assert find_phases(distance, 12, "ncut") == find_phases(distance, 12, "maxcut") == [1] * 12
+
+
+def test_random_phases_are_uniform_over_all_partitions():
+    distance = random_matrix(6, 0)
+    draws = [tuple(find_phases(distance, 3, "random", seed=seed)) for seed in range(2000)]
+    counts = collections.Counter(draws)
+    assert set(counts) == {tuple(map(len, runs)) for runs in partitions(6, 3)}
+    assert len(counts) == 10
+    # 200 expected each; chi-squared with 9 degrees of freedom is below 27.9 in 99.9 % of cases
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 27.9
+    assert find_phases(distance, 3, "random", seed=5) == list(draws[5])
+    longer = {
+        tuple(find_phases(distance, 2, "random", seed=s, min_length=2)) for s in range(50)
+    }  # fmt: skip
+    assert longer == {(2, 4), (3, 3), (4, 2)}
+    assert find_phases(distance, 1, "random") == [6]
+    assert find_phases(distance, 6, "random") == [1] * 6
+
+
+def test_uniform_phases_put_the_longer_ones_first():
+    distance = random_matrix(12, 0)
+    assert find_phases(distance, 4, "uniform") == [3, 3, 3, 3]
+    assert find_phases(distance, 5, "uniform") == [3, 3, 2, 2, 2]
+
+
+def test_quality_by_hand():
+    # layers 1 and 2 are 1 apart, 3 is 2 and 5 away from them
+    distance = np.array([[0.0, 1, 2], [1, 0, 5], [2, 5, 0]])
+    quality = partition_quality(distance, [2, 1])
+    assert quality == {"cut_share": 7 / 8, "within": 1.0, "between": 3.5, "contrast": 2.5}
+    one = partition_quality(distance, [3])
+    assert one == {"cut_share": 0.0, "within": 8 / 3, "between": None, "contrast": None}
+    alone = partition_quality(distance, [1, 1, 1])
+    assert alone == {"cut_share": 1.0, "within": None, "between": 8 / 3, "contrast": None}
+    with pytest.raises(ValueError, match=r"sum to 3; got \[2, 2\]"):
+        partition_quality(distance, [2, 2])
 
 
 def test_max_cut_equals_brute_force():
@@ -57,12 +155,24 @@ def test_bad_input_is_refused_in_words():
         find_phases(distance, 13)
     with pytest.raises(ValueError, match="k=9 is too large"):
         find_phases(distance, 9)
-    with pytest.raises(ValueError, match="method must be 'recursive'; got 'kmeans'"):
+    with pytest.raises(ValueError, match="ncut, random, uniform; got 'kmeans'"):
         find_phases(distance, 2, method="kmeans")
     with pytest.raises(ValueError, match=r"square; got the shape \(2, 3\)"):
         find_phases(np.zeros((2, 3)), 1)
     with pytest.raises(ValueError, match="NaN"):
         find_phases(distance * np.nan, 2)
+    with pytest.raises(ValueError, match="is symmetric"):
+        find_phases(np.triu(distance), 2)
+    with pytest.raises(ValueError, match="min_length must be between 1 and 4, .* 12 layers; got 5"):
+        find_phases(distance, 3, "maxcut", min_length=5)
+    for method in ("recursive", "uniform"):
+        with pytest.raises(ValueError, match=f"{method} takes none, got 2"):
+            find_phases(distance, 3, method, min_length=2)
+    with pytest.raises(ValueError, match="at most 26 layers at once, got 30. Take .* maxcut or"):
+        find_phases(random_matrix(30, 0), 2)
+    assert sum(find_phases(random_matrix(30, 0), 2, "maxcut")) == 30
+    with pytest.raises(ValueError, match="layer 1 has the mean distance 1.33 .* method maxcut"):
+        find_phases(2 - 2 * np.eye(3), 2, "ncut")
     with pytest.raises(ValueError, match="at least one trajectory"):
         layer_distance([], TokenLayout(1, 0))
 
@@ -72,3 +182,103 @@ def test_groups_that_are_not_runs_are_refused():
     distance = (side[:, None] != side[None]).astype(float)
     with pytest.raises(ValueError, match=r"layers \[1, 3, 5\] into one group"):
         find_phases(distance, 2)
+
+
+def run(*command):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("program", [["training/find_phases.py"], ["-m", "training.find_phases"]])
+def test_the_program_prints_the_published_phases(program, tmp_path):
+    done = run(
+        *program, "--distance", FIXTURE, "--thresholds", "0.20", "0.10", "0.09",
+        "--output_dir", tmp_path / "phases",
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "k=2: phases [7, 5] (threshold 0.2)",
+        "k=3: phases [7, 3, 2] (threshold 0.1)",
+        "k=4: phases [4, 3, 3, 2] (threshold 0.09)",
+    ]
+    written = json.loads((tmp_path / "phases" / "phases.json").read_text())
+    assert written["phases"] == {"2": [7, 5], "3": [7, 3, 2], "4": [4, 3, 3, 2]}
+    assert (written["method"], written["source"]) == ("recursive", {"distance": str(FIXTURE)})
+    assert (tmp_path / "phases" / "layer_distance.png").stat().st_size > 500
+    # what it writes it reads
+    np.testing.assert_array_equal(
+        load_distance(tmp_path / "phases" / "phases.json"), PUBLISHED["distance"]
+    )
+
+
+def test_the_program_measures_any_vision_model(tmp_path):
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    from raptor_hf.data import make_processor
+
+    torch.manual_seed(0)
+    model = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=24, num_hidden_layers=5, num_attention_heads=3, intermediate_size=32,
+            image_size=16, patch_size=8,
+        )
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "siglip")
+    command = ["training/find_phases.py", "--teacher", tmp_path / "siglip", "--method", "maxcut"]
+    command += ["--dataset", "digits", "--num_images", "40", "--batch_size", "16", "--k", "2"]
+    bare = run(*command, "--output_dir", tmp_path / "none")
+    assert "must bring its image processor (preprocessor_config.json)" in bare.stderr
+    make_processor(16).save_pretrained(tmp_path / "siglip")
+    done = run(*command, "--output_dir", tmp_path / "phases")
+    written = json.loads((tmp_path / "phases" / "phases.json").read_text())
+    assert done.stdout == f"k=2: phases {written['phases']['2']}\n"
+    assert "40/40" in done.stderr  # the progress bar
+    assert written["num_images"] == 40
+    assert written["source"]["teacher"]["weights_sha256"]
+    assert sum(written["phases"]["2"]) == len(written["distance"]) == 5
+    assert "finished already" in run(*command, "--output_dir", tmp_path / "phases").stdout
+
+
+def test_the_program_takes_one_source_and_one_way_to_cut(tmp_path):
+    program = ["training/find_phases.py", "--output_dir", tmp_path / "phases"]
+    for flags, message in {
+        (): "Give one of --activations, --teacher and --distance; got []",
+        ("--teacher", "a", "--distance", "b"): "got ['teacher', 'distance']",
+        ("--distance", FIXTURE, "--thresholds", "0.1", "--k", "3"): "leave --k away",
+    }.items():
+        done = run(*program, *flags)
+        assert done.returncode != 0
+        assert message in done.stderr
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="under the key 'distance'"):
+        load_distance(tmp_path / "other.json")
+
+
+def test_the_comparison_of_all_methods(tmp_path):
+    done = run(
+        "evaluation/compare_phases.py", "--distance", FIXTURE, "--k", "3",
+        "--random_draws", "4", "--output_dir", tmp_path,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| method | k | phases | share cut | within | between | contrast |"
+    assert lines[2] == "| recursive | 3 | [7, 3, 2] | 0.830 | 0.230 | 0.686 | 0.455 |"
+    assert lines[3].startswith("| maxcut | 3 | [5, 4, 3] | 0.855 |")
+    assert lines[4] == lines[2].replace("recursive", "ncut")
+    assert lines[6].startswith("| uniform | 3 | [4, 4, 4] |")
+    rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    draws = next(row for row in rows if row["method"] == "random")
+    expected = [find_phases(PUBLISHED["distance"], 3, "random", seed=seed) for seed in range(4)]
+    assert draws["phases"] == expected
+    share = np.array(draws["cut_share"])
+    assert f"4 draws | {share.mean():.3f} ± {share.std(ddof=1):.3f} |" in lines[5]
+    assert (tmp_path / "partitions.png").stat().st_size > 500
+
+
+def test_the_comparison_says_which_method_is_refused(tmp_path):
+    (tmp_path / "flat.json").write_text(json.dumps({"distance": random_matrix(30, 0).tolist()}))
+    done = run(
+        "evaluation/compare_phases.py", "--distance", tmp_path / "flat.json", "--k", "2",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in done.stdout
+    assert "| maxcut | 2 | [" in done.stdout

@@ -90,3 +90,15 @@ def test_digest_follows_the_content(tmp_path):
     assert folder_digest(tmp_path) == first
     (tmp_path / "manifest.json").write_text("2")
     assert folder_digest(tmp_path) != first
+
+
+def test_an_unknown_recipe_key_is_named_with_the_nearest_one(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rates: 1.0e-3\n")
+    command = ["train.py", str(recipe), "--teacher", "t", "--output_dir", "o"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(ValueError, match="no argument 'learning_rates'.* is 'learning_rate'"):
+        parse_arguments(Arguments)
+    recipe.write_text("- steps\n")
+    with pytest.raises(ValueError, match=r"lines like `steps: 100`; got \['steps'\]"):
+        parse_arguments(Arguments)

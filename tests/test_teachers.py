@@ -1,9 +1,176 @@
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    ResNetConfig,
+    SiglipConfig,
+    SiglipModel,
+    SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTModel,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import RaptorModel
-from raptor_hf.teachers import hub_commit, load_backbone, teacher_identity, trajectory
+from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
+from raptor_hf.phases import find_phases, layer_distance
+from raptor_hf.teachers import (
+    hub_commit,
+    infer_token_layout,
+    load_backbone,
+    load_vision_model,
+    teacher_identity,
+    trajectory,
+)
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 4}
+TEXT = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32,
+    "vocab_size": 20, "max_position_embeddings": 8,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+# model type: (the list of its layers, its final norm over all tokens, cls tokens, registers)
+FAMILIES = {
+    "dinov2": ("encoder.layer", "layernorm", 1, 0),
+    "dinov2_with_registers": ("encoder.layer", "layernorm", 1, 2),
+    "vit": ("layers", "layernorm", 1, 0),
+    "deit": ("layers", "layernorm", 1, 1),
+    "clip_vision_model": ("encoder.layers", None, 1, 0),  # normed is the pooled cls alone
+    "siglip_vision_model": ("encoder.layers", "post_layernorm", 0, 0),
+    "dinov3_vit": ("model.layer", "norm", 1, 2),
+    "beit": ("layers", None, 1, 0),  # normed is the mean over the patches alone
+    "ijepa": ("layers", "layernorm", 0, 0),
+}
+
+
+def vision_model(model_type, **changes):
+    """A tiny random model of a family, with norms that are not the identity."""
+    config = CONFIG_MAPPING[model_type](**SIZES, image_size=16)
+    if model_type not in ("dinov2", "dinov2_with_registers"):
+        config.intermediate_size = 32
+    if FAMILIES.get(model_type, ())[3:] == (2,):
+        config.num_register_tokens = 2
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight += 0.3 * torch.randn_like(weight)
+    return model
+
+
+@pytest.mark.parametrize("tie", [None, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_its_trajectory_layout_and_phases(family, tie):
+    layers, norm, num_cls, num_registers = FAMILIES[family]
+    # of teachers of Raptors trajectory() trusts transformers' default, which the first case checks
+    changes = {} if tie is None or family in TEACHER_FAMILIES else {"tie_last_hidden_states": tie}
+    model = vision_model(family, **changes)
+    pixel_values = torch.randn(3, 3, 16, 16)
+    outputs = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _module, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in model.get_submodule(layers)
+    ]
+    plain = model(pixel_values, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    states = trajectory(model, pixel_values)
+    assert states.shape == (3, 5, 16 + num_cls + num_registers, 24)
+    assert torch.equal(states[:, 0], plain.hidden_states[0])
+    assert torch.equal(states[:, 1:], torch.stack(outputs, dim=1))
+    if norm:  # the last state is not normed yet
+        torch.testing.assert_close(
+            model.get_submodule(norm)(states[:, -1]), plain.last_hidden_state
+        )
+        assert not torch.allclose(states[:, -1], plain.last_hidden_state)
+    layout = infer_token_layout(model.config, num_tokens=states.shape[2], height=16, width=16)
+    assert layout == TokenLayout(num_cls, num_registers)
+    if "dinov2" in family:
+        assert layout == token_layout(model.config)
+    distance = layer_distance([states], layout)
+    for method in ("recursive", "maxcut", "ncut"):
+        assert sum(find_phases(distance, 2, method)) == 4
+
+
+def test_a_last_state_that_transformers_ties_to_the_norm_is_untied():
+    model = vision_model("beit", use_mean_pooling=False, tie_last_hidden_states=True)
+    output = model(pixel_values := torch.randn(2, 3, 16, 16), output_hidden_states=True)
+    assert output.hidden_states[-1] is output.last_hidden_state
+    hooks = len(model.layers[-1]._forward_hooks)  # transformers leaves its own there
+    last = trajectory(model, pixel_values)[:, -1]
+    torch.testing.assert_close(model.layernorm(last), output.last_hidden_state)
+    assert len(model.layers[-1]._forward_hooks) == hooks
+
+
+def test_layouts_by_hand():
+    wide = Dinov2Config(patch_size=14)
+    assert infer_token_layout(wide, num_tokens=1 + 3 * 5, height=42, width=75) == TokenLayout(1, 0)
+    oblong = ViTConfig(patch_size=(8, 4))
+    assert infer_token_layout(oblong, num_tokens=8 + 5, height=16, width=16) == TokenLayout(1, 4)
+    with pytest.raises(ValueError, match=r"has 4 patches of 8×8, .* 'vit' has 3: it merges"):
+        infer_token_layout(ViTConfig(patch_size=8), num_tokens=3, height=16, width=16)
+    with pytest.raises(ValueError, match="this 'resnet' has none"):
+        infer_token_layout(ResNetConfig(), num_tokens=3, height=16, width=16)
+
+
+def test_models_without_a_trajectory_are_refused():
+    pixel_values = torch.randn(1, 3, 16, 16)
+    swin = AutoModel.from_config(
+        SwinConfig(
+            image_size=16, patch_size=2, embed_dim=12, depths=[1, 1], num_heads=[2, 2],
+            window_size=2,
+        )
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"SwinModel has \(64, 12\), \(16, 24\) over its depth"):
+        trajectory(swin, pixel_values)
+    model = vision_model("vit")
+    forward = model.forward
+    model.forward = lambda x, output_hidden_states: forward(x)
+    with pytest.raises(ValueError, match="ViTModel returns no hidden_states"):
+        trajectory(model, pixel_values)
+    mae = AutoModel.from_config(ViTMAEConfig(**SIZES, image_size=16, intermediate_size=32))
+    num_tokens = trajectory(mae, pixel_values).shape[2]  # a quarter of the patches
+    with pytest.raises(ValueError, match="16 patches .* 'vit_mae' has 5: .* mask_ratio to 0"):
+        infer_token_layout(mae.config, num_tokens=num_tokens, height=16, width=16)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "model_class"), [(CLIPConfig, CLIPModel), (SiglipConfig, SiglipModel)]
+)
+def test_of_images_and_text_the_vision_tower_is_taken(config_class, model_class, tmp_path):
+    vision = {**SIZES, "intermediate_size": 32, "image_size": 16}
+    model = model_class(config_class(text_config=TEXT, vision_config=vision)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_vision_model(str(tmp_path))
+    assert not loaded.training
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    pixel_values = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.vision_model(pixel_values, output_hidden_states=True).hidden_states
+    assert torch.equal(trajectory(loaded, pixel_values), torch.stack(expected, dim=1))
+    with pytest.raises(ValueError, match="got a model of type '(clip|siglip)'"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_classifier_gives_the_same_backbone_every_time(tmp_path):
+    config = ViTConfig(**SIZES, image_size=16, intermediate_size=32)
+    classifier = ViTForImageClassification(config).eval()
+    classifier.save_pretrained(tmp_path)  # without a pooler
+    first, second = (load_vision_model(str(tmp_path)) for _ in range(2))
+    assert teacher_identity(first) == teacher_identity(second)
+    pixel_values = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(
+        first(pixel_values).last_hidden_state, classifier.vit(pixel_values).last_hidden_state
+    )
 
 
 def test_a_backbone_is_frozen_and_gives_its_trajectory(teacher, pixel_values, tmp_path):

@@ -9,62 +9,85 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from accelerate import PartialState
 from transformers import set_seed
 
 from raptor_hf.activations import load_activations
-from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.configuration_raptor import phase_spans, token_layout
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
-from raptor_hf.losses import Distillation, raptor_from_blocks
+from raptor_hf.losses import (
+    ObjectiveArguments,
+    TrajectoryMatching,
+    matching_loss,
+    parse_token_weights,
+)
 from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.plan import print_training_plan
 from raptor_hf.runs import finish_run, folder_digest, parse_arguments, read_json, start_run
+from raptor_hf.spans import BlockArguments, Chain, Span, raptor_from_blocks
 from raptor_hf.teachers import load_backbone, load_processor
+from raptor_hf.validation import ValidationArguments, make_validation
 
 
-@dataclass
-class Arguments(LoopArguments):
-    """Which blocks to chain in which phases, and the loop's arguments."""
+@dataclass(kw_only=True)
+class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments):
+    """Which blocks to chain in which phases; objective, loop and validation."""
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     activations: str = field(metadata={"help": "its activation dataset"})
-    blocks: str | None = field(default=None, metadata={"help": "folder of pretrain_blocks.py"})
-    init: str = field(default="teacher", metadata={"help": "without --blocks: teacher or random"})
+    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = "autoregressive"
+    token_weights: str = field(
+        default="0.45,0.10,0.45", metadata={"help": "of cls,registers,patches, or none: plain mean"}
+    )
+    blocks: str | None = field(
+        default=None,
+        metadata={"help": "folder of pretrain_blocks.py; without it blocks are new (init, ffn, …)"},
+    )
     phases: list[int] = field(default_factory=list, metadata={"help": "layers of each phase"})
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
     k: int = field(default=3, metadata={"help": "which partition of phases_file"})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
 def main() -> None:
     """Chain, train, save the model with the teacher's image processor."""
     arguments = parse_arguments(Arguments)
-    teacher = load_backbone(arguments.teacher)
-    activations = load_activations(arguments.activations, teacher=teacher)
     phases = arguments.phases
+    if arguments.blocks and arguments.block_options() != BlockArguments().block_options():
+        raise ValueError(
+            f"--blocks {arguments.blocks} are finished blocks: init, ffn and the other options of "
+            "new blocks contradict it. Leave them out, or leave out --blocks."
+        )
     if arguments.phases_file:
         phases = read_json(arguments.phases_file)["phases"][str(arguments.k)]
+    if arguments.dry_run:
+        return print_training_plan(arguments, [phase_spans(phases)])
+    teacher = load_backbone(arguments.teacher)
+    activations = load_activations(arguments.activations, teacher=teacher)
     set_seed(arguments.seed)
     if arguments.blocks:
         model = raptor_from_blocks(teacher, phases, arguments.blocks)
     else:
-        model = RaptorModel.from_teacher(teacher, phases, init=arguments.init)
+        model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
     model.set_attn_implementation(arguments.attn_implementation)
     inputs = {"activations": folder_digest(arguments.activations), "phases": phases}
     if arguments.blocks:
         inputs["blocks"] = folder_digest(arguments.blocks)
     if start_run(arguments, inputs=inputs):
         return
-    groups = token_layout(model.config).groups()
-    module = Distillation(model.blocks, model.config.spans(), groups)
-
-    def compute_loss(module, batch, progress):
-        return module(batch["states"].float()), {}
-
-    description = f"raptor {'-'.join(map(str, phases))}"
-    fit(module, activations, compute_loss, arguments, description=description)
+    spans = [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
+    chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
+    module = TrajectoryMatching(chains, arguments, token_layout(model.config).groups())
+    fit(
+        module, activations, matching_loss, arguments,
+        description=f"raptor {'-'.join(map(str, phases))}",
+        validate=make_validation(arguments, arguments.teacher, teacher, chains),
+        validate_every=arguments.validate_every,
+    )  # fmt: skip
     if PartialState().is_main_process:
         model.cpu().save_pretrained(arguments.output_dir)
         load_processor(arguments.teacher).save_pretrained(arguments.output_dir)

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from raptor_hf.activations import write_activations, write_manifest
 from raptor_hf.data import ImageViews, load_images
+from raptor_hf.plan import print_extraction_plan
 from raptor_hf.runs import finish_run, parse_arguments, start_run
 from raptor_hf.teachers import load_backbone, load_processor, teacher_identity
 
@@ -32,11 +33,16 @@ class Arguments:
     batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
     shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
+    dry_run: bool = field(
+        default=False, metadata={"help": "print what would be read and written; do nothing"}
+    )
 
 
 def main() -> None:
     """Write the shards that are missing, then the manifest."""
     arguments = parse_arguments(Arguments)
+    if arguments.dry_run:
+        return print_extraction_plan(arguments)
     state = PartialState()
     teacher = load_backbone(arguments.teacher, arguments.revision).to(state.device)
     if start_run(arguments, inputs={"teacher": teacher_identity(teacher)["weights_sha256"]}):

@@ -1,55 +1,104 @@
-"""Measure how far apart a teacher's layers are, and cut them into phases.
+"""Measure how far apart a model's layers are, and cut them into phases.
 
-    python training/find_phases.py --activations outputs/digits/activations --k 2 3 4 \
-        --output_dir outputs/digits/phases
+    python training/find_phases.py --k 2 3 4 --output_dir outputs/phases \
+        --teacher google/vit-base-patch16-224 --dataset path/to/images
 
-Writes `phases.json` (the matrix, the phases for every k) and `layer_distance.png`, in seconds.
+or, instead of the second line, `--activations outputs/digits/activations` or
+`--distance tests/fixtures/dinov2_base_layer_distance.json`.
+
+Writes `phases.json` (matrix, phases for every k) and `layer_distance.png`, in seconds; a teacher,
+any vision model of transformers, takes minutes on a GPU for 10,000 images, and nothing else is
+stored. That matrix with `--thresholds 0.20 0.10 0.09` gives [7, 5], [7, 3, 2] and [4, 3, 3, 2].
 """
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
+from transformers import PreTrainedModel
 
+from raptor_hf import runs, teachers
 from raptor_hf.activations import load_activations
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.phases import find_phases, layer_distance
+from raptor_hf.data import ImageViews, load_images
+from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
 from raptor_hf.report import plot_layer_distance
-from raptor_hf.runs import finish_run, folder_digest, parse_arguments, start_run, write_json
+
+OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
 
 @dataclass
 class Arguments:
-    """Which activations to cut, into how many phases."""
+    """Which layers to cut, and how."""
 
-    activations: str = field(metadata={"help": "folder of an activation dataset"})
     output_dir: str = field(metadata={"help": "folder of phases.json and layer_distance.png"})
-    k: list[int] = field(default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of phases"})
-    num_images: int = field(default=10_000, metadata={"help": "trajectories to look at, at most"})
+    activations: str | None = field(default=None, metadata={"help": "activation dataset's folder"})
+    teacher: str | None = field(default=None, metadata={"help": "vision model, to run on images"})
+    distance: str | None = field(default=None, metadata={"help": "JSON file with a matrix"})
+    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
+    dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
+    split: str = "train"
+    num_images: int = field(default=10_000, metadata={"help": "images to look at, at most"})
     batch_size: int = 64
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    k: list[int] = field(default_factory=list, metadata={"help": "numbers of phases (2 3 4)"})
+    thresholds: list[float] = field(default_factory=list, metadata={"help": "instead of --k"})
+    method: str = field(default="recursive", metadata={"help": "recursive, maxcut, ncut …"})
+    seed: int = field(default=0, metadata={"help": "seed of the images and of random phases"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished run"})
 
 
+def measure(arguments: Arguments, model: PreTrainedModel | None) -> tuple[np.ndarray, int | None]:
+    """The layer distances, and over how many images they are a mean (None: the file knows)."""
+    if arguments.distance:
+        return load_distance(arguments.distance), None
+    if model is None:
+        stored = load_activations(arguments.activations)
+        rows = np.arange(min(arguments.num_images, len(stored)))
+        batches = np.array_split(rows, -(-len(rows) // arguments.batch_size))
+        states = (stored.__getitems__(batch)["states"] for batch in batches)
+        layout = TokenLayout(stored.manifest["num_cls"], stored.manifest["num_registers"])
+        return layer_distance(states, layout), len(rows)
+    processor = teachers.load_processor(arguments.teacher, arguments.revision)
+    views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    distance = teachers.measure_layer_distance(model, views, **options)
+    return distance, min(arguments.num_images, len(views))
+
+
+def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
+    """The phases, by their number; printed."""
+    cuts = [(recursive_max_cut(distance, t), f" (threshold {t:g})") for t in arguments.thresholds]
+    for k in [] if cuts else arguments.k or [2, 3, 4]:
+        cuts.append((find_phases(distance, k, arguments.method, seed=arguments.seed), ""))
+    for lengths, note in cuts:
+        print(f"k={len(lengths)}: phases {lengths}{note}")
+    return {str(len(lengths)): lengths for lengths, _ in cuts}
+
+
 def main() -> None:
-    """Stream the trajectories, cut, write, print."""
-    arguments = parse_arguments(Arguments)
-    if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
+    """Measure or read the matrix, cut, write, print."""
+    arguments = runs.parse_arguments(Arguments)
+    given = [name for name in ("activations", "teacher", "distance") if getattr(arguments, name)]
+    if len(given) != 1:
+        raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")
+    if arguments.thresholds and (arguments.k or arguments.method != "recursive"):
+        raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
+    model, source = None, {given[0]: getattr(arguments, given[0])}
+    digest = runs.file_digest if arguments.distance else runs.folder_digest
+    if arguments.teacher:
+        model = teachers.load_vision_model(arguments.teacher, arguments.revision)
+        source = {"teacher": teachers.teacher_identity(model, arguments.revision)}
+        digest = itemgetter("weights_sha256")
+    if runs.start_run(arguments, inputs={name: digest(it) for name, it in source.items()}):
         return
-    activations = load_activations(arguments.activations)
-    layout = TokenLayout(activations.manifest["num_cls"], activations.manifest["num_registers"])
-    rows = np.arange(min(arguments.num_images, len(activations)))
-    batches = np.array_split(rows, -(-len(rows) // arguments.batch_size))
-    distance = layer_distance(
-        (activations.__getitems__(batch)["states"] for batch in batches), layout
-    )
-    phases = {str(k): find_phases(distance, k) for k in arguments.k}
-    for k, lengths in phases.items():
-        print(f"k={k}: phases {lengths}")
+    distance, number = measure(arguments, model)
+    phases = cut(distance, arguments)
     plot_layer_distance(distance, phases, f"{arguments.output_dir}/layer_distance.png")
-    write_json(
-        f"{arguments.output_dir}/phases.json",
-        {"phases": phases, "distance": distance.round(6).tolist(), "num_images": len(rows)},
-    )
-    finish_run(arguments.output_dir)
+    content = {"phases": phases, "method": arguments.method, "source": source}
+    content |= {"distance": distance.round(6).tolist(), "num_images": number}
+    runs.write_json(f"{arguments.output_dir}/phases.json", content)
+    runs.finish_run(arguments.output_dir)
 
 
 if __name__ == "__main__":

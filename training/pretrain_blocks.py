@@ -8,22 +8,30 @@
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from accelerate import PartialState
-from safetensors.torch import save_file
 from transformers import set_seed
 
 from raptor_hf.activations import load_activations
 from raptor_hf.configuration_raptor import phase_spans, token_layout
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
-from raptor_hf.losses import BlockPretraining, make_span, teacher_forcing_weight
+from raptor_hf.losses import (
+    ObjectiveArguments,
+    TrajectoryMatching,
+    matching_loss,
+    parse_token_weights,
+)
+from raptor_hf.plan import print_training_plan
 from raptor_hf.runs import finish_run, folder_digest, parse_arguments, read_json, start_run
+from raptor_hf.spans import BlockArguments, Chain, make_span, parse_span, save_blocks
 from raptor_hf.teachers import load_backbone
+from raptor_hf.validation import ValidationArguments, make_validation
 
 
 @dataclass
-class Arguments(LoopArguments):
-    """Which spans to train from which activations, and the loop's arguments."""
+class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments):
+    """Which spans to train from which activations; blocks, objective, loop and validation."""
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     activations: str = field(metadata={"help": "its activation dataset"})
@@ -36,64 +44,42 @@ class Arguments(LoopArguments):
     k: list[int] = field(
         default_factory=list, metadata={"help": "partitions of phases_file to cover"}
     )
-    init: str = field(default="teacher", metadata={"help": "blocks start from: teacher or random"})
-    ffn: str = field(default="gelu", metadata={"help": "gelu or swiglu"})
-    intermediate_size: int | None = field(
-        default=None, metadata={"help": "hidden width of the FFN"}
+    last_block_weights: str = field(
+        default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
     )
-    depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float = field(
-        default=1e-5, metadata={"help": "initial LayerScale, init=random"}
-    )
-    teacher_forcing: float = field(
-        default=0.25, metadata={"help": "share of the steps it fades over"}
-    )
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
-
-
-def parse_span(text: str) -> tuple[int, int]:
-    """`"0-7"` as (0, 7); a ValueError says what was given."""
-    start, dash, stop = text.partition("-")
-    if not (dash and start.isdigit() and stop.isdigit()):
-        raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
-    return int(start), int(stop)
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
     arguments = parse_arguments(Arguments)
-    teacher = load_backbone(arguments.teacher)
-    activations = load_activations(arguments.activations, teacher=teacher)
     spans = {parse_span(text) for text in arguments.spans}
     for k in arguments.k:
         spans |= set(phase_spans(read_json(arguments.phases_file)["phases"][str(k)]))
+    if not spans:
+        raise ValueError("Which layers? Give --spans 0-7 7-10 …, or --phases_file FILE --k 3.")
+    if arguments.dry_run:
+        return print_training_plan(arguments, [[span] for span in sorted(spans)])
+    teacher = load_backbone(arguments.teacher)
+    activations = load_activations(arguments.activations, teacher=teacher)
     set_seed(arguments.seed)
-    options = {
-        "init": arguments.init,
-        "ffn": arguments.ffn,
-        "intermediate_size": arguments.intermediate_size,
-        "depth_scaling": arguments.depth_scaling,
-        "layerscale_value": arguments.layerscale_value,
-        "attn_implementation": arguments.attn_implementation,
-    }
+    options = {**arguments.block_options(), "attn_implementation": arguments.attn_implementation}
     blocks = [make_span(teacher, start, stop, **options) for start, stop in sorted(spans)]
     if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
         return
+    weights = parse_token_weights(arguments.token_weights)
+    last = parse_token_weights(arguments.last_block_weights)
     num_layers = teacher.config.num_hidden_layers
-    module = BlockPretraining(blocks, token_layout(teacher.config).groups(), num_layers)
-
-    def compute_loss(module, batch, progress):
-        forcing = teacher_forcing_weight(progress, arguments.teacher_forcing)
-        losses = module(batch["states"].float(), forcing)
-        return sum(losses.values()), losses
-
-    module = fit(
-        module, activations, compute_loss, arguments,
+    chains = [Chain([span], last if span.stop == num_layers else weights) for span in blocks]
+    module = TrajectoryMatching(chains, arguments, token_layout(teacher.config).groups())
+    fit(
+        module, activations, matching_loss, arguments,
         clip_apart=list(module.blocks.values()), description="blocks",
+        validate=make_validation(arguments, arguments.teacher, teacher, chains),
+        validate_every=arguments.validate_every,
     )  # fmt: skip
     if PartialState().is_main_process:
-        save_file(module.blocks.state_dict(), f"{arguments.output_dir}/blocks.safetensors")
-        blocks[0].block.attention.config.save_pretrained(arguments.output_dir)  # the architecture
+        save_blocks(blocks, arguments.output_dir)
         finish_run(arguments.output_dir)
         remove_checkpoints(arguments.output_dir)
 

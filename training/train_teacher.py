@@ -16,6 +16,7 @@ from transformers import (
 
 from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
+from raptor_hf.plan import print_teacher_plan
 from raptor_hf.runs import finish_run, parse_arguments, start_run
 
 
@@ -36,30 +37,31 @@ class Arguments(LoopArguments):
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
 
 
+def make_config(arguments: Arguments) -> Dinov2WithRegistersConfig:
+    """The teacher's architecture."""
+    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_register_tokens", "layerscale_value", "drop_path_rate")
+    return Dinov2WithRegistersConfig(**{name: getattr(arguments, name) for name in names})
+
+
 def main() -> None:
     """Train the teacher and save it with its image processor."""
     arguments = parse_arguments(Arguments)
+    config = make_config(arguments)
+    if arguments.dry_run:
+        with torch.device("meta"):
+            model = Dinov2WithRegistersForImageClassification(config)
+        return print_teacher_plan(arguments, model.num_parameters())
     if start_run(arguments):
         return
     set_seed(arguments.seed)
     images = load_images(arguments.dataset, "train")
-    names = images.features["label"].names
+    config.id2label = dict(enumerate(images.features["label"].names))
+    config.label2id = {name: label for label, name in config.id2label.items()}
     processor = make_processor(arguments.image_size)
     # every epoch sees each image in a view of its own
     views = -(-arguments.steps * arguments.batch_size // len(images)) + 1
     dataset = ImageViews(images, processor, views=views, seed=arguments.seed, plain_first=False)
-    config = Dinov2WithRegistersConfig(
-        image_size=arguments.image_size,
-        patch_size=arguments.patch_size,
-        hidden_size=arguments.hidden_size,
-        num_hidden_layers=arguments.num_hidden_layers,
-        num_attention_heads=arguments.num_attention_heads,
-        num_register_tokens=arguments.num_register_tokens,
-        layerscale_value=arguments.layerscale_value,
-        drop_path_rate=arguments.drop_path_rate,
-        id2label=dict(enumerate(names)),
-        label2id={name: label for label, name in enumerate(names)},
-    )
 
     def compute_loss(model, batch, progress):
         logits = model(batch["pixel_values"]).logits

@@ -1,0 +1,91 @@
+"""Linear heads on [cls, mean of patches]: published by DINOv2, or of saved classifiers."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from .modeling_raptor import RaptorForImageClassification, RaptorModel
+
+
+def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear, list[str] | None]:
+    """A linear classifier on the features of `pool_tokens`, and the names of its classes.
+
+    DINOv2's own heads and the classifiers of transformers' Dinov2 models put the features in the
+    same order, cls before the mean of the patches, and leave registers out.
+
+    Args:
+        source: DINOv2's `dinov2_vit*_linear_head.pth` or a `.safetensors` file, with `weight`
+            (classes, 2·D) and `bias` (classes,), or a folder or Hub id of an image classifier of
+            transformers (DINOv2 or Raptor).
+        hidden_size: D of the backbone that the head is for.
+
+    Returns:
+        The head in float32, and its class names where the source has them.
+
+    Raises:
+        ValueError: a source that is no such head, or a head for another width.
+        OSError: no such file, folder or model.
+    """
+    names = None
+    if Path(source).is_file():
+        weights = read_head_file(Path(source))
+    else:
+        weights, names = read_classifier(str(source))
+    weight, bias = weights["weight"], weights["bias"]
+    if weight.ndim != 2 or weight.shape[1] != 2 * hidden_size or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{source}: expected a head with weight (classes, {2 * hidden_size}) and bias "
+            f"(classes,) for a backbone of {hidden_size} channels; got {tuple(weight.shape)} and "
+            f"{tuple(bias.shape)}. Use the head of this backbone's size."
+        )
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+    return head.requires_grad_(False), names
+
+
+def read_head_file(path: Path) -> dict[str, torch.Tensor]:
+    """`weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
+    if path.suffix == ".safetensors":
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
+        found = sorted(weights)[:5] if isinstance(weights, dict) else type(weights).__name__
+        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {found}.")
+    return weights
+
+
+def read_classifier(name_or_path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights and class names of the linear classifier of a saved model."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    model, loaded = AutoModelForImageClassification.from_pretrained(
+        name_or_path, dtype=torch.float32, output_loading_info=True
+    )
+    if not isinstance(getattr(model, "classifier", None), nn.Linear) or loaded["missing_keys"]:
+        raise ValueError(
+            f"{name_or_path} has no trained linear classifier (missing: "
+            f"{sorted(loaded['missing_keys'])[:3]}). Give the folder of an image classifier, or a "
+            "head file."
+        )
+    return model.classifier.state_dict(), [config.id2label[i] for i in range(config.num_labels)]
+
+
+def build_classifier(
+    backbone: RaptorModel, head: nn.Linear, class_names: list[str] | None = None
+) -> RaptorForImageClassification:
+    """A Raptor and a linear head as one model for `AutoModelForImageClassification`.
+
+    Args:
+        class_names: default `LABEL_0`, `LABEL_1`, … as in transformers.
+    """
+    names = class_names or [f"LABEL_{label}" for label in range(head.out_features)]
+    config = type(backbone.config).from_dict(backbone.config.to_dict())
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: label for label, name in enumerate(names)}
+    classifier = RaptorForImageClassification(config)
+    classifier.raptor.load_state_dict(backbone.state_dict())
+    classifier.classifier.load_state_dict(head.state_dict())
+    return classifier.eval()

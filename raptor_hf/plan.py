@@ -1,0 +1,234 @@
+"""Dry runs: what a program would read, train and write, with sizes, from configurations alone.
+
+No weights are loaded and nothing is written. Compute is counted (2 FLOP a multiply-add, matrix
+products only); hours are that count divided by an assumed rate, which the plan states.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, PreTrainedConfig
+
+from .configuration_raptor import RaptorConfig, token_layout
+from .losses import ObjectiveArguments
+from .modeling_raptor import RaptorBlock
+from .runs import read_json
+from .teachers import load_processor
+
+ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
+ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
+
+
+class TeacherFacts(NamedTuple):
+    """What a plan needs to know of a teacher."""
+
+    config: PreTrainedConfig
+    height: int
+    width: int
+    num_tokens: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state of one image in float16."""
+        return 2 * self.num_tokens * self.config.hidden_size
+
+
+def teacher_facts(name_or_path: str, revision: str | None = None) -> TeacherFacts:
+    """Configuration and token count of a teacher, for the images that its processor makes.
+
+    Raises:
+        OSError: no such model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    processor = load_processor(name_or_path, revision)
+    pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    height, width = pixel_values.shape[-2:]
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    tokens = token_layout(config).num_prefix_tokens + patches
+    return TeacherFacts(config, height, width, tokens)
+
+
+def application_flops(config: RaptorConfig, num_tokens: int) -> int:
+    """FLOP of one application of a block to one image, forward only."""
+    size = config.hidden_size
+    linear = 4 * size * size + (3 if config.ffn == "swiglu" else 2) * size * config.ffn_size
+    return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * size
+
+
+def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
+    """How often a step goes through a chain on average: with forcing and without may be both."""
+    half = [objective.forcing(step / steps) for step in range(steps)]
+    return sum((forcing > 0) + (forcing < 1) for forcing in half) / max(1, steps)
+
+
+def cost(flop: float) -> str:
+    """A number of FLOP, and how long it takes at the assumed rates."""
+    times = []
+    for dtype, rate in ASSUMED_TFLOPS.items():
+        seconds = flop / (rate * 1e12)
+        time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.2g} s"
+        times.append(f"{time} at {rate} TFLOP/s ({dtype})")
+    return f"{flop:.3g} FLOP: {', '.join(times)}, if one GPU sustains that"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in a readable unit: `5.21 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
+    """A teacher in one line."""
+    config = facts.config
+    return (
+        f"{name_or_path}: {config.model_type}, {config.num_hidden_layers} layers × "
+        f"{config.hidden_size} channels, {facts.num_tokens} tokens at {facts.height}×{facts.width}"
+    )
+
+
+def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
+    """A folder and what its files take, or that it is missing."""
+    path = Path(path)
+    if not path.is_dir():
+        return f"{path}: {absent}"
+    files = [file for file in path.rglob("*") if file.is_file()]
+    return f"{path}: {len(files):,} files, {size(sum(file.stat().st_size for file in files))}"
+
+
+def count_images(dataset: str, split: str) -> int | None:
+    """Images of a split of a local dataset; None for a Hub dataset or a folder that is missing."""
+    if dataset == "digits":
+        return {"train": 1437, "test": 360}.get(split)
+    folder = Path(dataset) / split
+    if not folder.is_dir():
+        return None
+    return sum(
+        len([name for name in names if not name.startswith(".")]) for _, _, names in os.walk(folder)
+    )
+
+
+def describe_images(dataset: str, split: str) -> str:
+    """A dataset's split and its number of images, as far as they can be told offline."""
+    number = count_images(dataset, split)
+    if number is None:
+        known = "no such folder; taken for a Hub dataset, which a dry run does not download"
+        return f"{dataset} ({split}): {known}"
+    return f"{dataset} ({split}): {number:,} images"
+
+
+def print_plan(title: str, lines: list[tuple[str, str]]) -> None:
+    """Print a plan, one topic a line."""
+    print(f"{title}\nA dry run: nothing is trained, nothing is written.")
+    for topic, text in lines:
+        print(f"  {topic:<12} {text}")
+
+
+def print_extraction_plan(arguments) -> None:
+    """What `extract_activations.py` would do."""
+    facts = teacher_facts(arguments.teacher, arguments.revision)
+    layers = facts.config.num_hidden_layers
+    row_bytes = (layers + 1) * facts.state_bytes
+    images = count_images(arguments.dataset, arguments.split)
+    existing = Path(arguments.output_dir).resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = size(shutil.disk_usage(existing).free)
+    width = getattr(facts.config, "mlp_ratio", 4) * facts.config.hidden_size
+    # a teacher's layer costs what a block with its FFN does
+    layer = RaptorConfig(teacher_config=facts.config, phases=[layers], intermediate_size=width)
+    flop = layers * application_flops(layer, facts.num_tokens)
+    lines = [
+        ("teacher", describe_teacher(arguments.teacher, facts)),
+        ("reads", describe_images(arguments.dataset, arguments.split)),
+        ("an image", f"{size(row_bytes)} ({layers + 1} states, float16), {flop:.3g} FLOP"),
+    ]
+    if images is None:
+        lines.append(("1M images", f"{size(1e6 * row_bytes)}; {cost(1e6 * flop)}"))
+    else:
+        rows = images * arguments.views
+        lines.append(("compute", f"{rows:,} trajectories; {cost(rows * flop)}"))
+        lines.append(("writes", f"{arguments.output_dir}: {size(rows * row_bytes)}"))
+    lines.append(("free disk", f"{free} in {existing}"))
+    print_plan("Extract activations", lines)
+
+
+def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
+    """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
+    facts = teacher_facts(arguments.teacher)
+    depth = facts.config.num_hidden_layers
+    options = arguments.block_options()
+    blocks = getattr(arguments, "blocks", None)
+    if blocks and (Path(blocks) / "config.json").exists():
+        saved = RaptorConfig.from_pretrained(blocks)
+        options |= {name: getattr(saved, name) for name in ("ffn", "intermediate_size")}
+    options = {name: options[name] for name in ("ffn", "intermediate_size", "depth_scaling")}
+    config = RaptorConfig(teacher_config=facts.config, phases=[depth], **options)
+    with torch.device("meta"):
+        block_parameters = sum(weight.numel() for weight in RaptorBlock(config).parameters())
+    spans = [span for chain in chains for span in chain]
+    for start, stop in spans:
+        if not 0 <= start < stop <= depth:
+            raise ValueError(f"A span needs 0 ≤ start < stop ≤ {depth}; got {start}-{stop}.")
+    parameters = len(spans) * block_parameters
+    applications = sum(stop - start for start, stop in spans)
+    passes = rollouts_per_step(arguments, arguments.steps)
+    images = arguments.steps * arguments.batch_size
+    flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
+    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+    manifest = Path(arguments.activations) / "manifest.json"
+    activations = describe_folder(arguments.activations)
+    if manifest.exists():
+        made = read_json(manifest)
+        rows = made["num_images"] * made["views"]
+        activations += f", {rows:,} trajectories: {images / rows:.3g} epochs"
+    lines = [
+        ("teacher", describe_teacher(arguments.teacher, facts)),
+        ("reads", activations),
+        ("", f"{size(images * (last - first + 1) * facts.state_bytes)} over the run"),
+    ]
+    if blocks:
+        lines.append(("", describe_folder(blocks, absent="not there yet, taken for default ones")))
+    lines += [
+        ("trains", f"{len(spans)} blocks, {config.ffn} of {config.ffn_size}, "
+                   f"{parameters / 1e6:.3g} M parameters: layers "
+                   + ", ".join("-".join(map(str, span)) for span in spans)),
+        ("", f"{arguments.steps:,} steps of {arguments.batch_size} = {images:,} images, "
+             f"seed {arguments.seed}, {arguments.objective}, {arguments.loss}"),
+        ("compute", f"{passes:.3g} × {applications} applications a step; {cost(flop)}"),
+        ("writes", f"{arguments.output_dir}: weights {size(4 * parameters)}, while it trains "
+                   f"checkpoints of {size(ADAMW_BYTES * parameters)}"),
+    ]  # fmt: skip
+    print_plan("Train blocks" if len(chains) > 1 or not blocks else "Distil a Raptor", lines)
+
+
+def print_probe_plan(arguments, folders: dict[str, str]) -> None:
+    """What `evaluation/probe.py` would do."""
+    train, test = arguments.train_split, arguments.test_split
+    lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
+             for name, folder in folders.items()]  # fmt: skip
+    lines += [
+        ("reads", describe_images(arguments.dataset, train)),
+        ("", describe_images(arguments.dataset, test)),
+        ("trains", f"a linear probe a model: {arguments.steps:,} steps of {arguments.batch_size}"),
+        ("writes", f"{arguments.output_dir}/results: a JSON file per model and task"),
+    ]
+    print_plan("Probe frozen backbones", lines)
+
+
+def print_teacher_plan(arguments, num_parameters: int) -> None:
+    """What `train_teacher.py` would do."""
+    images = arguments.steps * arguments.batch_size
+    lines = [
+        ("reads", describe_images(arguments.dataset, "train")),
+        ("trains", f"{num_parameters:,} parameters, {arguments.num_hidden_layers} layers"),
+        ("", f"{arguments.steps:,} steps of {arguments.batch_size} = {images:,} images"),
+        ("writes", f"{arguments.output_dir}: {size(4 * num_parameters)}"),
+    ]
+    print_plan("Train a teacher", lines)

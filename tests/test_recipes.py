@@ -1,0 +1,174 @@
+"""Every recipe and every cluster script, as far as a dry run goes."""
+
+import importlib
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import constants
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from raptor_hf.configuration_raptor import RaptorConfig
+from raptor_hf.data import make_processor
+from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.plan import application_flops
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
+BASE = "facebook/dinov2-with-registers-base"
+
+
+@pytest.fixture(scope="module")
+def dinov2_base():
+    """The configuration of the published teacher, in the cache as if it had been downloaded."""
+    repo = Path(constants.HF_HUB_CACHE) / f"models--{BASE.replace('/', '--')}"
+    commit = "0" * 40
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    snapshot = repo / "snapshots" / commit
+    config = Dinov2WithRegistersConfig(image_size=518, patch_size=14)
+    config.architectures = ["Dinov2WithRegistersModel"]
+    config.save_pretrained(snapshot)
+    make_processor(224).save_pretrained(snapshot)
+    return BASE
+
+
+@pytest.fixture(scope="module")
+def digits_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    config = Dinov2WithRegistersConfig(
+        image_size=16, patch_size=4, hidden_size=64, num_hidden_layers=12, num_attention_heads=4
+    )
+    Dinov2WithRegistersModel(config).save_pretrained(folder)
+    make_processor(16).save_pretrained(folder)
+    return folder
+
+
+def program_of(recipe):
+    """The program that the command in a recipe's head runs."""
+    head = recipe.read_text().split("\n\n")[0]
+    assert f"training/recipes/{recipe.name}" in head, "the head shows the command of this recipe"
+    folder, name = re.search(r"(training|evaluation)/(\w+)\.py", head).groups()
+    return importlib.import_module(f"{folder}.{name}")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
+    recipe, dinov2_base, digits_teacher, tmp_path, monkeypatch, capsys
+):
+    program = program_of(recipe)
+    given = yaml.safe_load(recipe.read_text())
+    missing = {"teacher": digits_teacher, "activations": "activations", "output_dir": "out"}
+    missing |= {"spans": "0-7", "phases": "12"}
+    flags = []
+    for name, value in missing.items():
+        if name in program.Arguments.__dataclass_fields__ and name not in given:
+            flags += [f"--{name}", str(value)]
+    if "imagenet_raptor" in recipe.stem:
+        flags += ["--blocks", "outputs/imagenet/seed_100/blocks"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program.__file__, str(recipe), *flags, "--dry_run"])
+    program.main()
+    printed = capsys.readouterr().out
+    assert "nothing is trained, nothing is written" in printed
+    assert list(tmp_path.iterdir()) == []
+    if "imagenet" in recipe.stem:
+        assert "12 layers × 768 channels, 261 tokens at 224×224" in printed
+    expected = {  # counted by hand in shared sizes: 13 × 261 × 768 values of two bytes
+        "imagenet_activations": ["5.21 MB (13 states", "1M images    5.21 TB"],
+        "imagenet_blocks": [
+            "6 blocks, swiglu of 3072, 56.9 M",
+            "20,000,000 images",
+            "9.24e+18 FLOP",
+        ],
+        "imagenet_raptor_k3": ["3 blocks", "layers 0-7, 7-10, 10-12", "104 TB over the run"],
+        "digits_activations": ["11,496 trajectories", "writes       out: 402 MB"],
+    }.get(recipe.stem, [])
+    for text in expected:
+        assert text in printed, printed
+
+
+def test_flops_of_a_block_are_what_torch_counts():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    teacher_config = Dinov2WithRegistersConfig(
+        image_size=16, patch_size=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    for ffn in ("gelu", "swiglu"):
+        config = RaptorConfig(
+            teacher_config=teacher_config, phases=[2], ffn=ffn, depth_scaling=False
+        )
+        model = RaptorModel(config)
+        model.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter:
+            model.advance(torch.zeros(3, 21, 48), 1)
+        assert counter.get_total_flops() == 3 * application_flops(config, 21)
+
+
+def stub(folder, name, body):
+    """A command of a cluster, replaced."""
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def run_slurm(script, stubs, *flags, **variables):
+    environment = {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", **variables}
+    # a copy without .venv, where launch.sh would look for accelerate first
+    done = subprocess.run(
+        ["bash", f"training/slurm/{script}", *flags],
+        cwd=stubs.parent, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    stub(folder, "accelerate", 'echo "node ${SLURM_NODEID:-}: accelerate $*"')
+    stub(folder, "scontrol", "echo first\necho second")
+    stub(
+        folder,
+        "srun",
+        'shift 2; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & wait; done',
+    )
+    return folder
+
+
+def test_job_arrays_cover_every_k_and_seed(stubs):
+    seen = set()
+    for task in range(9):
+        (line,) = run_slurm("imagenet_raptor.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))
+        k, seed, block_seed = re.search(
+            r"imagenet_raptor_k(\d).yaml --resume --seed (\d+) --blocks \S*seed_(\d+)/", line
+        ).groups()
+        assert (ROOT / "training" / "recipes" / f"imagenet_raptor_k{k}.yaml").exists()
+        seen.add((int(k), int(seed), int(block_seed)))
+    assert seen == {(k, 1001 + 100 * (k - 2) + i, 100 + 6 * i) for k in (2, 3, 4) for i in range(3)}
+    for task, seed in enumerate((100, 106, 112)):
+        (line,) = run_slurm("imagenet_blocks.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))
+        assert f"--seed {seed} --output_dir outputs/imagenet/seed_{seed}/blocks" in line
+
+
+def test_one_node_and_several_nodes_are_launched(stubs):
+    (line,) = run_slurm("imagenet_activations.sh", stubs, "--dry_run", SLURM_GPUS_ON_NODE="4")
+    assert "accelerate launch --multi_gpu --num_machines 1 --num_processes 4 training/" in line
+    assert line.endswith("--resume --dry_run")
+    lines = run_slurm(
+        "imagenet_blocks.sh", stubs,
+        SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", SLURM_JOB_NODELIST="n[1-2]",
+    )  # fmt: skip
+    assert [line.split(":")[0] for line in lines] == ["node 0", "node 1"]
+    for rank, line in enumerate(lines):
+        assert f"--num_machines 2 --machine_rank {rank} --num_processes 8" in line
+        assert "--main_process_ip first --main_process_port 29500" in line
+        assert "training/pretrain_blocks.py training/recipes/imagenet_blocks.yaml" in line

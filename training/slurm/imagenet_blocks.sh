@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=raptor_blocks
+#SBATCH --output=logs/%x_%A_%a.out
+#SBATCH --array=0-2
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=120G
+#SBATCH --time=3-00:00:00
+#
+#   mkdir -p logs && sbatch training/slurm/imagenet_blocks.sh [--flag value …]
+#
+# Stage 1 as a job array, a task a seed; each makes the blocks of k = 2, 3 and 4. Resubmitting goes on where it stopped.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+seeds=(100 106 112)
+seed=${seeds[${SLURM_ARRAY_TASK_ID:-0}]}
+bash training/slurm/launch.sh training/pretrain_blocks.py training/recipes/imagenet_blocks.yaml \
+  --resume --seed "$seed" --output_dir "outputs/imagenet/seed_$seed/blocks" "$@"
