@@ -14,7 +14,7 @@ from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews
 from .loop import LoopArguments, fit
 from .metrics import Accuracy, RSquared, r2_reference, state_statistics
-from .modeling_raptor import RaptorForImageClassification, RaptorModel, pool_tokens
+from .modeling_raptor import pool_tokens
 from .runs import progress_bar
 from .teachers import trajectory
 
@@ -126,16 +126,3 @@ def model_facts(model: PreTrainedModel) -> dict:
         "phases": phases,
         "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
     }
-
-
-def build_classifier(
-    backbone: RaptorModel, probe: nn.Linear, class_names: list[str]
-) -> RaptorForImageClassification:
-    """A Raptor and its probe as one model for `AutoModelForImageClassification`."""
-    config = type(backbone.config).from_dict(backbone.config.to_dict())
-    config.id2label = dict(enumerate(class_names))
-    config.label2id = {name: label for label, name in enumerate(class_names)}
-    classifier = RaptorForImageClassification(config)
-    classifier.raptor.load_state_dict(backbone.state_dict())
-    classifier.classifier.load_state_dict(probe.state_dict())
-    return classifier.eval()

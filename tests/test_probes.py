@@ -2,10 +2,10 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
+from raptor_hf.heads import build_classifier
 from raptor_hf.loop import LoopArguments
 from raptor_hf.probes import (
     FeatureDataset,
-    build_classifier,
     extract_features,
     model_facts,
     probe_accuracy,

@@ -1,0 +1,285 @@
+"""Checkpoints of the reference: the published kind, every variant, and hostile ones."""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
+
+from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_checkpoint
+from raptor_hf.data import make_processor
+from raptor_hf.original_checkpoint import STAND_INS
+from raptor_hf.spans import raptor_from_blocks
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY = FIXTURES / "final_raptor3_tiny_seed_1101_step_312500.pt"
+
+
+def make_teacher(width=32, heads=4, layers=12):
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=width, num_attention_heads=heads, num_hidden_layers=layers,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    return Dinov2WithRegistersModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny checkpoint's weights, and its input and states (2, 13, 9, 32)."""
+    content = load_file(FIXTURES / "raptor3_tiny.safetensors")
+    states = content.pop("states")
+    weights = {name.removeprefix("state_dict."): weight for name, weight in content.items()}
+    return weights, states
+
+
+def assert_same_states(model, states):
+    with torch.no_grad():
+        found = model.rollout(states[:, 0])
+    assert (found - states).abs().max() / states.abs().max() <= 1e-5
+
+
+def test_the_published_kind_of_file_gives_the_stored_states(tiny):
+    model = convert_checkpoint(TINY, make_teacher())
+    assert model.config.phases == [7, 3, 2]
+    assert (model.config.ffn, model.config.block_norm_eps) == ("swiglu", 1e-5)
+    assert model.config.teacher_config.layer_norm_eps == 1e-6  # of the final norm, the teacher's
+    assert_same_states(model, tiny[1])
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_plain_state_dicts_convert_once_the_phases_are_said(tiny, suffix, tmp_path):
+    path = tmp_path / f"weights.{suffix}"
+    torch.save(tiny[0], path) if suffix == "pt" else save_file(tiny[0], path)
+    with pytest.raises(ValueError, match="state dict of 3 blocks.*give phases, like 7 3 2"):
+        convert_checkpoint(path, make_teacher())
+    assert_same_states(convert_checkpoint(path, make_teacher(), phases=[7, 3, 2]), tiny[1])
+
+
+# An independent block and model in the shape of the reference, under its module names.
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(width))
+
+    def forward(self, x):
+        return self.gamma * x
+
+
+class SwiGLU(nn.Module):
+    def forward(self, x):
+        gate, up = x.tensor_split(2, dim=-1)
+        return up * gate * torch.sigmoid(gate)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, hidden, swiglu, t_scale, layer_scale=True):
+        super().__init__()
+        self.t_scale = t_scale
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
+        inner = [nn.Linear(width, 2 * hidden), SwiGLU()] if swiglu else None
+        inner = inner or [nn.Linear(width, hidden), nn.GELU()]
+        self.mlp = nn.Sequential(*inner, nn.Linear(hidden, width))
+        if t_scale:
+            self.t_proj = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 3 * width))
+
+    def forward(self, x, depth):
+        attention, ffn, output = 1, 1, 1
+        if self.t_scale:
+            factors = self.t_proj(torch.tensor([[float(depth)]])) + 1
+            attention, ffn, output = factors.split(x.shape[-1], dim=-1)
+        y = self.norm1(x)
+        x = x + attention * self.ls1(self.attn(y, y, y, need_weights=False)[0])
+        return output * (x + ffn * self.ls2(self.mlp(self.norm2(x))))
+
+
+class Raptor(nn.Module):
+    def __init__(self, blocks, thresholds):
+        super().__init__()
+        self.blocks, self.thresholds = nn.ModuleList(blocks), thresholds
+
+    def trajectory(self, x, layers):
+        states = [x]
+        for depth in range(1, layers + 1):
+            block = self.blocks[sum(depth > threshold for threshold in self.thresholds)]
+            states.append(block(states[-1], depth))
+        return torch.stack(states, dim=1).detach()
+
+
+def save_as_reference(module, path, monkeypatch):
+    """Pickle a module as the reference does: whole, under its own module names."""
+    homes = {Raptor: "raptor", Block: "block", LayerScale: "block", SwiGLU: "block"}
+    with monkeypatch.context() as patch:
+        for cls, home in homes.items():
+            if home not in sys.modules or not hasattr(sys.modules[home], "throw_away"):
+                fake = types.ModuleType(home)
+                fake.throw_away = True
+                patch.setitem(sys.modules, home, fake)
+            setattr(sys.modules[home], cls.__name__, cls)
+            patch.setattr(cls, "__module__", home)
+        torch.save(module, path)
+    assert "block" not in sys.modules and "raptor" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "hidden", "swiglu", "t_scale", "layer_scale", "thresholds"),
+    [
+        (32, 4, 128, False, True, True, [7, 10]),
+        (32, 4, 128, True, False, True, [7, 10]),
+        (24, 3, 40, True, True, True, [7]),
+        (48, 6, 96, False, False, True, [4, 7, 10]),
+        (32, 2, 64, True, True, False, [5]),
+    ],
+)
+def test_every_variant_converts(
+    width, heads, hidden, swiglu, t_scale, layer_scale, thresholds, tmp_path, monkeypatch
+):
+    torch.manual_seed(1)
+    blocks = [
+        Block(width, heads, hidden, swiglu, t_scale, layer_scale)
+        for _ in range(len(thresholds) + 1)
+    ]
+    reference = Raptor(blocks, thresholds)
+    states = reference.trajectory(torch.randn(2, 9, width), 12)
+    save_as_reference(reference, tmp_path / "model.pt", monkeypatch)
+    model = convert_checkpoint(tmp_path / "model.pt", make_teacher(width, heads))
+    stops = [0, *thresholds, 12]
+    assert model.config.phases == [b - a for a, b in zip(stops, stops[1:], strict=False)]
+    assert model.config.ffn == ("swiglu" if swiglu else "gelu")
+    assert_same_states(model, states)
+
+
+def test_blocks_of_stage_one_convert_to_what_stage_two_reads(tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    reference = Raptor([Block(32, 4, 64, True, True), Block(32, 4, 64, True, True)], [7])
+    teacher = make_teacher()
+    teacher.save_pretrained(tmp_path / "teacher")
+    files = [tmp_path / f"final_seed_1_start_{s}_end_{e}_lr_1.pt" for s, e in ((0, 7), (7, 12))]
+    for block, file in zip(reference.blocks, files, strict=True):
+        save_as_reference(block, file, monkeypatch)
+    command = [sys.executable, "-m", "raptor_hf.convert_raptor_original_to_hf", "--checkpoint"]
+    command += [*files, "--teacher", tmp_path / "teacher", "--output", tmp_path / "blocks"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Blocks 0-7, 7-12" in done.stdout
+    model = raptor_from_blocks(teacher, [7, 5], tmp_path / "blocks")
+    assert_same_states(model, reference.trajectory(torch.randn(2, 9, 32), 12))
+    unnamed = files[0].rename(tmp_path / "block.pt")
+    with pytest.raises(ValueError, match="Give its span, like 0-7"):
+        convert_block(unnamed, teacher)
+    assert convert_block(unnamed, teacher, span=(0, 7))[1:] == (0, 7)
+    with pytest.raises(ValueError, match="holds one block of stage 1"):
+        convert_checkpoint(unnamed, teacher)
+    with pytest.raises(ValueError, match="holds a whole model"):
+        convert_block(TINY, teacher, span=(0, 7))
+
+
+def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
+    teacher = make_teacher()
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    head = {"weight": torch.randn(5, 64), "bias": torch.randn(5)}
+    torch.save(head, tmp_path / "head.pth")
+    command = [sys.executable, "-m", "raptor_hf.convert_raptor_original_to_hf"]
+    command += ["--checkpoint", TINY, "--teacher", tmp_path / "teacher"]
+    command += ["--head", tmp_path / "head.pth", "--output", tmp_path / "raptor"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "phases [7, 3, 2]" in done.stdout
+    assert (tmp_path / "raptor" / "preprocessor_config.json").exists()
+    assert_same_states(AutoModel.from_pretrained(tmp_path / "raptor"), tiny[1])
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "raptor")
+    assert torch.equal(classifier.classifier.weight, head["weight"])
+    again = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert again.returncode != 0
+    assert "is not empty. Choose another --output" in again.stderr
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch file", "hidden in a model"])
+def test_a_hostile_pickle_is_refused_and_nothing_is_run(kind, tmp_path, monkeypatch):
+    file, harm = tmp_path / "model.pt", tmp_path / "harm"
+    if kind == "pickle":
+        file.write_bytes(pickle.dumps(Payload(harm), protocol=2))
+    elif kind == "torch file":
+        torch.save(Payload(harm), file)
+    else:
+        model = Raptor([Block(32, 4, 64, True, True), Block(32, 4, 64, True, True)], [7])
+        model.extra = Payload(harm)
+        save_as_reference(model, file, monkeypatch)
+    with pytest.raises(ValueError, match=r"names (posix|nt)\.system.*nothing in it was run"):
+        convert_checkpoint(file, make_teacher())
+    assert not harm.exists()
+    if kind != "hidden in a model":  # this test can fail: read without care, the file does harm
+        with contextlib.suppress(RuntimeError):  # a bare pickle is no torch file: found too late
+            torch.load(file, weights_only=False)
+        assert harm.exists()
+
+
+def test_a_foreign_class_is_named_and_nothing_stays_allowed(tmp_path):
+    torch.save(Payload(tmp_path / "harm"), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"names (posix|nt)\.system, which no checkpoint"):
+        convert_checkpoint(tmp_path / "model.pt", make_teacher())
+    torch.save(nn.Bilinear(2, 2, 2), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"names torch\.nn\.modules\.linear\.Bilinear"):
+        convert_checkpoint(tmp_path / "other.pt", make_teacher())
+    allowed = torch.serialization.get_safe_globals()
+    assert not any(stand_in in allowed for stand_in in STAND_INS)
+
+
+def test_what_does_not_fit_is_said(tiny, tmp_path):
+    weights = tiny[0]
+
+    def refused(message, teacher=None, change=None, phases=(7, 3, 2)):
+        changed = dict(weights) | (change or {})
+        torch.save({k: v for k, v in changed.items() if v is not None}, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(tmp_path / "w.pt", teacher or make_teacher(), phases=list(phases))
+
+    with pytest.raises(ValueError, match="32 channels, but the teacher has 48"):
+        convert_checkpoint(TINY, make_teacher(48, 6))
+    with pytest.raises(ValueError, match="4 attention heads, but the teacher has 2"):
+        convert_checkpoint(TINY, make_teacher(32, 2))
+    with pytest.raises(ValueError, match=r"thresholds \[7, 10\] .* are the phases \[7, 3, 2\]"):
+        convert_checkpoint(TINY, make_teacher(), phases=[6, 4, 2])
+    with pytest.raises(ValueError, match="sum to the teacher's 10 layers; got"):
+        convert_checkpoint(TINY, make_teacher(layers=10))
+    refused("has 3 blocks; got 2 phases", phases=(7, 5))
+    refused("unknown here: .*blocks.0.extra", change={"blocks.0.extra": torch.zeros(3)})
+    refused("belong to no block: .*surplus", change={"surplus": torch.zeros(3)})
+    refused("missing: .*ffn.fc2.weight", change={"blocks.1.mlp.2.weight": None})
+    refused("norm2.bias: expected .*32.*got nothing", change={"blocks.2.norm2.bias": None})
+    refused("must be built alike", change={"blocks.1.t_proj.0.weight": None})
+    (tmp_path / "broken.pt").write_bytes(TINY.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is not a whole torch file|read safely"):
+        convert_checkpoint(tmp_path / "broken.pt", make_teacher())
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="it holds a list"):
+        convert_checkpoint(tmp_path / "list.pt", make_teacher())
