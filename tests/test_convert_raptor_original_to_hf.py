@@ -198,17 +198,26 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     make_processor(8).save_pretrained(tmp_path / "teacher")
     head = {"weight": torch.randn(5, 64), "bias": torch.randn(5)}
     torch.save(head, tmp_path / "head.pth")
-    command = [sys.executable, "-m", "raptor_hf.convert_raptor_original_to_hf"]
-    command += ["--checkpoint", TINY, "--teacher", tmp_path / "teacher"]
-    command += ["--head", tmp_path / "head.pth", "--output", tmp_path / "raptor"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    blocks = [part.split("```")[0] for part in readme.split("```bash\n")[1:]]
+    command = next(block for block in blocks if "convert_raptor_original_to_hf" in block)
+    for written, here in {
+        "python -m": f"{sys.executable} -m",
+        "path/to/final_raptor3.pt": str(TINY),
+        "facebook/dinov2-with-registers-base": str(tmp_path / "teacher"),
+        "path/to/dinov2_vitb14_reg4_linear_head.pth": str(tmp_path / "head.pth"),
+        "outputs/raptor3_published": str(tmp_path / "raptor"),
+    }.items():
+        assert written in command
+        command = command.replace(written, here)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "phases [7, 3, 2]" in done.stdout
     assert (tmp_path / "raptor" / "preprocessor_config.json").exists()
     assert_same_states(AutoModel.from_pretrained(tmp_path / "raptor"), tiny[1])
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "raptor")
     assert torch.equal(classifier.classifier.weight, head["weight"])
-    again = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    again = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert again.returncode != 0
     assert "is not empty. Choose another --output" in again.stderr
 

@@ -174,9 +174,10 @@ def test_bad_input_is_said_in_words(line, tmp_path):
     )  # fmt: skip
     assert phases.returncode != 0
     assert "between 1 and the number of layers, 12; got 13" in phases.stderr
-    usage = run("bash", "training/reproduce.sh", "imagenet", check=False)
-    assert usage.returncode == 2
-    assert "usage: bash training/reproduce.sh digits [--seeds N]" in usage.stderr
+    for script in ("training/reproduce.sh", "training/ablate.sh"):
+        usage = run("bash", script, "imagenet", check=False)
+        assert usage.returncode == 2
+        assert f"usage: bash {script} digits [--seeds N]" in usage.stderr
 
 
 def test_random_and_teacher_starts_differ(line):
@@ -200,6 +201,45 @@ def test_the_readmes_python_runs(line):
     printed = run(sys.executable, "-c", snippet.replace("outputs/digits", str(line[0]))).stdout
     assert printed.startswith("[")  # the phases
     assert "tensor([" in printed
+
+
+def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):
+    script = next(block for block in code_blocks("bash") if "compare_phases" in block)
+    script = script.replace("python ", f"{sys.executable} ").replace("outputs", str(tmp_path))
+    printed = run("bash", "-c", f"set -e\n{script}").stdout
+    assert "k=2: phases [7, 5] (threshold 0.2)\n" in printed
+    assert "k=3: phases [7, 3, 2] (threshold 0.1)\n" in printed
+    assert "k=4: phases [4, 3, 3, 2] (threshold 0.09)\n" in printed
+    assert "| ncut | 3 | [7, 3, 2] |" in printed
+
+
+def test_the_ablation_ends_in_a_table_of_six_rows(line):
+    out = line[0]
+    printed = run("bash", "training/ablate.sh", "digits").stdout
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    names = ["teacher forcing only", "+ autoregressive", "+ depth scaling"]
+    names += ["+ weighted cls (last block)", "+ second stage", "+ tuned classifier"]
+    found = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    assert [name for name in found if name in names] == names
+    assert "## Ablation" in (out / "report" / "report.md").read_text()
+    # the teacher's own head, untouched, and the same head fine-tuned
+    run_dir = out / "ablation" / "seed_0"
+    head = load_file(out / "teacher" / "model.safetensors")["classifier.weight"]
+    for folder, name, same in (
+        ("head", "second_stage", True),
+        ("tuned_head", "tuned_classifier", False),
+    ):
+        saved = load_file(run_dir / folder / "classifiers" / name / "model.safetensors")
+        assert torch.equal(saved["classifier.weight"], head) is same
+    # stage 1 alone: the chained blocks are the blocks
+    blocks = load_file(run_dir / "weighted_cls_blocks" / "blocks.safetensors")
+    chained = load_file(run_dir / "weighted_cls" / "model.safetensors")
+    spans = sorted(
+        {name.split(".")[0] for name in blocks}, key=lambda span: int(span.split("-")[0])
+    )
+    for number, span in enumerate(spans):
+        name = "attention.qkv.weight"
+        assert torch.equal(blocks[f"{span}.{name}"], chained[f"blocks.{number}.{name}"])
 
 
 def test_the_readmes_own_teacher_commands_run(line, tmp_path):
