@@ -1,7 +1,10 @@
 """Tables and figures of all seeds as a Markdown report.
 
-python evaluation/report.py --results outputs/digits/seed_*/evaluation/results \
+    python evaluation/report.py --results outputs/digits/seed_*/evaluation/results \
         --phases outputs/digits/phases --output_dir outputs/digits/report
+
+It is made from result files alone, those in git too: `--results evaluation/results/digits`.
+`--published True` shows the paper's numbers beside them, marked as published.
 """
 
 import shutil
@@ -9,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf.report import load_results, write_report
-from raptor_hf.runs import parse_arguments
+from raptor_hf.runs import parse_arguments, read_json
+
+PUBLISHED = Path(__file__).parent / "results" / "published.json"
 
 
 @dataclass
@@ -22,6 +27,11 @@ class Arguments:
     pair: list[str] = field(
         default_factory=list, metadata={"help": "two models that differ in their start only"}
     )
+    baseline: str | None = field(
+        default=None, metadata={"help": "a smaller model among the results, drawn as a line"}
+    )
+    published: bool = field(default=False, metadata={"help": "show the paper's numbers too"})
+    ablation: str | None = field(default=None, metadata={"help": "folder of training/ablate.sh"})
 
 
 def main() -> None:
@@ -31,8 +41,15 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.phases:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
-    results = load_results(arguments.results)
-    print(write_report(results, output_dir, pair=tuple(arguments.pair) or None))
+    table = write_report(
+        load_results(arguments.results),
+        output_dir,
+        pair=tuple(arguments.pair) or None,
+        baseline=arguments.baseline,
+        published=read_json(PUBLISHED) if arguments.published else None,
+        ablation=arguments.ablation,
+    )
+    print(table)
     print(f"\nreport:  {output_dir / 'report.md'}\nfigures: {output_dir}/*.png")
 
 

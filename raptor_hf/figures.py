@@ -18,10 +18,10 @@ def plot_layer_distance(
     figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(distance, cmap="viridis", extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
     for number, (k, lengths) in enumerate(phases.items()):
-        color, start = f"C{number + 1}", 0.5
+        color, width, start = f"C{number + 1}", max(1.0, 4.5 - 1.2 * number), 0.5
         for p, length in enumerate(lengths):
             square = plt.Rectangle(
-                (start, start), length, length, fill=False, color=color, lw=4.5 - 1.2 * number,
+                (start, start), length, length, fill=False, color=color, lw=width,
                 label=f"k = {k}: {lengths}" if p == 0 else None,
             )  # fmt: skip
             axes.add_patch(square)
@@ -35,9 +35,7 @@ def plot_layer_distance(
     plt.close(figure)
 
 
-def axis_limits(
-    values: np.ndarray, usual: tuple[float, float], step: float
-) -> tuple[float, float]:
+def axis_limits(values: np.ndarray, usual: tuple[float, float], step: float) -> tuple[float, float]:
     """The usual limits of an axis, widened in whole steps to where the values lie."""
     low, high = usual
     # rounding first: 0.6 / 0.1 is 5.999…, and would cost a whole step

@@ -67,5 +67,11 @@ for ((seed = 0; seed < seeds; seed++)); do
 done
 
 if $fresh; then
+  # the time of a run that was not interrupted, for the report
   printf '{"command": "bash training/ablate.sh %s", "seconds": %d}\n' "$*" $SECONDS > $out/ablation/time.json
 fi
+
+stage "report"
+python evaluation/report.py --results $out/seed_*/evaluation/results --phases $out/phases \
+  --pair raptor_k3 raptor_k3_random_init --published True --ablation $out/ablation --output_dir $out/report
+sed -n '/^## Ablation/,$p' $out/report/report.md
