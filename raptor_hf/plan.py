@@ -70,7 +70,7 @@ def cost(flop: float) -> str:
     times = []
     for dtype, rate in ASSUMED_TFLOPS.items():
         seconds = flop / (rate * 1e12)
-        time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.2g} s"
+        time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.3g} s"
         times.append(f"{time} at {rate} TFLOP/s ({dtype})")
     return f"{flop:.3g} FLOP: {', '.join(times)}, if one GPU sustains that"
 

@@ -63,7 +63,9 @@ for ((seed = 0; seed < seeds; seed++)); do
 done
 
 stage "report and model cards"
+ablation=()
+[ ! -f $out/ablation/time.json ] || ablation=(--published True --ablation $out/ablation)
 python evaluation/report.py --results "${results[@]}" --phases $out/phases \
-  --pair raptor_k3 raptor_k3_random_init --output_dir $out/report
+  --pair raptor_k3 raptor_k3_random_init "${ablation[@]}" --output_dir $out/report
 python model_cards/render.py --results "${results[@]}" \
   --models $out/seed_0/evaluation/classifiers/raptor_k{2,3,4}
