@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -129,6 +130,15 @@ def environment() -> dict:
     }
 
 
+def process_state() -> PartialState:
+    """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
+
+    Several processes on the CPU (`ACCELERATE_USE_CPU=true torchrun …`) are only seen by a
+    `PartialState` that is told of the CPU.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
     """Claim `arguments.output_dir` for a run; True where the same run is finished there already.
 
@@ -142,7 +152,7 @@ def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
         ValueError: the folder holds something else, a run with other arguments or inputs, or an
             unfinished run while `resume` is off.
     """
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         claim_output_dir(arguments, inputs or {})
     state.wait_for_everyone()

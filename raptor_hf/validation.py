@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from .heads import load_linear_head
 from .losses import rollout
 from .metrics import Accuracy, RSquared, state_statistics
 from .modeling_raptor import pool_tokens
+from .runs import process_state
 from .spans import Chain
 from .teachers import load_processor, trajectory
 
@@ -61,7 +61,7 @@ class TrajectoryValidation:
         num_images: int = 2048,
         batch_size: int = 64,
     ):
-        self.state = PartialState()
+        self.state = process_state()
         self.teacher = teacher.to(self.state.device)
         self.head = None if head is None else head.to(self.state.device)
         self.images, self.chains, self.batch_size = images, chains, batch_size

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -102,3 +104,18 @@ def test_an_unknown_recipe_key_is_named_with_the_nearest_one(tmp_path, monkeypat
     recipe.write_text("- steps\n")
     with pytest.raises(ValueError, match=r"lines like `steps: 100`; got \['steps'\]"):
         parse_arguments(Arguments)
+
+
+def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
+    script = tmp_path / "count.py"
+    script.write_text(
+        "from raptor_hf.runs import process_state\n"
+        "state = process_state()\n"
+        "print(f'{state.process_index} of {state.num_processes}', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert sorted(done.stdout.split("\n")[:2]) == ["0 of 2", "1 of 2"], done.stderr

@@ -8,12 +8,10 @@ DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is
 
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-
 from raptor_hf.activations import write_activations, write_manifest
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.plan import print_extraction_plan
-from raptor_hf.runs import finish_run, parse_arguments, start_run
+from raptor_hf.runs import finish_run, parse_arguments, process_state, start_run
 from raptor_hf.teachers import load_backbone, load_processor, teacher_identity
 
 
@@ -43,7 +41,7 @@ def main() -> None:
     arguments = parse_arguments(Arguments)
     if arguments.dry_run:
         return print_extraction_plan(arguments)
-    state = PartialState()
+    state = process_state()
     teacher = load_backbone(arguments.teacher, arguments.revision).to(state.device)
     if start_run(arguments, inputs={"teacher": teacher_identity(teacher)["weights_sha256"]}):
         return

@@ -10,7 +10,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from accelerate import PartialState
 from transformers import set_seed
 
 from raptor_hf.activations import load_activations
@@ -23,7 +22,14 @@ from raptor_hf.losses import (
     parse_token_weights,
 )
 from raptor_hf.plan import print_training_plan
-from raptor_hf.runs import finish_run, folder_digest, parse_arguments, read_json, start_run
+from raptor_hf.runs import (
+    finish_run,
+    folder_digest,
+    parse_arguments,
+    process_state,
+    read_json,
+    start_run,
+)
 from raptor_hf.spans import BlockArguments, Chain, make_span, parse_span, save_blocks
 from raptor_hf.teachers import load_backbone
 from raptor_hf.validation import ValidationArguments, make_validation
@@ -78,7 +84,7 @@ def main() -> None:
         validate=make_validation(arguments, arguments.teacher, teacher, chains),
         validate_every=arguments.validate_every,
     )  # fmt: skip
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         save_blocks(blocks, arguments.output_dir)
         finish_run(arguments.output_dir)
         remove_checkpoints(arguments.output_dir)

@@ -7,7 +7,6 @@ accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import PartialState
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
@@ -17,7 +16,7 @@ from transformers import (
 from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
 from raptor_hf.plan import print_teacher_plan
-from raptor_hf.runs import finish_run, parse_arguments, start_run
+from raptor_hf.runs import finish_run, parse_arguments, process_state, start_run
 
 
 @dataclass
@@ -73,7 +72,7 @@ def main() -> None:
     model = Dinov2WithRegistersForImageClassification(config)
     model.set_attn_implementation(arguments.attn_implementation)
     model = fit(model, dataset, compute_loss, arguments, description="teacher")
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         model.save_pretrained(arguments.output_dir)
         processor.save_pretrained(arguments.output_dir)
         finish_run(arguments.output_dir)
