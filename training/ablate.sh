@@ -7,21 +7,7 @@
 # cores; goes on where it was interrupted. Every row is the recipe of the row before and one thing more; rows 1-5 are
 # judged with the teacher's own linear head as it is, and the last one fine-tunes that head.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-usage() { echo "usage: bash training/ablate.sh digits [--seeds N]" >&2; exit 2; }
-[ "${1:-}" = digits ] || usage
-seeds=1
-if [ $# -gt 1 ]; then
-  [ $# = 3 ] && [ "$2" = --seeds ] && [[ "$3" =~ ^[1-9][0-9]*$ ]] || usage
-  seeds=$3
-fi
-
-source training/environment.sh
-launch=${LAUNCH:-python}
-out=${OUT:-outputs/digits}
-recipes=${RECIPES:-training/recipes}
-stage() { printf '\n== %s\n' "$*"; }
+source "$(dirname "$0")/command_line.sh"
 if [ ! -f $out/phases/phases.json ]; then
   echo "No teacher and no phases in $out: run bash training/reproduce.sh digits first." >&2
   exit 1

@@ -6,21 +6,7 @@
 # Finished stages are skipped, a stage that was interrupted goes on where it stopped. About twelve minutes on two
 # cores. On GPUs: LAUNCH="accelerate launch" bash training/reproduce.sh digits
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-usage() { echo "usage: bash training/reproduce.sh digits [--seeds N]" >&2; exit 2; }
-[ "${1:-}" = digits ] || usage
-seeds=1
-if [ $# -gt 1 ]; then
-  [ $# = 3 ] && [ "$2" = --seeds ] && [[ "$3" =~ ^[1-9][0-9]*$ ]] || usage
-  seeds=$3
-fi
-
-source training/environment.sh
-launch=${LAUNCH:-python}
-out=${OUT:-outputs/digits}
-recipes=${RECIPES:-training/recipes}
-stage() { printf '\n== %s\n' "$*"; }
+source "$(dirname "$0")/command_line.sh"
 
 stage "teacher: a 12-layer DINOv2 with registers, trained on the digits"
 $launch training/train_teacher.py $recipes/digits_teacher.yaml --resume --output_dir $out/teacher
