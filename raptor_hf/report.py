@@ -135,14 +135,10 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
 
 def published_value(published: dict, task: str, model: str | None = None) -> dict | None:
     """The published figure of a task, of a model or of the first one that has it."""
-    return next(
-        (
-            row
-            for row in published["results"]
-            if row["task"] == task and model in (None, row["model"])
-        ),
-        None,
+    found = (
+        row for row in published["results"] if row["task"] == task and model in (None, row["model"])
     )
+    return next(found, None)
 
 
 def published_rows(published: dict, tasks: list[str], width: int) -> list[list[str]]:

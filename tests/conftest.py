@@ -3,7 +3,8 @@ import tempfile
 
 # read when huggingface_hub is imported: no network, and no cache but the tests' own
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="raptor_hf_tests_")
+HF_HOME = tempfile.TemporaryDirectory(prefix="raptor_hf_tests_")  # removed when the tests end
+os.environ["HF_HOME"] = HF_HOME.name
 
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
