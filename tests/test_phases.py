@@ -1,6 +1,7 @@
 import collections
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.phases import (
     find_phases,
@@ -18,6 +20,7 @@ from raptor_hf.phases import (
     partition_quality,
     recursive_max_cut,
 )
+from training import find_phases as find_phases_program
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
@@ -190,6 +193,19 @@ def run(*command):
     )
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a program's main() with flags; what it printed, as (out, err)."""
+
+    def call_main(program, *flags):
+        monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, flags)])
+        capsys.readouterr()
+        program.main()
+        return capsys.readouterr()
+
+    return call_main
+
+
 @pytest.mark.parametrize("program", [["training/find_phases.py"], ["-m", "training.find_phases"]])
 def test_the_program_prints_the_published_phases(program, tmp_path):
     done = run(
@@ -211,7 +227,7 @@ def test_the_program_prints_the_published_phases(program, tmp_path):
     )
 
 
-def test_the_program_measures_any_vision_model(tmp_path):
+def test_the_program_measures_any_vision_model(tmp_path, call):
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     from raptor_hf.data import make_processor
@@ -224,42 +240,40 @@ def test_the_program_measures_any_vision_model(tmp_path):
         )
     )  # fmt: skip
     model.save_pretrained(tmp_path / "siglip")
-    command = ["training/find_phases.py", "--teacher", tmp_path / "siglip", "--method", "maxcut"]
+    command = [find_phases_program, "--teacher", tmp_path / "siglip", "--method", "maxcut"]
     command += ["--dataset", "digits", "--num_images", "40", "--batch_size", "16", "--k", "2"]
-    bare = run(*command, "--output_dir", tmp_path / "none")
-    assert "must bring its image processor (preprocessor_config.json)" in bare.stderr
+    with pytest.raises(OSError, match="must bring its image processor .preprocessor_config.json"):
+        call(*command, "--output_dir", tmp_path / "none")
     make_processor(16).save_pretrained(tmp_path / "siglip")
-    done = run(*command, "--output_dir", tmp_path / "phases")
+    printed = call(*command, "--output_dir", tmp_path / "phases")
     written = json.loads((tmp_path / "phases" / "phases.json").read_text())
-    assert done.stdout == f"k=2: phases {written['phases']['2']}\n"
-    assert "40/40" in done.stderr  # the progress bar
+    assert printed.out == f"k=2: phases {written['phases']['2']}\n"
+    assert "40/40" in printed.err  # the progress bar
     assert written["num_images"] == 40
     assert written["source"]["teacher"]["weights_sha256"]
     assert sum(written["phases"]["2"]) == len(written["distance"]) == 5
-    assert "finished already" in run(*command, "--output_dir", tmp_path / "phases").stdout
+    assert "finished already" in call(*command, "--output_dir", tmp_path / "phases").out
 
 
-def test_the_program_takes_one_source_and_one_way_to_cut(tmp_path):
-    program = ["training/find_phases.py", "--output_dir", tmp_path / "phases"]
+def test_the_program_takes_one_source_and_one_way_to_cut(tmp_path, call):
     for flags, message in {
         (): "Give one of --activations, --teacher and --distance; got []",
         ("--teacher", "a", "--distance", "b"): "got ['teacher', 'distance']",
         ("--distance", FIXTURE, "--thresholds", "0.1", "--k", "3"): "leave --k away",
     }.items():
-        done = run(*program, *flags)
-        assert done.returncode != 0
-        assert message in done.stderr
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(find_phases_program, "--output_dir", tmp_path / "phases", *flags)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="under the key 'distance'"):
         load_distance(tmp_path / "other.json")
 
 
-def test_the_comparison_of_all_methods(tmp_path):
-    done = run(
-        "evaluation/compare_phases.py", "--distance", FIXTURE, "--k", "3",
+def test_the_comparison_of_all_methods(tmp_path, call):
+    printed = call(
+        compare_phases, "--distance", FIXTURE, "--k", "3",
         "--random_draws", "4", "--output_dir", tmp_path,
     )  # fmt: skip
-    lines = done.stdout.splitlines()
+    lines = printed.out.splitlines()
     assert lines[0] == "| method | k | phases | share cut | within | between | contrast |"
     assert lines[2] == "| recursive | 3 | [7, 3, 2] | 0.830 | 0.230 | 0.686 | 0.455 |"
     assert lines[3].startswith("| maxcut | 3 | [5, 4, 3] | 0.855 |")
@@ -274,11 +288,11 @@ def test_the_comparison_of_all_methods(tmp_path):
     assert (tmp_path / "partitions.png").stat().st_size > 500
 
 
-def test_the_comparison_says_which_method_is_refused(tmp_path):
+def test_the_comparison_says_which_method_is_refused(tmp_path, call):
     (tmp_path / "flat.json").write_text(json.dumps({"distance": random_matrix(30, 0).tolist()}))
-    done = run(
-        "evaluation/compare_phases.py", "--distance", tmp_path / "flat.json", "--k", "2",
+    printed = call(
+        compare_phases, "--distance", tmp_path / "flat.json", "--k", "2",
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
-    assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in done.stdout
-    assert "| maxcut | 2 | [" in done.stdout
+    assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in printed.out
+    assert "| maxcut | 2 | [" in printed.out
