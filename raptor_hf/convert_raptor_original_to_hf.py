@@ -4,8 +4,10 @@
         --teacher facebook/dinov2-with-registers-base --output outputs/raptor_k3
 
 takes whole models (`raptor.Raptor`), blocks of stage 1 (`block.Block`, several files of which may
-be given), and plain state dicts. With `--head dinov2_vitb14_reg4_linear_head.pth` the output is a
-classifier. The published files are pickled modules: `original_checkpoint.py` reads them safely.
+be given), and plain state dicts. Blocks become a folder for `training/distill_raptor.py --blocks`;
+where their spans follow each other from 0 to L, the folder is a Raptor as well. With
+`--head dinov2_vitb14_reg4_linear_head.pth` the Raptor is saved as a classifier. The published files
+are pickled modules: `original_checkpoint.py` reads them safely.
 """
 
 import re
@@ -19,7 +21,7 @@ from .heads import build_classifier, load_linear_head
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
 from .runs import environment, file_digest, write_json
-from .spans import Span, make_span, parse_span, save_blocks
+from .spans import ARCHITECTURE, Span, make_span, parse_span, save_blocks
 from .teachers import load_backbone, load_processor, teacher_identity
 
 
@@ -144,41 +146,134 @@ class Arguments:
     )
 
 
+def convert_blocks(
+    checkpoints: list[str | Path],
+    teacher: PreTrainedModel,
+    *,
+    spans: list[tuple[int, int]] | None = None,
+) -> list[Span]:
+    """Several blocks of stage 1, in the order of their layers.
+
+    Args:
+        checkpoints: files as of `convert_block`.
+        teacher: the backbone that they were distilled from.
+        spans: one a file; None reads them off the file names.
+
+    Raises:
+        ValueError: another number of spans than of files, two blocks for one span, blocks that are
+            not built alike, or what `convert_block` refuses.
+    """
+    if spans and len(spans) != len(checkpoints):
+        raise ValueError(
+            f"Give one span a file, in the order of the files: got {len(spans)} spans for "
+            f"{len(checkpoints)} files."
+        )
+    named = zip(checkpoints, spans or [None] * len(checkpoints), strict=True)
+    blocks = [convert_block(file, teacher, span=span) for file, span in named]
+    blocks.sort(key=lambda block: block[1:])
+    names = [f"{start}-{stop}" for _, start, stop in blocks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Give one block a span; got blocks for {', '.join(names)}.")
+    options = [block_architecture(block) for block in blocks]
+    if any(option != options[0] for option in options):  # a folder has one config.json for all
+        built = "; ".join(f"{n}: {option}" for n, option in zip(names, options, strict=True))
+        raise ValueError(f"Blocks of one folder must be built alike; got {built}.")
+    return blocks
+
+
+def block_architecture(span: Span) -> dict:
+    """What blocks of one folder share, read off a block's configuration."""
+    return {name: getattr(span.block.attention.config, name) for name in ARCHITECTURE}
+
+
+def chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel | None:
+    """Blocks as one Raptor; None where their spans don't follow each other from 0 to L.
+
+    Args:
+        blocks: built alike, in the order of their layers (`convert_blocks`).
+        teacher: the backbone that they were distilled from.
+    """
+    ends = [stop for _, _, stop in blocks]
+    if [start for _, start, _ in blocks] + [teacher.config.num_hidden_layers] != [0, *ends]:
+        return None
+    phases = [stop - start for _, start, stop in blocks]
+    model = RaptorModel.from_teacher(teacher, phases, **block_architecture(blocks[0]))
+    for block, (trained, _, _) in zip(model.blocks, blocks, strict=True):
+        block.load_state_dict(trained.state_dict())
+    return model.eval()
+
+
+def convert(
+    arguments: Arguments, teacher: PreTrainedModel
+) -> tuple[RaptorModel | None, list[Span]]:
+    """What the command's files hold: a Raptor or None, and blocks of stage 1 if they are such.
+
+    Raises:
+        ValueError: an argument that the files have no use for, or what the converters refuse.
+    """
+    files, phases = arguments.checkpoint, arguments.phases or None
+    if len(files) == 1 and not read_checkpoint(files[0]).is_block:
+        if arguments.spans:
+            raise ValueError(
+                f"{files[0]} holds a whole model, which has phases, not spans: leave out "
+                f"--spans {' '.join(arguments.spans)}."
+            )
+        return convert_checkpoint(files[0], teacher, phases=phases), []
+    spans = [parse_span(text) for text in arguments.spans]
+    blocks = convert_blocks(files, teacher, spans=spans or None)
+    model = chain_blocks(blocks, teacher)
+    names = " ".join(f"{start}-{stop}" for _, start, stop in blocks)
+    if phases and (model is None or model.config.phases != phases):
+        raise ValueError(
+            f"--phases {' '.join(map(str, phases))} contradict the spans of the blocks, {names}. "
+            "Leave --phases out."
+        )
+    if arguments.head and model is None:
+        raise ValueError(
+            f"--head needs a whole Raptor, but the spans {names} don't follow each other from 0 to "
+            f"{teacher.config.num_hidden_layers}. Give all its blocks, or leave --head out."
+        )
+    return model, blocks
+
+
+def find_processor(arguments: Arguments):
+    """The teacher's image processor, or None, which is said, where it has none."""
+    try:
+        return load_processor(arguments.teacher, arguments.revision)
+    except OSError as error:
+        print(f"Saved without an image processor: {error}")
+        return None
+
+
 def main() -> None:
-    """Convert, save, say how to load it."""
+    """Convert, save, say how to load it; nothing is written before everything has been checked."""
     arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
     files, output = arguments.checkpoint, Path(arguments.output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")
     teacher = load_backbone(arguments.teacher, arguments.revision)
-    if len(files) == 1 and not read_checkpoint(files[0]).is_block:
-        model = convert_checkpoint(files[0], teacher, phases=arguments.phases or None)
-    else:
-        spans = [parse_span(text) for text in arguments.spans] or [None] * len(files)
-        if len(spans) != len(files):
-            raise ValueError(f"Give a span a file: got {len(spans)} spans, {len(files)} files.")
-        blocks = [convert_block(f, teacher, span=s) for f, s in zip(files, spans, strict=True)]
-        model = None
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(
-        output / "conversion.json",
-        {
-            "checkpoints": {Path(file).name: file_digest(file) for file in files},
-            "teacher": teacher_identity(teacher, arguments.revision),
-            "environment": environment(),
-        },
-    )
-    if model is None:
-        save_blocks(blocks, output)
-        names = [f"{start}-{stop}" for _, start, stop in blocks]
-        print(f"Blocks {', '.join(names)}: {output}, for training/distill_raptor.py --blocks")
-        return
+    model, blocks = convert(arguments, teacher)
     kind = "AutoModel"
     if arguments.head:
         head, class_names = load_linear_head(arguments.head, hidden_size=teacher.config.hidden_size)
         model, kind = build_classifier(model, head, class_names), "AutoModelForImageClassification"
-    model.save_pretrained(output)
-    load_processor(arguments.teacher, arguments.revision).save_pretrained(output)
+    processor = find_processor(arguments) if model is not None else None
+    output.mkdir(parents=True, exist_ok=True)
+    record = {
+        "checkpoints": [{"file": Path(f).name, "sha256": file_digest(f)} for f in files],
+        "teacher": teacher_identity(teacher, arguments.revision),
+        "environment": environment(),
+    }
+    write_json(output / "conversion.json", record)
+    if blocks:
+        save_blocks(blocks, output)
+        names = [f"{start}-{stop}" for _, start, stop in blocks]
+        print(f"Blocks {', '.join(names)}: {output}, for training/distill_raptor.py --blocks")
+    if model is None:
+        return
+    model.save_pretrained(output)  # after the blocks: its config.json serves both
+    if processor is not None:
+        processor.save_pretrained(output)
     phases = model.config.phases
     print(f"Raptor of {len(phases)} blocks, phases {phases}: import raptor_hf, then")
     print(f'transformers.{kind}.from_pretrained("{output}")')

@@ -1,13 +1,22 @@
 """Linear heads on [cls, mean of patches]: published by DINOv2, or of saved classifiers."""
 
+import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .modeling_raptor import RaptorForImageClassification, RaptorModel
+
+# classifiers on [cls, mean of patches]: the width does not tell them, ViT-B's head on cls alone is
+# as wide as DINOv2-S's on both
+CLASSIFIERS = ("dinov2", "dinov2_with_registers", "raptor")
+# what torch.load raises for a file that is broken, of another kind, or holds more than tensors
+UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError)
+UNREADABLE += (TypeError, ValueError, SafetensorError)
 
 
 def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear, list[str] | None]:
@@ -30,6 +39,8 @@ def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear
         OSError: no such file, folder or model.
     """
     names = None
+    if Path(source).suffix in (".pth", ".pt", ".safetensors") and not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such head file.")
     if Path(source).is_file():
         weights = read_head_file(Path(source))
     else:
@@ -48,19 +59,35 @@ def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear
 
 def read_head_file(path: Path) -> dict[str, torch.Tensor]:
     """`weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
-    if path.suffix == ".safetensors":
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        # not torch's own words: for a file that holds more than tensors they advise to run it
+        raise ValueError(
+            f"{path}: a linear head is a file of the tensors 'weight' and 'bias'; this one is "
+            "broken, of another kind, or holds more than tensors. It was refused, and nothing in "
+            "it was run."
+        ) from error
     if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
-        found = sorted(weights)[:5] if isinstance(weights, dict) else type(weights).__name__
+        found = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
         raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {found}.")
+    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        found = {name: type(weight).__name__ for name, weight in weights.items()}
+        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {found}.")
     return weights
 
 
 def read_classifier(name_or_path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Weights and class names of the linear classifier of a saved model."""
     config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type not in CLASSIFIERS:
+        raise ValueError(
+            f"{name_or_path}: expected a classifier on [cls, mean of patches], of the type "
+            f"{', '.join(CLASSIFIERS)}; got {config.model_type}, whose head reads other features."
+        )
     model, loaded = AutoModelForImageClassification.from_pretrained(
         name_or_path, dtype=torch.float32, output_loading_info=True
     )
@@ -80,8 +107,13 @@ def build_classifier(
 
     Args:
         class_names: default `LABEL_0`, `LABEL_1`, … as in transformers.
+
+    Raises:
+        ValueError: another number of names than the head has classes.
     """
     names = class_names or [f"LABEL_{label}" for label in range(head.out_features)]
+    if len(names) != head.out_features:
+        raise ValueError(f"The head has {head.out_features} classes; got {len(names)} names.")
     config = type(backbone.config).from_dict(backbone.config.to_dict())
     config.id2label = dict(enumerate(names))
     config.label2id = {name: label for label, name in enumerate(names)}

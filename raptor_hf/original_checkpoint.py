@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 ORIGINAL_EPS = 1e-5  # of the blocks' LayerNorms where a file does not say
@@ -45,6 +46,10 @@ NAMES = {
     "t_proj.0.": "depth_scaling.fc1.",
     "t_proj.2.": "depth_scaling.fc2.",
 }
+
+
+# what torch.load raises for a file that is broken or no torch file
+BROKEN = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 
 class PickledModule:
@@ -89,16 +94,25 @@ class OriginalCheckpoint(NamedTuple):
 def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     """Read a file of the reference without running anything of it; errors as the converters."""
     path = Path(path)
-    content = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
+    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     if isinstance(content, dict):
         weights, facts = content, {}
     elif isinstance(content, PickledModule):
-        weights, facts = module_weights(content), module_facts(content)
+        try:
+            weights, facts = module_weights(content), module_facts(content)
+        except (AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} holds a {type(content).__name__} that is not built like a raptor.Raptor "
+                f"or block.Block of the reference: {type(error).__name__}, {error}."
+            ) from error
     else:
         raise ValueError(
             f"{path} must hold a model of the reference or its state dict; it holds a "
             f"{type(content).__name__}."
         )
+    strange = [k for k, v in weights.items() if not (isinstance(k, str) and torch.is_tensor(v))]
+    if strange:
+        raise ValueError(f"{path} must hold tensors by name; {strange[:5]} are none.")
     is_block = "norm1.weight" in weights
     numbers = sorted({int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))})
     if not is_block and numbers != list(range(len(numbers))) or not (is_block or numbers):
@@ -120,6 +134,14 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     )
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a `.safetensors` file; a ValueError says that it is broken."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
 def load_pickle(path: Path):
     """Unpickle with stand-ins for the reference's classes and refuse every other class."""
     try:
@@ -134,29 +156,44 @@ def load_pickle(path: Path):
                 "trust its source."
             ) from None
         raise ValueError(f"{path} is no checkpoint that can be read safely: {error}") from error
-    except (RuntimeError, EOFError) as error:  # torch's words for a broken zip archive
+    except BROKEN as error:
         raise ValueError(f"{path} is not a whole torch file: {error}") from error
 
 
 def module_weights(module: PickledModule, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The state dict of a stand-in."""
-    weights = {
-        prefix + name: weight.detach()
-        for name, weight in vars(module).get("_parameters", {}).items()
-        if weight is not None
-    }
+    """Parameters and buffers of a stand-in; the reference has no buffers, so one is left over."""
+    weights = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, weight in vars(module).get(kind, {}).items():
+            if weight is not None:
+                weights[prefix + name] = weight.detach()
     for name, part in vars(module).get("_modules", {}).items():
-        weights |= module_weights(part, f"{prefix}{name}.")
+        if part is not None:
+            weights |= module_weights(part, f"{prefix}{name}.")
     return weights
 
 
 def module_facts(module: PickledModule) -> dict:
-    """Thresholds, number of heads and eps of a stand-in for a model or a block."""
-    parts = module._modules
-    block = parts["blocks"]._modules["0"] if "blocks" in parts else module
-    facts = {} if block is module else {"thresholds": list(module.thresholds)}
-    facts["num_heads"] = block._modules["attn"].num_heads
-    return {**facts, "block_norm_eps": block._modules["norm1"].eps}
+    """Thresholds, number of heads and eps of a stand-in for a model or a block.
+
+    Raises:
+        ValueError: blocks that differ in them, or thresholds that are no growing layers.
+    """
+    parts, facts = module._modules, {}
+    blocks = list(parts["blocks"]._modules.values()) if "blocks" in parts else [module]
+    if "blocks" in parts:
+        stops = list(module.thresholds)
+        if not all(type(stop) is int for stop in stops) or sorted({0, *stops}) != [0, *stops]:
+            raise ValueError(f"thresholds must be growing layers, like [7, 10]; got {stops}.")
+        facts["thresholds"] = stops
+    found = [
+        (block._modules["attn"].num_heads, block._modules[norm].eps)
+        for block in blocks
+        for norm in ("norm1", "norm2")
+    ]
+    if len(set(found)) > 1:
+        raise ValueError(f"Blocks must share heads and LayerNorm eps; got (heads, eps) {found}.")
+    return {**facts, "num_heads": found[0][0], "block_norm_eps": found[0][1]}
 
 
 def rename(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

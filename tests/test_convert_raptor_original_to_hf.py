@@ -1,6 +1,8 @@
 """Checkpoints of the reference: the published kind, every variant, and hostile ones."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -19,7 +21,7 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_checkpoint
+from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_checkpoint, main
 from raptor_hf.data import make_processor
 from raptor_hf.original_checkpoint import STAND_INS
 from raptor_hf.spans import raptor_from_blocks
@@ -192,6 +194,93 @@ def test_blocks_of_stage_one_convert_to_what_stage_two_reads(tmp_path, monkeypat
         convert_block(TINY, teacher, span=(0, 7))
 
 
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    main()
+
+
+@pytest.fixture
+def stage_one(tmp_path, monkeypatch):
+    """A saved teacher, a reference model of the spans 0-7, 7-12, and the files of its blocks."""
+    torch.manual_seed(2)
+    reference = Raptor([Block(32, 4, 64, True, True), Block(32, 4, 64, True, True)], [7])
+    make_teacher().save_pretrained(tmp_path / "teacher")
+    files = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    for block, file in zip(reference.blocks, files, strict=True):
+        save_as_reference(block, file, monkeypatch)
+    return tmp_path / "teacher", reference, files
+
+
+def test_blocks_from_0_to_the_last_layer_are_a_raptor_too(stage_one, tmp_path, monkeypatch, capsys):
+    teacher, reference, (first, second) = stage_one
+    output, head = tmp_path / "raptor", {"weight": torch.randn(5, 64), "bias": torch.randn(5)}
+    torch.save(head, tmp_path / "head.pth")
+    run_main(
+        monkeypatch, "--checkpoint", second, first, "--spans", "7-12", "0-7",
+        "--teacher", teacher, "--head", tmp_path / "head.pth", "--output", output,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "Blocks 0-7, 7-12" in printed  # in their own order, not the files'
+    assert "phases [7, 5]" in printed
+    assert "without an image processor" in printed  # the teacher has none: said, and no error
+    assert not (output / "preprocessor_config.json").exists()
+    states = reference.trajectory(torch.randn(2, 9, 32), 12)
+    assert_same_states(AutoModel.from_pretrained(output), states)
+    assert_same_states(raptor_from_blocks(make_teacher(), [7, 5], output), states)
+    classifier = AutoModelForImageClassification.from_pretrained(output)
+    assert torch.equal(classifier.classifier.weight, head["weight"])
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (second, first)]
+    record = json.loads((output / "conversion.json").read_text())
+    assert record["checkpoints"] == [
+        {"file": "second.pt", "sha256": digests[0]},
+        {"file": "first.pt", "sha256": digests[1]},
+    ]
+
+
+def test_blocks_with_a_gap_are_no_raptor(stage_one, tmp_path, monkeypatch, capsys):
+    teacher, _, files = stage_one
+    output = tmp_path / "blocks"
+    run_main(
+        monkeypatch, "--checkpoint", *files, "--spans", "0-7", "8-12",
+        "--teacher", teacher, "--output", output,
+    )  # fmt: skip
+    assert "Raptor" not in capsys.readouterr().out
+    names = {file.name for file in output.iterdir()}
+    assert names == {"blocks.safetensors", "config.json", "conversion.json"}
+
+
+def test_the_command_refuses_before_it_writes(stage_one, tmp_path, monkeypatch):
+    teacher, _, files = stage_one
+    gelu = tmp_path / "gelu.pt"
+    save_as_reference(Block(32, 4, 64, False, True), gelu, monkeypatch)
+    torch.save({"weight": torch.zeros(5, 48), "bias": torch.zeros(5)}, tmp_path / "head.pth")
+    output = tmp_path / "output"
+
+    def refused(message, *arguments):
+        with pytest.raises(ValueError, match=message):
+            run_main(monkeypatch, "--teacher", teacher, "--output", output, *arguments)
+        assert not output.exists()
+
+    both = ("--checkpoint", *files)
+    refused("whole model.*leave out --spans 0-7", "--checkpoint", TINY, "--spans", "0-7")
+    refused("expected a head", "--checkpoint", TINY, "--head", tmp_path / "head.pth")
+    refused("one span a file.*got 1 spans for 2", *both, "--spans", "0-7")
+    refused("got blocks for 0-7, 0-7", *both, "--spans", "0-7", "0-7")
+    refused("needs 0 ≤ start < stop ≤ 12; got 7-20", *both, "--spans", "0-7", "7-20")
+    refused(
+        "built alike; got 0-7: .*swiglu.*7-12: .*gelu",
+        "--checkpoint", files[0], gelu, "--spans", "0-7", "7-12",
+    )  # fmt: skip
+    refused(
+        "--phases 6 6 contradict the spans of the blocks, 0-7 7-12",
+        *both, "--spans", "0-7", "7-12", "--phases", "6", "6",
+    )  # fmt: skip
+    refused(
+        "--head needs a whole Raptor.*don't follow each other from 0 to 12",
+        *both, "--spans", "0-7", "8-12", "--head", tmp_path / "head.pth",
+    )  # fmt: skip
+
+
 def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     teacher = make_teacher()
     teacher.save_pretrained(tmp_path / "teacher")
@@ -292,3 +381,31 @@ def test_what_does_not_fit_is_said(tiny, tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="it holds a list"):
         convert_checkpoint(tmp_path / "list.pt", make_teacher())
+
+
+def test_pickles_that_are_not_built_like_the_reference_are_refused(tmp_path, monkeypatch):
+    def refused(message, change):
+        model = Raptor([Block(32, 4, 64, True, True), Block(32, 4, 64, True, True)], [7])
+        change(model)
+        save_as_reference(model, tmp_path / "model.pt", monkeypatch)
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(tmp_path / "model.pt", make_teacher())
+
+    # the second block's, not the first's: one setting for all would convert it wrongly
+    refused("share heads.*4, .*8, ", lambda m: setattr(m.blocks[1].attn, "num_heads", 8))
+    refused("share heads.*1e-05.*0.01", lambda m: setattr(m.blocks[1].norm2, "eps", 0.01))
+    refused("belong to no block: .*extra", lambda m: m.register_buffer("extra", torch.ones(1)))
+    refused("growing layers.*got \\[-1\\]", lambda m: setattr(m, "thresholds", [-1]))
+    refused("not built like.*thresholds", lambda m: delattr(m, "thresholds"))
+    refused("not built like.*attn", lambda m: delattr(m.blocks[0], "attn"))
+
+
+def test_broken_files_are_refused_in_words(tmp_path):
+    for name, message in (("a.pt", "not a whole torch file"), ("a.safetensors", "not a whole")):
+        (tmp_path / name).write_text("hello world")
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(tmp_path / name, make_teacher())
+    for content in ({"blocks.0.norm1.weight": 3}, {1: torch.zeros(2)}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match="must hold tensors by name"):
+            convert_checkpoint(tmp_path / "a.pt", make_teacher(), phases=[12])

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -6,10 +8,12 @@ from transformers import (
     Dinov2ForImageClassification,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
-from raptor_hf.heads import load_linear_head
-from raptor_hf.modeling_raptor import pool_tokens
+from raptor_hf.heads import build_classifier, load_linear_head
+from raptor_hf.modeling_raptor import RaptorModel, pool_tokens
 from raptor_hf.probes import FeatureDataset, LoopArguments, train_linear_probe
 from tests.conftest import SIZES
 
@@ -67,6 +71,58 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, teacher):
     teacher.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match="has no trained linear classifier"):
         load_linear_head(tmp_path / "backbone", hidden_size=24)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_files_that_are_no_heads_are_refused_and_not_run(tmp_path):
+    harm, path = tmp_path / "harm", tmp_path / "head.pth"
+    torch.save({**WEIGHTS, "extra": Payload(harm)}, path)
+    with pytest.raises(ValueError, match="nothing in it was run"):
+        load_linear_head(path, hidden_size=24)
+    assert not harm.exists()
+    torch.load(path, weights_only=False)  # this test can fail: read without care, it does harm
+    assert harm.exists()
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("not a head")
+        with pytest.raises(ValueError, match="is broken, of another kind"):
+            load_linear_head(tmp_path / name, hidden_size=24)
+    torch.save({"weight": 1, "bias": 2}, path)
+    with pytest.raises(ValueError, match="must be tensors; got {'weight': 'int', 'bias': 'int'}"):
+        load_linear_head(path, hidden_size=24)
+    with pytest.raises(FileNotFoundError, match="no such head file"):
+        load_linear_head(tmp_path / "absent.pth", hidden_size=24)
+
+
+def test_a_head_on_other_features_of_the_same_width_is_refused(tmp_path):
+    config = ViTConfig(**SIZES | {"hidden_size": 48, "num_hidden_layers": 1}, intermediate_size=8)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="got vit, whose head reads other features"):
+        load_linear_head(tmp_path, hidden_size=24)
+
+
+@torch.no_grad()
+def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2]).eval()
+    head = torch.nn.Linear(48, 3)
+    classifier = build_classifier(raptor, head)
+    assert classifier.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    features = pool_tokens(raptor(pixel_values).last_hidden_state, raptor.config)
+    torch.testing.assert_close(classifier(pixel_values).logits, head(features))
+    build_classifier(raptor, head, ["a", "b", "c"]).save_pretrained(tmp_path)
+    again, names = load_linear_head(tmp_path, hidden_size=24)
+    assert torch.equal(again.weight, head.weight)
+    assert names == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="The head has 3 classes; got 1 names"):
+        build_classifier(raptor, head, ["a"])
 
 
 def test_a_probe_starts_from_a_head(tmp_path):
