@@ -11,8 +11,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.report import load_results, write_report
+from raptor_hf.report import write_report
 from raptor_hf.runs import parse_arguments, read_json
+from raptor_hf.tables import load_results
 
 PUBLISHED = Path(__file__).parent / "results" / "published.json"
 

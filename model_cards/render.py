@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf.model_card import write_model_card
-from raptor_hf.report import load_results
 from raptor_hf.runs import parse_arguments
+from raptor_hf.tables import load_results
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .report import mean_std, values_of
+from .tables import mean_std, values_of
 
 SNIPPET = """\
 import torch
@@ -63,7 +63,7 @@ def write_model_card(
 
     Args:
         model_dir: folder of a `RaptorForImageClassification`; its name is the model's in `results`.
-        results: result files (`report.load_results`).
+        results: result files (`tables.load_results`).
         template: Jinja template of the card.
         teacher: name of the teacher for the text.
 

@@ -5,8 +5,9 @@ import pytest
 
 from evaluation.report import PUBLISHED
 from raptor_hf.figures import axis_limits
-from raptor_hf.report import ABLATION, load_results, mean_std, results_table, write_report
+from raptor_hf.report import write_report
 from raptor_hf.runs import read_json
+from raptor_hf.tables import ABLATION, load_results, mean_std, results_table
 
 
 def result(model, task, seed, metrics, phases=None, parameters=1200):
@@ -128,6 +129,27 @@ def test_the_ablation_by_hand(results, ablation, tmp_path):
     (ablation / "seed_1" / "head" / "results" / "depth_scaling_classification.json").unlink()
     with pytest.raises(ValueError, match="lacks results for depth_scaling"):
         write_report(results, tmp_path, ablation=ablation)
+
+
+def test_an_ablation_with_uneven_seeds_is_refused(results, ablation, tmp_path):
+    (ablation / "seed_1" / "head" / "results" / "second_stage_classification.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks results for second_stage \(seeds \[0, 1\]\)"):
+        write_report(results, tmp_path, ablation=ablation)
+
+
+def test_results_that_count_twice_or_lack_a_model_are_refused(results, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(results[0]))
+    with pytest.raises(ValueError, match="both hold the result of .*'teacher', 'classification'"):
+        load_results([tmp_path, tmp_path])
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no result file"):
+        load_results([tmp_path])
+    with pytest.raises(ValueError, match="no R² result of 'nope'"):
+        write_report(results, tmp_path, pair=("raptor_k2", "nope"))
+    with pytest.raises(ValueError, match="needs results of the teacher; got only raptor_k2"):
+        results_table([row for row in results if row["model"] != "teacher"])
+    with pytest.raises(ValueError, match="about Raptors"):
+        write_report([row for row in results if row["model"] == "teacher"], tmp_path)
 
 
 def test_the_baseline_of_the_figure_must_be_there(results, tmp_path):

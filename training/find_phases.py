@@ -21,8 +21,8 @@ from raptor_hf import runs, teachers
 from raptor_hf.activations import load_activations
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ImageViews, load_images
+from raptor_hf.figures import plot_layer_distance
 from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
-from raptor_hf.report import plot_layer_distance
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
