@@ -24,6 +24,7 @@ from raptor_hf.probes import (
 )  # fmt: skip
 from raptor_hf.runs import (
     environment,
+    file_digest,
     finish_run,
     folder_digest,
     parse_arguments,
@@ -57,9 +58,12 @@ def main() -> None:
         "teacher": arguments.teacher,
         **dict(pair.split("=", 1) for pair in arguments.models),
     }
-    inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if arguments.dry_run:
         return print_probe_plan(arguments, folders)
+    inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
+    if arguments.head and Path(arguments.head).exists():
+        digest = folder_digest if Path(arguments.head).is_dir() else file_digest
+        inputs["head"] = digest(arguments.head)
     if start_run(arguments, inputs=inputs):
         return
     output_dir = Path(arguments.output_dir)

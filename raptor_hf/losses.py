@@ -10,6 +10,7 @@ is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10). Both stages o
 them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `TrajectoryMatching`.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -74,8 +75,8 @@ class ObjectiveArguments:
                 )
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
-        if self.noise_std < 0:
-            raise ValueError(f"noise_std must not be negative; got {self.noise_std}.")
+        if not 0 <= self.noise_std < math.inf:
+            raise ValueError(f"noise_std must be a number ≥ 0; got {self.noise_std}.")
         parse_token_weights(self.token_weights)
 
     def forcing(self, progress: float) -> float:
@@ -99,7 +100,7 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != 3 or not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
         raise ValueError(
             "Token weights are three numbers ≥ 0 for cls, registers and patches, "
             f"like 0.45,0.10,0.45, or none; got {text!r}."
@@ -183,7 +184,13 @@ def token_loss(
         error = angular if loss == "cosine" else 0.5 * error + 0.5 * angular
     if weights is None:
         return error.mean()
-    scale = sum(weights.values()) / sum(weights[name] for name in groups)
+    present = sum(weights[name] for name in groups)
+    if present <= 0:
+        raise ValueError(
+            f"The token weights {weights} leave nothing to learn for a model with the token groups "
+            f"{', '.join(groups)}."
+        )
+    scale = sum(weights.values()) / present
     return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
 
 

@@ -231,7 +231,7 @@ class RaptorModel(RaptorPreTrainedModel):
         ffn: str = "gelu",
         intermediate_size: int | None = None,
         depth_scaling: bool = True,
-        layerscale_value: float = 1e-5,
+        layerscale_value: float | None = None,
         block_norm_eps: float | None = None,
     ) -> "RaptorModel":
         """An untrained Raptor around the frozen embeddings and final norm of a teacher.
@@ -244,15 +244,21 @@ class RaptorModel(RaptorPreTrainedModel):
                 steps of stage 2 alone, k = 2 / 3 / 4: mean .920 / .946 / .958, the one layer that
                 rolls out best .912 / .941 / .957, first .911 / .935 / .958, middle
                 .910 / .930 / .947, last .882 / .928 / .943, random .842 / .841 / .846.
-            ffn, intermediate_size, depth_scaling, layerscale_value: see `RaptorConfig`.
+            ffn, intermediate_size, depth_scaling: see `RaptorConfig`.
+            layerscale_value: where random blocks start; None takes 1e-5.
             block_norm_eps: None takes the eps of the teacher's layers.
 
         Raises:
             ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
-                family, or `init="teacher"` with another FFN than the teacher's.
+                family, or `init="teacher"` with a LayerScale or another FFN than the teacher's.
         """
         if init not in ("random", "teacher"):
             raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
+        if init == "teacher" and layerscale_value is not None:
+            raise ValueError(
+                f"layerscale_value={layerscale_value} contradicts init='teacher', which takes over "
+                "the teacher's LayerScales. Leave it out, or start with init='random'."
+            )
         if block_norm_eps is None:
             block_norm_eps = teacher.config.layer_norm_eps
         config = RaptorConfig(
@@ -261,7 +267,7 @@ class RaptorModel(RaptorPreTrainedModel):
             ffn=ffn,
             intermediate_size=intermediate_size,
             depth_scaling=depth_scaling,
-            layerscale_value=layerscale_value,
+            layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
             block_norm_eps=block_norm_eps,
         )
         model = cls(config).to(teacher.dtype)

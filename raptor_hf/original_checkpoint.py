@@ -144,8 +144,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def load_pickle(path: Path):
     """Unpickle with stand-ins for the reference's classes and refuse every other class."""
+    allowed = torch.serialization.safe_globals(STAND_INS)
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with allowed:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -155,7 +156,11 @@ def load_pickle(path: Path):
                 "refused, and nothing in it was run. Don't load it by other means if you don't "
                 "trust its source."
             ) from None
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {error}") from error
+        # not torch's own words: they advise to load it unsafely
+        raise ValueError(
+            f"{path} is no pickle of tensors and plain modules, and so no checkpoint that can be "
+            "read safely. It was refused, and nothing in it was run."
+        ) from error
     except BROKEN as error:
         raise ValueError(f"{path} is not a whole torch file: {error}") from error
 
@@ -186,6 +191,8 @@ def module_facts(module: PickledModule) -> dict:
         if not all(type(stop) is int for stop in stops) or sorted({0, *stops}) != [0, *stops]:
             raise ValueError(f"thresholds must be growing layers, like [7, 10]; got {stops}.")
         facts["thresholds"] = stops
+    for block in blocks:
+        check_block_facts(block._modules, bool(block.t_scale))
     found = [
         (block._modules["attn"].num_heads, block._modules[norm].eps)
         for block in blocks
@@ -194,6 +201,25 @@ def module_facts(module: PickledModule) -> dict:
     if len(set(found)) > 1:
         raise ValueError(f"Blocks must share heads and LayerNorm eps; got (heads, eps) {found}.")
     return {**facts, "num_heads": found[0][0], "block_norm_eps": found[0][1]}
+
+
+def check_block_facts(parts: dict[str, PickledModule], t_scale: bool) -> None:
+    """Refuse a block that says other things of itself than its weights do."""
+    if t_scale != ("t_proj" in parts):
+        raise ValueError(f"A block with t_scale={t_scale} {'lacks' if t_scale else 'has'} t_proj.")
+    activation = parts["mlp"]._modules["1"]
+    kind = type(activation).__name__
+    if kind == "torch.nn.modules.activation.GELU":
+        known = getattr(activation, "approximate", "none") == "none"
+    else:
+        known = kind == "block.SwiGLU"
+    first, last = (parts["mlp"]._modules[i]._parameters["weight"] for i in ("0", "2"))
+    gated = first.shape[0] == 2 * last.shape[1]
+    if not known or gated != (kind == "block.SwiGLU"):
+        raise ValueError(
+            f"A block's FFN must be D→H→D with an exact GELU or D→2·H→D with SwiGLU; got "
+            f"{tuple(first.shape)}, {kind}, {tuple(last.shape)}."
+        )
 
 
 def rename(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -173,6 +173,8 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     with torch.device("meta"):
         block_parameters = sum(weight.numel() for weight in RaptorBlock(config).parameters())
     spans = [span for chain in chains for span in chain]
+    if hasattr(arguments, "phases"):  # a whole Raptor: its phases must cover the teacher
+        RaptorConfig(teacher_config=facts.config, phases=[stop - start for start, stop in spans])
     for start, stop in spans:
         if not 0 <= start < stop <= depth:
             raise ValueError(f"A span needs 0 ≤ start < stop ≤ {depth}; got {start}-{stop}.")
@@ -195,6 +197,11 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     ]
     if blocks:
         lines.append(("", describe_folder(blocks, absent="not there yet, taken for default ones")))
+    if arguments.validation_dataset:
+        images_of = describe_images(arguments.validation_dataset, arguments.validation_split)
+        lines.append(("validates", f"{images_of}, at most {arguments.validation_images:,}"))
+        head = arguments.validation_head or "the teacher's own, if it has one"
+        lines.append(("", f"linear head: {head}"))
     lines += [
         ("trains", f"{len(spans)} blocks, {config.ffn} of {config.ffn_size}, "
                    f"{parameters / 1e6:.3g} M parameters: layers "
@@ -205,7 +212,7 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
         ("writes", f"{arguments.output_dir}: weights {size(4 * parameters)}, while it trains "
                    f"checkpoints of {size(ADAMW_BYTES * parameters)}"),
     ]  # fmt: skip
-    print_plan("Train blocks" if len(chains) > 1 or not blocks else "Distil a Raptor", lines)
+    print_plan("Distil a Raptor" if hasattr(arguments, "phases") else "Train blocks", lines)
 
 
 def print_probe_plan(arguments, folders: dict[str, str]) -> None:

@@ -15,6 +15,12 @@ from .tables import (
     values_of,
 )
 
+FIGURES = {
+    "accuracy and R² against k": "against_k.png",
+    "R² per layer": "r2_per_layer.png",
+    "layer distances": "layer_distance.png",
+}
+
 
 def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
     """The section of the report for a folder of `training/ablate.sh`, as paragraphs."""
@@ -86,7 +92,9 @@ def draw_figures(
     if not names:
         raise ValueError("The report is about Raptors; there are only results of other models.")
     plot_bars(bars, output_dir / "against_k.png", baseline=line)
-    plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
+    curves = {name: curve for name, curve in curves.items() if curve}
+    if curves:
+        plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
 
 
 def write_report(
@@ -125,9 +133,8 @@ def write_report(
             "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
             f"{published['source']['citation']}. {published['source']['note']}"
         )
-    sections += ["![accuracy and R² against k](against_k.png)", "![R² per layer](r2_per_layer.png)"]
-    if (output_dir / "layer_distance.png").exists():
-        sections.append("![layer distances](layer_distance.png)")
+    for title, name in FIGURES.items():
+        sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
     sections += pair_section(results, pair) if pair else []
     sections += ablation_section(ablation, published) if ablation else []
     (output_dir / "report.md").write_text("\n\n".join(sections) + "\n")

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,7 @@ WATCHING += (
     "validation_dataset",
     "validation_split",
     "validation_images",
-    "head",
+    "validation_head",
 )
 
 
@@ -134,9 +135,11 @@ def process_state() -> PartialState:
     """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
 
     Several processes on the CPU (`ACCELERATE_USE_CPU=true torchrun …`) are only seen by a
-    `PartialState` that is told of the CPU.
+    `PartialState` that is told of the CPU. The timeout is long: one process may well wait for hours
+    until another has written its last shard.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:

@@ -27,8 +27,8 @@ class BlockArguments:
         default=None, metadata={"help": "hidden width of the FFN"}
     )
     depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float = field(
-        default=1e-5, metadata={"help": "initial LayerScale, init=random"}
+    layerscale_value: float | None = field(
+        default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
     )
     block_norm_eps: float | None = field(
         default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}

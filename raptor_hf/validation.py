@@ -121,13 +121,12 @@ def make_validation(
     """The validation that a program's arguments ask for; None where they ask for none.
 
     Raises:
-        ValueError: `validate_every` without a dataset, or a head that does not fit the teacher.
+        ValueError: an interval or a head without a dataset, or a head that doesn't fit the teacher.
     """
     if arguments.validation_dataset is None:
-        if arguments.validate_every:
-            raise ValueError(
-                f"validate_every={arguments.validate_every} needs --validation_dataset."
-            )
+        for name in ("validate_every", "validation_head"):
+            if getattr(arguments, name):
+                raise ValueError(f"{name}={getattr(arguments, name)} needs --validation_dataset.")
         return None
     source = arguments.validation_head
     architectures = teacher.config.architectures or []

@@ -392,6 +392,8 @@ def test_pickles_that_are_not_built_like_the_reference_are_refused(tmp_path, mon
             convert_checkpoint(tmp_path / "model.pt", make_teacher())
 
     # the second block's, not the first's: one setting for all would convert it wrongly
+    refused("t_scale=False has t_proj", lambda m: setattr(m.blocks[1], "t_scale", False))
+    refused("got .*Sequential", lambda m: m.blocks[0].mlp.__setitem__(1, nn.Sequential()))
     refused("share heads.*4, .*8, ", lambda m: setattr(m.blocks[1].attn, "num_heads", 8))
     refused("share heads.*1e-05.*0.01", lambda m: setattr(m.blocks[1].norm2, "eps", 0.01))
     refused("belong to no block: .*extra", lambda m: m.register_buffer("extra", torch.ones(1)))

@@ -100,6 +100,14 @@ def test_cosine_and_half_half_by_hand():
     assert weighted.item() == pytest.approx(0.9)
 
 
+def test_weights_for_groups_that_are_not_there_are_refused():
+    states = torch.zeros(1, 7, 2)
+    groups = {"cls": slice(0, 1), "patches": slice(1, None)}
+    weights = {"cls": 0.0, "registers": 1.0, "patches": 0.0}
+    with pytest.raises(ValueError, match="leave nothing to learn .* groups cls, patches"):
+        token_loss(states, states, groups=groups, weights=weights)
+
+
 def test_noise_is_added_to_every_input(teacher, trajectory):
     class Recorder(torch.nn.Module):
         def __init__(self):
@@ -143,7 +151,9 @@ def test_forcing_fades_to_its_floor():
         ({"teacher_forcing_floor": 1.5}, r"must lie in \[0, 1\]; got 1.5"),
         ({"objective": "distill"}, "'annealed', 'autoregressive' or 'teacher_forcing'; got"),
         ({"loss": "mae"}, "'mse', 'cosine' or 'mse\\+cosine'; got 'mae'"),
-        ({"noise_std": -1.0}, "must not be negative"),
+        ({"noise_std": -1.0}, "must be a number ≥ 0; got -1.0"),
+        ({"noise_std": float("nan")}, "must be a number ≥ 0; got nan"),
+        ({"token_weights": "nan,1,1"}, "three numbers ≥ 0"),
         ({"token_weights": "0.5,0.5"}, "three numbers ≥ 0 .* got '0.5,0.5'"),
         ({"token_weights": "0,0,0"}, "three numbers ≥ 0"),
     ],

@@ -185,3 +185,8 @@ def test_overrides_after_loading_are_checked_too(teacher, tmp_path):
     RaptorModel.from_teacher(teacher, [4, 2]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
         RaptorModel.from_pretrained(tmp_path, phases=[4, 1])
+
+
+def test_a_layerscale_for_blocks_that_take_the_teachers_is_refused(teacher):
+    with pytest.raises(ValueError, match="layerscale_value=0.5 contradicts init='teacher'"):
+        RaptorModel.from_teacher(teacher, [6], init="teacher", layerscale_value=0.5)

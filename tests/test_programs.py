@@ -156,11 +156,12 @@ def test_bad_input_is_said_in_words(line, tmp_path):
     distill = [sys.executable, *flags(out, "seed_0/raptor_k3"), "--output_dir", tmp_path / "new"]
     index = distill.index("--phases_file")
     cases = {
+        "Give either --phases 7 3 2, or --phases_file FILE --k 3": [*distill, "--phases", "7", "5"],
         "sum to the teacher's 12 layers; got [7, 3, 1]": [
-            *distill[:index], "--phases", "7", "3", "1", *distill[index + 2 :]
+            *distill[:index], "--phases", "7", "3", "1", *distill[index + 4 :]
         ],
         "has no block for the span 0-5": [
-            *distill[:index], "--phases", "5", "7", *distill[index + 2 :]
+            *distill[:index], "--phases", "5", "7", *distill[index + 4 :]
         ],
     }  # fmt: skip
     for message, command in cases.items():

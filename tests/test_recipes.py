@@ -69,8 +69,6 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
     for name, value in missing.items():
         if name in program.Arguments.__dataclass_fields__ and name not in given:
             flags += [f"--{name}", str(value)]
-    if "imagenet_raptor" in recipe.stem:
-        flags += ["--blocks", "outputs/imagenet/seed_100/blocks"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [program.__file__, str(recipe), *flags, "--dry_run"])
     program.main()
@@ -139,7 +137,7 @@ def stubs(tmp_path):
     stub(
         folder,
         "srun",
-        'shift 2; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & wait; done',
+        'shift 3; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & wait; done',
     )
     return folder
 
@@ -161,14 +159,15 @@ def test_job_arrays_cover_every_k_and_seed(stubs):
 
 def test_one_node_and_several_nodes_are_launched(stubs):
     (line,) = run_slurm("imagenet_activations.sh", stubs, "--dry_run", SLURM_GPUS_ON_NODE="4")
-    assert "accelerate launch --multi_gpu --num_machines 1 --num_processes 4 training/" in line
+    assert "accelerate launch --multi_gpu --main_process_port 20000 --num_machines 1 " in line
     assert line.endswith("--resume --dry_run")
     lines = run_slurm(
         "imagenet_blocks.sh", stubs,
         SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", SLURM_JOB_NODELIST="n[1-2]",
+        SLURM_JOB_ID="40077",
     )  # fmt: skip
     assert [line.split(":")[0] for line in lines] == ["node 0", "node 1"]
     for rank, line in enumerate(lines):
         assert f"--num_machines 2 --machine_rank {rank} --num_processes 8" in line
-        assert "--main_process_ip first --main_process_port 29500" in line
+        assert "--main_process_ip first --main_process_port 20077" in line
         assert "training/pretrain_blocks.py training/recipes/imagenet_blocks.yaml" in line

@@ -52,6 +52,9 @@ for ((seed = 0; seed < seeds; seed++)); do
   "${judge[@]}" --models tuned_classifier=$run/second_stage --output_dir $run/tuned_head
 done
 
+if ! $fresh && ! grep -qsF "\"bash training/ablate.sh $*\"" $out/ablation/time.json; then
+  rm -f $out/ablation/time.json  # of other seeds
+fi
 if $fresh; then
   # the time of a run that was not interrupted, for the report
   printf '{"command": "bash training/ablate.sh %s", "seconds": %d}\n' "$*" $SECONDS > $out/ablation/time.json

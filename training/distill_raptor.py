@@ -55,7 +55,7 @@ class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArg
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
-    k: int = field(default=3, metadata={"help": "which partition of phases_file"})
+    k: int | None = field(default=None, metadata={"help": "which partition of phases_file"})
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
@@ -68,7 +68,10 @@ def main() -> None:
             f"--blocks {arguments.blocks} are finished blocks: init, ffn and the other options of "
             "new blocks contradict it. Leave them out, or leave out --blocks."
         )
-    if arguments.phases_file:
+    from_file = arguments.phases_file is not None
+    if bool(phases) == from_file or (arguments.k is not None) != from_file:
+        raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
+    if from_file:
         phases = read_json(arguments.phases_file)["phases"][str(arguments.k)]
     if arguments.dry_run:
         return print_training_plan(arguments, [phase_spans(phases)])

@@ -59,6 +59,10 @@ class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArg
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
     arguments = parse_arguments(Arguments)
+    weights = parse_token_weights(arguments.token_weights)
+    last = parse_token_weights(arguments.last_block_weights)
+    if bool(arguments.phases_file) != bool(arguments.k):
+        raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
     spans = {parse_span(text) for text in arguments.spans}
     for k in arguments.k:
         spans |= set(phase_spans(read_json(arguments.phases_file)["phases"][str(k)]))
@@ -73,8 +77,6 @@ def main() -> None:
     blocks = [make_span(teacher, start, stop, **options) for start, stop in sorted(spans)]
     if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
         return
-    weights = parse_token_weights(arguments.token_weights)
-    last = parse_token_weights(arguments.last_block_weights)
     num_layers = teacher.config.num_hidden_layers
     chains = [Chain([span], last if span.stop == num_layers else weights) for span in blocks]
     module = TrajectoryMatching(chains, arguments, token_layout(teacher.config).groups())

@@ -50,7 +50,7 @@ done
 
 stage "report and model cards"
 ablation=()
-[ ! -f $out/ablation/time.json ] || ablation=(--published True --ablation $out/ablation)
+[ ! -d $out/ablation/seed_0/tuned_head/results ] || ablation=(--published True --ablation $out/ablation)
 python evaluation/report.py --results "${results[@]}" --phases $out/phases \
   --pair raptor_k3 raptor_k3_random_init "${ablation[@]}" --output_dir $out/report
 python model_cards/render.py --results "${results[@]}" \
