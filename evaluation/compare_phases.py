@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from raptor_hf.phases import METHODS, find_phases, load_distance, partition_quality  # noqa: E402
 from raptor_hf.runs import parse_arguments, write_json  # noqa: E402
+from raptor_hf.tables import markdown_table, mean_std  # noqa: E402
 
 MEASURES = ("cut_share", "within", "between", "contrast")
 
@@ -51,21 +52,17 @@ def compare(distance: np.ndarray, k: int, method: str, draws: int) -> dict:
     return row | {name: [quality[name] for quality in qualities] for name in MEASURES}
 
 
-def mean_std(values: list[float | None]) -> str:
-    """`mean ± std`, the one value, or a dash where there is none."""
-    if not values or None in values:
-        return "–"
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if values[1:] else "")
-
-
 def table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| method | k | phases | share cut | within | between | contrast |", "|---" * 7 + "|"]
+    lines = []
     for row in rows:
         found = f"{len(row['phases'])} draws" if row["phases"][1:] else str(*row["phases"])
+        # None: a partition without such a pair of layers
+        values = [np.array([] if None in row[name] else row[name]) for name in MEASURES]
         cells = [row["method"], str(row["k"]), row.get("refused", found)]
-        lines.append("| " + " | ".join(cells + [mean_std(row[name]) for name in MEASURES]) + " |")
-    return "\n".join(lines)
+        lines.append(cells + [mean_std(value, 3) for value in values])
+    heading = ["method", "k", "phases", "share cut", "within", "between", "contrast"]
+    return markdown_table(heading, lines)
 
 
 def plot_partitions(rows: list[dict], path: Path) -> None:

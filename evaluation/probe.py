@@ -5,6 +5,7 @@
         --output_dir outputs/digits/seed_0/evaluation
 
 Writes one JSON per (model, task) to results/, and every Raptor with its probe to classifiers/.
+main() is long because all that it does to one model shares the data and the teacher.
 """
 
 import dataclasses

@@ -171,7 +171,7 @@ def convert_blocks(
     named = zip(checkpoints, spans or [None] * len(checkpoints), strict=True)
     blocks = [convert_block(file, teacher, span=span) for file, span in named]
     blocks.sort(key=lambda block: block[1:])
-    names = [f"{start}-{stop}" for _, start, stop in blocks]
+    names = [block.name for block in blocks]
     if len(set(names)) < len(names):
         raise ValueError(f"Give one block a span; got blocks for {', '.join(names)}.")
     options = [block_architecture(block) for block in blocks]
@@ -222,7 +222,7 @@ def convert(
     spans = [parse_span(text) for text in arguments.spans]
     blocks = convert_blocks(files, teacher, spans=spans or None)
     model = chain_blocks(blocks, teacher)
-    names = " ".join(f"{start}-{stop}" for _, start, stop in blocks)
+    names = " ".join(block.name for block in blocks)
     if phases and (model is None or model.config.phases != phases):
         raise ValueError(
             f"--phases {' '.join(map(str, phases))} contradict the spans of the blocks, {names}. "
@@ -267,8 +267,8 @@ def main() -> None:
     write_json(output / "conversion.json", record)
     if blocks:
         save_blocks(blocks, output)
-        names = [f"{start}-{stop}" for _, start, stop in blocks]
-        print(f"Blocks {', '.join(names)}: {output}, for training/distill_raptor.py --blocks")
+        names = ", ".join(block.name for block in blocks)
+        print(f"Blocks {names}: {output}, for training/distill_raptor.py --blocks")
     if model is None:
         return
     model.save_pretrained(output)  # after the blocks: its config.json serves both

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .modeling_raptor import RaptorForImageClassification, RaptorModel
+from .original_checkpoint import BROKEN
 
 # classifiers on [cls, mean of patches]: the width does not tell them, ViT-B's head on cls alone is
 # as wide as DINOv2-S's on both
 CLASSIFIERS = ("dinov2", "dinov2_with_registers", "raptor")
 # what torch.load raises for a file that is broken, of another kind, or holds more than tensors
-UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError)
-UNREADABLE += (TypeError, ValueError, SafetensorError)
+UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
 
 
 def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear, list[str] | None]:

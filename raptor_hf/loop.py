@@ -2,6 +2,8 @@
 
 Everything random is a function of (seed, step): the order of the data and what a step draws. So a
 run that is stopped and resumed computes what an uninterrupted one does, bit for bit.
+
+`fit` is one long function on purpose: the order of its steps is what it is about.
 """
 
 import dataclasses

@@ -208,7 +208,7 @@ class TrajectoryMatching(nn.Module):
         super().__init__()
         self.chains, self.arguments, self.groups = chains, arguments, groups
         self.blocks = nn.ModuleDict(
-            {f"{s.start}-{s.stop}": s.block for chain in chains for s in chain.spans}
+            {span.name: span.block for chain in chains for span in chain.spans}
         )
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:

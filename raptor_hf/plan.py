@@ -159,17 +159,34 @@ def print_extraction_plan(arguments) -> None:
     print_plan("Extract activations", lines)
 
 
-def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
-    """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
-    facts = teacher_facts(arguments.teacher)
-    depth = facts.config.num_hidden_layers
+def planned_config(arguments, teacher_config: PreTrainedConfig) -> RaptorConfig:
+    """The blocks that would be trained: those of `--blocks`, where they are there, or new ones."""
     options = arguments.block_options()
     blocks = getattr(arguments, "blocks", None)
     if blocks and (Path(blocks) / "config.json").exists():
         saved = RaptorConfig.from_pretrained(blocks)
         options |= {name: getattr(saved, name) for name in ("ffn", "intermediate_size")}
     options = {name: options[name] for name in ("ffn", "intermediate_size", "depth_scaling")}
-    config = RaptorConfig(teacher_config=facts.config, phases=[depth], **options)
+    phases = [teacher_config.num_hidden_layers]
+    return RaptorConfig(teacher_config=teacher_config, phases=phases, **options)
+
+
+def describe_activations(path: str | Path, num_images: int) -> str:
+    """An activation dataset, as far as it is there, and how often a run goes through it."""
+    text, manifest = describe_folder(path), Path(path) / "manifest.json"
+    if manifest.exists():
+        made = read_json(manifest)
+        rows = made["num_images"] * made["views"]
+        text += f", {rows:,} trajectories: {num_images / rows:.3g} epochs"
+    return text
+
+
+def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
+    """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
+    facts = teacher_facts(arguments.teacher)
+    depth = facts.config.num_hidden_layers
+    blocks = getattr(arguments, "blocks", None)
+    config = planned_config(arguments, facts.config)
     with torch.device("meta"):
         block_parameters = sum(weight.numel() for weight in RaptorBlock(config).parameters())
     spans = [span for chain in chains for span in chain]
@@ -184,15 +201,9 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     images = arguments.steps * arguments.batch_size
     flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    manifest = Path(arguments.activations) / "manifest.json"
-    activations = describe_folder(arguments.activations)
-    if manifest.exists():
-        made = read_json(manifest)
-        rows = made["num_images"] * made["views"]
-        activations += f", {rows:,} trajectories: {images / rows:.3g} epochs"
     lines = [
         ("teacher", describe_teacher(arguments.teacher, facts)),
-        ("reads", activations),
+        ("reads", describe_activations(arguments.activations, images)),
         ("", f"{size(images * (last - first + 1) * facts.state_bytes)} over the run"),
     ]
     if blocks:

@@ -46,6 +46,11 @@ class Span(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def name(self) -> str:
+        """First and last layer, like `"0-7"`."""
+        return f"{self.start}-{self.stop}"
+
 
 class Chain(NamedTuple):
     """Consecutive spans that are rolled out together, and the token weights of their loss."""
@@ -90,9 +95,9 @@ def parse_span(text: str) -> tuple[int, int]:
 def save_blocks(spans: list[Span], folder: str | Path) -> None:
     """Write the blocks of stage 1 (`blocks.safetensors`) and their architecture (`config.json`)."""
     weights = {
-        f"{start}-{stop}.{name}": weight.contiguous()
-        for block, start, stop in spans
-        for name, weight in block.state_dict().items()
+        f"{span.name}.{name}": weight.contiguous()
+        for span in spans
+        for name, weight in span.block.state_dict().items()
     }
     save_file(weights, Path(folder) / "blocks.safetensors")
     spans[0].block.attention.config.save_pretrained(folder)
