@@ -86,12 +86,16 @@ class RaptorConfig(PreTrainedConfig):
         layerscale_value: initial value of both LayerScales.
         block_norm_eps: eps of the blocks' LayerNorms (the final norm keeps the teacher's own).
         initializer_range: standard deviation of the blocks' initial linear weights.
+        semantic_loss_ignore_index: label of pixels that segmentation does not count.
+        depth_bins: number of equally wide bins that a depth head chooses among.
+        min_depth, max_depth: the range of these bins in metres.
         output_hidden_states: as everywhere in transformers, but on by default: a trajectory is what
             one loads a Raptor for. Turn it off to save memory.
 
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
-            teacher of an unknown family; an unknown ffn; a misspelt argument.
+            teacher of an unknown family; an unknown ffn; an empty range of depths; a misspelt
+            argument.
     """
 
     model_type = "raptor"
@@ -106,6 +110,10 @@ class RaptorConfig(PreTrainedConfig):
     layerscale_value: float = 1e-5
     block_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    semantic_loss_ignore_index: int = 255
+    depth_bins: int = 256
+    min_depth: float = 0.001
+    max_depth: float = 10.0
     output_hidden_states: bool | None = True
 
     def __post_init__(self, **kwargs):
@@ -124,7 +132,7 @@ class RaptorConfig(PreTrainedConfig):
         self.check_phases()
 
     def check_phases(self) -> None:
-        """Refuse phases that do not cover the teacher's layers exactly.
+        """Refuse phases that do not cover the teacher's layers exactly, and other wrong values.
 
         The model calls it again: what `from_pretrained` overrides is set after `__post_init__`.
         """
@@ -137,6 +145,11 @@ class RaptorConfig(PreTrainedConfig):
             )
         if self.ffn not in ("gelu", "swiglu"):
             raise ValueError(f"ffn must be 'gelu' or 'swiglu'; got {self.ffn!r}.")
+        if self.depth_bins < 1 or not 0 < self.min_depth < self.max_depth:
+            raise ValueError(
+                "A depth head needs depth_bins ≥ 1 and 0 < min_depth < max_depth (metres); got "
+                f"{self.depth_bins}, {self.min_depth}, {self.max_depth}."
+            )
 
     @property
     def num_hidden_layers(self) -> int:

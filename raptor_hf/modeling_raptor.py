@@ -12,7 +12,12 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    DepthEstimatorOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
@@ -288,13 +293,13 @@ class RaptorModel(RaptorPreTrainedModel):
             ValueError: not four axes, another number of channels than the teacher's, or a height or
                 width that is not a multiple of the patch.
         """
-        channels, patch = self.config.num_channels, self.config.patch_size
+        channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
                 f"pixel_values must have the shape (batch, {channels}, height, width); "
                 f"got {tuple(pixel_values.shape)}."
             )
-        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+        patch_height, patch_width = patch_sides(self.config)
         height, width = pixel_values.shape[2:]
         if height % patch_height or width % patch_width:
             raise ValueError(
@@ -362,6 +367,12 @@ class RaptorModel(RaptorPreTrainedModel):
         )
 
 
+def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width of a patch in pixels."""
+    patch = config.patch_size
+    return (patch, patch) if isinstance(patch, int) else tuple(patch)
+
+
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D)."""
     groups = token_layout(config).groups()
@@ -392,4 +403,224 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-__all__ = ["RaptorBlock", "RaptorForImageClassification", "RaptorModel", "pool_tokens"]
+def centre_padding(height: int, width: int, config: PreTrainedConfig) -> tuple[int, int, int, int]:
+    """Pixels (left, right, top, bottom) that make an image a whole number of patches.
+
+    The image stays in the middle; where the padding is odd, right and bottom get one pixel more.
+    480×640 at patch 14 becomes 490×644 with (2, 2, 5, 5).
+    """
+    patch_height, patch_width = patch_sides(config)
+    rows, columns = -height % patch_height, -width % patch_width
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def crop_padding(maps: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """Take the padding of `centre_padding` off maps (…, H, W) again."""
+    left, right, top, bottom = padding
+    return maps[..., top : maps.shape[-2] - bottom, left : maps.shape[-1] - right]
+
+
+def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear interpolation of maps (B, C, h, w) to (B, C, H, W)."""
+    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def segmentation_logits(
+    classifier: nn.Linear,
+    last_hidden_state: torch.Tensor,
+    config: PreTrainedConfig,
+    grid: tuple[int, int],
+) -> torch.Tensor:
+    """A linear layer on every patch token: states (B, N, D) to logits (B, labels, h, w).
+
+    Args:
+        grid: patches (h, w) of the image.
+    """
+    patches = last_hidden_state[:, token_layout(config).groups()["patches"]]
+    return classifier(patches).transpose(1, 2).unflatten(2, grid)
+
+
+def depth_logits(
+    classifier: nn.Linear,
+    last_hidden_state: torch.Tensor,
+    config: PreTrainedConfig,
+    grid: tuple[int, int],
+    *,
+    upsampling: int = 4,
+) -> torch.Tensor:
+    """A linear layer on [patch, cls], four times as fine as the patches: (B, bins, 4·h, 4·w).
+
+    DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
+    the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
+    so its share is worked out once an image. The result is the same.
+    """
+    size = last_hidden_state.shape[-1]
+    patches = last_hidden_state[:, token_layout(config).groups()["patches"]]
+    logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
+    of_cls = nn.functional.linear(last_hidden_state[:, :1], classifier.weight[:, size:])
+    logits = (logits + of_cls).transpose(1, 2).unflatten(2, grid)
+    return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
+
+
+def expected_depth(logits: torch.Tensor, *, min_depth: float, max_depth: float) -> torch.Tensor:
+    """Mean of the bins' centres under the softmax: (B, bins, h, w) to metres (B, h, w)."""
+    edges = torch.linspace(
+        min_depth, max_depth, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device
+    )
+    centres = (edges[:-1] + edges[1:]) / 2
+    return torch.einsum("bkhw,k->bhw", logits.softmax(dim=1), centres)
+
+
+def depth_loss(
+    logits: torch.Tensor,
+    predicted_depth: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    min_depth: float,
+    max_depth: float,
+) -> torch.Tensor:
+    """10 × scale-invariant log loss (λ = 0.85) + cross-entropy on the bins, over valid pixels.
+
+    With d = log(prediction + 1 mm) − log(target + 1 mm): mean(d²) − 0.85·mean(d)². A pixel is valid
+    if its depth lies in [min_depth, max_depth]; the others count in neither part.
+
+    Args:
+        logits: (B, bins, h, w).
+        predicted_depth, target: (B, H, W) in metres.
+
+    Returns:
+        A scalar; 0 where no pixel is valid.
+    """
+    bins = logits.shape[1]
+    valid = (target >= min_depth) & (target <= max_depth)
+    if not valid.any():
+        return 0.0 * (predicted_depth.sum() + logits.sum())
+    difference = torch.log(predicted_depth[valid] + 1e-3) - torch.log(target[valid] + 1e-3)
+    scale_invariant = difference.square().mean() - 0.85 * difference.mean().square()
+    coarse = nn.functional.interpolate(target[:, None], size=logits.shape[-2:], mode="nearest")[
+        :, 0
+    ]
+    labels = ((coarse - min_depth) / (max_depth - min_depth) * bins).long().clamp(0, bins - 1)
+    counted = (coarse >= min_depth) & (coarse <= max_depth)
+    labels = labels.masked_fill(~counted, -100)
+    cross_entropy = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return 10 * scale_invariant + cross_entropy / counted.sum().clamp(min=1)
+
+
+class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
+    """A Raptor with a linear layer on every patch token after the final norm."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Images (B, C, H, W) of any size to the logits of every patch.
+
+        Args:
+            labels: classes (B, H, W); `semantic_loss_ignore_index` is not counted.
+
+        Returns:
+            `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
+            image had to be padded to whole patches they come at its own size (B, labels, H, W), so
+            that nobody stretches the padding. `loss` where `labels` are given.
+
+        Raises:
+            ValueError: labels of another size than the images.
+        """
+        padding = centre_padding(*pixel_values.shape[-2:], self.config)
+        padded = nn.functional.pad(pixel_values, padding)
+        outputs = self.raptor(padded, output_hidden_states=output_hidden_states)
+        logits = segmentation_logits(
+            self.classifier, outputs.last_hidden_state, self.config, patch_grid(padded, self.config)
+        )
+        loss = None
+        if labels is not None or any(padding):
+            full = crop_padding(resize_maps(logits, padded.shape[-2:]), padding)
+            logits = full if any(padding) else logits
+        if labels is not None:
+            check_target_size(labels, pixel_values)
+            loss = nn.functional.cross_entropy(
+                full, labels, ignore_index=self.config.semantic_loss_ignore_index
+            )
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+        )
+
+
+class RaptorForDepthEstimation(RaptorPreTrainedModel):
+    """A Raptor that tells depth: [patch, cls] to a linear layer on bins of depth (DINOv2)."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(2 * config.hidden_size, config.depth_bins)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DepthEstimatorOutput:
+        """Images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
+
+        Args:
+            labels: depth (B, H, W) in metres, 0 where it is unknown; gives `loss` (`depth_loss`).
+
+        Raises:
+            ValueError: labels of another size than the images.
+        """
+        limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
+        padding = centre_padding(*pixel_values.shape[-2:], self.config)
+        padded = nn.functional.pad(pixel_values, padding)
+        outputs = self.raptor(padded, output_hidden_states=output_hidden_states)
+        logits = depth_logits(
+            self.classifier, outputs.last_hidden_state, self.config, patch_grid(padded, self.config)
+        )
+        depth = expected_depth(logits, **limits)
+        depth = crop_padding(resize_maps(depth[:, None], padded.shape[-2:])[:, 0], padding)
+        loss = None
+        if labels is not None:
+            check_target_size(labels, pixel_values)
+            # where the image was padded, depth is unknown
+            target = nn.functional.pad(labels, padding)
+            loss = depth_loss(logits, nn.functional.pad(depth, padding), target, **limits)
+        return DepthEstimatorOutput(
+            loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states
+        )
+
+
+def patch_grid(pixel_values: torch.Tensor, config: PreTrainedConfig) -> tuple[int, int]:
+    """Patches (h, w) of images (B, C, H, W)."""
+    patch_height, patch_width = patch_sides(config)
+    return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+
+
+def check_target_size(labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    """Refuse labels of another size than their images."""
+    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+    if tuple(labels.shape) != expected:
+        raise ValueError(
+            f"labels must have the shape (batch, height, width) of the images, {expected}; "
+            f"got {tuple(labels.shape)}."
+        )
+
+
+__all__ = [
+    "RaptorBlock",
+    "RaptorForDepthEstimation",
+    "RaptorForImageClassification",
+    "RaptorForSemanticSegmentation",
+    "RaptorModel",
+    "pool_tokens",
+]
