@@ -10,19 +10,188 @@ import torch
 
 
 class Accuracy(evaluate.Metric):
-    """Share of correct predictions, `accuracy` in [0, 1]."""
+    """Share of right predictions, `accuracy` (top 1) and `top5`, each in [0, 1].
+
+    Feed it `label_ranks`: one integer an image.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description="Share of predictions that equal the reference.",
+            description="Share of images whose class is the likeliest, or among the first five.",
             citation="",
-            inputs_description="predictions and references: class indices, one an image",
+            inputs_description="rank: how many classes come before the right one, one an image",
+            features=datasets.Features(rank=datasets.Value("int64")),
+        )
+
+    def _compute(self, rank) -> dict[str, float]:
+        rank = np.asarray(rank)
+        return {"accuracy": float(np.mean(rank < 1)), "top5": float(np.mean(rank < 5))}
+
+
+def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list[int]]:
+    """Rows for `Accuracy.add_batch`: how many classes come before the right one, 0 for none.
+
+    Of equal logits the lower class comes first, as in `argmax`.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) classes.
+
+    Raises:
+        ValueError: a label that is no class.
+    """
+    check_labels(labels, logits.shape[1])
+    of_label = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    before = (logits > of_label) | ((logits == of_label) & earlier)
+    return {"rank": before.sum(dim=1).tolist()}
+
+
+class MeanIoU(evaluate.Metric):
+    """Intersection over union of every class, pooled over all images, and its mean `miou`.
+
+    A class that neither occurs nor is predicted has no IoU (NaN in `iou`) and is left out of the
+    mean. Feed it rows from `segmentation_statistics`, one an image.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        counts = datasets.List(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description="Mean intersection over union, and the share of right pixels.",
+            citation="",
+            inputs_description="pixels per class of every image, from segmentation_statistics",
+            features=datasets.Features(intersection=counts, predicted=counts, target=counts),
+        )
+
+    def _compute(self, intersection, predicted, target) -> dict:
+        """`miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
+        hits, found, there = (np.sum(rows, axis=0) for rows in (intersection, predicted, target))
+        if not there.sum():
+            raise ValueError("No pixel is labelled: all are ignored, there is no IoU.")
+        union = (found + there - hits).astype(float)
+        iou = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+        return {
+            "miou": float(np.nanmean(iou)),
+            "pixel_accuracy": float(hits.sum() / there.sum()),
+            "iou": iou.tolist(),
+        }
+
+
+def segmentation_statistics(
+    *,
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    num_classes: int,
+    ignore_index: int = 255,
+) -> dict[str, list[list[int]]]:
+    """Rows for `MeanIoU.add_batch`: pixels per class of every image.
+
+    Args:
+        prediction: (B, H, W) classes.
+        target: (B, H, W) classes; pixels of `ignore_index` are not counted.
+
+    Raises:
+        ValueError: different shapes, or a class that is not one of `num_classes`.
+    """
+    check_shapes(prediction, target)
+    counted = target != ignore_index
+    for labels in (prediction[counted], target[counted]):
+        check_labels(labels, num_classes)
+    images = torch.arange(len(target), device=target.device)[:, None, None] * num_classes
+
+    def count(labels: torch.Tensor, chosen: torch.Tensor) -> list[list[int]]:
+        keys = (labels + images)[chosen]
+        counts = torch.bincount(keys, minlength=len(target) * num_classes)
+        return counts.view(len(target), num_classes).tolist()
+
+    return {
+        "intersection": count(target, counted & (prediction == target)),
+        "predicted": count(prediction, counted),
+        "target": count(target, counted),
+    }
+
+
+DEPTH_SUMS = ("squared_error", "relative_error", "log10_error", "delta1", "delta2", "delta3")
+
+
+class DepthError(evaluate.Metric):
+    """The usual figures of depth estimation, pooled over all valid pixels of all images.
+
+    Feed it rows from `depth_statistics`, one an image.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = {"count": datasets.Value("int64")}
+        features |= {name: datasets.Value("float64") for name in DEPTH_SUMS}
+        return evaluate.MetricInfo(
+            description="Errors of predicted depth.",
+            citation="",
+            inputs_description="sums over the valid pixels of every image, from depth_statistics",
             features=datasets.Features(features),
         )
 
-    def _compute(self, predictions, references) -> dict[str, float]:
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+    def _compute(self, count, **sums) -> dict[str, float]:
+        """Errors, and shares of pixels that are nearly right.
+
+        `rmse_m` in metres; `rmse_m_per_image`, its mean over images; `abs_rel`, |error| as a share
+        of the depth; `log10`, |error| of log₁₀; `delta1`, `delta2`, `delta3`: the share of pixels
+        where the larger of prediction and depth is less than 1.25, 1.25², 1.25³ times the smaller.
+        """
+        count = np.asarray(count)
+        if not count.sum():
+            raise ValueError("No pixel has a valid depth: there is no depth error.")
+        means = {name: float(np.sum(sums[name]) / count.sum()) for name in DEPTH_SUMS}
+        there = count > 0
+        per_image = np.sqrt(np.asarray(sums["squared_error"])[there] / count[there])
+        return {
+            "rmse_m": means.pop("squared_error") ** 0.5,
+            "rmse_m_per_image": float(per_image.mean()),
+            "abs_rel": means.pop("relative_error"),
+            "log10": means.pop("log10_error"),
+            **means,
+        }
+
+
+def depth_statistics(
+    *, prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
+) -> dict[str, list]:
+    """Rows for `DepthError.add_batch`: sums over the valid pixels of every image.
+
+    Args:
+        prediction: (B, H, W), metres, positive.
+        target: (B, H, W), metres.
+        valid: (B, H, W), True where a pixel counts.
+
+    Raises:
+        ValueError: different shapes, or a depth of a valid pixel that is not positive.
+    """
+    check_shapes(prediction, target)
+    check_shapes(valid, target)
+    for name, depth in (("prediction", prediction), ("target", target)):
+        if not (depth[valid] > 0).all():
+            raise ValueError(f"Depth in metres must be positive where it counts; {name} is not.")
+    count = valid.sum(dim=(1, 2))
+    # pixels that don't count must not make NaN: there both are 1 m
+    prediction = torch.where(valid, prediction, 1.0).double()
+    target = torch.where(valid, target, 1.0).double()
+    ratio = torch.maximum(prediction / target, target / prediction)
+    maps = {
+        "squared_error": (prediction - target).square(),
+        "relative_error": (prediction - target).abs() / target,
+        "log10_error": (prediction.log10() - target.log10()).abs(),
+        **{f"delta{n}": valid & (ratio < 1.25**n) for n in (1, 2, 3)},
+    }
+    sums = {name: values.double().sum(dim=(1, 2)).tolist() for name, values in maps.items()}
+    return {"count": count.tolist(), **sums}
+
+
+def check_labels(labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse labels that are no class."""
+    if labels.numel() and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"Labels must be classes from 0 to {num_classes - 1}; "
+            f"got {int(labels.min())} … {int(labels.max())}."
+        )
 
 
 class RSquared(evaluate.Metric):
@@ -91,10 +260,10 @@ def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
-    """Refuse trajectories of different shapes."""
+    """Refuse a prediction and a target of different shapes."""
     if prediction.shape != target.shape:
         raise ValueError(
-            "Student and teacher must have the same trajectory shape; got "
+            "Prediction and target must have the same shape; got "
             f"{tuple(prediction.shape)} and {tuple(target.shape)}."
         )
 

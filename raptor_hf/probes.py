@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews
 from .loop import LoopArguments, fit
-from .metrics import Accuracy, RSquared, r2_reference, state_statistics
+from .metrics import Accuracy, RSquared, label_ranks, r2_reference, state_statistics
 from .modeling_raptor import pool_tokens
 from .runs import progress_bar
 from .teachers import trajectory
@@ -93,8 +93,8 @@ def train_linear_probe(
 def probe_accuracy(probe: nn.Linear, features: FeatureDataset) -> float:
     """Top-1 accuracy of a probe, in [0, 1]."""
     metric = Accuracy(keep_in_memory=True)
-    predictions = probe(features.features).argmax(dim=-1)
-    return metric.compute(predictions=predictions, references=features.labels)["accuracy"]
+    logits = probe(features.features)
+    return metric.compute(**label_ranks(logits=logits, labels=features.labels))["accuracy"]
 
 
 def trajectory_r2(

@@ -12,7 +12,7 @@ from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews, load_images
 from .heads import load_linear_head
 from .losses import rollout
-from .metrics import Accuracy, RSquared, state_statistics
+from .metrics import Accuracy, RSquared, label_ranks, state_statistics
 from .modeling_raptor import pool_tokens
 from .runs import process_state
 from .spans import Chain
@@ -86,10 +86,7 @@ class TrajectoryValidation:
                 labels = {}
                 if self.head is not None:
                     logits = self.head(self.finish(prediction[:, -1], last))
-                    labels = {
-                        "predictions": logits.argmax(-1).tolist(),
-                        "references": batch["label"].tolist(),
-                    }
+                    labels = label_ranks(logits=logits, labels=batch["label"].to(logits.device))
                 statistics[chain.name].append((rows, labels))
         scalars = {}
         for name, batches in statistics.items():

@@ -1,8 +1,23 @@
+from pathlib import Path
+
+import evaluate
 import numpy as np
 import pytest
 import torch
 
-from raptor_hf.metrics import Accuracy, RSquared, r2_reference, state_statistics
+from raptor_hf.metrics import (
+    Accuracy,
+    DepthError,
+    MeanIoU,
+    RSquared,
+    depth_statistics,
+    label_ranks,
+    r2_reference,
+    segmentation_statistics,
+    state_statistics,
+)
+
+ROOT = Path(__file__).parents[1]
 
 GROUPS = {"cls": slice(0, 1), "patches": slice(1, None)}
 
@@ -15,10 +30,91 @@ def r_squared(batches):
 
 
 def test_accuracy_by_hand():
+    logits = torch.tensor([[0.0, 3, 1, 2, 5, 4, 6], [1, 0, 0, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0]])
+    rows = label_ranks(logits=logits, labels=torch.tensor([0, 0, 1]))
+    assert rows == {"rank": [6, 0, 1]}  # of the two equal ones the first wins, as in argmax
     metric = Accuracy(keep_in_memory=True)
-    metric.add_batch(predictions=[1, 2, 3], references=[1, 2, 0])
-    metric.add_batch(predictions=[5], references=[5])
-    assert metric.compute() == {"accuracy": 0.75}
+    metric.add_batch(**rows)
+    metric.add_batch(rank=[4])
+    assert metric.compute() == {"accuracy": 0.25, "top5": 0.75}
+    with pytest.raises(ValueError, match="classes from 0 to 6; got 0 … 7"):
+        label_ranks(logits=logits, labels=torch.tensor([0, 7, 1]))
+
+
+def test_mean_iou_by_hand_and_in_two_parts():
+    target = torch.tensor([[[0, 0, 1, 255]], [[1, 1, 2, 0]]])
+    prediction = torch.tensor([[[0, 1, 1, 0]], [[1, 2, 2, 0]]])
+    parts = [
+        segmentation_statistics(prediction=p[None], target=t[None], num_classes=4)
+        for p, t in zip(prediction, target, strict=True)
+    ]
+    metric = MeanIoU(keep_in_memory=True)
+    for part in parts:
+        metric.add_batch(**part)
+    result = metric.compute()
+    # class 0: 2 of 3 (the ignored pixel does not count), 1: 2 of 4, 2: 1 of 2, 3: nowhere
+    assert result["iou"][:3] == [2 / 3, 2 / 4, 1 / 2] and np.isnan(result["iou"][3])
+    assert result["miou"] == pytest.approx((2 / 3 + 1 / 2 + 1 / 2) / 3)
+    assert result["pixel_accuracy"] == 5 / 7
+
+
+def test_iou_equals_scikit_learns_jaccard_score():
+    from sklearn.metrics import jaccard_score
+
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 6, (5, 9, 7), generator=generator)
+    prediction = torch.randint(0, 6, (5, 9, 7), generator=generator)
+    prediction = torch.where(torch.rand(5, 9, 7, generator=generator) < 0.5, target, prediction)
+    target[torch.rand(5, 9, 7, generator=generator) < 0.2] = 255
+    metric = MeanIoU(keep_in_memory=True)
+    rows = segmentation_statistics(prediction=prediction, target=target, num_classes=6)
+    counted = target != 255
+    expected = jaccard_score(target[counted], prediction[counted], average=None)
+    np.testing.assert_allclose(metric.compute(**rows)["iou"], expected)
+    with pytest.raises(ValueError, match="classes from 0 to 4"):
+        segmentation_statistics(prediction=prediction, target=target, num_classes=5)
+
+
+def test_depth_errors_equal_ten_lines_of_numpy():
+    rng = np.random.default_rng(0)
+    target = rng.uniform(0.5, 10, size=(3, 4, 6))
+    prediction = target * rng.uniform(0.5, 1.9, size=target.shape)
+    valid = rng.random(target.shape) < 0.7
+    target[~valid] = 0
+    valid[2] = False  # an image without any valid pixel
+    metric = DepthError(keep_in_memory=True)
+    for part in (slice(0, 2), slice(2, 3)):
+        arrays = {"prediction": prediction, "target": target, "valid": valid}
+        rows = {name: torch.from_numpy(array[part]) for name, array in arrays.items()}
+        metric.add_batch(**depth_statistics(**rows))
+    p, t = prediction[valid], target[valid]
+    images = [np.mean((prediction[i] - target[i])[valid[i]] ** 2) ** 0.5 for i in (0, 1)]
+    expected = {
+        "rmse_m": np.mean((p - t) ** 2) ** 0.5,
+        "rmse_m_per_image": np.mean(images),
+        "abs_rel": np.mean(abs(p - t) / t),
+        "log10": np.mean(abs(np.log10(p) - np.log10(t))),
+        **{f"delta{n}": np.mean(np.maximum(p / t, t / p) < 1.25**n) for n in (1, 2, 3)},
+    }
+    assert metric.compute() == pytest.approx(expected)
+
+
+def test_depths_that_cannot_be_are_refused():
+    ones = torch.ones(1, 2, 2)
+    with pytest.raises(ValueError, match="target is not"):
+        depth_statistics(prediction=ones, target=0 * ones, valid=ones.bool())
+    metric = DepthError(keep_in_memory=True)
+    rows = depth_statistics(prediction=ones, target=ones, valid=~ones.bool())
+    with pytest.raises(ValueError, match="No pixel has a valid depth"):
+        metric.compute(**rows)
+
+
+def test_metrics_load_by_folder():
+    loaded = evaluate.load(str(ROOT / "evaluation" / "metrics" / "accuracy"))
+    assert loaded.compute(rank=[0, 3, 9, 0]) == {"accuracy": 0.5, "top5": 0.75}
+    for folder, name in (("mean_iou", "MeanIoU"), ("depth", "DepthError"), ("r2", "RSquared")):
+        loaded = evaluate.load(str(ROOT / "evaluation" / "metrics" / folder))
+        assert type(loaded).__name__ == name
 
 
 def test_r_squared_by_hand():
@@ -59,12 +155,12 @@ def test_the_references_r2_by_hand():
     # it is not symmetric: the spread is the prediction's
     spread = (target - target.mean()).square().sum().item()
     assert r2_reference(prediction=target, target=prediction) == pytest.approx(1 - 1 / spread)
-    with pytest.raises(ValueError, match="same trajectory shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         r2_reference(prediction=prediction, target=target[:, :1])
 
 
 def test_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="same trajectory shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         state_statistics(
             prediction=torch.zeros(1, 4, 5, 6), target=torch.zeros(1, 5, 5, 6), groups=GROUPS
         )
