@@ -1,0 +1,86 @@
+"""Random crops, flips and colours, the same crop and flip for an image and its target.
+
+Pillow does the pixels; what is drawn comes from the generator that is passed in alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """A random crop that is resized, a flip, and changes of colour.
+
+    Args:
+        size: height and width of the result in pixels.
+        scale: smallest and largest share of the image's area that a crop may have.
+        ratio: smallest and largest width / height of a crop.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation, and of the hue as a
+            share of the colour circle.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def __call__(
+        self, image: Image.Image, target: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[Image.Image, np.ndarray | None]:
+        """A random view of an image, and of the target (H, W) of its pixels, if it has one.
+
+        The image is interpolated (bicubic), the target takes the nearest pixel.
+        """
+        left, top, width, height = self.draw_box(image.width, image.height, rng)
+        box = (left, top, left + width, top + height)
+        shape = (self.size[1], self.size[0])
+        image = image.resize(shape, Image.Resampling.BICUBIC, box=box)
+        if target is not None:
+            rows = top + nearest(height, self.size[0])
+            target = target[rows][:, left + nearest(width, self.size[1])]
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            target = None if target is None else target[:, ::-1].copy()
+        return self.change_colours(image, rng), target
+
+    def draw_box(
+        self, width: int, height: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a crop.
+
+        As in torchvision: ten draws of area and ratio; if none fits into the image, the largest
+        crop in its middle with an allowed ratio.
+        """
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+                return int(left), int(top), w, h
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+    def change_colours(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Brightness, contrast, saturation and hue, in random order."""
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for kind in rng.permutation(4):
+            amount = self.jitter[kind] * rng.uniform(-1, 1)
+            if amount and kind < 3:
+                image = enhancers[kind](image).enhance(1 + amount)
+            elif amount:
+                hue, saturation, value = image.convert("HSV").split()
+                hue = hue.point([round(h + 255 * amount) % 256 for h in range(256)])
+                image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        return image
+
+
+def nearest(length: int, number: int) -> np.ndarray:
+    """The pixels of a row of `length` that a row of `number` takes: those at its centres."""
+    return ((np.arange(number) + 0.5) * length / number).astype(int)
