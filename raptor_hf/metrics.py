@@ -7,6 +7,21 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+
+
+def compute_over_processes(metric: evaluate.Metric, batches: list[dict[str, list]]) -> dict:
+    """A metric over the statistics of all processes; each of them gets the result.
+
+    Args:
+        metric: made with `keep_in_memory=True`.
+        batches: what this process has for `add_batch`. The processes may have different numbers of
+            batches, of any length: unlike samples that are padded to even batches, nothing counts
+            twice.
+    """
+    for batch in gather_object(batches):
+        metric.add_batch(**batch)
+    return metric.compute()
 
 
 class Accuracy(evaluate.Metric):

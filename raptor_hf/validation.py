@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,7 +11,13 @@ from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews, load_images
 from .heads import load_linear_head
 from .losses import rollout
-from .metrics import Accuracy, RSquared, label_ranks, state_statistics
+from .metrics import (
+    Accuracy,
+    RSquared,
+    compute_over_processes,
+    label_ranks,
+    state_statistics,
+)
 from .modeling_raptor import pool_tokens
 from .runs import process_state
 from .spans import Chain
@@ -71,7 +76,8 @@ class TrajectoryValidation:
     def __call__(self) -> dict[str, float]:
         """`<chain>/r2` and, where there is a head, `<chain>/accuracy` of every chain."""
         groups = token_layout(self.teacher.config).groups()
-        statistics: dict[str, list] = {chain.name: [] for chain in self.chains}
+        states_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
+        label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         for start in range(0, len(self.rows), self.batch_size):
             batch = self.images.__getitems__(self.rows[start : start + self.batch_size])
             states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
@@ -83,21 +89,19 @@ class TrajectoryValidation:
                     target=states[:, first : last + 1],
                     groups=groups,
                 )
-                labels = {}
+                states_rows[chain.name].append(rows)
                 if self.head is not None:
                     logits = self.head(self.finish(prediction[:, -1], last))
-                    labels = label_ranks(logits=logits, labels=batch["label"].to(logits.device))
-                statistics[chain.name].append((rows, labels))
+                    labels = batch["label"].to(logits.device)
+                    label_rows[chain.name].append(label_ranks(logits=logits, labels=labels))
         scalars = {}
-        for name, batches in statistics.items():
-            r2, accuracy = RSquared(keep_in_memory=True), Accuracy(keep_in_memory=True)
-            for rows, labels in gather_object(batches):
-                r2.add_batch(**rows)
-                if labels:
-                    accuracy.add_batch(**labels)
+        for name, rows in states_rows.items():
             if self.head is not None:
-                scalars[f"{name}/accuracy"] = accuracy.compute()["accuracy"]
-            scalars[f"{name}/r2"] = r2.compute()["mean"]["all"]
+                accuracy = Accuracy(keep_in_memory=True)
+                right = compute_over_processes(accuracy, label_rows[name])
+                scalars[f"{name}/accuracy"] = right["accuracy"]
+            r2 = compute_over_processes(RSquared(keep_in_memory=True), rows)
+            scalars[f"{name}/r2"] = r2["mean"]["all"]
         return scalars
 
     def finish(self, states: torch.Tensor, start: int) -> torch.Tensor:

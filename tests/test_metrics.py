@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import evaluate
@@ -164,3 +168,57 @@ def test_different_shapes_are_refused():
         state_statistics(
             prediction=torch.zeros(1, 4, 5, 6), target=torch.zeros(1, 5, 5, 6), groups=GROUPS
         )
+
+
+TWO_PROCESSES = """
+import json
+from pathlib import Path
+import torch
+from raptor_hf.metrics import (
+    Accuracy, DepthError, MeanIoU, compute_over_processes, depth_statistics, label_ranks,
+    segmentation_statistics,
+)
+from raptor_hf.runs import process_state
+
+state = process_state()
+generator = torch.Generator().manual_seed(0)
+logits, labels = torch.randn(7, 9, generator=generator), torch.arange(7)
+maps = torch.randint(0, 3, (2, 7, 4, 5), generator=generator)
+depths = 1 + torch.rand(2, 7, 4, 5, generator=generator)
+rows = list(range(7))[state.process_index :: state.num_processes]
+batches = [rows[:3], rows[3:]]  # four images and three: the last batch is ragged, or empty
+ranks, counts, sums = [], [], []
+for b in filter(None, batches):
+    ranks.append(label_ranks(logits=logits[b], labels=labels[b]))
+    counts.append(segmentation_statistics(prediction=maps[0, b], target=maps[1, b], num_classes=3))
+    valid = depths[1, b] > 1.3
+    sums.append(depth_statistics(prediction=depths[0, b], target=depths[1, b], valid=valid))
+found = [
+    compute_over_processes(metric(keep_in_memory=True), batches)
+    for metric, batches in ((Accuracy, ranks), (MeanIoU, counts), (DepthError, sums))
+]
+Path(__file__).with_name(f"{state.num_processes}_{state.process_index}.json").write_text(
+    json.dumps(found)
+)
+"""
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    script = tmp_path / "metrics.py"
+    script.write_text(TWO_PROCESSES)
+    for number in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number)]
+        done = subprocess.run(
+            [*launch, str(script)],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    alone, *both = [
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1")
+    ]
+    assert both[0] == both[1]
+    for one, two in zip(alone, both[0], strict=True):
+        assert list(two) == list(one)
+        for name in one:
+            assert two[name] == pytest.approx(one[name])
