@@ -1,6 +1,7 @@
 """Metrics of the `evaluate` library that need no network and are fed with sufficient statistics.
 
-Instantiate them directly, with `keep_in_memory=True` where no cache file is wanted.
+Instantiate them directly, with `keep_in_memory=True` where no cache file is wanted. Each stands
+beside the function that makes its rows, all in this one file, which is a little long for it.
 """
 
 import datasets

@@ -536,6 +536,8 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
+        if labels is not None:
+            check_target_size(labels, pixel_values)
         padding = centre_padding(*pixel_values.shape[-2:], self.config)
         padded = nn.functional.pad(pixel_values, padding)
         outputs = self.raptor(padded, output_hidden_states=output_hidden_states)
@@ -547,7 +549,6 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
             full = crop_padding(resize_maps(logits, padded.shape[-2:]), padding)
             logits = full if any(padding) else logits
         if labels is not None:
-            check_target_size(labels, pixel_values)
             loss = nn.functional.cross_entropy(
                 full, labels, ignore_index=self.config.semantic_loss_ignore_index
             )
@@ -580,6 +581,8 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
+        if labels is not None:
+            check_target_size(labels, pixel_values)
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
         padding = centre_padding(*pixel_values.shape[-2:], self.config)
         padded = nn.functional.pad(pixel_values, padding)
@@ -588,13 +591,12 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
             self.classifier, outputs.last_hidden_state, self.config, patch_grid(padded, self.config)
         )
         depth = expected_depth(logits, **limits)
-        depth = crop_padding(resize_maps(depth[:, None], padded.shape[-2:])[:, 0], padding)
+        depth = resize_maps(depth[:, None], padded.shape[-2:])[:, 0]
         loss = None
         if labels is not None:
-            check_target_size(labels, pixel_values)
             # where the image was padded, depth is unknown
-            target = nn.functional.pad(labels, padding)
-            loss = depth_loss(logits, nn.functional.pad(depth, padding), target, **limits)
+            loss = depth_loss(logits, depth, nn.functional.pad(labels, padding), **limits)
+        depth = crop_padding(depth, padding)
         return DepthEstimatorOutput(
             loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states
         )
