@@ -6,6 +6,7 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -403,21 +404,36 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-def centre_padding(height: int, width: int, config: PreTrainedConfig) -> tuple[int, int, int, int]:
-    """Pixels (left, right, top, bottom) that make an image a whole number of patches.
+class PatchFrame(NamedTuple):
+    """How images of one size lie on the patch grid: padded evenly on all sides to whole patches.
 
-    The image stays in the middle; where the padding is odd, right and bottom get one pixel more.
-    480×640 at patch 14 becomes 490×644 with (2, 2, 5, 5).
+    480×640 pixels at patch 14 become 490×644 with 5 more rows above and below, 2 more columns left
+    and right, and a grid of 35×46; where the padding is odd, right and bottom get one pixel more.
     """
-    patch_height, patch_width = patch_sides(config)
-    rows, columns = -height % patch_height, -width % patch_width
-    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 
+    padded: tuple[int, int]  # pixels, height and width
+    padding: tuple[int, int, int, int]  # pixels: left, right, top, bottom
+    grid: tuple[int, int]  # patches, height and width
 
-def crop_padding(maps: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
-    """Take the padding of `centre_padding` off maps (…, H, W) again."""
-    left, right, top, bottom = padding
-    return maps[..., top : maps.shape[-2] - bottom, left : maps.shape[-1] - right]
+    @classmethod
+    def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
+        """The frame of images of `size` = (height, width) pixels."""
+        patch = patch_sides(config)
+        rows, columns = (-size[axis] % patch[axis] for axis in (0, 1))
+        padded = (size[0] + rows, size[1] + columns)
+        grid = (padded[0] // patch[0], padded[1] // patch[1])
+        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return cls(padded, padding, grid)
+
+    def pad(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (…, H, W) of an image's pixels, with zeros around them."""
+        return nn.functional.pad(maps, self.padding)
+
+    def interpolate(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C, h, w) over the padded image, bilinearly at each pixel of the image itself."""
+        maps = resize_maps(maps, self.padded)
+        left, right, top, bottom = self.padding
+        return maps[..., top : self.padded[0] - bottom, left : self.padded[1] - right]
 
 
 def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -425,56 +441,58 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def segmentation_logits(
-    classifier: nn.Linear,
-    last_hidden_state: torch.Tensor,
-    config: PreTrainedConfig,
-    grid: tuple[int, int],
-) -> torch.Tensor:
-    """A linear layer on every patch token: states (B, N, D) to logits (B, labels, h, w).
-
-    Args:
-        grid: patches (h, w) of the image.
-    """
+def drop_registers(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D)."""
     patches = last_hidden_state[:, token_layout(config).groups()["patches"]]
-    return classifier(patches).transpose(1, 2).unflatten(2, grid)
+    return torch.cat([last_hidden_state[:, :1], patches], dim=1)
+
+
+def segmentation_logits(
+    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
+) -> torch.Tensor:
+    """A linear layer on every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
+    return classifier(tokens[:, 1:]).transpose(1, 2).unflatten(2, grid)
 
 
 def depth_logits(
-    classifier: nn.Linear,
-    last_hidden_state: torch.Tensor,
-    config: PreTrainedConfig,
-    grid: tuple[int, int],
-    *,
-    upsampling: int = 4,
+    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int], *, upsampling: int = 4
 ) -> torch.Tensor:
-    """A linear layer on [patch, cls], four times as fine as the patches: (B, bins, 4·h, 4·w).
+    """A linear layer on [patch, cls], four times as fine as the patches.
 
     DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
     the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
     so its share is worked out once an image. The result is the same.
+
+    Args:
+        tokens: (B, 1 + h·w, D), cls and the patches.
+
+    Returns:
+        (B, bins, 4·h, 4·w).
     """
-    size = last_hidden_state.shape[-1]
-    patches = last_hidden_state[:, token_layout(config).groups()["patches"]]
-    logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
-    of_cls = nn.functional.linear(last_hidden_state[:, :1], classifier.weight[:, size:])
-    logits = (logits + of_cls).transpose(1, 2).unflatten(2, grid)
+    size = tokens.shape[-1]
+    of_patches = nn.functional.linear(tokens[:, 1:], classifier.weight[:, :size], classifier.bias)
+    of_cls = nn.functional.linear(tokens[:, :1], classifier.weight[:, size:])
+    logits = (of_patches + of_cls).transpose(1, 2).unflatten(2, grid)
     return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
 
 
-def expected_depth(logits: torch.Tensor, *, min_depth: float, max_depth: float) -> torch.Tensor:
-    """Mean of the bins' centres under the softmax: (B, bins, h, w) to metres (B, h, w)."""
+def expected_depth(
+    logits: torch.Tensor, frame: PatchFrame, *, min_depth: float, max_depth: float
+) -> torch.Tensor:
+    """Mean of the bins' centres under the softmax: (B, bins, h, w) to metres (B, H, W)."""
     edges = torch.linspace(
         min_depth, max_depth, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device
     )
     centres = (edges[:-1] + edges[1:]) / 2
-    return torch.einsum("bkhw,k->bhw", logits.softmax(dim=1), centres)
+    depth = torch.einsum("bkhw,k->bhw", logits.softmax(dim=1), centres)
+    return frame.interpolate(depth[:, None])[:, 0]
 
 
 def depth_loss(
     logits: torch.Tensor,
     predicted_depth: torch.Tensor,
     target: torch.Tensor,
+    frame: PatchFrame,
     *,
     min_depth: float,
     max_depth: float,
@@ -485,7 +503,7 @@ def depth_loss(
     if its depth lies in [min_depth, max_depth]; the others count in neither part.
 
     Args:
-        logits: (B, bins, h, w).
+        logits: (B, bins, h, w) over the padded images.
         predicted_depth, target: (B, H, W) in metres.
 
     Returns:
@@ -497,9 +515,9 @@ def depth_loss(
         return 0.0 * (predicted_depth.sum() + logits.sum())
     difference = torch.log(predicted_depth[valid] + 1e-3) - torch.log(target[valid] + 1e-3)
     scale_invariant = difference.square().mean() - 0.85 * difference.mean().square()
-    coarse = nn.functional.interpolate(target[:, None], size=logits.shape[-2:], mode="nearest")[
-        :, 0
-    ]
+    # in the padding depth is 0, unknown
+    padded = frame.pad(target)[:, None]
+    coarse = nn.functional.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0]
     labels = ((coarse - min_depth) / (max_depth - min_depth) * bins).long().clamp(0, bins - 1)
     counted = (coarse >= min_depth) & (coarse <= max_depth)
     labels = labels.masked_fill(~counted, -100)
@@ -536,22 +554,19 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
-        if labels is not None:
-            check_target_size(labels, pixel_values)
-        padding = centre_padding(*pixel_values.shape[-2:], self.config)
-        padded = nn.functional.pad(pixel_values, padding)
-        outputs = self.raptor(padded, output_hidden_states=output_hidden_states)
-        logits = segmentation_logits(
-            self.classifier, outputs.last_hidden_state, self.config, patch_grid(padded, self.config)
-        )
+        frame = frame_of_images(pixel_values, labels, self.config)
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states=output_hidden_states)
+        tokens = drop_registers(outputs.last_hidden_state, self.config)
+        logits = segmentation_logits(self.classifier, tokens, frame.grid)
         loss = None
-        if labels is not None or any(padding):
-            full = crop_padding(resize_maps(logits, padded.shape[-2:]), padding)
-            logits = full if any(padding) else logits
         if labels is not None:
             loss = nn.functional.cross_entropy(
-                full, labels, ignore_index=self.config.semantic_loss_ignore_index
+                frame.interpolate(logits),
+                labels,
+                ignore_index=self.config.semantic_loss_ignore_index,
             )
+        if any(frame.padding):
+            logits = frame.interpolate(logits)
         return SemanticSegmenterOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states
         )
@@ -581,41 +596,29 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
-        if labels is not None:
-            check_target_size(labels, pixel_values)
+        frame = frame_of_images(pixel_values, labels, self.config)
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
-        padding = centre_padding(*pixel_values.shape[-2:], self.config)
-        padded = nn.functional.pad(pixel_values, padding)
-        outputs = self.raptor(padded, output_hidden_states=output_hidden_states)
-        logits = depth_logits(
-            self.classifier, outputs.last_hidden_state, self.config, patch_grid(padded, self.config)
-        )
-        depth = expected_depth(logits, **limits)
-        depth = resize_maps(depth[:, None], padded.shape[-2:])[:, 0]
-        loss = None
-        if labels is not None:
-            # where the image was padded, depth is unknown
-            loss = depth_loss(logits, depth, nn.functional.pad(labels, padding), **limits)
-        depth = crop_padding(depth, padding)
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states=output_hidden_states)
+        tokens = drop_registers(outputs.last_hidden_state, self.config)
+        logits = depth_logits(self.classifier, tokens, frame.grid)
+        depth = expected_depth(logits, frame, **limits)
+        loss = None if labels is None else depth_loss(logits, depth, labels, frame, **limits)
         return DepthEstimatorOutput(
             loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states
         )
 
 
-def patch_grid(pixel_values: torch.Tensor, config: PreTrainedConfig) -> tuple[int, int]:
-    """Patches (h, w) of images (B, C, H, W)."""
-    patch_height, patch_width = patch_sides(config)
-    return pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-
-
-def check_target_size(labels: torch.Tensor, pixel_values: torch.Tensor) -> None:
-    """Refuse labels of another size than their images."""
+def frame_of_images(
+    pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
+) -> PatchFrame:
+    """The frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-    if tuple(labels.shape) != expected:
+    if labels is not None and tuple(labels.shape) != expected:
         raise ValueError(
             f"labels must have the shape (batch, height, width) of the images, {expected}; "
             f"got {tuple(labels.shape)}."
         )
+    return PatchFrame.of(expected[1:], config)
 
 
 __all__ = [

@@ -15,9 +15,10 @@ from raptor_hf import (
     RaptorModel,
 )
 from raptor_hf.modeling_raptor import (
-    centre_padding,
+    PatchFrame,
     depth_logits,
     depth_loss,
+    drop_registers,
     expected_depth,
 )
 from tests.test_modeling_raptor import randomised
@@ -59,7 +60,7 @@ def test_depth_head_equals_upsampling_first(teacher, wide_images):
     features = features.transpose(1, 2).reshape(2, 48, 2, 3)
     fine = nn.functional.interpolate(features, scale_factor=4, mode="bilinear")
     expected = model.classifier(fine.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    logits = depth_logits(model.classifier, states, model.config, (2, 3))
+    logits = depth_logits(model.classifier, drop_registers(states, model.config), (2, 3))
     torch.testing.assert_close(logits, expected)
     depth = model(wide_images).predicted_depth
     assert depth.shape == (2, 8, 12)
@@ -73,8 +74,10 @@ def test_depth_loss_ignores_invalid_pixels_in_both_parts():
     torch.manual_seed(0)
     logits = torch.randn(1, 4, 2, 2)
     target = torch.tensor([[[1.0, 0.0], [3.5, 20.0]]])  # two valid pixels of bins 1 and 3
-    depth = expected_depth(logits, min_depth=0.001, max_depth=4)
-    loss = depth_loss(logits, depth, target, min_depth=0.001, max_depth=4)
+    frame = PatchFrame((2, 2), (0, 0, 0, 0), (2, 2))
+    limits = {"min_depth": 0.001, "max_depth": 4}
+    depth = expected_depth(logits, frame, **limits)
+    loss = depth_loss(logits, depth, target, frame, **limits)
     d = (depth[0, :, 0] + 1e-3).log() - (target[0, :, 0] + 1e-3).log()
     log_probabilities = logits.log_softmax(1)[0]
     # the first bin ends at 1.00075, so 1 m lies in bin 0
@@ -83,17 +86,16 @@ def test_depth_loss_ignores_invalid_pixels_in_both_parts():
     torch.testing.assert_close(loss, expected)
     other = target.clone()
     other[0, 1, 1] = -5.0
-    limits = {"min_depth": 0.001, "max_depth": 4}
-    assert depth_loss(logits, depth, other, **limits) == loss
-    assert depth_loss(logits, depth, torch.zeros_like(target), **limits) == 0
+    assert depth_loss(logits, depth, other, frame, **limits) == loss
+    assert depth_loss(logits, depth, torch.zeros_like(target), frame, **limits) == 0
 
 
 def test_padding_keeps_the_image_in_the_middle(teacher):
     config = RaptorModel.from_teacher(teacher, [6]).config
     config.teacher_config.patch_size = 14
-    assert centre_padding(480, 640, config) == (2, 2, 5, 5)
-    assert centre_padding(518, 518, config) == (0, 0, 0, 0)
-    assert centre_padding(13, 27, config) == (0, 1, 0, 1)
+    assert PatchFrame.of((480, 640), config) == ((490, 644), (2, 2, 5, 5), (35, 46))
+    assert PatchFrame.of((518, 518), config) == ((518, 518), (0, 0, 0, 0), (37, 37))
+    assert PatchFrame.of((13, 27), config) == ((14, 28), (0, 1, 0, 1), (1, 2))
 
 
 def test_images_of_any_size(teacher):
