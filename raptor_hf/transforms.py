@@ -34,15 +34,10 @@ class Augmentation:
     ) -> tuple[Image.Image, np.ndarray | None]:
         """A random view of an image, and of the target (H, W) of its pixels, if it has one.
 
-        The image is interpolated (bicubic), the target takes the nearest pixel.
+        Resized as by `resize_pair`.
         """
-        left, top, width, height = self.draw_box(image.width, image.height, rng)
-        box = (left, top, left + width, top + height)
-        shape = (self.size[1], self.size[0])
-        image = image.resize(shape, Image.Resampling.BICUBIC, box=box)
-        if target is not None:
-            rows = top + nearest(height, self.size[0])
-            target = target[rows][:, left + nearest(width, self.size[1])]
+        box = self.draw_box(image.width, image.height, rng)
+        image, target = resize_pair(image, target, self.size, box=box)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             target = None if target is None else target[:, ::-1].copy()
@@ -79,6 +74,29 @@ class Augmentation:
                 hue = hue.point([round(h + 255 * amount) % 256 for h in range(256)])
                 image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
         return image
+
+
+def resize_pair(
+    image: Image.Image,
+    target: np.ndarray | None,
+    size: tuple[int, int],
+    *,
+    box: tuple[int, int, int, int] | None = None,
+) -> tuple[Image.Image, np.ndarray | None]:
+    """An image and the target (H, W) of its pixels, if it has one, at another size.
+
+    The image is interpolated (bicubic), the target takes the nearest pixel.
+
+    Args:
+        size: height and width of the result.
+        box: left, top, width and height of the part that is taken; default: all.
+    """
+    left, top, width, height = box or (0, 0, image.width, image.height)
+    corners = (left, top, left + width, top + height)
+    image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=corners)
+    if target is not None:
+        target = target[top + nearest(height, size[0])][:, left + nearest(width, size[1])]
+    return image, target
 
 
 def nearest(length: int, number: int) -> np.ndarray:

@@ -1,41 +1,100 @@
-"""Images with a class or a depth at every pixel, in the layouts that people have them in.
+"""Labelled images of the three tasks, in the layouts that people have them in.
 
-Every dataset has the columns `image` and `mask` or `depth`, undecoded: what can't be read is named.
+Images, masks and depth maps stay undecoded until a row is read: what can't be read is named.
 """
 
 import csv
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from .digit_scenes import digit_scenes
+from .data import load_images
+from .digit_scenes import CLASSES, digit_scenes
 
 IGNORED = 255  # label of a pixel without a class
+ADE20K_CLASSES = 150
 NYU_MILLIMETRES = 1000  # units of 16-bit depth images in a metre
 NYU_TRAIN_METRES = 10.0  # depth of the value 255 in NYUv2's 8-bit training images
 # what PIL raises for files that are missing, cut off, of another kind, or absurdly large
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def load_segmentation(name: str, split: str) -> datasets.Dataset:
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and what is to be told of them.
+
+    Args:
+        cells: a dataset of two columns, the undecoded `image` and its target.
+        read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
+        class_names: None where the target is no class.
+    """
+
+    cells: datasets.Dataset
+    read_target: Callable[[object, str], int | np.ndarray]
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def read(self, row: int) -> tuple[Image.Image, int | np.ndarray]:
+        """An image in RGB and its target.
+
+        Raises:
+            ValueError: a file that is missing or can't be decoded, a target that is no class or has
+                another bit depth, or a target of another size than its image.
+        """
+        cell_name, target_name = self.cells.column_names
+        cells = self.cells[row]
+        image = open_image(cells[cell_name], name=f"image {row}").convert("RGB")
+        target = self.read_target(cells[target_name], f"{target_name} {row}")
+        if isinstance(target, np.ndarray):
+            check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
+        return image, target
+
+    def read_original_target(self, row: int) -> np.ndarray:
+        """The target of a row alone."""
+        name = self.cells.column_names[1]
+        return self.read_target(self.cells[row][name], f"{name} {row}")
+
+
+def load_classification(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+    """Images and their classes; names and errors as `load_images`.
+
+    Raises:
+        ValueError: also for a split without images or without class names.
+    """
+    dataset = load_images(name, split).select_columns(["image", "label"])
+    if not len(dataset):
+        raise ValueError(f"{name} ({split}) holds no images: the split is empty.")
+    label = dataset.features["label"]
+    if not isinstance(label, datasets.ClassLabel):
+        raise ValueError(f"{name} ({split}): the column 'label' must be a ClassLabel; got {label}.")
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    return LabelledImages(dataset, partial(read_label, num_classes=label.num_classes), label.names)
+
+
+def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
     """Images and their masks.
 
     Args:
         name: `"digit_scenes"` (embedded) or the folder `ADEChallengeData2016` of SceneParse150.
         split: `"train"` and `"test"`; of ADE20k `"training"` and `"validation"`.
-
-    Returns:
-        Columns `image` and `mask`; `read_mask` gives the classes.
+        missing_ok: leave it to `read` to complain of files that are missing.
 
     Raises:
         FileNotFoundError: no such folder, or an image without its mask.
         ValueError: no images in it.
     """
     if name == "digit_scenes":
-        return undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        cells = undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        read = partial(read_mask, num_classes=len(CLASSES), zero_is_background=False)
+        return LabelledImages(cells, read, CLASSES)
     images, masks = Path(name) / "images" / split, Path(name) / "annotations" / split
     for folder in (images, masks):
         if not folder.is_dir():
@@ -45,26 +104,43 @@ def load_segmentation(name: str, split: str) -> datasets.Dataset:
             )
     files = sorted(file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".png"))
     columns = {"image": files, "mask": [masks / f"{file.stem}.png" for file in files]}
-    return paired_files(columns, where=images)
+    cells = paired_files(columns, where=images, missing_ok=missing_ok)
+    read = partial(read_mask, num_classes=ADE20K_CLASSES, zero_is_background=True)
+    return LabelledImages(cells, read, ade20k_class_names(Path(name) / "objectInfo150.txt"))
 
 
-def load_depth(name: str, split: str) -> datasets.Dataset:
+def ade20k_class_names(path: Path) -> list[str]:
+    """Names of the 150 classes, of ADE20k's own table (last column), or numbers without it.
+
+    Raises:
+        ValueError: a table of another number of classes.
+    """
+    if not path.is_file():
+        return [f"class {number}" for number in range(ADE20K_CLASSES)]
+    lines = path.read_text().splitlines()[1:]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
+    if len(names) != ADE20K_CLASSES:
+        raise ValueError(f"{path}: expected a heading and 150 classes; got {len(names)} classes.")
+    return names
+
+
+def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
     """Images and their depth.
 
     Args:
         name: `"digit_scenes"` (embedded) or NYUv2's folder `nyu_data`, with
             `data/nyu2_{train,test}.csv`, whose lines are `rgb path,depth path` below that folder.
+            The training images have depth of 8 bits, those of other splits of 16.
         split: `"train"` or `"test"`.
-
-    Returns:
-        Columns `image` and `depth`; `read_depth` gives metres.
+        missing_ok: leave it to `read` to complain of files that are missing.
 
     Raises:
         FileNotFoundError: no such list, or a file that it names is missing.
         ValueError: an empty list, or a line without two paths.
     """
     if name == "digit_scenes":
-        return undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        return LabelledImages(cells, partial(read_depth, bits=16))
     table = Path(name) / "data" / f"nyu2_{split}.csv"
     if not table.is_file():
         raise FileNotFoundError(
@@ -80,15 +156,18 @@ def load_depth(name: str, split: str) -> datasets.Dataset:
         "image": [Path(name) / line[0] for line in lines],
         "depth": [Path(name) / line[1] for line in lines],
     }
-    return paired_files(columns, where=table)
+    cells = paired_files(columns, where=table, missing_ok=missing_ok)
+    return LabelledImages(cells, partial(read_depth, bits=8 if split == "train" else 16))
 
 
-def paired_files(columns: dict[str, list[Path]], *, where: Path) -> datasets.Dataset:
+def paired_files(
+    columns: dict[str, list[Path]], *, where: Path, missing_ok: bool
+) -> datasets.Dataset:
     """Files as a dataset of undecoded images; errors as in the loaders."""
     if not columns["image"]:
         raise ValueError(f"{where} holds no images: the split is empty.")
     missing = [str(file) for files in columns.values() for file in files if not file.is_file()]
-    if missing:
+    if missing and not missing_ok:
         raise FileNotFoundError(
             f"{len(missing)} of the files that belong to {where} are missing: "
             f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
@@ -123,7 +202,18 @@ def open_image(cell: dict, *, name: str) -> Image.Image:
     return image
 
 
-def read_mask(cell: dict, *, name: str, num_classes: int, zero_is_background: bool) -> np.ndarray:
+def read_label(label: int, name: str, *, num_classes: int) -> int:
+    """A class, as it is.
+
+    Raises:
+        ValueError: no class; −1 is what datasets without labels have.
+    """
+    if label is None or not 0 <= label < num_classes:
+        raise ValueError(f"{name}: expected a class from 0 to {num_classes - 1}; got {label}.")
+    return label
+
+
+def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bool) -> np.ndarray:
     """Classes (H, W), int64, `IGNORED` where there is none.
 
     Args:
@@ -147,7 +237,7 @@ def read_mask(cell: dict, *, name: str, num_classes: int, zero_is_background: bo
     return mask
 
 
-def read_depth(cell: dict, *, name: str, bits: int) -> np.ndarray:
+def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
     """Depth (H, W) in metres, float32, 0 where it is unknown.
 
     Args:
