@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
-from .heads import build_classifier, load_linear_head
+from .heads import attach_head, load_linear_head
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
 from .runs import environment, file_digest, write_json
@@ -256,7 +256,7 @@ def main() -> None:
     kind = "AutoModel"
     if arguments.head:
         head, class_names = load_linear_head(arguments.head, hidden_size=teacher.config.hidden_size)
-        model, kind = build_classifier(model, head, class_names), "AutoModelForImageClassification"
+        model, kind = attach_head(model, head, class_names), "AutoModelForImageClassification"
     processor = find_processor(arguments) if model is not None else None
     output.mkdir(parents=True, exist_ok=True)
     record = {

@@ -107,3 +107,69 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plot_maps(
+    images: list, maps: dict[str, list[np.ndarray]], path: str | Path, options: dict, finish
+) -> None:
+    """Images and maps of them side by side: a row an image, a column a source.
+
+    Args:
+        images: as matplotlib takes them.
+        maps: heading -> a map (H, W) an image.
+        options: of `imshow`, for the maps.
+        finish: (figure, axes, the last drawn map), to add a legend.
+    """
+    height, width = np.asarray(maps[next(iter(maps))][0]).shape
+    columns = ["image", *maps]
+    size = (1.7 * len(columns) + 1, 1.7 * height / width * len(images) + 0.5)
+    figure, axes = plt.subplots(
+        len(images), len(columns), figsize=size, squeeze=False, layout="constrained"
+    )
+    for number, image in enumerate(images):
+        axes[number, 0].imshow(image)
+        for column, source in enumerate(maps.values(), start=1):
+            drawn = axes[number, column].imshow(source[number], interpolation="nearest", **options)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize="small")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    finish(figure, axes, drawn)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_class_maps(
+    images: list, maps: dict[str, list[np.ndarray]], class_names: list[str], path: str | Path
+) -> None:
+    """Classes of every pixel; white is no class. Few classes get a legend."""
+    number = len(class_names)
+    colors = plt.get_cmap("tab20" if number <= 20 else "gist_ncar")(np.linspace(0, 1, number))
+    maps = {
+        name: [np.ma.masked_greater_equal(classes, number) for classes in source]
+        for name, source in maps.items()
+    }
+
+    def finish(figure, axes, drawn):
+        if number <= 20:
+            marks = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors]
+            figure.legend(marks, class_names, loc="outside right center", fontsize="small")
+
+    options = {"cmap": matplotlib.colors.ListedColormap(colors), "vmin": -0.5, "vmax": number - 0.5}
+    plot_maps(images, maps, path, options, finish)
+
+
+def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str | Path) -> None:
+    """Depth in metres of every pixel, on one scale; white is unknown."""
+    maps = {
+        name: [np.ma.masked_less_equal(depth, 0) for depth in source]
+        for name, source in maps.items()
+    }
+    nearest = min(depth.min() for source in maps.values() for depth in source)
+    farthest = max(depth.max() for source in maps.values() for depth in source)
+
+    def finish(figure, axes, drawn):
+        figure.colorbar(drawn, ax=axes, label="depth (m)", shrink=0.8)
+
+    options = {"cmap": "viridis_r", "vmin": nearest, "vmax": farthest}
+    plot_maps(images, maps, path, options, finish)

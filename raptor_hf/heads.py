@@ -1,4 +1,4 @@
-"""Linear heads on [cls, mean of patches]: published by DINOv2, or of saved classifiers."""
+"""Linear heads: published by DINOv2, or of saved models; and Raptors with a head."""
 
 import pickle
 from pathlib import Path
@@ -7,29 +7,30 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig
 
-from .modeling_raptor import RaptorForImageClassification, RaptorModel
+from .modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
 from .original_checkpoint import BROKEN
+from .tasks import Classification, Task
 
-# classifiers on [cls, mean of patches]: the width does not tell them, ViT-B's head on cls alone is
-# as wide as DINOv2-S's on both
-CLASSIFIERS = ("dinov2", "dinov2_with_registers", "raptor")
 # what torch.load raises for a file that is broken, of another kind, or holds more than tensors
 UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
 
 
-def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear, list[str] | None]:
-    """A linear classifier on the features of `pool_tokens`, and the names of its classes.
+def load_linear_head(
+    source: str | Path, *, hidden_size: int, task: type[Task] = Classification
+) -> tuple[nn.Linear, list[str] | None]:
+    """The linear head of a task, and the names of its classes.
 
-    DINOv2's own heads and the classifiers of transformers' Dinov2 models put the features in the
-    same order, cls before the mean of the patches, and leave registers out.
+    For classification DINOv2's own heads and the classifiers of transformers' Dinov2 models put
+    the features in the same order, cls before the mean of the patches, and leave registers out.
 
     Args:
         source: DINOv2's `dinov2_vit*_linear_head.pth` or a `.safetensors` file, with `weight`
-            (classes, 2·D) and `bias` (classes,), or a folder or Hub id of an image classifier of
-            transformers (DINOv2 or Raptor).
+            (classes, 2·D) and `bias` (classes,), or a folder or Hub id of a model of transformers
+            with such a head (a Raptor; for classification DINOv2 too).
         hidden_size: D of the backbone that the head is for.
+        task: segmentation has heads (classes, D), depth (bins, 2·D).
 
     Returns:
         The head in float32, and its class names where the source has them.
@@ -44,11 +45,12 @@ def load_linear_head(source: str | Path, *, hidden_size: int) -> tuple[nn.Linear
     if Path(source).is_file():
         weights = read_head_file(Path(source))
     else:
-        weights, names = read_classifier(str(source))
+        weights, names = read_classifier(str(source), task)
     weight, bias = weights["weight"], weights["bias"]
-    if weight.ndim != 2 or weight.shape[1] != 2 * hidden_size or bias.shape != weight.shape[:1]:
+    width = task.head_width(hidden_size)
+    if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"{source}: expected a head with weight (classes, {2 * hidden_size}) and bias "
+            f"{source}: expected a head with weight (classes, {width}) and bias "
             f"(classes,) for a backbone of {hidden_size} channels; got {tuple(weight.shape)} and "
             f"{tuple(bias.shape)}. Use the head of this backbone's size."
         )
@@ -80,15 +82,18 @@ def read_head_file(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def read_classifier(name_or_path: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights and class names of the linear classifier of a saved model."""
+def read_classifier(
+    name_or_path: str, task: type[Task]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights and class names of the linear head of a saved model."""
     config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type not in CLASSIFIERS:
+    if config.model_type not in task.head_types:
         raise ValueError(
-            f"{name_or_path}: expected a classifier on [cls, mean of patches], of the type "
-            f"{', '.join(CLASSIFIERS)}; got {config.model_type}, whose head reads other features."
+            f"{name_or_path}: expected a {task.name} model on {' and '.join(task.looks_at)}, of "
+            f"the type {', '.join(task.head_types)}; got {config.model_type}, whose head reads "
+            "other features."
         )
-    model, loaded = AutoModelForImageClassification.from_pretrained(
+    model, loaded = task.auto_class.from_pretrained(
         name_or_path, dtype=torch.float32, output_loading_info=True
     )
     if not isinstance(getattr(model, "classifier", None), nn.Linear) or loaded["missing_keys"]:
@@ -100,24 +105,32 @@ def read_classifier(name_or_path: str) -> tuple[dict[str, torch.Tensor], list[st
     return model.classifier.state_dict(), [config.id2label[i] for i in range(config.num_labels)]
 
 
-def build_classifier(
-    backbone: RaptorModel, head: nn.Linear, class_names: list[str] | None = None
-) -> RaptorForImageClassification:
-    """A Raptor and a linear head as one model for `AutoModelForImageClassification`.
+def attach_head(
+    backbone: RaptorModel,
+    head: nn.Linear,
+    class_names: list[str] | None = None,
+    *,
+    model_class: type[RaptorPreTrainedModel] = RaptorForImageClassification,
+    **fields,
+) -> RaptorPreTrainedModel:
+    """A Raptor and a linear head as one model for the Auto classes.
 
     Args:
         class_names: default `LABEL_0`, `LABEL_1`, … as in transformers.
+        model_class: `RaptorForSemanticSegmentation`, `RaptorForDepthEstimation`, … .
+        fields: of the configuration: `depth_bins`, `min_depth`, `max_depth`.
 
     Raises:
         ValueError: another number of names than the head has classes.
     """
-    names = class_names or [f"LABEL_{label}" for label in range(head.out_features)]
-    if len(names) != head.out_features:
-        raise ValueError(f"The head has {head.out_features} classes; got {len(names)} names.")
-    config = type(backbone.config).from_dict(backbone.config.to_dict())
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: label for label, name in enumerate(names)}
-    classifier = RaptorForImageClassification(config)
-    classifier.raptor.load_state_dict(backbone.state_dict())
-    classifier.classifier.load_state_dict(head.state_dict())
-    return classifier.eval()
+    config = type(backbone.config).from_dict({**backbone.config.to_dict(), **fields})
+    if "depth_bins" not in fields:
+        names = class_names or [f"LABEL_{label}" for label in range(head.out_features)]
+        if len(names) != head.out_features:
+            raise ValueError(f"The head has {head.out_features} classes; got {len(names)} names.")
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: label for label, name in enumerate(names)}
+    model = model_class(config)
+    model.raptor.load_state_dict(backbone.state_dict())
+    model.classifier.load_state_dict(head.state_dict())
+    return model.eval()

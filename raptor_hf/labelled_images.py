@@ -57,7 +57,7 @@ class LabelledImages:
             check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
         return image, target
 
-    def read_original_target(self, row: int) -> np.ndarray:
+    def target(self, row: int) -> np.ndarray:
         """The target of a row alone."""
         name = self.cells.column_names[1]
         return self.read_target(self.cells[row][name], f"{name} {row}")

@@ -48,6 +48,9 @@ class LoopArguments:
     seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
     log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
     checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
+    num_workers: int = field(
+        default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
+    )
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
         default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
     )
@@ -57,17 +60,29 @@ class LoopArguments:
 
 
 class StepSampler:
-    """Row numbers for the steps first … steps − 1: shuffled epochs without their ragged ends."""
+    """Row numbers for the steps first … steps − 1: shuffled epochs without their ragged ends.
+
+    With `new_views` the n rows are numbered on from epoch to epoch, e·n … (e + 1)·n − 1.
+    """
 
     drop_last = True
 
-    def __init__(self, num_rows: int, batch_size: int, *, seed: int, first: int, steps: int):
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        *,
+        seed: int,
+        first: int,
+        steps: int,
+        new_views: bool = False,
+    ):
         if num_rows < batch_size:
             raise ValueError(
                 f"A batch of {batch_size} needs at least as many rows; the dataset has {num_rows}."
             )
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
-        self.first, self.steps = first, steps
+        self.first, self.steps, self.new_views = first, steps, new_views
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -79,6 +94,7 @@ class StepSampler:
             epoch, batch = divmod(step, batches)
             if epoch != shuffled_epoch:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+                order += self.new_views * epoch * self.num_rows
                 shuffled_epoch = epoch
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
 
@@ -90,6 +106,8 @@ def fit(
     arguments: LoopArguments,
     *,
     clip_apart: list[nn.Module] | None = None,
+    learning_rates: list[float] | None = None,
+    new_views: bool = False,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
     description: str = "train",
@@ -102,6 +120,8 @@ def fit(
         compute_loss: (module, batch, progress in [0, 1)) to (loss, scalars for the log).
         arguments: see `LoopArguments`; checkpoints and `log.jsonl` go to its `output_dir`.
         clip_apart: parts of the module whose gradients are clipped each for itself.
+        learning_rates: peak rates of these parts, instead of one for the whole module.
+        new_views: ask the dataset for other rows in every epoch (`StepSampler`).
         validate: scalars for the log, measured without gradients and without touching the module.
         validate_every: steps between two validations; the last step is always validated.
         description: name on the progress bar.
@@ -119,13 +139,21 @@ def fit(
     checkpoint = newest_checkpoint(output_dir)
     first = int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
     sampler = StepSampler(
-        len(dataset), arguments.batch_size, seed=arguments.seed, first=first, steps=arguments.steps
+        len(dataset),
+        arguments.batch_size,
+        seed=arguments.seed,
+        first=first,
+        steps=arguments.steps,
+        new_views=new_views,
     )
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=keep_batch)
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=keep_batch, num_workers=arguments.num_workers
+    )
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     clipped = [list(part.parameters()) for part in clip_apart] if clip_apart else [trained]
+    groups = [trained] if learning_rates is None else clipped
     module, loader, *others = accelerator.prepare(
-        module, loader, *make_optimizer(trained, arguments)
+        module, loader, *make_optimizer(groups, learning_rates, arguments)
     )
     optimizer, schedule = others
     if checkpoint:
@@ -208,10 +236,19 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
     return accelerator
 
 
-def make_optimizer(parameters: list[nn.Parameter], arguments: LoopArguments):
-    """AdamW (fused: several times faster), and its warm-up and cosine."""
+def make_optimizer(
+    groups: list[list[nn.Parameter]], learning_rates: list[float] | None, arguments: LoopArguments
+):
+    """AdamW (fused: several times faster), and its warm-up and cosine.
+
+    The schedule is a factor: each group keeps its share of `arguments.learning_rate` throughout.
+    """
+    rates = learning_rates or [arguments.learning_rate] * len(groups)
     optimizer = torch.optim.AdamW(
-        parameters, lr=arguments.learning_rate, weight_decay=arguments.weight_decay, fused=True
+        [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
+        lr=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        fused=True,
     )
     schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
@@ -253,6 +290,12 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
         os.replace(temporary, folder / f"step_{step:08d}")
         for checkpoint in older:
             shutil.rmtree(checkpoint)
+
+
+def read_log(output_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of a run's log."""
+    lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:

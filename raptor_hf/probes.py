@@ -1,128 +1,191 @@
-"""How good a frozen backbone is: a linear probe, and how well it follows its teacher.
+"""Linear heads on a frozen backbone: a grid of them in one pass, selected apart from validation.
 
 Teacher and Raptor go through the same code: nothing here asks which of the two it holds.
 """
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, set_seed
 
-from .configuration_raptor import teacher_family, token_layout
-from .data import ImageViews
-from .loop import LoopArguments, fit
-from .metrics import Accuracy, RSquared, label_ranks, r2_reference, state_statistics
-from .modeling_raptor import pool_tokens
-from .runs import progress_bar
-from .teachers import trajectory
+from .labelled_images import LabelledImages
+from .loop import fit, read_log
+from .metrics import compute_over_processes
+from .probe_arguments import Candidate, ProbeArguments, candidates_of
+from .probe_data import ProbeData
+from .runs import process_state
+from .stored_features import StoredFeatures, backbone_features
+from .tasks import Task
 
 
-class FeatureDataset(Dataset):
-    """Image features that were computed once: `features` (n, F) and `label` (n,)."""
+class PooledLinear(nn.Linear):
+    """A head that looks at some of its inputs only; the other weights are and stay zero."""
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
-        self.features, self.labels = features, labels
+    def __init__(self, task: Task, pooling: str):
+        size = task.config.hidden_size
+        super().__init__(task.head_width(size), task.num_outputs)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        alone = {"cls": slice(0, size), "patches": slice(size, None)}
+        both = pooling == task.poolings[0]
+        self.columns = slice(None) if both else alone[pooling]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def start_from(self, head: nn.Linear) -> None:
+        """Copy a head's weights, as far as this one looks at the same inputs."""
+        with torch.no_grad():
+            self.weight[:, self.columns] = head.weight[:, self.columns]
+            self.bias.copy_(head.bias)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """A batch of features and labels."""
-        return {"features": self.features[rows], "label": self.labels[rows]}
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(…, F) to (…, outputs)."""
+        weight = self.weight[:, self.columns]
+        return nn.functional.linear(features[..., self.columns], weight, self.bias)
 
-
-def image_batches(images: ImageViews, batch_size: int, description: str) -> Iterator[dict]:
-    """All rows of an image dataset in order, the last batch as ragged as it comes."""
-    with progress_bar(description, len(images), unit="image") as bar:
-        for start in range(0, len(images), batch_size):
-            rows = list(range(start, min(start + batch_size, len(images))))
-            yield images.__getitems__(rows)
-            bar.update(len(rows))
-
-
-@torch.no_grad()
-def extract_features(
-    model: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
-) -> FeatureDataset:
-    """[cls, mean of patches] after the final norm, for every image: features (n, 2·D)."""
-    features, labels = [], []
-    for batch in image_batches(images, batch_size, "features"):
-        outputs = model(batch["pixel_values"].to(model.device), output_hidden_states=False)
-        features.append(pool_tokens(outputs.last_hidden_state, model.config).cpu())
-        labels.append(batch["label"])
-    return FeatureDataset(torch.cat(features), torch.cat(labels))
+    def plain(self) -> nn.Linear:
+        """The same head as an ordinary linear layer, on the CPU."""
+        head = nn.Linear(self.in_features, self.out_features)
+        head.load_state_dict({name: w.cpu() for name, w in self.state_dict().items()})
+        return head
 
 
-def train_linear_probe(
-    features: FeatureDataset,
-    num_classes: int,
-    arguments: LoopArguments,
-    *,
-    head: nn.Linear | None = None,
-) -> nn.Linear:
-    """A linear classifier on frozen features, trained with cross-entropy.
+class ProbeHeads(nn.Module):
+    """The heads of a grid, on the same features."""
+
+    def __init__(self, task: Task, candidates: list[Candidate], head: nn.Linear | None):
+        super().__init__()
+        self.task = task
+        self.heads = nn.ModuleList(PooledLinear(task, c.pooling) for c in candidates)
+        for pooled in self.heads if head is not None else ():
+            pooled.start_from(head)
+
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of every head."""
+        return [self.task.logits(head, features, target) for head in self.heads]
+
+
+@dataclass
+class Probe:
+    """A trained head, and how it did.
 
     Args:
-        head: what it starts from (`load_linear_head`), with 0 steps what it is; default: zeros.
-
-    Raises:
-        ValueError: a head for another number of classes.
+        metrics: on validation, after the last epoch.
+        best_on_validation: `epoch`, and `metrics` after it, scalars only.
+        selected: learning rate and pooling of the head, and its score on the selection images.
     """
-    set_seed(arguments.seed)
-    probe = nn.Linear(features.features.shape[1], num_classes)
-    nn.init.zeros_(probe.weight)
-    nn.init.zeros_(probe.bias)
-    if head is not None:
-        if head.out_features != num_classes:
-            raise ValueError(
-                f"The head has {head.out_features} classes, but the dataset has {num_classes}. "
-                "Give a head for these classes, or none."
-            )
-        probe.load_state_dict(head.state_dict())
 
-    def compute_loss(module, batch, progress):
-        logits = module(batch["features"])
-        return nn.functional.cross_entropy(logits, batch["label"]), {}
-
-    return fit(probe, features, compute_loss, arguments, description="probe").cpu()
+    head: nn.Linear
+    metrics: dict
+    best_on_validation: dict
+    selected: dict
 
 
 @torch.no_grad()
-def probe_accuracy(probe: nn.Linear, features: FeatureDataset) -> float:
-    """Top-1 accuracy of a probe, in [0, 1]."""
-    metric = Accuracy(keep_in_memory=True)
-    logits = probe(features.features)
-    return metric.compute(**label_ranks(logits=logits, labels=features.labels))["accuracy"]
+def score_heads(
+    task: Task, heads: ProbeHeads, features: StoredFeatures, batch_size: int
+) -> list[dict]:
+    """The metric of every head; the processes share the images."""
+    rows = [[] for _ in heads.heads]
+    device = process_state().device
+    for batch in features.batches(batch_size, share=True):
+        target = batch["target"].to(device)
+        for found, logits in zip(rows, heads(batch["features"].to(device), target), strict=True):
+            found.append(task.statistics(task.predict(logits, target), target))
+    return [compute_over_processes(task.metric(keep_in_memory=True), found) for found in rows]
 
 
-def trajectory_r2(
-    student: PreTrainedModel, teacher: PreTrainedModel, images: ImageViews, *, batch_size: int = 64
-) -> dict:
-    """R² of a student's states against its teacher's, by two definitions.
+def train_probe(
+    task: Task,
+    data: ProbeData,
+    arguments: ProbeArguments,
+    backbone: PreTrainedModel,
+    head: nn.Linear | None = None,
+) -> Probe:
+    """Train the heads of a grid side by side on a frozen backbone, and select one.
 
-    Returns:
-        `layers` and `mean` of `RSquared`, and `reference`: the mean of `r2_reference` over batches.
+    Args:
+        head: what they start from; default: zeros.
+
+    Raises:
+        ValueError: a head for another number of classes, or a batch larger than the training set.
     """
-    metric, reference = RSquared(keep_in_memory=True), 0.0
-    groups = token_layout(teacher.config).groups()
-    for batch in image_batches(images, batch_size, "R²"):
-        pixel_values = batch["pixel_values"].to(teacher.device)
-        states = {
-            "prediction": trajectory(student, pixel_values),
-            "target": trajectory(teacher, pixel_values),
+    set_seed(arguments.seed)
+    check_head(task, head)
+    candidates = candidates_of(arguments, type(task))
+    heads = ProbeHeads(task, candidates, head)
+    epoch_steps = max(1, len(data.train) // arguments.batch_size)
+    steps = arguments.epochs * epoch_steps if arguments.steps is None else arguments.steps
+    latest: list[dict] = []
+
+    def compute_loss(module, batch, progress):
+        features = batch.get("features")
+        if features is None:
+            features = backbone_features(backbone, task, batch["pixel_values"])
+        logits = module(features, batch["target"])
+        losses = [task.loss(values, batch["target"]) for values in logits]
+        # a sum: each head learns as if it were alone
+        return sum(losses), {f"loss/{c}": x for c, x in zip(candidates, losses, strict=True)}
+
+    def validate():
+        latest[:] = score_heads(task, heads, data.validation, arguments.eval_batch_size)
+        return {
+            f"{candidate}/{name}": value
+            for candidate, metrics in zip(candidates, latest, strict=True)
+            for name, value in metrics.items()
+            if isinstance(value, float)
         }
-        metric.add_batch(**state_statistics(**states, groups=groups))
-        reference += len(pixel_values) / len(images) * r2_reference(**states)
-    return {**metric.compute(), "reference": reference}
+
+    fit(
+        heads, data.train, compute_loss, dataclasses.replace(arguments, steps=steps),
+        clip_apart=list(heads.heads),
+        learning_rates=[candidate.learning_rate for candidate in candidates],
+        new_views=True, validate=validate,
+        validate_every=arguments.validate_epochs * epoch_steps, description="heads",
+    )  # fmt: skip
+    number, selection_score = 0, None
+    if data.selection is not None:
+        scored = score_heads(task, heads, data.selection, arguments.eval_batch_size)
+        scores = [metrics[task.score] for metrics in scored]
+        number = task.best(scores)
+        selection_score = scores[number]
+    process_state().wait_for_everyone()  # until the log is written
+    return Probe(
+        heads.heads[number].plain(),
+        latest[number],
+        best_epoch(task, read_log(arguments.output_dir), str(candidates[number]), epoch_steps),
+        {**candidates[number]._asdict(), f"selection_{task.score}": selection_score},
+    )
 
 
-def model_facts(model: PreTrainedModel) -> dict:
-    """Phases (None for a teacher) and the parameters of the blocks or of the teacher's layers."""
-    phases = getattr(model.config, "phases", None)
-    layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
-    return {
-        "phases": phases,
-        "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
-    }
+def best_epoch(task: Task, log: list[dict], candidate: str, epoch_steps: int) -> dict:
+    """Where a head's score on validation was best: `epoch`, and the `metrics` after it."""
+    validations = [line for line in log if f"{candidate}/{task.score}" in line]
+    best = validations[task.best([line[f"{candidate}/{task.score}"] for line in validations])]
+    prefix = f"{candidate}/"
+    metrics = {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
+    return {"epoch": math.ceil(best["step"] / epoch_steps), "metrics": metrics}
+
+
+def check_head(task: Task, head: nn.Linear | None) -> None:
+    """Refuse a head for another number of outputs."""
+    if head is not None and head.out_features != task.num_outputs:
+        kind = "bins of depth" if task.name == "depth" else "classes"
+        raise ValueError(
+            f"The head has {head.out_features} {kind}, but {task.num_outputs} are asked for. "
+            "Give a head for these, or none."
+        )
+
+
+@torch.no_grad()
+def original_size_metrics(
+    task: Task, head: nn.Linear, features: StoredFeatures, images: LabelledImages, resolution
+) -> dict:
+    """A dense task's metrics at the size that each target has in its file."""
+    rows, resized = [], torch.empty(1, *resolution)
+    for batch in features.batches(1, share=True):
+        target = torch.from_numpy(images.target(int(batch["image_id"])))[None]
+        logits = task.logits(head, batch["features"], resized)
+        rows.append(task.statistics(task.predict(logits, target), target))
+    return compute_over_processes(task.metric(keep_in_memory=True), rows)

@@ -20,8 +20,15 @@ from transformers import HfArgumentParser
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments that change how a run is watched or stored, never what it computes
-WATCHING = ("output_dir", "resume", "dry_run", "report_to", "log_every", "checkpoint_every")
-WATCHING += (
+WATCHING = (
+    "output_dir",
+    "resume",
+    "dry_run",
+    "report_to",
+    "log_every",
+    "checkpoint_every",
+    "num_workers",
+    "features_dir",
     "validate_every",
     "validation_dataset",
     "validation_split",

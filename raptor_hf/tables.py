@@ -8,7 +8,7 @@ import numpy as np
 from .runs import read_json
 
 
-class Task(NamedTuple):
+class Column(NamedTuple):
     """How a task's figure is shown: the key among a result's metrics, heading, scale, decimals."""
 
     metric: str
@@ -18,9 +18,9 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "classification": Task("accuracy", "accuracy (%)", 100, 1),
-    "segmentation": Task("miou", "mIoU (%)", 100, 1),
-    "depth": Task("rmse_m", "depth RMSE (m)", 1, 3),
+    "classification": Column("accuracy", "accuracy (%)", 100, 1),
+    "segmentation": Column("miou", "mIoU (%)", 100, 1),
+    "depth": Column("rmse_m", "depth RMSE (m)", 1, 3),
 }
 # headings of the R² columns: where a result file has them
 R2_COLUMNS = {

@@ -105,18 +105,23 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def teacher_identity(
     teacher: PreTrainedModel, revision: str | None = None
 ) -> dict[str, str | None]:
     """What an activation dataset remembers of its teacher: name, Hub commit, weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(teacher.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return {
         "name": teacher.name_or_path,
         "revision": hub_commit(teacher.name_or_path, revision),
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": weights_digest(teacher),
     }
 
 

@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from raptor_hf.heads import build_classifier, load_linear_head
+from raptor_hf.heads import attach_head, load_linear_head
 from raptor_hf.modeling_raptor import RaptorModel, pool_tokens
 from raptor_hf.probes import FeatureDataset, LoopArguments, train_linear_probe
 from tests.conftest import SIZES
@@ -113,16 +113,16 @@ def test_a_head_on_other_features_of_the_same_width_is_refused(tmp_path):
 def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values):
     raptor = RaptorModel.from_teacher(teacher, [4, 2]).eval()
     head = torch.nn.Linear(48, 3)
-    classifier = build_classifier(raptor, head)
+    classifier = attach_head(raptor, head)
     assert classifier.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     features = pool_tokens(raptor(pixel_values).last_hidden_state, raptor.config)
     torch.testing.assert_close(classifier(pixel_values).logits, head(features))
-    build_classifier(raptor, head, ["a", "b", "c"]).save_pretrained(tmp_path)
+    attach_head(raptor, head, ["a", "b", "c"]).save_pretrained(tmp_path)
     again, names = load_linear_head(tmp_path, hidden_size=24)
     assert torch.equal(again.weight, head.weight)
     assert names == ["a", "b", "c"]
     with pytest.raises(ValueError, match="The head has 3 classes; got 1 names"):
-        build_classifier(raptor, head, ["a"])
+        attach_head(raptor, head, ["a"])
 
 
 def test_a_probe_starts_from_a_head(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raptor_hf.digit_scenes import digit_scenes
 from raptor_hf.labelled_images import (
     check_pair,
     load_classification,
@@ -10,7 +11,6 @@ from raptor_hf.labelled_images import (
     read_depth,
     read_mask,
 )
-from raptor_hf.digit_scenes import digit_scenes
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
-from raptor_hf.heads import build_classifier
+from raptor_hf.heads import attach_head
 from raptor_hf.loop import LoopArguments
 from raptor_hf.probes import (
     FeatureDataset,
@@ -54,7 +54,7 @@ def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, imag
 def test_classifier_is_backbone_and_probe(teacher, pixel_values):
     raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
     probe = nn.Linear(48, 2)
-    classifier = build_classifier(raptor, probe, ["even", "odd"])
+    classifier = attach_head(raptor, probe, ["even", "odd"])
     states = raptor(pixel_values).last_hidden_state
     expected = probe(torch.cat([states[:, 0], states[:, 3:].mean(1)], 1))
     torch.testing.assert_close(classifier(pixel_values).logits, expected)

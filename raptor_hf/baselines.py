@@ -1,0 +1,58 @@
+"""What needs no training: a vote of the nearest images, and the best constant answer."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from .labelled_images import LabelledImages
+from .metrics import Accuracy, compute_over_processes, label_ranks
+from .runs import process_state
+from .stored_features import StoredFeatures
+from .tasks import Classification, Task
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    train: StoredFeatures,
+    test: StoredFeatures,
+    task: Classification,
+    *,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> dict[str, float]:
+    """Accuracy of a vote of the nearest training images, by the cosine of the cls tokens.
+
+    Weights are exp(cosine / temperature) (DINO, arXiv 2104.14294): nothing is trained.
+    """
+    size, device = task.config.hidden_size, process_state().device
+
+    def cls_tokens(batch):
+        return nn.functional.normalize(batch["features"][:, :size].to(device), dim=1)
+
+    batches = list(train.batches(4096))
+    keys = torch.cat([cls_tokens(batch) for batch in batches])
+    labels = torch.cat([batch["target"] for batch in batches]).to(device)
+    rows = []
+    for batch in test.batches(256, share=True):
+        similarity, index = (cls_tokens(batch) @ keys.T).topk(min(neighbours, len(keys)), dim=1)
+        votes = torch.zeros(len(index), task.num_outputs, device=device)
+        votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
+        rows.append(label_ranks(logits=votes, labels=batch["target"].to(device)))
+    return compute_over_processes(Accuracy(keep_in_memory=True), rows)
+
+
+def constant_metrics(
+    task: Task, train: LabelledImages, validation: StoredFeatures, *, num_images: int = 1000
+) -> dict:
+    """What the best constant answer scores: the baseline that looks at no image.
+
+    Args:
+        num_images: training targets that it is read off, at most.
+    """
+    rows = np.random.default_rng(0).permutation(len(train))[:num_images]
+    answer = task.constant([train.target(row) for row in np.sort(rows).tolist()])
+    rows = []
+    for batch in validation.batches(64, share=True):
+        prediction = answer.expand(*batch["target"].shape, *answer.shape)
+        rows.append(task.statistics(prediction, batch["target"]))
+    return compute_over_processes(task.metric(keep_in_memory=True), rows)
