@@ -34,7 +34,7 @@ def nearest_neighbours(
     labels = torch.cat([batch["target"] for batch in batches]).to(device)
     rows = []
     for batch in test.batches(256, share=True):
-        similarity, index = (cls_tokens(batch) @ keys.T).topk(min(neighbours, len(keys)), dim=1)
+        similarity, index = (cls_tokens(batch) @ keys.mT).topk(min(neighbours, len(keys)), dim=1)
         votes = torch.zeros(len(index), task.num_outputs, device=device)
         votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
         rows.append(label_ranks(logits=votes, labels=batch["target"].to(device)))

@@ -18,8 +18,8 @@ GROUND = (
 )
 DIGIT_HEIGHT = 40.0  # metres × rows
 WALL = 10.0  # metres
-NEAREST, FARTHEST = 1.5, 5.0  # metres, of the digits
-INK = 0.4  # how opaque a pixel must be to belong to the digit
+NEAREST, FARTHEST = 1.5, 3.0  # metres, of the digits
+INK = 0.2  # how opaque a pixel must be to belong to the digit
 NUMBER = {"train": 1000, "test": 250}
 CLASSES = [str(digit) for digit in range(10)] + ["ground"]
 
@@ -31,7 +31,7 @@ FEATURES = datasets.Features(
 
 
 def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
-    """Scenes of 48×64 pixels with 3 to 5 digits each; always the same ones.
+    """Scenes of 48×64 pixels with 2 to 4 digits each; always the same ones.
 
     The ground and the wall behind it are a class of their own, the eleventh. The digits of the test
     scenes are those of the test split of `load_digits`: no training scene shows them.
@@ -64,9 +64,9 @@ def draw_scene(
     depth = np.minimum(GROUND / np.maximum(rows - HORIZON, 1e-3), WALL)
     depth[rows <= HORIZON] = WALL
     # darker with distance, and rough
-    image = 90 * NEAREST / depth + rng.normal(0, 4, size=depth.shape)
+    image = 30 * NEAREST / depth + rng.normal(0, 2, size=depth.shape)
     mask = np.full((HEIGHT, WIDTH), CLASSES.index("ground"))
-    number = rng.integers(3, 6)
+    number = rng.integers(2, 5)
     distances = np.exp(rng.uniform(np.log(NEAREST), np.log(FARTHEST), size=number))
     for distance in np.sort(distances)[::-1]:  # from far to near
         chosen = rng.integers(len(images))

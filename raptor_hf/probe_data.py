@@ -1,5 +1,6 @@
 """The training and validation images of a recipe, for every backbone that is judged."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +87,14 @@ class ProbeImageSets:
             batch_size = arguments.eval_batch_size
             return store_features(folder, backbone, task, plain, batch_size=batch_size)
 
+        voting = task.name == "classification" and arguments.knn_images > 0
+        selection = voters = None
         if augmentation is None:
             plain = store(self.train)
+            # images that can't be read are in neither
             train = plain.subset(self.train_rows)
             selection = plain.subset(self.selection_rows) if self.grid else None
+            voters = plain if voting else None
         else:
             train = ProbeImages(
                 self.train,
@@ -100,9 +105,8 @@ class ProbeImageSets:
                 skip_corrupt=arguments.skip_corrupt,
             )
             selection = store(self.train, self.selection_rows) if self.grid else None
-            voters = self.train_rows[
-                :: max(1, len(self.train_rows) // max(1, arguments.knn_images))
-            ]
-            wanted = task.name == "classification" and arguments.knn_images
-            plain = store(self.train, voters) if wanted else None
-        return ProbeData(train, selection, store(self.validation), plain)
+        if voting:
+            step = math.ceil(len(self.train_rows) / arguments.knn_images)
+            rows = self.train_rows[::step]
+            voters = voters.subset(rows) if voters else store(self.train, rows)
+        return ProbeData(train, selection, store(self.validation), voters)
