@@ -1,6 +1,6 @@
 """Tables and figures of all seeds as a Markdown report.
 
-    python evaluation/report.py --results outputs/digits/seed_*/evaluation/results \
+    python evaluation/report.py --results outputs/digits/seed_*/*/results \
         --phases outputs/digits/phases --output_dir outputs/digits/report
 
 It is made from result files alone, those in git too: `--results evaluation/results/digits`.
@@ -42,6 +42,9 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.phases:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
+    for folder in reversed(arguments.results):  # where several seeds have one, the first wins
+        for picture in Path(folder).glob("*.png"):
+            shutil.copy(picture, output_dir)
     table = write_report(
         load_results(arguments.results),
         output_dir,

@@ -1,7 +1,7 @@
 """Write the model cards of finished models: rendered from results, the usage snippet run before.
 
-python model_cards/render.py --results outputs/digits/seed_0/evaluation/results \
-        --models outputs/digits/seed_0/evaluation/classifiers/raptor_k3
+python model_cards/render.py --results outputs/digits/seed_0/classification/results \
+        --models outputs/digits/seed_0/classification/models/raptor_k3
 """
 
 from dataclasses import dataclass, field

@@ -58,8 +58,13 @@ class Evaluation:
         model = load_backbone(folder).to(self.state.device)
         facts = model_facts(model)
         task = arguments.make_task(model.config, self.images.train.class_names)
+        head, size = None, model.config.hidden_size
+        if arguments.head:
+            head, _ = load_linear_head(arguments.head, hidden_size=size, task=type(task))
         data = self.images.data(model, task, self.features_dir)
-        probe = self.train(name, model, task, data)
+        probe_dir = self.output_dir / "probes" / name
+        own = dataclasses.replace(arguments, output_dir=str(probe_dir))
+        probe = train_probe(task, data, own, model, head)
         more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
         if data.voters is not None:
             more["knn"] = nearest_neighbours(data.voters, data.validation, task)
@@ -72,7 +77,7 @@ class Evaluation:
             self.save("constant", task.name, constant, {"phases": None, "block_parameters": None})
         elif facts["phases"] and task.name == "classification":
             teacher = load_backbone(self.teacher).to(self.state.device)
-            plain = self.images.plain(self.images.validation)
+            plain = self.images.plain(self.images.validation, self.images.validation_rows)
             self.save(name, "r2", trajectory_r2(model, teacher, plain), facts)
         if self.state.is_main_process:
             if facts["phases"]:  # a Raptor, not the teacher or a baseline
@@ -80,7 +85,7 @@ class Evaluation:
             if task.dense:
                 self.save_predictions(name, task, probe, data)
             self.save(name, task.name, probe.metrics, {**more, **facts})
-            remove_checkpoints(self.output_dir / "probes" / name)
+            remove_checkpoints(probe_dir)
             if arguments.features_dir is None:
                 shutil.rmtree(self.features_dir)
         best = probe.best_on_validation
@@ -92,22 +97,13 @@ class Evaluation:
         )
         self.state.wait_for_everyone()
 
-    def train(self, name: str, model: PreTrainedModel, task: Task, data: ProbeData) -> Probe:
-        """The heads of one model, from the given one if there is one."""
-        head, size = None, model.config.hidden_size
-        if self.arguments.head:
-            head, _ = load_linear_head(self.arguments.head, hidden_size=size, task=type(task))
-        folder = self.output_dir / "probes" / name
-        arguments = dataclasses.replace(self.arguments, output_dir=str(folder))
-        return train_probe(task, data, arguments, model, head)
-
     def save(self, name: str, task: str, metrics: dict, more: dict) -> None:
         """Write a result: what was measured, of whom, on what."""
         if self.state.is_main_process:
             arguments = self.arguments
             result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
             data = {"dataset": arguments.dataset, "split": arguments.test_split}
-            data |= {"num_images": len(self.images.validation), "environment": environment()}
+            data |= {"num_images": len(self.images.validation_rows), "environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})
 
     def save_model(

@@ -14,9 +14,12 @@ from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_raptor import RaptorConfig, token_layout
+from .digit_scenes import NUMBER
 from .losses import ObjectiveArguments
-from .modeling_raptor import RaptorBlock
+from .modeling_raptor import PatchFrame, RaptorBlock
+from .probe_arguments import candidates_of
 from .runs import read_json
+from .tasks import TASKS
 from .teachers import load_processor
 
 ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
@@ -37,8 +40,13 @@ class TeacherFacts(NamedTuple):
         return 2 * self.num_tokens * self.config.hidden_size
 
 
-def teacher_facts(name_or_path: str, revision: str | None = None) -> TeacherFacts:
-    """Configuration and token count of a teacher, for the images that its processor makes.
+def teacher_facts(
+    name_or_path: str, revision: str | None = None, resolution: tuple[int, int] | None = None
+) -> TeacherFacts:
+    """Configuration and token count of a teacher, for images as its processor makes them.
+
+    Args:
+        resolution: height and width of the images, if the processor doesn't make them.
 
     Raises:
         OSError: no such model.
@@ -46,9 +54,9 @@ def teacher_facts(name_or_path: str, revision: str | None = None) -> TeacherFact
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     processor = load_processor(name_or_path, revision)
     pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
-    height, width = pixel_values.shape[-2:]
-    patches = (height // config.patch_size) * (width // config.patch_size)
-    tokens = token_layout(config).num_prefix_tokens + patches
+    height, width = resolution or pixel_values.shape[-2:]
+    rows, columns = PatchFrame.of((height, width), config).grid
+    tokens = token_layout(config).num_prefix_tokens + rows * columns
     return TeacherFacts(config, height, width, tokens)
 
 
@@ -103,10 +111,15 @@ def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
 
 
 def count_images(dataset: str, split: str) -> int | None:
-    """Images of a split of a local dataset; None for a Hub dataset or a folder that is missing."""
-    if dataset == "digits":
-        return {"train": 1437, "test": 360}.get(split)
-    folder = Path(dataset) / split
+    """Images of a split of a local dataset; None for a Hub dataset or one that is missing."""
+    embedded = {"digits": {"train": 1437, "test": 360}, "digit_scenes": NUMBER}
+    if dataset in embedded:
+        return embedded[dataset].get(split)
+    table = Path(dataset) / "data" / f"nyu2_{split}.csv"
+    if table.is_file():
+        return len(table.read_text().split())
+    ade20k = Path(dataset) / "images" / split
+    folder = ade20k if ade20k.is_dir() else Path(dataset) / split
     if not folder.is_dir():
         return None
     return sum(
@@ -229,15 +242,24 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
 def print_probe_plan(arguments, folders: dict[str, str]) -> None:
     """What `evaluation/probe.py` would do."""
     train, test = arguments.train_split, arguments.test_split
+    heads = candidates_of(arguments, TASKS[arguments.task])
     lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
              for name, folder in folders.items()]  # fmt: skip
+    facts = teacher_facts(arguments.teacher)
+    steps = (
+        f"{arguments.epochs} epochs" if arguments.steps is None else f"{arguments.steps:,} steps"
+    )
+    kept = "in random views" if arguments.crop_scale else "as features that are stored once"
     lines += [
-        ("reads", describe_images(arguments.dataset, train)),
+        ("", describe_teacher(arguments.teacher, facts)),
+        ("reads", f"{describe_images(arguments.dataset, train)}, {kept}"),
         ("", describe_images(arguments.dataset, test)),
-        ("trains", f"a linear probe a model: {arguments.steps:,} steps of {arguments.batch_size}"),
-        ("writes", f"{arguments.output_dir}/results: a JSON file per model and task"),
-    ]
-    print_plan("Probe frozen backbones", lines)
+        ("trains", f"{len(heads)} linear heads a model: {steps}, {arguments.batch_size} images "
+                   "a step"),
+        ("", "; ".join(map(str, heads))),
+        ("writes", f"{arguments.output_dir}/results: a JSON file a model"),
+    ]  # fmt: skip
+    print_plan(f"Probe frozen backbones: {arguments.task}", lines)
 
 
 def print_teacher_plan(arguments, num_parameters: int) -> None:

@@ -21,6 +21,8 @@ class ProbeArguments(LoopArguments):
     )
     train_split: str = "train"
     test_split: str = "test"
+    train_images: int = field(default=0, metadata={"help": "a random choice of so many; 0: all"})
+    test_images: int = field(default=0, metadata={"help": "the same for all seeds; 0: all"})
     steps: int | None = field(
         default=None, metadata={"help": "optimiser updates; default: those of the epochs"}
     )

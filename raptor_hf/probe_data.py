@@ -32,6 +32,11 @@ class ProbeData:
     voters: StoredFeatures | None
 
 
+def choose(number: int, at_most: int, seed: int) -> np.ndarray:
+    """Row numbers in random order; all of them where `at_most` is 0."""
+    return np.random.default_rng(seed).permutation(number)[: at_most or None]
+
+
 class ProbeImageSets:
     """The training and validation images of a recipe, the same for every model that is judged.
 
@@ -57,11 +62,13 @@ class ProbeImageSets:
                 f"{arguments.test_split!r} must have the same classes; only in one of them: "
                 f"{', '.join(sorted(differing)[:5])}."
             )
-        rows = np.random.default_rng(arguments.seed).permutation(len(self.train))
+        rows = choose(len(self.train), arguments.train_images, arguments.seed)
         self.grid = len(candidates_of(arguments, task)) > 1
         held_out = max(1, round(arguments.held_out * len(rows))) if self.grid else 0
         # without a grid there is nothing to select, and every image is trained on
         self.selection_rows, self.train_rows = np.sort(rows[:held_out]), np.sort(rows[held_out:])
+        # not of the run's seed: all seeds are judged on the same images
+        self.validation_rows = np.sort(choose(len(self.validation), arguments.test_images, 0))
 
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
         """Images as they are judged, without random views."""
@@ -90,7 +97,7 @@ class ProbeImageSets:
         voting = task.name == "classification" and arguments.knn_images > 0
         selection = voters = None
         if augmentation is None:
-            plain = store(self.train)
+            plain = store(self.train, np.union1d(self.train_rows, self.selection_rows))
             # images that can't be read are in neither
             train = plain.subset(self.train_rows)
             selection = plain.subset(self.selection_rows) if self.grid else None
@@ -109,4 +116,4 @@ class ProbeImageSets:
             step = math.ceil(len(self.train_rows) / arguments.knn_images)
             rows = self.train_rows[::step]
             voters = voters.subset(rows) if voters else store(self.train, rows)
-        return ProbeData(train, selection, store(self.validation), voters)
+        return ProbeData(train, selection, store(self.validation, self.validation_rows), voters)

@@ -11,6 +11,7 @@ from .tables import (
     markdown_table,
     mean_std,
     model_names,
+    probes_table,
     results_table,
     values_of,
 )
@@ -19,7 +20,32 @@ FIGURES = {
     "accuracy and R² against k": "against_k.png",
     "R² per layer": "r2_per_layer.png",
     "layer distances": "layer_distance.png",
+    "segmentation: image, truth, predictions": "segmentation.png",
+    "depth: image, truth, predictions": "depth.png",
 }
+MEANING = {
+    "classification": "accuracy of a linear probe on the frozen backbone",
+    "segmentation": "mean IoU of a linear layer on the patches",
+    "depth": "RMSE of a linear layer on patches and cls, in metres",
+    "r2": "R² of a student's states against the teacher's, mean over layers 1 … L (the reference "
+    "code pools layers, tokens and channels and divides by the spread of the prediction)",
+}
+
+
+def data_section(results: list[dict]) -> list[str]:
+    """What was measured on which images, a line a task."""
+    lines = []
+    for task, meaning in MEANING.items():
+        facts = next((result for result in results if result["task"] == task), None)
+        if facts:
+            images = f"{facts['num_images']} images of {facts['dataset']!r} ({facts['split']})"
+            lines.append(f"- {task}: {meaning}, on {images}")
+    seeds = sorted({result["seed"] for result in results})
+    text = (
+        f"Seeds {seeds}. Teacher and Raptors go through the same code. `constant` looks at no "
+        "image: it answers with the most frequent class, or the mean depth, of the training images."
+    )
+    return [text, "\n".join(lines)]
 
 
 def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
@@ -114,18 +140,14 @@ def write_report(
         published: `evaluation/results/published.json`, shown beside ours and marked.
         ablation: folder of `training/ablate.sh`.
     """
-    output_dir, facts = Path(output_dir), results[0]
+    output_dir = Path(output_dir)
     table = results_table(results, published)
     raptors = {result["model"] for result in results if result["phases"]}
     names = [name for name in model_names(results) if name in raptors]
     draw_figures(results, [n for n in names if pair is None or n != pair[1]], output_dir, baseline)
     sections = [
         "# Raptor report",
-        f"Dataset {facts['dataset']!r}, split {facts['split']!r}, {facts['num_images']} images, "
-        f"seeds {sorted({result['seed'] for result in results})}. Accuracy is that of a linear "
-        "probe on the frozen backbone, the same for teacher and Raptors; R² is the student's "
-        "states against the teacher's on these images, mean over layers 1 … L; the reference code "
-        "pools layers, tokens and channels and divides by the spread of the prediction.",
+        *data_section(results),
         table,
     ]
     if published:
@@ -133,6 +155,8 @@ def write_report(
             "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
             f"{published['source']['citation']}. {published['source']['note']}"
         )
+    if any("best_on_validation" in result for result in results):
+        sections += ["## Probes", probes_table(results)]
     for title, name in FIGURES.items():
         sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
     sections += pair_section(results, pair) if pair else []

@@ -37,31 +37,33 @@ class StoredFeatures(Dataset):
 
     Args:
         folder: made by `store_features`.
-        rows: of the files; default: all that could be read.
+        image_ids: of the images to take; default: all that could be read.
     """
 
-    def __init__(self, folder: Path, rows: np.ndarray | None = None):
+    def __init__(self, folder: Path, image_ids: np.ndarray | None = None):
         self.folder = folder
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.targets = np.load(folder / "targets.npy", mmap_mode="r")
-        self.rows = np.array(read_json(folder / "complete.json")["rows"]) if rows is None else rows
+        stored = np.array(read_json(folder / "complete.json")["image_ids"])  # −1: unreadable
+        wanted = stored >= 0 if image_ids is None else np.isin(stored, image_ids)
+        self.rows, self.image_ids = np.flatnonzero(wanted), stored[wanted]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """A batch of `features`, `target` and `image_id`."""
-        rows = self.rows[np.asarray(rows) % len(self)]
-        target = torch.from_numpy(self.targets[rows])
+        chosen = np.asarray(rows) % len(self)
+        target = torch.from_numpy(self.targets[self.rows[chosen]])
         return {
-            "features": torch.from_numpy(self.features[rows]),
+            "features": torch.from_numpy(self.features[self.rows[chosen]]),
             "target": target.long() if target.dtype == torch.uint8 else target,
-            "image_id": torch.from_numpy(rows),
+            "image_id": torch.from_numpy(self.image_ids[chosen]),
         }
 
-    def subset(self, rows: np.ndarray) -> "StoredFeatures":
-        """Some rows of the files, without those that could not be read."""
-        return StoredFeatures(self.folder, np.intersect1d(self.rows, rows))
+    def subset(self, image_ids: np.ndarray) -> "StoredFeatures":
+        """Some of the images, without those that could not be read."""
+        return StoredFeatures(self.folder, image_ids)
 
     def batches(self, batch_size: int, *, share: bool = False) -> Iterator[dict]:
         """All rows in order, the last batch as ragged as it comes; or this process' share."""
@@ -119,7 +121,9 @@ def store_features(
             file.flush()
         written = gather_object(written)
         if state.is_main_process:
-            write_json(unfinished / "complete.json", {"rows": sorted(written)})
+            readable = np.isin(np.arange(len(images)), written)
+            image_ids = np.where(readable, images.rows, -1).tolist()
+            write_json(unfinished / "complete.json", {"image_ids": image_ids})
             os.replace(unfinished, folder)
         state.wait_for_everyone()
     return StoredFeatures(folder)

@@ -44,13 +44,14 @@ def load_results(folders: list[str | Path]) -> list[dict]:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file is no result, or two hold the same (model, task, seed), which would count
-            twice.
+        ValueError: a file is no result, two hold the same (model, task, seed), which would count
+            twice, or a task was judged on several datasets, whose figures can't be averaged.
     """
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.json"))]
     if not files:
         raise FileNotFoundError(f"No result files (*.json) in {', '.join(map(str, folders))}.")
     read: dict[tuple, Path] = {}
+    judged_on: dict[str, tuple] = {}
     results = [read_json(file) for file in files]
     for file, result in zip(files, results, strict=True):
         if not {"model", "task", "seed", "metrics"} <= set(result):
@@ -64,6 +65,12 @@ def load_results(folders: list[str | Path]) -> list[dict]:
                 "Leave one of the folders out."
             )
         read[key] = file
+        data = (result.get("dataset"), result.get("split"))
+        if judged_on.setdefault(result["task"], data) != data:
+            raise ValueError(
+                f"{file} is about {data}, other results of {result['task']} about "
+                f"{judged_on[result['task']]}. Make a report for each dataset."
+            )
     return results
 
 
@@ -145,10 +152,37 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
                 cells.append(f"{100 * values.mean() / teacher:.1f}" if len(values) else "–")
         cells += [mean_std(values_of(results, name, "r2", *keys), 3) for keys in r2.values()]
         parameters = facts[name]["block_parameters"]
-        rows.append([*cells, f"{parameters:,}", f"{100 * parameters / layers:.1f}"])
+        size = [f"{parameters:,}", f"{100 * parameters / layers:.1f}"] if parameters else ["–", "–"]
+        rows.append([*cells, *size])
     if published:
         rows += published_rows(published, tasks, len(heading))
     return markdown_table(heading, rows)
+
+
+def probes_table(results: list[dict]) -> str:
+    """Every probe: its figure after the last epoch, the best one of all epochs, and k-NN.
+
+    The best epoch is picked on the images that it is reported for, as the reference does: it
+    flatters, and is here for comparison.
+    """
+    rows = []
+    for name in model_names(results):
+        for task, shown in TASKS.items():
+            last = values_of(results, name, task, shown.metric)
+            mine = [r for r in results if (r["model"], r["task"]) == (name, task)]
+            best = [r["best_on_validation"] for r in mine if "best_on_validation" in r]
+            if not best:
+                continue
+            figures = np.array([found["metrics"][shown.metric] for found in best])
+            knn = np.array([r["knn"][shown.metric] for r in mine if "knn" in r])
+            selected = sorted({r["selected"]["pooling"] for r in mine})
+            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in mine})
+            columns = [mean_std(shown.scale * v, shown.digits) for v in (last, figures, knn)]
+            epochs = ", ".join(str(found["epoch"]) for found in best)
+            columns.insert(2, epochs)
+            rows.append([name, shown.heading, *columns, ", ".join(selected), ", ".join(rates)])
+    heading = ["model", "figure", "last epoch", "best on validation", "in epoch", "k-NN"]
+    return markdown_table([*heading, "head on", "learning rate"], rows)
 
 
 def published_value(published: dict, task: str, model: str | None = None) -> dict | None:

@@ -13,8 +13,13 @@ from transformers import (
 )
 
 from raptor_hf.heads import attach_head, load_linear_head
-from raptor_hf.modeling_raptor import RaptorModel, pool_tokens
-from raptor_hf.probes import FeatureDataset, LoopArguments, train_linear_probe
+from raptor_hf.modeling_raptor import (
+    RaptorForDepthEstimation,
+    RaptorForSemanticSegmentation,
+    RaptorModel,
+    pool_tokens,
+)
+from raptor_hf.tasks import Depth, Segmentation
 from tests.conftest import SIZES
 
 WEIGHTS = {
@@ -125,17 +130,21 @@ def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values
         attach_head(raptor, head, ["a"])
 
 
-def test_a_probe_starts_from_a_head(tmp_path):
+def test_heads_of_dense_tasks_have_their_own_widths(tmp_path, teacher):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2]).eval()
+    head = torch.nn.Linear(24, 3)
+    attach_head(
+        raptor, head, ["a", "b", "c"], model_class=RaptorForSemanticSegmentation
+    ).save_pretrained(tmp_path / "segmentation")
+    again, names = load_linear_head(tmp_path / "segmentation", hidden_size=24, task=Segmentation)
+    assert torch.equal(again.weight, head.weight) and names == ["a", "b", "c"]
+    bins = torch.nn.Linear(48, 7)
+    fields = {"depth_bins": 7, "min_depth": 0.5, "max_depth": 3.0}
+    model = attach_head(raptor, bins, model_class=RaptorForDepthEstimation, **fields)
+    assert (model.config.min_depth, model.config.max_depth) == (0.5, 3.0)
+    model.save_pretrained(tmp_path / "depth")
+    again, _ = load_linear_head(tmp_path / "depth", hidden_size=24, task=Depth)
+    assert torch.equal(again.weight, bins.weight)
     torch.save(WEIGHTS, tmp_path / "head.pth")
-    head, _ = load_linear_head(tmp_path / "head.pth", hidden_size=24)
-    data = FeatureDataset(torch.randn(20, 48), torch.zeros(20, dtype=torch.long))
-    arguments = LoopArguments(
-        output_dir=str(tmp_path / "probe"), steps=0, batch_size=4, report_to="none"
-    )
-    probe = train_linear_probe(data, 5, arguments, head=head)
-    assert torch.equal(probe.weight, WEIGHTS["weight"])
-    tuned = train_linear_probe(data, 5, LoopArguments(**{**vars(arguments), "steps": 3}), head=head)
-    assert not torch.equal(tuned.weight, WEIGHTS["weight"])
-    assert torch.equal(head.weight, WEIGHTS["weight"])
-    with pytest.raises(ValueError, match="The head has 5 classes, but the dataset has 10"):
-        train_linear_probe(data, 10, arguments, head=head)
+    with pytest.raises(ValueError, match=r"\(classes, 24\).* got \(5, 48\)"):
+        load_linear_head(tmp_path / "head.pth", hidden_size=24, task=Segmentation)

@@ -11,40 +11,17 @@ from raptor_hf.labelled_images import (
     read_depth,
     read_mask,
 )
+from tests.layouts import write_ade20k, write_nyuv2
 
 
 @pytest.fixture
 def ade20k(tmp_path):
-    """Two digit scenes as ADEChallengeData2016: labels 1 … 11, the top row background."""
-    for folder in ("images", "annotations"):
-        (tmp_path / folder / "training").mkdir(parents=True)
-    for number, scene in enumerate(digit_scenes("train", 2)):
-        name = f"ADE_train_{number:08d}"
-        scene["image"].convert("RGB").save(tmp_path / "images" / "training" / f"{name}.jpg")
-        mask = np.asarray(scene["mask"]) + 1
-        mask[0] = 0
-        path = tmp_path / "annotations" / "training" / f"{name}.png"
-        Image.fromarray(mask.astype(np.uint8)).save(path)
-    return tmp_path
+    return write_ade20k(tmp_path, splits=["training"])
 
 
 @pytest.fixture
 def nyuv2(tmp_path):
-    """Digit scenes as nyu_data: 8 bits for training, 16 for testing."""
-    for split in ("train", "test"):
-        folder = tmp_path / "data" / f"nyu2_{split}"
-        folder.mkdir(parents=True)
-        lines = []
-        for number, scene in enumerate(digit_scenes(split, 2)):
-            scene["image"].convert("RGB").save(folder / f"{number}.jpg")
-            depth = np.asarray(scene["depth"])
-            if split == "train":
-                depth = (depth / 10_000 * 255).round().astype(np.uint8)
-            Image.fromarray(depth).save(folder / f"{number}.png")
-            names = [f"data/nyu2_{split}/{number}.{kind}" for kind in ("jpg", "png")]
-            lines.append(",".join(names))
-        (tmp_path / "data" / f"nyu2_{split}.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path
+    return write_nyuv2(tmp_path)
 
 
 def test_ade20k_maps_background_to_ignored(ade20k):

@@ -4,9 +4,20 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from raptor_hf.loop import LoopArguments, StepSampler, fit, newest_checkpoint, remove_checkpoints
-from raptor_hf.probes import FeatureDataset
+
+
+class FeatureDataset(Dataset):
+    def __init__(self, features, labels):
+        self.features, self.labels = features, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitems__(self, rows):
+        return {"features": self.features[rows], "label": self.labels[rows]}
 
 
 @pytest.fixture
@@ -186,3 +197,38 @@ def test_a_tracker_that_is_not_installed_is_said_before_training(data, tmp_path,
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="report_to='wandb' needs .* pip install wandb"):
         fit(noisy_network(), data, compute_loss, arguments(tmp_path, report_to="wandb"))
+
+
+def test_new_views_number_the_rows_on_from_epoch_to_epoch():
+    sampler = StepSampler(4, 2, seed=0, first=0, steps=4, new_views=True)
+    rows = [row for batch in sampler for row in batch]
+    assert sorted(rows[:4]) == [0, 1, 2, 3] and sorted(rows[4:]) == [4, 5, 6, 7]
+    resumed = StepSampler(4, 2, seed=0, first=3, steps=4, new_views=True)
+    assert list(resumed) == [rows[6:]]
+
+
+def test_parts_have_learning_rates_of_their_own(data, tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.parts = nn.ModuleList([nn.Linear(5, 2), nn.Linear(5, 2)])
+            self.parts[1].load_state_dict(self.parts[0].state_dict())
+
+        def forward(self, features):
+            return [part(features) for part in self.parts]
+
+    def loss_of_both(module, batch, progress):
+        logits = module(batch["features"])
+        return sum(nn.functional.cross_entropy(x, batch["label"]) for x in logits), {}
+
+    module = Two()
+    before = module.parts[0].weight.clone()
+    fit(
+        module, data, loss_of_both, arguments(tmp_path, steps=1, warmup_steps=0),
+        clip_apart=list(module.parts), learning_rates=[0.01, 0.001],
+    )  # fmt: skip
+    moved = [(part.weight - before).abs().mean().item() for part in module.parts]
+    assert moved[0] == pytest.approx(
+        10 * moved[1], rel=1e-3
+    )  # Adam's first step has the rate's size

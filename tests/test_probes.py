@@ -1,43 +1,180 @@
+import json
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
+from raptor_hf.baselines import constant_metrics, nearest_neighbours
+from raptor_hf.fidelity import model_facts, trajectory_r2
 from raptor_hf.heads import attach_head
-from raptor_hf.loop import LoopArguments
-from raptor_hf.probes import (
-    FeatureDataset,
-    extract_features,
-    model_facts,
-    probe_accuracy,
-    train_linear_probe,
-    trajectory_r2,
-)
+from raptor_hf.labelled_images import LabelledImages
+from raptor_hf.probe_arguments import Candidate, ProbeArguments, candidates_of
+from raptor_hf.probe_data import ProbeData
+from raptor_hf.probes import PooledLinear, best_epoch, train_probe
+from raptor_hf.stored_features import StoredFeatures
+from raptor_hf.tasks import Classification, Depth, Segmentation
 from tests.test_modeling_raptor import randomised
 
 
-def test_features_are_cls_and_mean_patch_for_teacher_and_raptor(teacher, images):
-    features = extract_features(teacher, images, batch_size=3)
-    batch = images.__getitems__(list(range(10)))
-    states = teacher(batch["pixel_values"]).last_hidden_state
-    expected = torch.cat([states[:, 0], states[:, 3:].mean(1)], 1)
-    torch.testing.assert_close(features.features, expected)
-    assert torch.equal(features.labels, batch["label"])
-    raptor = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher").eval()
-    for block in raptor.blocks:
-        block.depth_scaling = None
-    torch.testing.assert_close(extract_features(raptor, images).features, expected)
+def stored(folder, features, targets, image_ids=None):
+    """Features in files, as `store_features` leaves them."""
+    folder.mkdir(parents=True)
+    np.save(folder / "features.npy", features.numpy())
+    np.save(folder / "targets.npy", targets.numpy())
+    ids = list(range(len(targets))) if image_ids is None else image_ids
+    (folder / "complete.json").write_text(json.dumps({"image_ids": ids}))
+    return StoredFeatures(folder)
 
 
-def test_a_probe_learns_what_is_linear(tmp_path):
-    torch.manual_seed(0)
-    features = torch.randn(400, 6)
-    labels = (features @ torch.randn(6, 3)).argmax(1)
-    data = FeatureDataset(features[:300], labels[:300])
-    arguments = LoopArguments(
-        output_dir=str(tmp_path), steps=200, batch_size=100, learning_rate=0.05, report_to="none"
+@pytest.fixture
+def linear_task(tmp_path, teacher):
+    """Three classes that are linear in the first half of 48 features: (task, data)."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, 48, generator=generator)
+    labels = (features[:, :24] @ torch.randn(24, 3, generator=generator)).argmax(1)
+    parts = {"train": slice(0, 300), "selection": slice(300, 400), "validation": slice(400, 500)}
+    data = {name: stored(tmp_path / name, features[p], labels[p]) for name, p in parts.items()}
+    return Classification(teacher.config, 3), ProbeData(**data, voters=data["train"])
+
+
+def probe_arguments(tmp_path, **values):
+    defaults = {"epochs": 20, "batch_size": 100, "learning_rate": 0.05, "warmup_steps": 2}
+    return ProbeArguments(
+        output_dir=str(tmp_path / "run"), report_to="none", **{**defaults, **values}
     )
-    probe = train_linear_probe(data, 3, arguments)
-    assert probe_accuracy(probe, FeatureDataset(features[300:], labels[300:])) > 0.9
+
+
+def test_the_best_head_of_a_grid_is_selected_apart_from_validation(linear_task, tmp_path, teacher):
+    task, data = linear_task
+    poolings = ["cls_patches", "cls", "patches"]
+    arguments = probe_arguments(tmp_path, learning_rate_grid=[0.001, 1], poolings=poolings)
+    probe = train_probe(task, data, arguments, teacher)
+    # the second half of the features says nothing, and a rate of 5e-5 learns nothing
+    assert probe.selected["learning_rate"] == 0.05 and probe.selected["pooling"] != "patches"
+    assert probe.metrics["accuracy"] > 0.85
+    assert probe.selected["selection_accuracy"] > 0.85
+    best = probe.best_on_validation
+    assert best["metrics"]["accuracy"] >= probe.metrics["accuracy"]
+    assert 1 <= best["epoch"] <= 20
+    with torch.no_grad():
+        batch = data.validation.__getitems__(list(range(100)))
+        right = probe.head(batch["features"]).argmax(1) == batch["target"]
+    assert right.float().mean().item() == pytest.approx(probe.metrics["accuracy"])
+
+
+def test_heads_of_a_grid_learn_as_if_each_were_alone(linear_task, tmp_path, teacher):
+    task, data = linear_task
+    alone = train_probe(task, data, probe_arguments(tmp_path / "a", epochs=3), teacher)
+    grid = probe_arguments(tmp_path / "b", epochs=3, learning_rate_grid=[1, 0.3])
+    data.selection = None  # then the first one is taken
+    among = train_probe(task, data, grid, teacher)
+    torch.testing.assert_close(among.head.weight, alone.head.weight)
+
+
+def test_a_head_on_cls_alone_is_zero_elsewhere_and_stays_so(linear_task, tmp_path, teacher):
+    task, data = linear_task
+    probe = train_probe(task, data, probe_arguments(tmp_path, poolings=["cls"]), teacher)
+    assert (probe.head.weight[:, 24:] == 0).all() and (probe.head.weight[:, :24] != 0).all()
+    given = nn.Linear(48, 3)
+    pooled = PooledLinear(task, "patches")
+    pooled.start_from(given)
+    assert torch.equal(pooled.weight[:, 24:], given.weight[:, 24:])
+    assert (pooled.weight[:, :24] == 0).all()
+
+
+def test_a_given_head_is_judged_as_it_is(linear_task, tmp_path, teacher):
+    task, data = linear_task
+    head = nn.Linear(48, 3)
+    arguments = probe_arguments(tmp_path, steps=0, learning_rate_grid=[0.1, 1])
+    assert candidates_of(arguments, Classification) == [Candidate(0.05, "cls_patches")]
+    probe = train_probe(task, data, arguments, teacher, head)
+    assert torch.equal(probe.head.weight, head.weight)
+    with pytest.raises(ValueError, match="The head has 4 classes, but 3 are asked for"):
+        train_probe(task, data, arguments, teacher, nn.Linear(48, 4))
+    with pytest.raises(ValueError, match="The head has 8 bins of depth, but 16 are asked for"):
+        train_probe(Depth(teacher.config, 16), data, arguments, teacher, nn.Linear(48, 8))
+
+
+def test_the_best_epoch_is_read_off_the_log(teacher):
+    log = [{"step": 5, "a/rmse_m": 0.7, "b/rmse_m": 0.1}, {"step": 7, "loss": 1.0}]
+    log += [{"step": 10, "a/rmse_m": 0.5, "b/rmse_m": 0.2}, {"step": 12, "a/rmse_m": 0.6}]
+    found = best_epoch(Depth(teacher.config, 4), log, "a", 5)
+    assert found == {"epoch": 2, "metrics": {"rmse_m": 0.5}}
+    assert best_epoch(Depth(teacher.config, 4), log, "b", 5)["epoch"] == 1
+
+
+def test_nearest_neighbours_vote_by_the_cosine_of_cls(tmp_path, teacher):
+    task = Classification(teacher.config, 2)
+    features = torch.zeros(5, 48)
+    features[:4, 0] = torch.tensor([1.0, 5.0, -1.0, -2.0])  # length makes no difference
+    features[:, 1] = 0.1
+    features[4] = features[1] + 0.01
+    labels = torch.tensor([0, 1, 1, 0, 0])
+    train, test = stored(tmp_path / "a", features[:4], labels[:4]), tmp_path / "b"
+    one = nearest_neighbours(train, stored(test, features[4:], labels[4:]), task, neighbours=1)
+    assert one["accuracy"] == 0  # the nearest one, 5, has class 1
+    both = nearest_neighbours(train, StoredFeatures(test), task, neighbours=4)
+    assert both["top5"] == 1
+
+
+def test_the_constant_answer_by_hand(tmp_path, teacher):
+    class Rows(list):
+        column_names = ("x", "target")
+
+    def of(targets):
+        return LabelledImages(Rows({"x": 0, "target": t} for t in targets), lambda cell, name: cell)
+
+    features = torch.zeros(2, 1)
+    labels = stored(tmp_path / "a", features, torch.tensor([1, 0]))
+    result = constant_metrics(Classification(teacher.config, 3), of([1, 1, 2]), labels)
+    assert result == {"accuracy": 0.5, "top5": 1.0}
+    masks = torch.tensor([[[0, 1], [1, 255]], [[1, 1], [2, 2]]]).to(torch.uint8)
+    train = of([np.array([[1, 1], [0, 255]])])
+    result = constant_metrics(
+        Segmentation(teacher.config, 3), train, stored(tmp_path / "b", features, masks)
+    )
+    assert result["pixel_accuracy"] == pytest.approx(4 / 7)
+    assert result["miou"] == pytest.approx(4 / 7 / 3)
+    depth = torch.tensor([[[2.0, 0.0]], [[4.0, 20.0]]])
+    train = of([np.array([[3.0, 0.0, 50.0, 5.0]])])  # known within 10 m: 3 and 5
+    result = constant_metrics(
+        Depth(teacher.config, 8), train, stored(tmp_path / "c", features, depth)
+    )
+    assert result["rmse_m"] == pytest.approx(2**0.5)
+
+
+def test_depth_is_judged_on_the_crop_alone(teacher):
+    task = Depth(teacher.config, 8, eval_crop=[1, 3, 0, 2])
+    target = torch.full((1, 4, 4), 2.0)
+    prediction = target.clone()
+    prediction[:, 0] = prediction[:, :, 2:] = 9.0
+    assert task.statistics(prediction, target)["squared_error"] == [0.0]
+    assert task.statistics(prediction, target)["count"] == [4]
+    with pytest.raises(ValueError, match="judges rows 1–3 and columns 0–2, but .* 2×4 pixels"):
+        task.statistics(prediction[:, :2], target[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resolution": [224]}, "resolution takes 2 numbers"),
+        ({"flip": 0.5}, "flip and jitter belong to random crops"),
+        ({"crop_scale": [0.5, 1.0]}, "need --resolution"),
+        ({"eval_crop": [0, 1, 0, 1]}, "eval_crop is for depth alone"),
+        ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
+    ],
+)
+def test_contradictions_of_a_recipe_are_refused(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        probe_arguments(tmp_path, **values)
+
+
+def test_poolings_are_those_of_the_task(tmp_path):
+    arguments = probe_arguments(tmp_path, poolings=["cls"])
+    with pytest.raises(ValueError, match=r"poolings of segmentation are patches; got \['cls'\]"):
+        candidates_of(arguments, Segmentation)
 
 
 def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, images):

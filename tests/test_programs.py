@@ -58,7 +58,7 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
     assert "| teacher | – |" in printed
     for k in (2, 3, 4):
         assert f"| raptor_k{k} | [" in printed
-        model = out / "seed_0" / "evaluation" / "classifiers" / f"raptor_k{k}"
+        model = out / "seed_0" / "classification" / "models" / f"raptor_k{k}"
         assert f"model:   {model}" in printed
         assert len(AutoModel.from_pretrained(model).config.phases) == k
         assert (model / "preprocessor_config.json").exists()
@@ -69,7 +69,7 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
 
 
 def test_results_say_where_they_come_from(line):
-    results = line[0] / "seed_0" / "evaluation" / "results"
+    results = line[0] / "seed_0" / "classification" / "results"
     result = json.loads((results / "raptor_k3_r2.json").read_text())
     assert len(result["metrics"]["layers"]["cls"]) == 12
     assert result["environment"]["transformers"]
@@ -80,8 +80,8 @@ def test_the_saved_classifier_scores_what_the_result_says(line):
     from raptor_hf.data import ImageViews, load_images
     from raptor_hf.teachers import load_processor
 
-    folder = line[0] / "seed_0" / "evaluation"
-    model_dir = folder / "classifiers" / "raptor_k3"
+    folder = line[0] / "seed_0" / "classification"
+    model_dir = folder / "models" / "raptor_k3"
     model = AutoModelForImageClassification.from_pretrained(model_dir)
     batch = ImageViews(load_images("digits", "test"), load_processor(model_dir)).__getitems__(
         list(range(360))
@@ -95,7 +95,7 @@ def test_the_saved_classifier_scores_what_the_result_says(line):
 def test_the_card_has_metadata_and_a_snippet_that_runs(line):
     from huggingface_hub import ModelCard
 
-    model = line[0] / "seed_0" / "evaluation" / "classifiers" / "raptor_k3"
+    model = line[0] / "seed_0" / "classification" / "models" / "raptor_k3"
     card = ModelCard.load(model / "README.md")
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "image-classification"
@@ -230,7 +230,7 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
         ("head", "second_stage", True),
         ("tuned_head", "tuned_classifier", False),
     ):
-        saved = load_file(run_dir / folder / "classifiers" / name / "model.safetensors")
+        saved = load_file(run_dir / folder / "models" / name / "model.safetensors")
         assert torch.equal(saved["classifier.weight"], head) is same
     # stage 1 alone: the chained blocks are the blocks
     blocks = load_file(run_dir / "weighted_cls_blocks" / "blocks.safetensors")

@@ -44,8 +44,9 @@ for ((seed = 0; seed < seeds; seed++)); do
   for name in teacher_forcing autoregressive depth_scaling weighted_cls second_stage; do
     models+=($name=$run/$name)
   done
-  judge=(python evaluation/probe.py $recipes/digits_probe.yaml --resume --seed $seed
-         --teacher $out/teacher --head $out/teacher)
+  # one head, the reference's way: no grid, and so no training images that only select
+  judge=(python evaluation/probe.py $recipes/digits_classification_probe.yaml --resume --seed $seed
+         --teacher $out/teacher --head $out/teacher --learning_rate_grid 1 --poolings cls_patches)
   "${judge[@]}" --steps 0 --models "${models[@]}" --output_dir $run/head
 
   stage "tuned_classifier, seed $seed"
@@ -61,6 +62,6 @@ if $fresh; then
 fi
 
 stage "report"
-python evaluation/report.py --results $out/seed_*/evaluation/results --phases $out/phases \
+python evaluation/report.py --results $out/seed_*/{classification,segmentation,depth}/results --phases $out/phases \
   --pair raptor_k3 raptor_k3_random_init --published True --ablation $out/ablation --output_dir $out/report
 sed -n '/^## Ablation/,$p' $out/report/report.md

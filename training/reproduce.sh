@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a measured Raptor: teacher, activations, phases, blocks, Raptors, probes, report, model card.
+# From nothing to a measured Raptor: teacher, activations, phases, blocks, Raptors, three tasks, report, model card.
 #
 #   bash training/reproduce.sh digits [--seeds N]
 #
@@ -42,10 +42,13 @@ for ((seed = 0; seed < seeds; seed++)); do
     --blocks $run/blocks_random_init --output_dir $run/raptor_k3_random_init
   models+=(raptor_k3_random_init=$run/raptor_k3_random_init)
 
-  stage "probes and R², seed $seed"
-  python evaluation/probe.py $recipes/digits_probe.yaml --resume --seed $seed \
-    --teacher $out/teacher --models "${models[@]}" --output_dir $run/evaluation
-  results+=($run/evaluation/results)
+  for task in classification segmentation depth; do
+    stage "$task: linear heads on teacher and Raptors, seed $seed"
+    [ $task = classification ] || models=("${models[@]:0:3}")  # only classification judges the random start
+    $launch evaluation/probe.py $recipes/digits_${task}_probe.yaml --resume --seed $seed \
+      --teacher $out/teacher --models "${models[@]}" --output_dir $run/$task
+    results+=($run/$task/results)
+  done
 done
 
 stage "report and model cards"
@@ -54,4 +57,4 @@ ablation=()
 python evaluation/report.py --results "${results[@]}" --phases $out/phases \
   --pair raptor_k3 raptor_k3_random_init "${ablation[@]}" --output_dir $out/report
 python model_cards/render.py --results "${results[@]}" \
-  --models $out/seed_0/evaluation/classifiers/raptor_k{2,3,4}
+  --models $out/seed_0/classification/models/raptor_k{2,3,4}

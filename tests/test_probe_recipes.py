@@ -1,0 +1,147 @@
+"""The probes' recipes on small folders in the layouts of the real datasets, as users run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    pipeline,
+)
+
+from raptor_hf import RaptorModel
+from raptor_hf.data import make_processor
+from raptor_hf.digit_scenes import digit_scenes
+from tests.layouts import write_ade20k, write_imagenet, write_nyuv2
+from tests.test_modeling_raptor import randomised
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "evaluation/probe.py"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+def run(*command, check=True, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """A random teacher with DINOv2's patch of 14 pixels, and a random Raptor of it."""
+    folder = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        image_size=56, patch_size=14, hidden_size=12, num_hidden_layers=3, num_attention_heads=2
+    )
+    teacher = Dinov2WithRegistersModel(config).eval()
+    raptor = randomised(RaptorModel.from_teacher(teacher, [2, 1]))
+    for name, model in (("teacher", teacher), ("raptor", raptor)):
+        model.save_pretrained(folder / name)
+        make_processor(224).save_pretrained(folder / name)
+    return ["--teacher", folder / "teacher", "--models", f"raptor_k2={folder / 'raptor'}"]
+
+
+def results_of(folder, task):
+    files = (folder / "results").glob(f"*_{task}.json")
+    return {result["model"]: result for result in map(json.loads, map(Path.read_text, files))}
+
+
+SMALL = ["--steps", "2", "--num_workers", "1", "--held_out", "0.4", "--report_to", "none"]
+
+
+def test_imagenet_recipe(backbones, tmp_path):
+    data = write_imagenet(tmp_path / "imagenet")
+    head = tmp_path / "head.pth"
+    torch.save({"weight": torch.zeros(10, 24), "bias": torch.zeros(10)}, head)
+    recipe = "training/recipes/imagenet_probe.yaml"
+    # two files that are no images are left out, and said
+    for path in sorted(data.glob("train/n00000000/*"))[:2]:
+        path.write_bytes(b"broken")
+    command = [*LAUNCH, recipe, "--dataset", data, "--head", head, *backbones, *SMALL]
+    command += ["--batch_size", "4", "--output_dir", tmp_path / "run"]
+    refused = run(*command, check=False)
+    assert refused.returncode and "can't be decoded" in refused.stderr
+    assert "--skip_corrupt 0 are tolerated" in refused.stderr
+    done = run(*command, "--skip_corrupt", "2", "--output_dir", tmp_path / "tolerant")
+    assert "left out: " in done.stderr
+    results = results_of(tmp_path / "tolerant", "classification")
+    assert set(results) == {"teacher", "raptor_k2", "constant"}
+    found = results["raptor_k2"]
+    assert found["selected"]["pooling"] in ("cls_patches", "cls", "patches")
+    assert set(found["metrics"]) == {"accuracy", "top5"} == set(found["knn"])
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "tolerant" / "models" / "raptor_k2"
+    )
+    assert model.config.id2label[3] == "n00000003"
+    assert not (tmp_path / "tolerant" / "features").exists()
+
+
+def test_ade20k_recipe(backbones, tmp_path):
+    data = write_ade20k(tmp_path / "ADEChallengeData2016", number=5, size=(60, 80))
+    recipe = "training/recipes/ade20k_probe.yaml"
+    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "2",
+        "--eval_batch_size", "2", "--output_dir", tmp_path / "run")  # fmt: skip
+    results = results_of(tmp_path / "run", "segmentation")
+    found = results["raptor_k2"]["metrics"]
+    assert len(found["iou"]) == 150 and 0 <= found["miou"] <= 1
+    assert 0 <= found["original_size"]["miou"] <= 1
+    assert results["constant"]["metrics"]["pixel_accuracy"] > 0.5
+    model_dir = tmp_path / "run" / "models" / "raptor_k2"
+    model = AutoModelForSemanticSegmentation.from_pretrained(model_dir)
+    assert model.config.num_labels == 150 and model.config.id2label[0] == "class 0"
+    assert (tmp_path / "run" / "results" / "segmentation.png").stat().st_size > 1000
+    image = digit_scenes("test", 1)[0]["image"].convert("RGB")
+    assert pipeline("image-segmentation", model=str(model_dir))(image)[0]["mask"].size == (64, 48)
+
+
+def test_nyuv2_recipe(backbones, tmp_path):
+    data = write_nyuv2(tmp_path / "nyu_data", number=5, size=(480, 640))
+    recipe = "training/recipes/nyuv2_probe.yaml"
+    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "2",
+        "--eval_batch_size", "2", "--output_dir", tmp_path / "run")  # fmt: skip
+    found = results_of(tmp_path / "run", "depth")["raptor_k2"]
+    assert found["metrics"]["rmse_m"] > 0
+    assert found["best_on_validation"]["epoch"] == 1
+    model_dir = tmp_path / "run" / "models" / "raptor_k2"
+    model = AutoModelForDepthEstimation.from_pretrained(model_dir)
+    assert model.classifier.out_features == 256
+    image = digit_scenes("test", 1)[0]["image"].convert("RGB")
+    depth = pipeline("depth-estimation", model=str(model_dir))(image)["predicted_depth"]
+    assert depth.shape == (48, 64) and depth.min() > 0 and depth.max() < 10
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "depth"])
+def test_two_processes_find_what_one_does(task, backbones, tmp_path):
+    recipe = f"tests/recipes/digits_{task}_probe.yaml"
+    flags = ["evaluation/probe.py", recipe, *backbones, "--test_images", "13"]
+    run(sys.executable, *flags, "--output_dir", tmp_path / "one")
+    port = 29700 + ["classification", "segmentation", "depth"].index(task)
+    run(*TWO, port, *flags, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    one, two = (results_of(tmp_path / name, task) for name in ("one", "two"))
+    assert set(one) == set(two) == {"teacher", "raptor_k2", "constant"}
+    for name in one:
+        for figure in ("accuracy", "miou", "pixel_accuracy", "rmse_m", "abs_rel"):
+            found = two[name]["metrics"].get(figure)
+            assert one[name]["metrics"].get(figure) == pytest.approx(found, abs=1e-4)
+        assert one[name].get("knn") == two[name].get("knn")
+        assert one[name].get("selected") == pytest.approx(two[name].get("selected"), abs=1e-4)
+
+
+def test_splits_with_other_classes_are_refused(backbones, tmp_path):
+    data = write_imagenet(tmp_path / "imagenet")
+    (data / "val" / "n00000009").rename(data / "val" / "n00000010")
+    done = run(*LAUNCH, "training/recipes/imagenet_probe.yaml", "--dataset", data, *backbones,
+               *SMALL, "--output_dir", tmp_path / "run", check=False)  # fmt: skip
+    assert "must have the same classes; only in one of them: n00000009, n00000010" in done.stderr
