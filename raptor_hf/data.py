@@ -24,9 +24,9 @@ def load_images(name: str, split: str) -> datasets.Dataset:
     if name == "digits":
         return load_digits(split)
     if Path(name).is_dir():
-        dataset = datasets.load_dataset(
-            "imagefolder", data_dir=str(Path(name) / split), split="train"
-        )
+        # with data_dir, folders called val or test would give splits of other names
+        files = {"train": str(Path(name) / split / "**")}
+        dataset = datasets.load_dataset("imagefolder", data_files=files, split="train")
     else:
         dataset = datasets.load_dataset(name, split=split)
     if not {"image", "label"} <= set(dataset.column_names):
