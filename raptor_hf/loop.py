@@ -196,7 +196,10 @@ def fit(
     if validate:
         run_validation(arguments.steps)
     bar.close()
-    accelerator.end_training()
+    # not end_training, which would leave no process group to what comes after
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return accelerator.unwrap_model(module).eval()
 
 
