@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raptor_hf.digit_scenes import CLASSES, digit_scenes, draw_scene
+from raptor_hf.digit_scenes import CLASSES, digit_scenes, draw_scene, main
 
 GROUND = CLASSES.index("ground")
 
@@ -34,7 +34,7 @@ def test_the_ground_recedes_and_a_digit_has_one_depth():
     bottom = scene["mask"][47] == GROUND
     assert np.allclose(metres[47][bottom], 48 / 31, atol=1e-3)
     digits = np.unique(metres[scene["mask"] == 7])
-    assert 1 <= len(digits) <= 5 and digits.min() >= 1.5 and digits.max() <= 5
+    assert 1 <= len(digits) <= 5 and digits.min() >= 1.5 and digits.max() <= 3
     nearest = metres == digits.min()
     rows = np.flatnonzero((nearest & (scene["mask"] == 7)).any(axis=1))
     assert rows[-1] - rows[0] + 1 == pytest.approx(40 / digits.min(), abs=1)
@@ -50,3 +50,11 @@ def test_depth_is_stored_with_sixteen_bits():
     assert depth.max() == 10_000 and depth.min() >= 1_500
     share = (columns(digit_scenes("train", 50), "mask") == GROUND).mean()
     assert 0.6 < share < 0.95  # neither empty nor full
+
+
+def test_a_sheet_of_scenes_is_drawn(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "sheet.png"
+    monkeypatch.setattr("sys.argv", ["digit_scenes", "--output", str(path), "--number", "2"])
+    main()
+    assert capsys.readouterr().out == f"sheet: {path}\n"
+    assert Image.open(path).width > 400
