@@ -8,11 +8,9 @@ run that is stopped and resumed computes what an uninterrupted one does, bit for
 
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .data import keep_batch
+from .loss_log import LossLog
 from .runs import progress_bar
 
 
@@ -295,40 +294,6 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int) -> No
             shutil.rmtree(checkpoint)
 
 
-def read_log(output_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's log."""
-    lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Delete the checkpoints of a run whose result is saved."""
     shutil.rmtree(Path(output_dir) / "checkpoints", ignore_errors=True)
-
-
-class LossLog:
-    """A log of JSON lines, and the trackers; what came after the step it starts from is dropped."""
-
-    def __init__(self, accelerator: Accelerator, path: Path, first: int):
-        self.accelerator, self.path, self.started = accelerator, path, time.time()
-        if accelerator.is_main_process:
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [
-                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
-            ]
-            path.write_text("".join(line + "\n" for line in kept))
-
-    def mean(self, scalars: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Scalars of this step as their means over the processes."""
-        means = self.accelerator.reduce(
-            torch.stack([value.detach().float() for value in scalars.values()]), "mean"
-        )
-        return dict(zip(scalars, means.tolist(), strict=True))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append values, and the seconds since this process began."""
-        self.accelerator.log(values, step=step)
-        if self.accelerator.is_main_process:
-            line = {"step": step, "seconds": round(time.time() - self.started, 2), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from .labelled_images import LabelledImages
-from .loop import fit, read_log
+from .loop import fit
+from .loss_log import read_log
 from .metrics import compute_over_processes
 from .probe_arguments import Candidate, ProbeArguments, candidates_of
 from .probe_data import ProbeData

@@ -100,10 +100,10 @@ def test_imagenet_recipe(backbones, tmp_path):
 
 
 def test_ade20k_recipe(backbones, tmp_path):
-    data = write_ade20k(tmp_path / "ADEChallengeData2016", number=4, size=(60, 80))
+    data = write_ade20k(tmp_path / "ADEChallengeData2016", number=3, size=(60, 80))
     recipe = "training/recipes/ade20k_probe.yaml"
-    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "2",
-        "--eval_batch_size", "2", "--output_dir", tmp_path / "run")  # fmt: skip
+    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "1",
+        "--eval_batch_size", "1", "--output_dir", tmp_path / "run")  # fmt: skip
     results = results_of(tmp_path / "run", "segmentation")
     found = results["raptor_k2"]["metrics"]
     assert len(found["iou"]) == 150 and 0 <= found["miou"] <= 1
@@ -118,10 +118,10 @@ def test_ade20k_recipe(backbones, tmp_path):
 
 
 def test_nyuv2_recipe(backbones, tmp_path):
-    data = write_nyuv2(tmp_path / "nyu_data", number=4, size=(480, 640))
+    data = write_nyuv2(tmp_path / "nyu_data", number=3, size=(480, 640))
     recipe = "training/recipes/nyuv2_probe.yaml"
-    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "2",
-        "--eval_batch_size", "2", "--output_dir", tmp_path / "run")  # fmt: skip
+    run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "1",
+        "--eval_batch_size", "1", "--output_dir", tmp_path / "run")  # fmt: skip
     found = results_of(tmp_path / "run", "depth")["raptor_k2"]
     assert found["metrics"]["rmse_m"] > 0
     assert found["best_on_validation"]["epoch"] in (1, 2)

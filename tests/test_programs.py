@@ -62,7 +62,12 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
         assert f"model:   {model}" in printed
         assert len(AutoModel.from_pretrained(model).config.phases) == k
         assert (model / "preprocessor_config.json").exists()
-    for name in ("report.md", "against_k.png", "r2_per_layer.png", "layer_distance.png"):
+    assert "| accuracy (%) | of the teacher's (%) | mIoU (%) | depth RMSE (m) |" in printed
+    assert "| constant | – | 9.7 |" in printed  # of ten digits one is as frequent as the others
+    report = (out / "report" / "report.md").read_text()
+    assert "| teacher | mIoU (%) |" in report and "| raptor_k4 | depth RMSE (m) |" in report
+    names = ["segmentation.png", "depth.png"]
+    for name in ("report.md", *names, "against_k.png", "r2_per_layer.png", "layer_distance.png"):
         assert (out / "report" / name).stat().st_size > 500
     assert "start | R², all tokens" in (out / "report" / "report.md").read_text()
     assert not list(out.rglob("checkpoints"))
@@ -197,11 +202,15 @@ def code_blocks(language):
 
 
 def test_the_readmes_python_runs(line):
-    (snippet,) = code_blocks("python")
-    assert "outputs/digits" in snippet
-    printed = run(sys.executable, "-c", snippet.replace("outputs/digits", str(line[0]))).stdout
-    assert printed.startswith("[")  # the phases
-    assert "tensor([" in printed
+    snippets = code_blocks("python")
+    assert all("outputs/digits" in snippet for snippet in snippets)
+    printed = [
+        run(sys.executable, "-c", snippet.replace("outputs/digits", str(line[0]))).stdout
+        for snippet in snippets
+    ]
+    assert printed[0].startswith("[")  # the phases
+    assert "tensor([" in printed[0]
+    assert "'ground'" in printed[1]
 
 
 def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):
