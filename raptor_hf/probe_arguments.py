@@ -41,7 +41,7 @@ class ProbeArguments(LoopArguments):
         metadata={"help": "tokens that a head looks at: cls_patches, cls, patches (the grid too)"},
     )
     held_out: float = field(
-        default=0.1, metadata={"help": "share of the training images that selects among heads"}
+        default=0.1, metadata={"help": "share of the training images that select among heads"}
     )
     resolution: list[int] = field(
         default_factory=list, metadata={"help": "height and width of the images in pixels"}

@@ -21,7 +21,7 @@ class ProbeData:
 
     Args:
         train: gives `features`, or `pixel_values` in random views.
-        selection: features of training images that heads are not trained on; None without a grid.
+        selection: features of those of them that heads are selected on; None without a grid.
         validation: features of the images that results are about.
         voters: features of training images as they are, for k-NN; None where there are none.
     """
@@ -64,9 +64,9 @@ class ProbeImageSets:
             )
         rows = choose(len(self.train), arguments.train_images, arguments.seed)
         self.grid = len(candidates_of(arguments, task)) > 1
+        # without a grid there is nothing to select
         held_out = max(1, round(arguments.held_out * len(rows))) if self.grid else 0
-        # without a grid there is nothing to select, and every image is trained on
-        self.selection_rows, self.train_rows = np.sort(rows[:held_out]), np.sort(rows[held_out:])
+        self.train_rows, self.selection_rows = np.sort(rows), np.sort(rows[:held_out])
         # not of the run's seed: all seeds are judged on the same images
         self.validation_rows = np.sort(choose(len(self.validation), arguments.test_images, 0))
 
@@ -97,11 +97,8 @@ class ProbeImageSets:
         voting = task.name == "classification" and arguments.knn_images > 0
         selection = voters = None
         if augmentation is None:
-            plain = store(self.train, np.union1d(self.train_rows, self.selection_rows))
-            # images that can't be read are in neither
-            train = plain.subset(self.train_rows)
-            selection = plain.subset(self.selection_rows) if self.grid else None
-            voters = plain if voting else None
+            train = store(self.train, self.train_rows)
+            selection = train.subset(self.selection_rows) if self.grid else None
         else:
             train = ProbeImages(
                 self.train,
@@ -115,5 +112,5 @@ class ProbeImageSets:
         if voting:
             step = math.ceil(len(self.train_rows) / arguments.knn_images)
             rows = self.train_rows[::step]
-            voters = voters.subset(rows) if voters else store(self.train, rows)
+            voters = store(self.train, rows) if augmentation else train.subset(rows)
         return ProbeData(train, selection, store(self.validation, self.validation_rows), voters)

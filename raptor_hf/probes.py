@@ -7,8 +7,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
 from .labelled_images import LabelledImages
@@ -53,18 +56,51 @@ class PooledLinear(nn.Linear):
 
 
 class ProbeHeads(nn.Module):
-    """The heads of a grid, on the same features."""
+    """The heads of a grid on the same features, and a twin of each that selects.
 
-    def __init__(self, task: Task, candidates: list[Candidate], head: nn.Linear | None):
+    A twin is trained like its head, but never on the images that heads are selected on. So the head
+    that is selected has seen every training image, and its twin was judged on images new to it.
+
+    Args:
+        head: what all of them start from; default: zeros.
+        twins: False where there is nothing to select.
+    """
+
+    def __init__(
+        self, task: Task, candidates: list[Candidate], head: nn.Linear | None, *, twins: bool
+    ):
         super().__init__()
         self.task = task
         self.heads = nn.ModuleList(PooledLinear(task, c.pooling) for c in candidates)
-        for pooled in self.heads if head is not None else ():
+        self.twins = nn.ModuleList(PooledLinear(task, c.pooling) for c in candidates * twins)
+        for pooled in [*self.heads, *self.twins] if head is not None else ():
             pooled.start_from(head)
 
-    def forward(self, features: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of every head."""
-        return [self.task.logits(head, features, target) for head in self.heads]
+    def forward(
+        self, features: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The loss of every head, then of every twin.
+
+        Args:
+            held_out: (B,), True for the images that twins don't see.
+        """
+        losses = [self.loss(head, features, target) for head in self.heads]
+        if self.twins:
+            features, target = features[~held_out], target[~held_out]
+        return losses + [self.loss(twin, features, target) for twin in self.twins]
+
+    def loss(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """One head's loss; 0 where no image is left."""
+        if not len(target):
+            return 0.0 * (head.weight.sum() + head.bias.sum())
+        if self.task.dense:
+            # logits at every pixel are large: those of one head at a time are in memory
+            return checkpoint(self.full_loss, head, features, target, use_reentrant=False)
+        return self.full_loss(head, features, target)
+
+    def full_loss(self, head, features, target) -> torch.Tensor:
+        """From features to the loss of one head."""
+        return self.task.loss(self.task.logits(head, features, target), target)
 
 
 @dataclass
@@ -74,7 +110,8 @@ class Probe:
     Args:
         metrics: on validation, after the last epoch.
         best_on_validation: `epoch`, and `metrics` after it, scalars only.
-        selected: learning rate and pooling of the head, and its score on the selection images.
+        selected: learning rate and pooling of the head, and its twin's loss on the images that
+            select (None without a grid).
     """
 
     head: nn.Linear
@@ -85,16 +122,32 @@ class Probe:
 
 @torch.no_grad()
 def score_heads(
-    task: Task, heads: ProbeHeads, features: StoredFeatures, batch_size: int
+    task: Task, heads: nn.ModuleList, features: StoredFeatures, batch_size: int
 ) -> list[dict]:
     """The metric of every head; the processes share the images."""
-    rows = [[] for _ in heads.heads]
+    rows = [[] for _ in heads]
     device = process_state().device
     for batch in features.batches(batch_size, share=True):
-        target = batch["target"].to(device)
-        for found, logits in zip(rows, heads(batch["features"].to(device), target), strict=True):
-            found.append(task.statistics(task.predict(logits, target), target))
+        target, inputs = batch["target"].to(device), batch["features"].to(device)
+        for found, head in zip(rows, heads, strict=True):
+            prediction = task.predict(task.logits(head, inputs, target), target)
+            found.append(task.statistics(prediction, target))
     return [compute_over_processes(task.metric(keep_in_memory=True), found) for found in rows]
+
+
+@torch.no_grad()
+def selection_losses(heads: ProbeHeads, features: StoredFeatures, batch_size: int) -> list[float]:
+    """The loss of every twin on the images that select: finer than a score on so few images."""
+    device, rows = process_state().device, []
+    for batch in features.batches(batch_size, share=True):
+        target, inputs = batch["target"].to(device), batch["features"].to(device)
+        losses = [heads.full_loss(twin, inputs, target).item() for twin in heads.twins]
+        rows.append((len(target), losses))
+    rows = gather_object(rows)
+    total = sum(number for number, _ in rows)
+    return [
+        sum(number * losses[i] for number, losses in rows) / total for i in range(len(heads.twins))
+    ]
 
 
 def train_probe(
@@ -115,7 +168,8 @@ def train_probe(
     set_seed(arguments.seed)
     check_head(task, head)
     candidates = candidates_of(arguments, type(task))
-    heads = ProbeHeads(task, candidates, head)
+    heads = ProbeHeads(task, candidates, head, twins=data.selection is not None)
+    selecting = torch.tensor(data.selection.image_ids if data.selection else [], dtype=torch.long)
     epoch_steps = max(1, len(data.train) // arguments.batch_size)
     steps = arguments.epochs * epoch_steps if arguments.steps is None else arguments.steps
     latest: list[dict] = []
@@ -124,13 +178,13 @@ def train_probe(
         features = batch.get("features")
         if features is None:
             features = backbone_features(backbone, task, batch["pixel_values"])
-        logits = module(features, batch["target"])
-        losses = [task.loss(values, batch["target"]) for values in logits]
+        held_out = torch.isin(batch["image_id"], selecting.to(batch["image_id"].device))
+        losses = module(features, batch["target"], held_out)
         # a sum: each head learns as if it were alone
-        return sum(losses), {f"loss/{c}": x for c, x in zip(candidates, losses, strict=True)}
+        return sum(losses), {f"loss/{c}": loss for c, loss in zip(candidates, losses, strict=False)}
 
     def validate():
-        latest[:] = score_heads(task, heads, data.validation, arguments.eval_batch_size)
+        latest[:] = score_heads(task, heads.heads, data.validation, arguments.eval_batch_size)
         return {
             f"{candidate}/{name}": value
             for candidate, metrics in zip(candidates, latest, strict=True)
@@ -138,25 +192,26 @@ def train_probe(
             if isinstance(value, float)
         }
 
+    parts = [*heads.heads, *heads.twins]
     fit(
         heads, data.train, compute_loss, dataclasses.replace(arguments, steps=steps),
-        clip_apart=list(heads.heads),
-        learning_rates=[candidate.learning_rate for candidate in candidates],
+        clip_apart=parts,
+        learning_rates=[c.learning_rate for c in candidates] * (len(parts) // len(candidates)),
         new_views=True, validate=validate,
         validate_every=arguments.validate_epochs * epoch_steps, description="heads",
     )  # fmt: skip
-    number, selection_score = 0, None
+    number, loss = 0, None
     if data.selection is not None:
-        scored = score_heads(task, heads, data.selection, arguments.eval_batch_size)
-        scores = [metrics[task.score] for metrics in scored]
-        number = task.best(scores)
-        selection_score = scores[number]
+        losses = selection_losses(heads, data.selection, arguments.eval_batch_size)
+        number = int(np.argmin(losses))
+        loss = losses[number]
     process_state().wait_for_everyone()  # until the log is written
+    log = read_log(arguments.output_dir)
     return Probe(
         heads.heads[number].plain(),
         latest[number],
-        best_epoch(task, read_log(arguments.output_dir), str(candidates[number]), epoch_steps),
-        {**candidates[number]._asdict(), f"selection_{task.score}": selection_score},
+        best_epoch(task, log, str(candidates[number]), epoch_steps),
+        {**candidates[number]._asdict(), "selection_loss": loss},
     )
 
 

@@ -12,7 +12,7 @@ from raptor_hf.heads import attach_head
 from raptor_hf.labelled_images import LabelledImages
 from raptor_hf.probe_arguments import Candidate, ProbeArguments, candidates_of
 from raptor_hf.probe_data import ProbeData
-from raptor_hf.probes import PooledLinear, best_epoch, train_probe
+from raptor_hf.probes import PooledLinear, ProbeHeads, best_epoch, train_probe
 from raptor_hf.stored_features import StoredFeatures
 from raptor_hf.tasks import Classification, Depth, Segmentation
 from tests.test_modeling_raptor import randomised
@@ -34,9 +34,10 @@ def linear_task(tmp_path, teacher):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(500, 48, generator=generator)
     labels = (features[:, :24] @ torch.randn(24, 3, generator=generator)).argmax(1)
-    parts = {"train": slice(0, 300), "selection": slice(300, 400), "validation": slice(400, 500)}
-    data = {name: stored(tmp_path / name, features[p], labels[p]) for name, p in parts.items()}
-    return Classification(teacher.config, 3), ProbeData(**data, voters=data["train"])
+    train = stored(tmp_path / "train", features[:400], labels[:400])
+    validation = stored(tmp_path / "validation", features[400:], labels[400:])
+    selection = train.subset(np.arange(0, 400, 5))
+    return Classification(teacher.config, 3), ProbeData(train, selection, validation, train)
 
 
 def probe_arguments(tmp_path, **values):
@@ -54,7 +55,7 @@ def test_the_best_head_of_a_grid_is_selected_apart_from_validation(linear_task, 
     # the second half of the features says nothing, and a rate of 5e-5 learns nothing
     assert probe.selected["learning_rate"] == 0.05 and probe.selected["pooling"] != "patches"
     assert probe.metrics["accuracy"] > 0.85
-    assert probe.selected["selection_accuracy"] > 0.85
+    assert 0 < probe.selected["selection_loss"] < 0.4
     best = probe.best_on_validation
     assert best["metrics"]["accuracy"] >= probe.metrics["accuracy"]
     assert 1 <= best["epoch"] <= 20
@@ -68,9 +69,25 @@ def test_heads_of_a_grid_learn_as_if_each_were_alone(linear_task, tmp_path, teac
     task, data = linear_task
     alone = train_probe(task, data, probe_arguments(tmp_path / "a", epochs=3), teacher)
     grid = probe_arguments(tmp_path / "b", epochs=3, learning_rate_grid=[1, 0.3])
-    data.selection = None  # then the first one is taken
     among = train_probe(task, data, grid, teacher)
+    assert among.selected["learning_rate"] == 0.05
     torch.testing.assert_close(among.head.weight, alone.head.weight)
+
+
+def test_twins_never_see_the_images_that_select(linear_task, teacher):
+    task, data = linear_task
+    batch = data.train.__getitems__([0, 1, 2, 3])
+    held_out = torch.tensor([True, False, True, False])
+    heads = ProbeHeads(task, [Candidate(1.0, "cls_patches")], None, twins=True)
+    heads.heads[0].start_from(nn.Linear(48, 3))
+    heads.twins[0].start_from(heads.heads[0])
+    head, twin = heads(batch["features"], batch["target"], held_out)
+    rows = [nn.functional.cross_entropy(heads.heads[0](x), y)
+            for x, y in zip(batch["features"], batch["target"], strict=True)]  # fmt: skip
+    torch.testing.assert_close(head, torch.stack(rows).mean())
+    torch.testing.assert_close(twin, (rows[1] + rows[3]) / 2)
+    _, empty = heads(batch["features"], batch["target"], torch.ones(4, dtype=torch.bool))
+    assert empty == 0 and empty.requires_grad
 
 
 def test_a_head_on_cls_alone_is_zero_elsewhere_and_stays_so(linear_task, tmp_path, teacher):
