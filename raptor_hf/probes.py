@@ -93,7 +93,7 @@ class ProbeHeads(nn.Module):
         """One head's loss; 0 where no image is left."""
         if not len(target):
             return 0.0 * (head.weight.sum() + head.bias.sum())
-        if self.task.dense:
+        if self.task.dense and len(self.heads) > 1:
             # logits at every pixel are large: those of one head at a time are in memory
             return checkpoint(self.full_loss, head, features, target, use_reentrant=False)
         return self.full_loss(head, features, target)
