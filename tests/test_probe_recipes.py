@@ -103,7 +103,8 @@ def test_ade20k_recipe(backbones, tmp_path):
     data = write_ade20k(tmp_path / "ADEChallengeData2016", number=3, size=(60, 80))
     recipe = "training/recipes/ade20k_probe.yaml"
     run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "1",
-        "--eval_batch_size", "1", "--output_dir", tmp_path / "run")  # fmt: skip
+        "--learning_rate_grid", "1", "3", "--eval_batch_size", "1",
+        "--output_dir", tmp_path / "run")  # fmt: skip
     results = results_of(tmp_path / "run", "segmentation")
     found = results["raptor_k2"]["metrics"]
     assert len(found["iou"]) == 150 and 0 <= found["miou"] <= 1
@@ -136,12 +137,12 @@ def test_nyuv2_recipe(backbones, tmp_path):
 @pytest.mark.parametrize("task", ["classification", "segmentation", "depth"])
 def test_two_processes_find_what_one_does(task, backbones, tmp_path):
     recipe = f"tests/recipes/digits_{task}_probe.yaml"
-    flags = ["evaluation/probe.py", recipe, *backbones, "--test_images", "13"]
+    flags = ["evaluation/probe.py", recipe, *backbones[:2], "--test_images", "13"]
     run(sys.executable, *flags, "--output_dir", tmp_path / "one")
     port = 29700 + ["classification", "segmentation", "depth"].index(task)
     run(*TWO, port, *flags, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
     one, two = (results_of(tmp_path / name, task) for name in ("one", "two"))
-    assert set(one) == set(two) == {"teacher", "raptor_k2", "constant"}
+    assert set(one) == set(two) == {"teacher", "constant"}
     # the scale-invariant loss squares a mean, which each process takes over its share of a batch
     tolerance = {"constant": 1e-9}
     for name in one:
