@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raptor_hf.report import write_report
 from raptor_hf.runs import parse_arguments, read_json
-from raptor_hf.tables import load_results
+from raptor_hf.tables import TASKS, load_results
 
 PUBLISHED = Path(__file__).parent / "results" / "published.json"
 
@@ -42,8 +42,10 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.phases:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
-    for folder in reversed(arguments.results):  # where several seeds have one, the first wins
-        for picture in Path(folder).glob("*.png"):
+    # pictures of predictions: where several seeds have one, the first wins
+    pictures = [Path(folder) / f"{task}.png" for folder in arguments.results for task in TASKS]
+    for picture in reversed(pictures):
+        if picture.exists() and picture.parent.resolve() != output_dir.resolve():
             shutil.copy(picture, output_dir)
     table = write_report(
         load_results(arguments.results),

@@ -3,6 +3,7 @@
 Teacher and Raptor go through the same code: nothing here asks which of the two it holds.
 """
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -239,9 +240,10 @@ def original_size_metrics(
     task: Task, head: nn.Linear, features: StoredFeatures, images: LabelledImages, resolution
 ) -> dict:
     """A dense task's metrics at the size that each target has in its file."""
-    rows, resized = [], torch.empty(1, *resolution)
+    device = process_state().device
+    rows, resized, head = [], torch.empty(1, *resolution), copy.deepcopy(head).to(device)
     for batch in features.batches(1, share=True):
-        target = torch.from_numpy(images.target(int(batch["image_id"])))[None]
-        logits = task.logits(head, batch["features"], resized)
+        target = torch.from_numpy(images.target(int(batch["image_id"])))[None].to(device)
+        logits = task.logits(head, batch["features"].to(device), resized)
         rows.append(task.statistics(task.predict(logits, target), target))
     return compute_over_processes(task.metric(keep_in_memory=True), rows)
