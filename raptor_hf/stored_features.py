@@ -68,8 +68,8 @@ class StoredFeatures(Dataset):
     def batches(self, batch_size: int, *, share: bool = False) -> Iterator[dict]:
         """All rows in order, the last batch as ragged as it comes; or this process' share."""
         state = process_state()
-        rows = range(state.process_index, len(self), state.num_processes) if share else None
-        rows = list(rows or range(len(self)))
+        first, step = (state.process_index, state.num_processes) if share else (0, 1)
+        rows = list(range(first, len(self), step))
         for start in range(0, len(rows), batch_size):
             yield self.__getitems__(rows[start : start + batch_size])
 
@@ -105,17 +105,14 @@ def store_features(
             files = create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in FILES]
-        position = {int(image_id): row for row, image_id in enumerate(images.rows)}
         written = []
         with progress_bar(description, len(rows), unit="image") as bar:
             for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size].tolist()
-                batch = images.__getitems__(batch) if start else first
-                found = [position[image_id] for image_id in batch["image_id"].tolist()]
-                features = backbone_features(backbone, task, batch["pixel_values"])
-                files[0][found] = features.float().cpu().numpy()
-                files[1][found] = batch["target"].numpy()
-                written += found
+                chosen = rows[start : start + batch_size]
+                batch = images.__getitems__(chosen.tolist()) if start else first
+                chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
+                write_batch(files, chosen, backbone, task, batch)
+                written += chosen.tolist()
                 bar.update(min(batch_size, len(rows) - start))
         for file in files:
             file.flush()
@@ -127,6 +124,22 @@ def store_features(
             os.replace(unfinished, folder)
         state.wait_for_everyone()
     return StoredFeatures(folder)
+
+
+def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> None:
+    """Features and targets of a batch go to their rows of the files.
+
+    Raises:
+        ValueError: images of another size than the first ones.
+    """
+    found, expected = tuple(batch["target"].shape[1:]), files[1].shape[1:]
+    if found != expected:
+        raise ValueError(
+            f"The images have several sizes ({'×'.join(map(str, expected))}, "
+            f"{'×'.join(map(str, found))}): give --resolution HEIGHT WIDTH to resize them."
+        )
+    files[0][rows] = backbone_features(backbone, task, batch["pixel_values"]).float().cpu().numpy()
+    files[1][rows] = batch["target"].numpy()
 
 
 FILES = ("features", "targets")

@@ -71,7 +71,7 @@ def test_unreadable_images_are_left_out_and_counted(ade20k, teacher, tmp_path):
         tolerant.__getitems__([2])
 
 
-def test_images_of_several_sizes_need_a_resolution(ade20k):
+def test_images_of_several_sizes_need_a_resolution(ade20k, teacher, tmp_path):
     from PIL import Image
 
     for part, kind in (("images", "jpg"), ("annotations", "png")):
@@ -80,6 +80,10 @@ def test_images_of_several_sizes_need_a_resolution(ade20k):
     images = load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match="several sizes .20×30, 48×64.: give --resolution"):
         ProbeImages(images, make_processor(8)).__getitems__([0, 1])
+    task = Segmentation(teacher.config, 150)
+    with pytest.raises(ValueError, match="several sizes .20×30, 48×64.: give --resolution"):
+        plain = ProbeImages(images, make_processor(8))
+        store_features(tmp_path / "features", teacher, task, plain, batch_size=1)
     batch = ProbeImages(images, make_processor(8), resolution=(16, 24)).__getitems__([0, 1])
     assert batch["pixel_values"].shape == (2, 3, 16, 24) and batch["target"].shape == (2, 16, 24)
 
