@@ -178,7 +178,7 @@ def features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) -> 
         "rows": hashlib.sha256(images.rows.tobytes()).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    cells = images.images.cells
+    cells = images.images.cells.select(images.rows)
     for name in cells.column_names:
         for cell in cells[name]:
             file = cell if isinstance(cell, dict) else {"path": None, "bytes": str(cell).encode()}
