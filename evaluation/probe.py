@@ -11,6 +11,8 @@ picture of some predictions.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from raptor_hf.evaluation import Evaluation
 from raptor_hf.plan import print_probe_plan
 from raptor_hf.probe_arguments import ProbeArguments
@@ -30,25 +32,34 @@ class Arguments(ProbeArguments):
 def main() -> None:
     """Probe the teacher and every model, write the results."""
     arguments = parse_arguments(Arguments)
-    folders = {
-        "teacher": arguments.teacher,
-        **dict(pair.split("=", 1) for pair in arguments.models),
-    }
+    folders = {"teacher": arguments.teacher}
+    for pair in arguments.models:
+        name, _, folder = pair.partition("=")
+        if not folder or name in folders or name == "constant":
+            raise ValueError(
+                f"--models takes NAME=FOLDER, each name once and none of them teacher or constant; "
+                f"got {pair!r}."
+            )
+        folders[name] = folder
     if arguments.dry_run:
         return print_probe_plan(arguments, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if arguments.head and Path(arguments.head).exists():
         digest = folder_digest if Path(arguments.head).is_dir() else file_digest
         inputs["head"] = digest(arguments.head)
+    for folder in folders.values():
+        AutoConfig.from_pretrained(folder)  # a name that is no model is said now, not hours later
     if start_run(arguments, inputs=inputs):
         return
     evaluation = Evaluation(arguments, arguments.teacher)
     for name, folder in folders.items():
         evaluation.judge(name, folder)
     picture = evaluation.draw_predictions(list(folders))
-    if picture:
-        print(f"predictions: {picture}")
-    finish_run(arguments.output_dir)
+    if evaluation.state.is_main_process:
+        if picture:
+            print(f"predictions: {picture}")
+        finish_run(arguments.output_dir)
+    evaluation.state.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ def nearest_neighbours(
 
 
 def constant_metrics(
-    task: Task, train: LabelledImages, validation: StoredFeatures, *, num_images: int = 1000
+    task: Task,
+    train: LabelledImages,
+    validation: StoredFeatures,
+    *,
+    num_images: int = 1000,
+    skip_corrupt: int = 0,
 ) -> dict:
     """What the best constant answer scores: the baseline that looks at no image.
 
@@ -50,7 +55,14 @@ def constant_metrics(
         num_images: training targets that it is read off, at most.
     """
     rows = np.random.default_rng(0).permutation(len(train))[:num_images]
-    answer = task.constant([train.target(row) for row in np.sort(rows).tolist()])
+    targets = []
+    for row in np.sort(rows).tolist():
+        try:
+            targets.append(train.target(row))
+        except ValueError:
+            if not skip_corrupt:  # else the images have been counted already
+                raise
+    answer = task.constant(targets)
     rows = []
     for batch in validation.batches(64, share=True):
         prediction = answer.expand(*batch["target"].shape, *answer.shape)

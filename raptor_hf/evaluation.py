@@ -15,7 +15,7 @@ from .heads import attach_head, load_linear_head
 from .loop import remove_checkpoints
 from .probe_arguments import ProbeArguments
 from .probe_data import ProbeData, ProbeImageSets
-from .probes import Probe, original_size_metrics, train_probe
+from .probes import Probe, check_head, original_size_metrics, train_probe
 from .runs import environment, process_state, write_json
 from .tasks import TASKS, Task
 from .teachers import load_backbone, load_processor
@@ -61,7 +61,9 @@ class Evaluation:
         head, size = None, model.config.hidden_size
         if arguments.head:
             head, _ = load_linear_head(arguments.head, hidden_size=size, task=type(task))
+            check_head(task, head)
         data = self.images.data(model, task, self.features_dir)
+        number = len(data.validation)  # without what could not be read
         probe_dir = self.output_dir / "probes" / name
         own = dataclasses.replace(arguments, output_dir=str(probe_dir))
         probe = train_probe(task, data, own, model, head)
@@ -73,21 +75,24 @@ class Evaluation:
                 task, probe.head, data.validation, self.images.validation, arguments.resolution
             )
         if name == "teacher":
-            constant = constant_metrics(task, self.images.train, data.validation)
-            self.save("constant", task.name, constant, {"phases": None, "block_parameters": None})
+            constant = constant_metrics(
+                task, self.images.train, data.validation, skip_corrupt=arguments.skip_corrupt
+            )
+            facts_of_none = {"phases": None, "block_parameters": None}
+            self.save("constant", task.name, constant, facts_of_none, number)
         elif facts["phases"] and task.name == "classification":
             teacher = load_backbone(self.teacher).to(self.state.device)
             plain = self.images.plain(self.images.validation, self.images.validation_rows)
-            self.save(name, "r2", trajectory_r2(model, teacher, plain), facts)
+            self.save(name, "r2", trajectory_r2(model, teacher, plain), facts, number)
         if self.state.is_main_process:
             if facts["phases"]:  # a Raptor, not the teacher or a baseline
                 self.save_model(name, model, task, probe, data)
             if task.dense:
                 self.save_predictions(name, task, probe, data)
-            self.save(name, task.name, probe.metrics, {**more, **facts})
+            self.save(name, task.name, probe.metrics, {**more, **facts}, number)
             remove_checkpoints(probe_dir)
             if arguments.features_dir is None:
-                shutil.rmtree(self.features_dir)
+                shutil.rmtree(self.features_dir, ignore_errors=True)
         best = probe.best_on_validation
         self.state.print(
             f"{name}: {task.score} {probe.metrics[task.score]:.4f} after the last epoch, best on "
@@ -97,13 +102,13 @@ class Evaluation:
         )
         self.state.wait_for_everyone()
 
-    def save(self, name: str, task: str, metrics: dict, more: dict) -> None:
+    def save(self, name: str, task: str, metrics: dict, more: dict, num_images: int) -> None:
         """Write a result: what was measured, of whom, on what."""
         if self.state.is_main_process:
             arguments = self.arguments
             result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
             data = {"dataset": arguments.dataset, "split": arguments.test_split}
-            data |= {"num_images": len(self.images.validation_rows), "environment": environment()}
+            data |= {"num_images": num_images, "environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})
 
     def save_model(

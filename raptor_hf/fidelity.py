@@ -17,7 +17,7 @@ def image_batches(images: Dataset, batch_size: int, description: str) -> Iterato
     """This process' share of an image dataset's rows, in batches, the last one ragged."""
     state = process_state()
     starts = range(state.process_index * batch_size, len(images), state.num_processes * batch_size)
-    with progress_bar(description, len(starts), unit="batch") as bar:
+    with progress_bar(description, len(starts), unit="batch", enabled=state.is_main_process) as bar:
         for start in starts:
             yield images.__getitems__(list(range(start, min(start + batch_size, len(images)))))
             bar.update()

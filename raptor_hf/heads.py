@@ -93,13 +93,18 @@ def read_classifier(
             f"the type {', '.join(task.head_types)}; got {config.model_type}, whose head reads "
             "other features."
         )
+    if config.model_type == "raptor" and config.architectures != [task.model_class.__name__]:
+        raise ValueError(
+            f"{name_or_path} holds {config.architectures}, not a {task.name} head "
+            f"({task.model_class.__name__})."
+        )
     model, loaded = task.auto_class.from_pretrained(
         name_or_path, dtype=torch.float32, output_loading_info=True
     )
     if not isinstance(getattr(model, "classifier", None), nn.Linear) or loaded["missing_keys"]:
         raise ValueError(
             f"{name_or_path} has no trained linear classifier (missing: "
-            f"{sorted(loaded['missing_keys'])[:3]}). Give the folder of an image classifier, or a "
+            f"{sorted(loaded['missing_keys'])[:3]}). Give the folder of such a model, or a "
             "head file."
         )
     return model.classifier.state_dict(), [config.id2label[i] for i in range(config.num_labels)]

@@ -66,7 +66,7 @@ def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list
 class MeanIoU(evaluate.Metric):
     """Intersection over union of every class, pooled over all images, and its mean `miou`.
 
-    A class that neither occurs nor is predicted has no IoU (NaN in `iou`) and is left out of the
+    A class that neither occurs nor is predicted has no IoU (None in `iou`) and is left out of the
     mean. Feed it rows from `segmentation_statistics`, one an image.
     """
 
@@ -89,7 +89,7 @@ class MeanIoU(evaluate.Metric):
         return {
             "miou": float(np.nanmean(iou)),
             "pixel_accuracy": float(hits.sum() / there.sum()),
-            "iou": iou.tolist(),
+            "iou": [None if np.isnan(value) else float(value) for value in iou],
         }
 
 

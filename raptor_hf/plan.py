@@ -117,7 +117,7 @@ def count_images(dataset: str, split: str) -> int | None:
         return embedded[dataset].get(split)
     table = Path(dataset) / "data" / f"nyu2_{split}.csv"
     if table.is_file():
-        return len(table.read_text().split())
+        return len(table.read_text().splitlines())
     ade20k = Path(dataset) / "images" / split
     folder = ade20k if ade20k.is_dir() else Path(dataset) / split
     if not folder.is_dir():
@@ -245,7 +245,8 @@ def print_probe_plan(arguments, folders: dict[str, str]) -> None:
     heads = candidates_of(arguments, TASKS[arguments.task])
     lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
              for name, folder in folders.items()]  # fmt: skip
-    facts = teacher_facts(arguments.teacher)
+    resolution = tuple(arguments.resolution) or None
+    facts = teacher_facts(arguments.teacher, resolution=resolution)
     steps = (
         f"{arguments.epochs} epochs" if arguments.steps is None else f"{arguments.steps:,} steps"
     )

@@ -59,8 +59,8 @@ class ProbeImageSets:
             differing = set(self.train.class_names) ^ set(self.validation.class_names)
             raise ValueError(
                 f"{arguments.dataset}: the splits {arguments.train_split!r} and "
-                f"{arguments.test_split!r} must have the same classes; only in one of them: "
-                f"{', '.join(sorted(differing)[:5])}."
+                f"{arguments.test_split!r} must have the same classes in the same order; only "
+                f"in one of them: {', '.join(sorted(differing)[:5]) or 'none'}."
             )
         rows = choose(len(self.train), arguments.train_images, arguments.seed)
         self.grid = len(candidates_of(arguments, task)) > 1

@@ -64,8 +64,8 @@ class ProbeImages(Dataset):
                 continue
             pairs.append(self.view(image, target, (self.seed, row // len(self), image_id)))
             image_ids.append(image_id)
-        if not pairs:
-            raise ValueError(f"None of the images {rows} of a batch can be read.")
+        if not pairs:  # the next readable image, rather than an empty batch
+            return self.__getitems__([row + 1 for row in rows[-1:]])
         images, targets = zip(*pairs, strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
         if whole and len({image.size for image in images}) > 1:

@@ -204,7 +204,7 @@ def train_probe(
     number, loss = 0, None
     if data.selection is not None:
         losses = selection_losses(heads, data.selection, arguments.eval_batch_size)
-        number = int(np.argmin(losses))
+        number = int(np.nanargmin(losses))
         loss = losses[number]
     process_state().wait_for_everyone()  # until the log is written
     log = read_log(arguments.output_dir)
@@ -239,7 +239,7 @@ def check_head(task: Task, head: nn.Linear | None) -> None:
 def original_size_metrics(
     task: Task, head: nn.Linear, features: StoredFeatures, images: LabelledImages, resolution
 ) -> dict:
-    """A dense task's metrics at the size that each target has in its file."""
+    """Segmentation's metrics at the size that each mask has in its file."""
     device = process_state().device
     rows, resized, head = [], torch.empty(1, *resolution), copy.deepcopy(head).to(device)
     for batch in features.batches(1, share=True):

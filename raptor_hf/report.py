@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from .figures import plot_bars, plot_r2_per_layer
 from .runs import read_json
 from .tables import (
@@ -95,7 +97,8 @@ def draw_figures(
 ) -> None:
     """`against_k.png` and `r2_per_layer.png` of some Raptors."""
     facts = {result["model"]: result for result in results}
-    teacher = values_of(results, "teacher", "classification", "accuracy").mean() / 100
+    judged = values_of(results, "teacher", "classification", "accuracy")
+    teacher = judged.mean() / 100 if len(judged) else np.nan
     bars, curves = {}, {}
     for name in names:
         accuracy = values_of(results, name, "classification", "accuracy") / teacher
@@ -117,7 +120,8 @@ def draw_figures(
         line = (baseline, share.mean())
     if not names:
         raise ValueError("The report is about Raptors; there are only results of other models.")
-    plot_bars(bars, output_dir / "against_k.png", baseline=line)
+    if len(judged):
+        plot_bars(bars, output_dir / "against_k.png", baseline=line)
     curves = {name: curve for name, curve in curves.items() if curve}
     if curves:
         plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")

@@ -97,21 +97,24 @@ def store_features(
     if not (folder / "complete.json").exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         rows = np.array_split(np.arange(len(images)), state.num_processes)[state.process_index]
-        first = images.__getitems__(rows[:batch_size].tolist())
         files = None
         if state.is_main_process:
+            first = images.__getitems__([0])
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             files = create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in FILES]
         written = []
-        with progress_bar(description, len(rows), unit="image") as bar:
+        with progress_bar(
+            description, len(rows), unit="image", enabled=state.is_main_process
+        ) as bar:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
-                batch = images.__getitems__(chosen.tolist()) if start else first
+                batch = images.__getitems__(chosen.tolist())
                 chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
-                write_batch(files, chosen, backbone, task, batch)
+                if len(chosen):
+                    write_batch(files, chosen, backbone, task, batch)
                 written += chosen.tolist()
                 bar.update(min(batch_size, len(rows) - start))
         for file in files:

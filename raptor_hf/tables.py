@@ -139,7 +139,8 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     heading += [*r2, "parameters of the blocks", "of the teacher's layers (%)"]
     if "teacher" not in facts:
         raise ValueError(f"The table needs results of the teacher; got only {', '.join(names)}.")
-    teacher = values_of(results, "teacher", "classification", "accuracy").mean()
+    judged = values_of(results, "teacher", "classification", "accuracy")
+    teacher = judged.mean() if len(judged) else np.nan
     layers = facts["teacher"]["block_parameters"]
     rows = []
     for name in names:

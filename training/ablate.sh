@@ -44,7 +44,7 @@ for ((seed = 0; seed < seeds; seed++)); do
   for name in teacher_forcing autoregressive depth_scaling weighted_cls second_stage; do
     models+=($name=$run/$name)
   done
-  # one head, the reference's way: no grid, and so no training images that only select
+  # one head, the reference's way
   judge=(python evaluation/probe.py $recipes/digits_classification_probe.yaml --resume --seed $seed
          --teacher $out/teacher --head $out/teacher --learning_rate_grid 1 --poolings cls_patches)
   "${judge[@]}" --steps 0 --models "${models[@]}" --output_dir $run/head
