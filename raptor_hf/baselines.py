@@ -6,6 +6,7 @@ from torch import nn
 
 from .labelled_images import LabelledImages
 from .metrics import Accuracy, compute_over_processes, label_ranks
+from .probe_data import choose
 from .runs import process_state
 from .stored_features import StoredFeatures
 from .tasks import Classification, Task
@@ -54,7 +55,7 @@ def constant_metrics(
     Args:
         num_images: training targets that it is read off, at most.
     """
-    rows = np.random.default_rng(0).permutation(len(train))[:num_images]
+    rows = choose(len(train), num_images, 0)
     targets = []
     for row in np.sort(rows).tolist():
         try:

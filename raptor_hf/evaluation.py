@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,11 @@ class Evaluation:
         for folder in ("results", "models"):
             (self.output_dir / folder).mkdir(exist_ok=True)
 
+    @cached_property
+    def teacher_model(self) -> PreTrainedModel:
+        """The teacher, which every Raptor's states are compared with."""
+        return load_backbone(self.teacher).to(self.state.device)
+
     def result_file(self, name: str, task: str) -> Path:
         """Where a model's result goes."""
         return self.output_dir / "results" / f"{name}_{task}.json"
@@ -81,7 +87,7 @@ class Evaluation:
             facts_of_none = {"phases": None, "block_parameters": None}
             self.save("constant", task.name, constant, facts_of_none, number)
         elif facts["phases"] and task.name == "classification":
-            teacher = load_backbone(self.teacher).to(self.state.device)
+            teacher = self.teacher_model
             plain = self.images.plain(self.images.validation, self.images.validation_rows)
             self.save(name, "r2", trajectory_r2(model, teacher, plain), facts, number)
         if self.state.is_main_process:

@@ -68,12 +68,8 @@ class ProbeImages(Dataset):
             return self.__getitems__([row + 1 for row in rows[-1:]])
         images, targets = zip(*pairs, strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
-        if whole and len({image.size for image in images}) > 1:
-            sizes = sorted({f"{image.height}×{image.width}" for image in images})
-            raise ValueError(
-                f"The images of a batch have several sizes ({', '.join(sizes[:4])}): give "
-                "--resolution HEIGHT WIDTH to resize them and their targets."
-            )
+        if whole:
+            check_one_size({(image.height, image.width) for image in images})
         options = {"do_resize": False, "do_center_crop": False} if whole else {}
         pixel_values = self.processor(list(images), return_tensors="pt", **options)["pixel_values"]
         target = torch.from_numpy(np.stack(targets))
@@ -100,3 +96,13 @@ class ProbeImages(Dataset):
                     f"{self.skip_corrupt} are tolerated)"
                 ) from error
             warnings.warn(f"left out: {error}", stacklevel=2)
+
+
+def check_one_size(sizes: set[tuple[int, ...]]) -> None:
+    """Refuse images of several sizes (height, width), which can't be in one array."""
+    if len(sizes) > 1:
+        found = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
+        raise ValueError(
+            f"The images have several sizes ({found}): give --resolution HEIGHT WIDTH to resize "
+            "them and their targets."
+        )

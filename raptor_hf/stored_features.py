@@ -14,10 +14,12 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from .modeling_raptor import PatchFrame
-from .probe_images import ProbeImages
+from .probe_images import ProbeImages, check_one_size
 from .runs import process_state, progress_bar, read_json, write_json
 from .tasks import Task
 from .teachers import weights_digest
+
+FILES = ("features", "targets")
 
 
 @torch.no_grad()
@@ -81,7 +83,6 @@ def store_features(
     images: ProbeImages,
     *,
     batch_size: int,
-    description: str = "features",
 ) -> StoredFeatures:
     """Features of images, computed by all processes together unless the folder holds them already.
 
@@ -107,7 +108,7 @@ def store_features(
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in FILES]
         written = []
         with progress_bar(
-            description, len(rows), unit="image", enabled=state.is_main_process
+            "features", len(rows), unit="image", enabled=state.is_main_process
         ) as bar:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
@@ -135,17 +136,9 @@ def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> N
     Raises:
         ValueError: images of another size than the first ones.
     """
-    found, expected = tuple(batch["target"].shape[1:]), files[1].shape[1:]
-    if found != expected:
-        raise ValueError(
-            f"The images have several sizes ({'×'.join(map(str, expected))}, "
-            f"{'×'.join(map(str, found))}): give --resolution HEIGHT WIDTH to resize them."
-        )
+    check_one_size({tuple(batch["target"].shape[1:]), files[1].shape[1:]})
     files[0][rows] = backbone_features(backbone, task, batch["pixel_values"]).float().cpu().numpy()
     files[1][rows] = batch["target"].numpy()
-
-
-FILES = ("features", "targets")
 
 
 def create_files(folder, number: int, backbone, task: Task, batch: dict) -> list[np.memmap]:

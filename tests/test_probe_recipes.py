@@ -1,8 +1,6 @@
 """The probes' recipes on small folders in the layouts of the real datasets, as users run them."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,20 +19,11 @@ from raptor_hf import RaptorModel
 from raptor_hf.data import make_processor
 from raptor_hf.digit_scenes import digit_scenes
 from tests.layouts import write_ade20k, write_imagenet, write_nyuv2
+from tests.programs import run
 from tests.test_modeling_raptor import randomised
 
-ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "evaluation/probe.py"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-
-
-def run(*command, check=True, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        [*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +47,8 @@ def results_of(folder, task):
     return {result["model"]: result for result in map(json.loads, map(Path.read_text, files))}
 
 
-SMALL = [
-    "--steps",
-    "2",
-    "--validate_epochs",
-    "2",
-    "--num_workers",
-    "1",
-    "--held_out",
-    "0.4",
-    "--report_to",
-    "none",
-]
+SMALL = ["--steps", "2", "--validate_epochs", "2", "--num_workers", "1"]
+SMALL += ["--held_out", "0.4", "--report_to", "none"]
 
 
 def test_imagenet_recipe(backbones, tmp_path):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +15,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import raptor_hf  # noqa: F401
 from raptor_hf.model_card import run_snippet
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def run(*command, check=True):
-    done = subprocess.run(
-        [*map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+from tests.programs import ENVIRONMENT, ROOT, run
 
 
 @pytest.fixture(scope="module")
