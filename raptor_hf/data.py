@@ -1,14 +1,17 @@
 """Image datasets and their views; a view is a function of (seed, view, image) alone."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+from .runs import process_state, progress_bar
 
 
 def load_images(name: str, split: str) -> datasets.Dataset:
@@ -86,8 +89,8 @@ def affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> tor
 class ImageViews(Dataset):
     """A labelled image dataset, each image in several views, as tensors ready for a model.
 
-    View 0 is the image itself, the others are random small affine maps of it. Row r is image
-    r mod n in view r div n.
+    View 0 is the image itself, the others are random small affine maps of it. Row r is the image
+    r mod n of those that are taken, in view r div n; a row beyond the last is one view more.
 
     Args:
         dataset: columns `image` and `label`.
@@ -95,27 +98,36 @@ class ImageViews(Dataset):
         views: number of views per image.
         seed: other seeds, other views.
         plain_first: False makes view 0 a random one too (for training).
+        image_ids: which images to take; default: all. A view of an image does not depend on it.
     """
 
     def __init__(
-        self, dataset, processor, *, views: int = 1, seed: int = 0, plain_first: bool = True
+        self,
+        dataset,
+        processor,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        plain_first: bool = True,
+        image_ids: np.ndarray | None = None,
     ):
         if views < 1:
             raise ValueError(f"views must be at least 1; got {views}.")
         self.processor = processor
         self.views, self.seed, self.plain_first = views, seed, plain_first
         self.images, self.labels = dataset.select_columns("image"), torch.tensor(dataset["label"])
+        self.image_ids = np.arange(len(self.labels)) if image_ids is None else image_ids
 
     def __len__(self) -> int:
-        return self.views * len(self.labels)
+        return self.views * len(self.image_ids)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """A batch: `pixel_values` (B, C, H, W), and `label`, `image_id`, `view` (B,) each."""
-        image_ids = [row % len(self.labels) for row in rows]
-        views = [row // len(self.labels) for row in rows]
+        image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
+        views = [row // len(self.image_ids) for row in rows]
         pixel_values = self.processor(self._read(image_ids), return_tensors="pt")["pixel_values"]
         moved = [i for i, view in enumerate(views) if view > 0 or not self.plain_first]
         if moved:
@@ -146,3 +158,31 @@ class ImageViews(Dataset):
 def keep_batch(batch: dict) -> dict:
     """Collate function for datasets that hand out whole batches (`__getitems__`)."""
     return batch
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    description: str,
+    *,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 0,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This process' share of a dataset that hands out whole batches, with a progress bar.
+
+    Args:
+        rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
+        num_workers: processes that read ahead.
+    """
+    state = process_state()
+    rows = range(len(dataset)) if rows is None else rows
+    starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
+    shares = [list(rows[start : start + batch_size]) for start in starts]
+    loader = DataLoader(
+        dataset, batch_sampler=shares, collate_fn=keep_batch, num_workers=num_workers
+    )
+    total = sum(map(len, shares))
+    with progress_bar(description, total, unit="image", enabled=state.is_main_process) as bar:
+        for share, batch in zip(shares, loader, strict=True):
+            yield batch
+            bar.update(len(share))

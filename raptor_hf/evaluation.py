@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import DPTImageProcessorPil, PreTrainedModel
 
+from .activation_sources import OnlineActivations
 from .baselines import constant_metrics, nearest_neighbours
 from .fidelity import model_facts, trajectory_r2
 from .figures import plot_class_maps, plot_depth_maps
@@ -87,9 +88,9 @@ class Evaluation:
             facts_of_none = {"phases": None, "block_parameters": None}
             self.save("constant", task.name, constant, facts_of_none, number)
         elif facts["phases"] and task.name == "classification":
-            teacher = self.teacher_model
             plain = self.images.plain(self.images.validation, self.images.validation_rows)
-            self.save(name, "r2", trajectory_r2(model, teacher, plain), facts, number)
+            states = OnlineActivations(self.teacher_model, plain)
+            self.save(name, "r2", trajectory_r2(model, states), facts, number)
         if self.state.is_main_process:
             if facts["phases"]:  # a Raptor, not the teacher or a baseline
                 self.save_model(name, model, task, probe, data)

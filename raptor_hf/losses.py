@@ -11,7 +11,7 @@ them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `TrajectoryMatc
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .activation_sources import Activations
 from .spans import Chain, Span
 
 TOKEN_GROUPS = ("cls", "registers", "patches")
@@ -118,26 +119,31 @@ def rollout(
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
     Args:
-        spans: spans that follow each other; `trajectory` begins at layer 0.
-        trajectory: (B, L + 1, N, D), the teacher's states.
+        spans: spans that follow each other and cover S layers.
+        trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
         noise_std: standard deviation of Gaussian noise that is added to every block's input.
 
     Returns:
-        (B, S, N, D), S the number of layers that the spans cover.
+        (B, S, N, D), the states after every one of these layers.
 
     Raises:
-        ValueError: the first layer of the first span is not a reset, or the spans leave a gap.
+        ValueError: the first layer of the first span is not a reset, the spans leave a gap, or the
+            trajectory is not as long as they are.
     """
-    if spans[0].start not in resets:
+    first, last = spans[0].start, spans[-1].stop
+    if first not in resets:
+        raise ValueError(f"The resets must contain the first layer, {first}; got {resets}.")
+    if trajectory.shape[1] != last - first + 1:
         raise ValueError(
-            f"The resets must contain the first layer, {spans[0].start}; got {resets}."
+            f"The spans {first}-{last} need the states of {last - first + 1} layers; the "
+            f"trajectory has {trajectory.shape[1]}."
         )
 
     def noisy(states: torch.Tensor) -> torch.Tensor:
         return states + noise_std * torch.randn_like(states) if noise_std else states
 
-    predictions, state, reached = [], None, spans[0].start
+    predictions, state, reached = [], None, first
     for block, start, stop in spans:
         if start != reached:
             raise ValueError(
@@ -147,12 +153,12 @@ def rollout(
         if all(layer in resets for layer in range(start, stop)):
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
-            predictions.append(block(noisy(trajectory[:, start:stop]), depths))
+            predictions.append(block(noisy(trajectory[:, start - first : stop - first]), depths))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
             if depth - 1 in resets:
-                state = trajectory[:, depth - 1]
+                state = trajectory[:, depth - 1 - first]
             state = block(noisy(state), depth)
             predictions.append(state[:, None])
     return torch.cat(predictions, dim=1)
@@ -199,7 +205,7 @@ class TrajectoryMatching(nn.Module):
 
     Stage 1 has one chain per span, each with a block of its own; stage 2 one chain with all blocks
     of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
-    from `ObjectiveArguments.forcing`.
+    from `ObjectiveArguments.forcing`. `layers` are those whose states it learns from.
     """
 
     def __init__(
@@ -207,19 +213,24 @@ class TrajectoryMatching(nn.Module):
     ):
         super().__init__()
         self.chains, self.arguments, self.groups = chains, arguments, groups
+        self.layers = range(
+            min(chain.spans[0].start for chain in chains),
+            max(chain.spans[-1].stop for chain in chains) + 1,
+        )
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
-        """(B, L + 1, N, D) and the progress through the run in [0, 1) to a loss per chain."""
+        """The states of `layers` (B, layers, N, D) and the progress in [0, 1) to a loss a chain."""
         forcing = self.arguments.forcing(progress)
         return {chain.name: self.chain_loss(chain, trajectory, forcing) for chain in self.chains}
 
     def chain_loss(self, chain: Chain, trajectory: torch.Tensor, forcing: float) -> torch.Tensor:
         """The mixed loss of one chain, a scalar."""
         start, stop = chain.spans[0].start, chain.spans[-1].stop
-        target, total = trajectory[:, start + 1 : stop + 1], 0.0
+        first = self.layers.start
+        trajectory, total = trajectory[:, start - first : stop - first + 1], 0.0
         for weight, resets in ((forcing, range(start, stop)), (1 - forcing, {start})):
             if weight > 0:
                 prediction = rollout(
@@ -227,7 +238,7 @@ class TrajectoryMatching(nn.Module):
                 )
                 total = total + weight * token_loss(
                     prediction,
-                    target,
+                    trajectory[:, 1:],
                     groups=self.groups,
                     weights=chain.weights,
                     loss=self.arguments.loss,
@@ -235,9 +246,11 @@ class TrajectoryMatching(nn.Module):
         return total
 
 
-def matching_loss(
-    module: nn.Module, batch: dict[str, torch.Tensor], progress: float
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`compute_loss` of `fit` for a `TrajectoryMatching` and batches of an activation dataset."""
-    losses = module(batch["states"].float(), progress)
-    return sum(losses.values()), losses
+def matching_loss(activations: Activations) -> Callable:
+    """`compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
+
+    def compute_loss(module: nn.Module, batch: dict, progress: float):
+        losses = module(activations.states(batch).float(), progress)
+        return sum(losses.values()), losses
+
+    return compute_loss

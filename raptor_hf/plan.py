@@ -5,7 +5,6 @@ products only); hours are that count divided by an assumed rate, which the plan 
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from .digit_scenes import NUMBER
 from .losses import ObjectiveArguments
 from .modeling_raptor import PatchFrame, RaptorBlock
 from .probe_arguments import candidates_of
-from .runs import read_json
+from .runs import read_json, size
 from .tasks import TASKS
 from .teachers import load_processor
 
@@ -33,6 +32,7 @@ class TeacherFacts(NamedTuple):
     height: int
     width: int
     num_tokens: int
+    num_prefix_tokens: int
 
     @property
     def state_bytes(self) -> int:
@@ -56,8 +56,8 @@ def teacher_facts(
     pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
     height, width = resolution or pixel_values.shape[-2:]
     rows, columns = PatchFrame.of((height, width), config).grid
-    tokens = token_layout(config).num_prefix_tokens + rows * columns
-    return TeacherFacts(config, height, width, tokens)
+    prefix = token_layout(config).num_prefix_tokens
+    return TeacherFacts(config, height, width, prefix + rows * columns, prefix)
 
 
 def application_flops(config: RaptorConfig, num_tokens: int) -> int:
@@ -81,15 +81,6 @@ def cost(flop: float) -> str:
         time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.3g} s"
         times.append(f"{time} at {rate} TFLOP/s ({dtype})")
     return f"{flop:.3g} FLOP: {', '.join(times)}, if one GPU sustains that"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in a readable unit: `5.21 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
 
 
 def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
@@ -141,35 +132,6 @@ def print_plan(title: str, lines: list[tuple[str, str]]) -> None:
     print(f"{title}\nA dry run: nothing is trained, nothing is written.")
     for topic, text in lines:
         print(f"  {topic:<12} {text}")
-
-
-def print_extraction_plan(arguments) -> None:
-    """What `extract_activations.py` would do."""
-    facts = teacher_facts(arguments.teacher, arguments.revision)
-    layers = facts.config.num_hidden_layers
-    row_bytes = (layers + 1) * facts.state_bytes
-    images = count_images(arguments.dataset, arguments.split)
-    existing = Path(arguments.output_dir).resolve()
-    while not existing.exists():
-        existing = existing.parent
-    free = size(shutil.disk_usage(existing).free)
-    width = getattr(facts.config, "mlp_ratio", 4) * facts.config.hidden_size
-    # a teacher's layer costs what a block with its FFN does
-    layer = RaptorConfig(teacher_config=facts.config, phases=[layers], intermediate_size=width)
-    flop = layers * application_flops(layer, facts.num_tokens)
-    lines = [
-        ("teacher", describe_teacher(arguments.teacher, facts)),
-        ("reads", describe_images(arguments.dataset, arguments.split)),
-        ("an image", f"{size(row_bytes)} ({layers + 1} states, float16), {flop:.3g} FLOP"),
-    ]
-    if images is None:
-        lines.append(("1M images", f"{size(1e6 * row_bytes)}; {cost(1e6 * flop)}"))
-    else:
-        rows = images * arguments.views
-        lines.append(("compute", f"{rows:,} trajectories; {cost(rows * flop)}"))
-        lines.append(("writes", f"{arguments.output_dir}: {size(rows * row_bytes)}"))
-    lines.append(("free disk", f"{free} in {existing}"))
-    print_plan("Extract activations", lines)
 
 
 def planned_config(arguments, teacher_config: PreTrainedConfig) -> RaptorConfig:

@@ -29,6 +29,8 @@ WATCHING = (
     "checkpoint_every",
     "num_workers",
     "features_dir",
+    "planned_epochs",
+    "planned_spans",
     "validate_every",
     "validation_dataset",
     "validation_split",
@@ -83,6 +85,15 @@ def progress_bar(
         mininterval=0.2 if sys.stderr.isatty() else 20,
         dynamic_ncols=True,
     )
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in a readable unit: `5.21 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
 
 
 def write_json(path: str | Path, content: dict) -> None:
@@ -217,7 +228,17 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         )
 
 
+def reopen_run(output_dir: str | Path) -> None:
+    """Mark a run as unfinished: something of it was lost."""
+    mark_run(output_dir, finished=False)
+
+
 def finish_run(output_dir: str | Path) -> None:
     """Mark a run as finished."""
+    mark_run(output_dir, finished=True)
+
+
+def mark_run(output_dir: str | Path, *, finished: bool) -> None:
+    """Set whether a run is finished."""
     record = Path(output_dir) / "run.json"
-    write_json(record, {**read_json(record), "finished": True})
+    write_json(record, {**read_json(record), "finished": finished})

@@ -4,14 +4,13 @@ Looking at a model (`load_vision_model`, `infer_token_layout`, `trajectory`) wor
 returns the states of its layers; a Raptor can be made of the families that `load_backbone` takes.
 """
 
+import copy
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -22,9 +21,6 @@ from transformers import (
 from transformers.utils import logging
 
 from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
-from .data import keep_batch
-from .phases import layer_distance
-from .runs import progress_bar
 
 
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
@@ -184,49 +180,19 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     return torch.stack(states, dim=1)
 
 
-def measure_layer_distance(
-    model: PreTrainedModel,
-    images: Dataset,
-    *,
-    num_images: int | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    num_workers: int = 0,
-) -> np.ndarray:
-    """`phases.layer_distance` of any vision model on images, its states computed and not kept.
+def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """The same model with the same weights in memory, but without the layers after `layer`.
 
-    Args:
-        model: anywhere; a GPU is used if there is one.
-        images: gives whole batches with `pixel_values`, as `ImageViews` does.
-        num_images: at most so many of them, chosen at random; None takes all.
-        seed: of the choice.
-        batch_size: images in one forward pass.
-        num_workers: processes that read and decode images.
-
-    Returns:
-        (L, L); errors as `trajectory` and `infer_token_layout`.
+    A model whose layers are not known (`TEACHER_FAMILIES`) is given back whole.
     """
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    pixel_values = images[0]["pixel_values"][None].to(model.device)
-    layout = infer_token_layout(
-        model.config,
-        num_tokens=trajectory(model, pixel_values).shape[2],
-        height=pixel_values.shape[2],
-        width=pixel_values.shape[3],
-    )
-    rows = np.random.default_rng(seed).permutation(len(images))[:num_images]
-    chosen = Subset(images, np.sort(rows).tolist())  # in order: quicker to read
-    loader = DataLoader(
-        chosen, batch_size=batch_size, num_workers=num_workers, collate_fn=keep_batch
-    )
-
-    def trajectories(bar):
-        for batch in loader:
-            yield trajectory(model, batch["pixel_values"].to(model.device))
-            bar.update(len(batch["pixel_values"]))
-
-    with progress_bar("layer distances", len(chosen), unit="image") as bar:
-        return layer_distance(trajectories(bar), layout)
+    family = TEACHER_FAMILIES.get(teacher.config.model_type)
+    if family is None or layer == teacher.config.num_hidden_layers:
+        return teacher
+    weights = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())}
+    shallow = copy.deepcopy(teacher, weights)  # a copy of all but the tensors
+    shallow.set_submodule(family.layers, shallow.get_submodule(family.layers)[:layer])
+    shallow.config.num_hidden_layers = layer
+    return shallow
 
 
 def unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:

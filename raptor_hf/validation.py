@@ -83,12 +83,10 @@ class TrajectoryValidation:
             states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
-                prediction = rollout(chain.spans, states, resets={first})
-                rows = state_statistics(
-                    prediction=torch.cat([states[:, first : first + 1], prediction], dim=1),
-                    target=states[:, first : last + 1],
-                    groups=groups,
-                )
+                target = states[:, first : last + 1]
+                prediction = rollout(chain.spans, target, resets={first})
+                whole = torch.cat([target[:, :1], prediction], dim=1)
+                rows = state_statistics(prediction=whole, target=target, groups=groups)
                 states_rows[chain.name].append(rows)
                 if self.head is not None:
                     logits = self.head(self.finish(prediction[:, -1], last))
@@ -114,12 +112,12 @@ class TrajectoryValidation:
 
 
 def make_validation(
-    arguments: ValidationArguments,
-    teacher_name: str,
-    teacher: PreTrainedModel,
-    chains: list[Chain],
+    arguments: ValidationArguments, teacher: PreTrainedModel, chains: list[Chain]
 ) -> TrajectoryValidation | None:
     """The validation that a program's arguments ask for; None where they ask for none.
+
+    Args:
+        arguments: of a program that also has `teacher`, its folder or Hub id, and `revision`.
 
     Raises:
         ValueError: an interval or a head without a dataset, or a head that doesn't fit the teacher.
@@ -132,13 +130,13 @@ def make_validation(
     source = arguments.validation_head
     architectures = teacher.config.architectures or []
     if source is None and any(name.endswith("ForImageClassification") for name in architectures):
-        source = teacher_name
+        source = arguments.teacher
     head = None
     if source is not None:
         head, _ = load_linear_head(source, hidden_size=teacher.config.hidden_size)
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split),
-        load_processor(teacher_name),
+        load_processor(arguments.teacher, arguments.revision),
     )
     return TrajectoryValidation(
         teacher, head, images, chains, num_images=arguments.validation_images

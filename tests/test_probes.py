@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
+from raptor_hf.activation_sources import OnlineActivations
 from raptor_hf.baselines import constant_metrics, nearest_neighbours
 from raptor_hf.fidelity import model_facts, trajectory_r2
 from raptor_hf.heads import attach_head
@@ -198,10 +199,12 @@ def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, imag
     student = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher").eval()
     for block in student.blocks:
         block.depth_scaling = None
-    perfect = trajectory_r2(student, teacher, images, batch_size=4)
+    perfect = trajectory_r2(student, OnlineActivations(teacher, images), batch_size=4)
     assert min(perfect["layers"]["all"]) > 1 - 1e-6
     assert len(perfect["layers"]["cls"]) == 6
-    worse = trajectory_r2(randomised(RaptorModel.from_teacher(teacher, [6])), teacher, images)
+    worse = trajectory_r2(
+        randomised(RaptorModel.from_teacher(teacher, [6])), OnlineActivations(teacher, images)
+    )
     assert worse["mean"]["all"] < 0.9
 
 

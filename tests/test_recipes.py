@@ -78,14 +78,22 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
     if "imagenet" in recipe.stem:
         assert "12 layers × 768 channels, 261 tokens at 224×224" in printed
     expected = {  # counted by hand in shared sizes: 13 × 261 × 768 values of two bytes
-        "imagenet_activations": ["5.21 MB (13 states", "1M images    5.21 TB"],
+        "imagenet_activations": [
+            "5.21 MB (13 states",
+            "5.21 TB for 1M images",
+            "online: the store needs",
+        ],
         "imagenet_blocks": [
             "6 blocks, swiglu of 3072, 56.9 M",
             "20,000,000 images",
             "9.24e+18 FLOP",
         ],
         "imagenet_raptor_k3": ["3 blocks", "layers 0-7, 7-10, 10-12", "104 TB over the run"],
-        "digits_activations": ["11,496 trajectories", "writes       out: 402 MB"],
+        "digits_activations": [
+            "11,496 trajectories",
+            "out: 402 MB",
+            "16 epochs of the layers 0 to 12",
+        ],
     }.get(recipe.stem, [])
     for text in expected:
         assert text in printed, printed

@@ -51,7 +51,7 @@ def test_unfinished_blocks_are_finished_by_the_teachers_layers(teacher, head, im
     assert len(validate.rows) == 7
     batch = images.__getitems__(validate.rows)
     target = trajectory(teacher, batch["pixel_values"])
-    states = rollout([Span(block, 1, 4)], target, resets={1})
+    states = rollout([Span(block, 1, 4)], target[:, 1:5], resets={1})
     logits = states[:, -1]
     for layer in teacher.encoder.layer[4:]:
         logits = layer(logits)
@@ -73,6 +73,6 @@ def test_without_a_head_there_is_r2_alone(teacher, images):
 
 
 def test_an_interval_without_a_dataset_is_refused(teacher):
-    assert make_validation(ValidationArguments(), "teacher", teacher, []) is None
+    assert make_validation(ValidationArguments(), teacher, []) is None
     with pytest.raises(ValueError, match="validate_every=5 needs --validation_dataset"):
-        make_validation(ValidationArguments(validate_every=5), "teacher", teacher, [])
+        make_validation(ValidationArguments(validate_every=5), teacher, [])

@@ -13,7 +13,7 @@ from typing import Literal
 
 from transformers import set_seed
 
-from raptor_hf.activations import load_activations
+from raptor_hf.activation_sources import ActivationArguments
 from raptor_hf.configuration_raptor import phase_spans, token_layout
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
 from raptor_hf.losses import (
@@ -38,11 +38,11 @@ from raptor_hf.validation import ValidationArguments, make_validation
 
 
 @dataclass(kw_only=True)
-class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments):
+class Arguments(
+    ActivationArguments, ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments
+):
     """Which blocks to chain in which phases; objective, loop and validation."""
 
-    teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    activations: str = field(metadata={"help": "its activation dataset"})
     objective: Literal["annealed", "autoregressive", "teacher_forcing"] = "autoregressive"
     token_weights: str = field(
         default="0.45,0.10,0.45", metadata={"help": "of cls,registers,patches, or none: plain mean"}
@@ -75,31 +75,31 @@ def main() -> None:
         phases = read_json(arguments.phases_file)["phases"][str(arguments.k)]
     if arguments.dry_run:
         return print_training_plan(arguments, [phase_spans(phases)])
-    teacher = load_backbone(arguments.teacher)
-    activations = load_activations(arguments.activations, teacher=teacher)
+    teacher = load_backbone(arguments.teacher, arguments.revision)
     set_seed(arguments.seed)
     if arguments.blocks:
         model = raptor_from_blocks(teacher, phases, arguments.blocks)
     else:
         model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
     model.set_attn_implementation(arguments.attn_implementation)
-    inputs = {"activations": folder_digest(arguments.activations), "phases": phases}
+    spans = [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
+    chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
+    module = TrajectoryMatching(chains, arguments, token_layout(model.config).groups())
+    activations = arguments.open(teacher, module.layers)
+    inputs = {"activations": activations.identity(), "phases": phases}
     if arguments.blocks:
         inputs["blocks"] = folder_digest(arguments.blocks)
     if start_run(arguments, inputs=inputs):
         return
-    spans = [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
-    chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
-    module = TrajectoryMatching(chains, arguments, token_layout(model.config).groups())
     fit(
-        module, activations, matching_loss, arguments,
-        description=f"raptor {'-'.join(map(str, phases))}",
-        validate=make_validation(arguments, arguments.teacher, teacher, chains),
+        module, activations, matching_loss(activations), arguments,
+        new_views=arguments.new_views, description=f"raptor {'-'.join(map(str, phases))}",
+        validate=make_validation(arguments, teacher, chains),
         validate_every=arguments.validate_every,
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(arguments.output_dir)
-        load_processor(arguments.teacher).save_pretrained(arguments.output_dir)
+        load_processor(arguments.teacher, arguments.revision).save_pretrained(arguments.output_dir)
         finish_run(arguments.output_dir)
         remove_checkpoints(arguments.output_dir)
 

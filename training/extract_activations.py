@@ -7,32 +7,43 @@ DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from raptor_hf.activations import write_activations, write_manifest
-from raptor_hf.data import ImageViews, load_images
-from raptor_hf.plan import print_extraction_plan
-from raptor_hf.runs import finish_run, parse_arguments, process_state, start_run
-from raptor_hf.teachers import load_backbone, load_processor, teacher_identity
+from raptor_hf.activation_format import lost_shards
+from raptor_hf.activation_sources import ImageArguments
+from raptor_hf.advice import print_extraction_plan
+from raptor_hf.extraction import write_activations
+from raptor_hf.runs import finish_run, parse_arguments, process_state, reopen_run, start_run
+from raptor_hf.teachers import load_backbone, weights_digest
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(ImageArguments):
     """What to extract, and where to."""
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     output_dir: str = field(metadata={"help": "folder of the activation dataset"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
-    split: str = "train"
-    views: int = field(
-        default=1, metadata={"help": "views per image; all but the first are augmented"}
+    layers: list[int] = field(
+        default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of the augmented views"})
+    tokens: int | None = field(
+        default=None, metadata={"help": "random patches to store of each image; default: all"}
+    )
+    dtype: Literal["float16", "float32"] = "float16"
     batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
     shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
+    num_workers: int = field(default=0, metadata={"help": "processes that decode images ahead"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
     dry_run: bool = field(
-        default=False, metadata={"help": "print what would be read and written; do nothing"}
+        default=False, metadata={"help": "measure for a few seconds, advise stored or online"}
+    )
+    planned_epochs: float = field(
+        default=16, metadata={"help": "dry_run: epochs over it in all training together"}
+    )
+    planned_spans: list[str] = field(
+        default_factory=list, metadata={"help": "dry_run: spans to train (7-10); default: all"}
     )
 
 
@@ -43,26 +54,24 @@ def main() -> None:
         return print_extraction_plan(arguments)
     state = process_state()
     teacher = load_backbone(arguments.teacher, arguments.revision).to(state.device)
-    if start_run(arguments, inputs={"teacher": teacher_identity(teacher)["weights_sha256"]}):
+    if state.is_main_process and lost_shards(arguments.output_dir):
+        reopen_run(arguments.output_dir)
+    if start_run(arguments, inputs={"teacher": weights_digest(teacher)}):
         return
-    images = ImageViews(
-        load_images(arguments.dataset, arguments.split),
-        load_processor(arguments.teacher, arguments.revision),
-        views=arguments.views,
-        seed=arguments.seed,
-    )
     write_activations(
         teacher,
-        images,
+        arguments.image_views(arguments.teacher, arguments.revision),
         arguments.output_dir,
+        layers=arguments.layers or None,
+        num_patches=arguments.tokens,
+        dtype=arguments.dtype,
+        precision=arguments.precision,
         batch_size=arguments.batch_size,
         shard_megabytes=arguments.shard_megabytes,
-        process_index=state.process_index,
-        num_processes=state.num_processes,
+        num_workers=arguments.num_workers,
+        revision=arguments.revision,
     )
-    state.wait_for_everyone()
     if state.is_main_process:
-        write_manifest(arguments.output_dir, teacher, images, revision=arguments.revision)
         finish_run(arguments.output_dir)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from raptor_hf import runs, teachers
+from raptor_hf.activation_sources import OnlineActivations, check_all_layers, stream_states
 from raptor_hf.activations import load_activations
-from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.figures import plot_layer_distance
 from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
@@ -53,17 +53,15 @@ def measure(arguments: Arguments, model: PreTrainedModel | None) -> tuple[np.nda
     if arguments.distance:
         return load_distance(arguments.distance), None
     if model is None:
-        stored = load_activations(arguments.activations)
-        rows = np.arange(min(arguments.num_images, len(stored)))
-        batches = np.array_split(rows, -(-len(rows) // arguments.batch_size))
-        states = (stored.__getitems__(batch)["states"] for batch in batches)
-        layout = TokenLayout(stored.manifest["num_cls"], stored.manifest["num_registers"])
-        return layer_distance(states, layout), len(rows)
-    processor = teachers.load_processor(arguments.teacher, arguments.revision)
-    views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
+        source = load_activations(arguments.activations)
+        check_all_layers(source)
+    else:
+        processor = teachers.load_processor(arguments.teacher, arguments.revision)
+        views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
+        source = OnlineActivations(model.to(runs.process_state().device), views)
     options = {name: getattr(arguments, name) for name in OPTIONS}
-    distance = teachers.measure_layer_distance(model, views, **options)
-    return distance, min(arguments.num_images, len(views))
+    states = stream_states(source, "layer distances", **options)
+    return layer_distance(states, source.layout), min(arguments.num_images, len(source))
 
 
 def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:

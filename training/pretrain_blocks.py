@@ -12,7 +12,7 @@ from typing import Literal
 
 from transformers import set_seed
 
-from raptor_hf.activations import load_activations
+from raptor_hf.activation_sources import ActivationArguments
 from raptor_hf.configuration_raptor import phase_spans, token_layout
 from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
 from raptor_hf.losses import (
@@ -24,7 +24,6 @@ from raptor_hf.losses import (
 from raptor_hf.plan import print_training_plan
 from raptor_hf.runs import (
     finish_run,
-    folder_digest,
     parse_arguments,
     process_state,
     read_json,
@@ -36,11 +35,11 @@ from raptor_hf.validation import ValidationArguments, make_validation
 
 
 @dataclass
-class Arguments(ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments):
+class Arguments(
+    ActivationArguments, ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments
+):
     """Which spans to train from which activations; blocks, objective, loop and validation."""
 
-    teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    activations: str = field(metadata={"help": "its activation dataset"})
     spans: list[str] = field(
         default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
     )
@@ -70,21 +69,21 @@ def main() -> None:
         raise ValueError("Which layers? Give --spans 0-7 7-10 …, or --phases_file FILE --k 3.")
     if arguments.dry_run:
         return print_training_plan(arguments, [[span] for span in sorted(spans)])
-    teacher = load_backbone(arguments.teacher)
-    activations = load_activations(arguments.activations, teacher=teacher)
+    teacher = load_backbone(arguments.teacher, arguments.revision)
     set_seed(arguments.seed)
     options = {**arguments.block_options(), "attn_implementation": arguments.attn_implementation}
     blocks = [make_span(teacher, start, stop, **options) for start, stop in sorted(spans)]
-    if start_run(arguments, inputs={"activations": folder_digest(arguments.activations)}):
-        return
     num_layers = teacher.config.num_hidden_layers
     chains = [Chain([span], last if span.stop == num_layers else weights) for span in blocks]
     module = TrajectoryMatching(chains, arguments, token_layout(teacher.config).groups())
+    activations = arguments.open(teacher, module.layers)
+    if start_run(arguments, inputs={"activations": activations.identity()}):
+        return
     fit(
-        module, activations, matching_loss, arguments,
-        clip_apart=list(module.blocks.values()), description="blocks",
-        validate=make_validation(arguments, arguments.teacher, teacher, chains),
-        validate_every=arguments.validate_every,
+        module, activations, matching_loss(activations), arguments,
+        clip_apart=list(module.blocks.values()), new_views=arguments.new_views,
+        validate=make_validation(arguments, teacher, chains),
+        validate_every=arguments.validate_every, description="blocks",
     )  # fmt: skip
     if process_state().is_main_process:
         save_blocks(blocks, arguments.output_dir)
