@@ -180,7 +180,7 @@ def print_extraction_plan(arguments) -> None:
         online_share=last / depth,
     )
     lines += [
-        ("measured", f"teacher {rates.teacher:.3g} images/s ({process_state().device}), disk "
+        ("measured", f"teacher {rates.teacher:,.1f} images/s ({process_state().device}), disk "
                      f"{size(rates.write)}/s written, {size(rates.read)}/s read"),
         ("planned", f"{job.epochs:g} epochs of the layers {first} to {last} "
                     "(--planned_epochs, --planned_spans)"),

@@ -287,16 +287,23 @@ class ShardFile:
     """An Arrow file that gets its name when all of it is on the disk and its checksum is known."""
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int):
-        self.path, self.rows = path, rows
+        self.path, self.rows, self.written = path, rows, 0
         self.file = pa.OSFile(str(temporary_name(path)), "wb")
         self.writer = pa.ipc.new_stream(self.file, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a record batch."""
         self.writer.write_batch(batch)
+        self.written += len(batch)
 
     def publish(self) -> None:
-        """Close the file, put it on the disk, write down its checksum, give it its name."""
+        """Close the file, put it on the disk, write down its checksum, give it its name.
+
+        Raises:
+            RuntimeError: rows are missing, as after a write that failed: no name then.
+        """
+        if self.written != self.rows:
+            raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
         self.writer.close()
         self.file.close()
         temporary = temporary_name(self.path)

@@ -1,13 +1,19 @@
+import pickle
 import shutil
-from collections import namedtuple
+import sys
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from raptor_hf.activations import load_activations
-from raptor_hf.extraction import write_activations
+from raptor_hf.activation_format import shard_digest, states_of
+from raptor_hf.activations import load_activations, main, verify_activations
+from raptor_hf.data import keep_batch
+from raptor_hf.extraction import array2d, write_activations
+from raptor_hf.runs import read_json, write_json
 from raptor_hf.teachers import trajectory
 
 
@@ -64,18 +70,6 @@ def test_the_manifest_says_where_it_comes_from(store, images):
     assert manifest["dtype"] == "float16"
 
 
-def test_a_resumed_store_has_the_same_bytes(store, teacher, images, tmp_path):
-    shards = sorted(store.glob("data-*.arrow"))
-    assert len(shards) == 5
-    before = {shard.name: shard.read_bytes() for shard in shards}
-    shards[1].unlink()
-    shards[4].unlink()
-    (store / "data-00001-of-00005.tmp").write_bytes(b"half")
-    write_activations(teacher, images, store, batch_size=2, shard_megabytes=0)
-    assert {shard.name: shard.read_bytes() for shard in store.glob("data-*.arrow")} == before
-    assert not list(store.glob("*.tmp"))
-
-
 def test_damage_is_named(store, tmp_path):
     shard = store / "data-00002-of-00005.arrow"
     content = shard.read_bytes()
@@ -97,19 +91,120 @@ def test_another_teacher_is_refused(store, teacher):
         load_activations(store, teacher=teacher)
 
 
-def test_values_beyond_float16_are_an_error_with_layer_and_image(teacher, images, tmp_path):
-    with torch.no_grad():
-        teacher.encoder.layer[2].layer_scale2.lambda1.fill_(1e8)
-    with pytest.raises(
-        ValueError, match="after layer 3 of image 0 holds values that float16 can't"
-    ):
-        write_activations(teacher, images, tmp_path)
-    assert not list(tmp_path.glob("*.arrow"))
+def test_workers_that_are_not_forked_open_the_files_themselves(store):
+    activations = load_activations(store, layers=[1, 2])
+    assert len(pickle.dumps(activations)) < 1000
+    again = pickle.loads(pickle.dumps(activations))
+    assert torch.equal(again[7]["states"], activations[7]["states"])
 
 
-def test_a_full_disk_is_noticed_before_writing(teacher, images, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match="only 1 kB are free. Store less"):
-        write_activations(teacher, images, tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_dataloader_shuffles_single_images(store, num_workers):
+    activations = load_activations(store, dtype=torch.float32)
+    loader = DataLoader(
+        activations, batch_size=4, shuffle=True, collate_fn=keep_batch, num_workers=num_workers,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    seen = []
+    for batch in loader:
+        assert batch["states"].dtype == torch.float32
+        for states, row in zip(batch["states"], batch["view"] * 5 + batch["image_id"], strict=True):
+            assert torch.equal(states, activations[int(row)]["states"])
+            seen.append(int(row))
+    assert sorted(seen) == list(range(10)) and seen != list(range(10))
+
+
+def test_large_states_are_copied_by_threads_to_the_same_place(store, monkeypatch):
+    rows = [8, 0, 3, 3, 9, 1, 6]
+    expected = load_activations(store).__getitems__(rows)["states"]
+    monkeypatch.setattr("raptor_hf.activations.WORTH_A_THREAD", 0)
+    assert torch.equal(load_activations(store).__getitems__(rows)["states"], expected)
+
+
+def test_the_hub_streams_it(store, tmp_path):
+    # on the Hub the card says where the data are; a local folder with a state.json is refused
+    uploaded = tmp_path / "uploaded"
+    shutil.copytree(store, uploaded, ignore=shutil.ignore_patterns("state.json"))
+    streamed = datasets.load_dataset(str(uploaded), split="train", streaming=True)
+    assert streamed.features == datasets.load_from_disk(str(store)).features
+    rows = list(streamed)
+    assert [row["image_id"] for row in rows] == [0, 1, 2, 3, 4] * 2
+    states = torch.tensor(rows[7]["layer_2"], dtype=torch.float16)
+    assert torch.equal(states, load_activations(store)[7]["states"][2])
+
+
+def verify(path):
+    return list(verify_activations(path))
+
+
+def test_a_whole_dataset_has_no_problem_and_every_damage_is_named(store, capsys, monkeypatch):
+    assert verify(store) == []
+    shards = sorted(store.glob("data-*.arrow"))
+    content = shards[1].read_bytes()
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 1])
+    shards[1].write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    (problem,) = verify(store)
+    assert f"{shards[1].name} of {store} is damaged" in problem
+    shards[3].write_bytes(shards[3].read_bytes()[:-1])
+    shards[4].unlink()
+    problems = verify(store)
+    for problem, shard, words in zip(problems, shards[1:2] + shards[3:], DAMAGES, strict=True):
+        assert shard.name in problem and words in problem and "--resume" in problem
+    monkeypatch.setattr(sys, "argv", ["activations", "verify", str(store)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert str(stopped.value).splitlines() == problems
+
+
+DAMAGES = ["is damaged", "is truncated or changed", "is missing"]
+
+
+def test_verify_says_what_it_read(store, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["activations", "verify", str(store)])
+    main()
+    assert "is whole: 5 images × 2 views, layers [0, 1, 2, 3, 4, 5, 6]" in capsys.readouterr().out
+    (store / "manifest.json").unlink()
+    with pytest.raises(SystemExit, match="no manifest.json"):
+        main()
+
+
+def rewrite(store, shard, change):
+    """Change a shard's contents and its entry in the manifest: what no checksum finds."""
+    table = datasets.Dataset.from_file(str(shard)).data.table
+    with pa.OSFile(str(shard.with_suffix(".new")), "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(change(table))
+    shard.with_suffix(".new").replace(shard)
+    manifest = read_json(store / "manifest.json")
+    facts = {"size_bytes": shard.stat().st_size, "xxh3_128": shard_digest(shard)}
+    manifest["shards"][shard.name] |= facts
+    write_json(store / "manifest.json", manifest)
+
+
+def test_an_image_that_is_there_twice_is_noticed(store):
+    shard = sorted(store.glob("data-*.arrow"))[2]
+
+    def first_row_again(table):
+        return pa.concat_tables([table.slice(0, 1), table.slice(0, 1)])
+
+    rewrite(store, shard, first_row_again)
+    (problem,) = verify(store)
+    assert "2 views of 5 images, each once; it has 10 trajectories, 9 of them different" in problem
+
+
+def test_a_lost_row_and_numbers_that_are_not_finite_are_noticed(store, teacher, images):
+    shards = sorted(store.glob("data-*.arrow"))
+    rewrite(store, shards[0], lambda table: table.slice(0, 1))
+
+    def spoil(table):
+        column = table.column_names.index("layer_3")
+        values = states_of(table["layer_3"].chunk(0)).copy()
+        values[1, 2, 3] = np.inf
+        spoilt = array2d(values, table.schema.field("layer_3").type)
+        return table.set_column(column, table.schema.field(column), pa.chunked_array([spoilt]))
+
+    rewrite(store, shards[1], spoil)
+    lost, infinite = verify(store)[:2]
+    assert f"{shards[0].name} has 1 rows" in lost
+    assert f"{shards[1].name} has numbers in layer_3 that are not finite" in infinite

@@ -1,0 +1,262 @@
+"""Writing activations: subsets, kills, several processes, full disks, memory."""
+
+import errno
+import multiprocessing
+import random
+import shutil
+import sys
+import threading
+import time
+from collections import namedtuple
+
+import datasets
+import numpy as np
+import psutil
+import pytest
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from raptor_hf.activation_format import shard_digest
+from raptor_hf.activations import load_activations, verify_activations
+from raptor_hf.data import ImageViews, make_processor
+from raptor_hf.extraction import ShardFile, write_activations
+from raptor_hf.runs import read_json
+from raptor_hf.teachers import trajectory
+from tests.programs import run
+
+# a clean process that has imported everything, and forks in a moment
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["raptor_hf.extraction", "tests.test_extraction"])
+
+
+@pytest.fixture
+def store(teacher, images, tmp_path):
+    """Ten trajectories in five shards of two rows."""
+    path = tmp_path / "store"
+    path.mkdir()
+    write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
+    return path
+
+
+def grey_images(number, *, size=8, views=1):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(number, size, size), dtype=np.uint8)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    columns = {"image": list(pixels), "label": [0] * number}
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    return ImageViews(dataset, make_processor(size), views=views)
+
+
+def random_teacher(**options):
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 4, "patch_size": 4, "num_register_tokens": 4, **options}
+    return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes)).eval()
+
+
+def checksums(path):
+    return {
+        name: facts["xxh3_128"]
+        for name, facts in read_json(path / "manifest.json")["shards"].items()
+    }
+
+
+def test_a_resumed_store_has_the_same_bytes(store, teacher, images, tmp_path):
+    shards = sorted(store.glob("data-*.arrow"))
+    assert len(shards) == 5
+    before = {shard.name: shard.read_bytes() for shard in shards}
+    shards[1].unlink()
+    shards[4].unlink()
+    (store / "data-00001-of-00005.tmp").write_bytes(b"half")
+    write_activations(teacher, images, store, batch_size=2, shard_megabytes=0)
+    assert {shard.name: shard.read_bytes() for shard in store.glob("data-*.arrow")} == before
+    assert not list(store.glob("*.tmp"))
+
+
+def test_values_beyond_float16_are_an_error_with_layer_and_image(teacher, images, tmp_path):
+    with torch.no_grad():
+        teacher.encoder.layer[2].layer_scale2.lambda1.fill_(1e8)
+    with pytest.raises(
+        ValueError, match="after layer 3 of image 0 holds values that float16 can't"
+    ):
+        write_activations(teacher, images, tmp_path)
+    assert not list(tmp_path.glob("*.arrow"))
+
+
+def test_a_full_disk_is_noticed_before_writing(teacher, images, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="only 1 kB are free. Store less"):
+        write_activations(teacher, images, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_some_layers_of_some_images(teacher, images, tmp_path):
+    images.image_ids = np.array([1, 4])
+    write_activations(teacher, images, tmp_path, layers=[2, 4], dtype="float32")
+    activations = load_activations(tmp_path)
+    batch = activations.__getitems__([0, 1, 2, 3])
+    assert batch["image_id"].tolist() == [1, 4, 1, 4] and batch["view"].tolist() == [0, 0, 1, 1]
+    pixel_values = images.__getitems__([0, 1, 2, 3])["pixel_values"]
+    expected = trajectory(teacher, pixel_values)[:, [2, 4]]
+    assert batch["states"].dtype == torch.float32
+    torch.testing.assert_close(batch["states"], expected, rtol=1e-6, atol=1e-6)
+    assert list(verify_activations(tmp_path)) == []
+
+
+def test_some_patches_the_same_in_all_layers(store, teacher, images, tmp_path):
+    some = tmp_path / "some"
+    some.mkdir()
+    write_activations(teacher, images, some, num_patches=2, batch_size=3)
+    batch = load_activations(some).__getitems__(range(10))
+    patches, whole = batch["patches"], load_activations(store).__getitems__(range(10))["states"]
+    assert batch["states"].shape == (10, 7, 5, 24)  # cls, two registers, two patches
+    assert (patches[:, 0] < patches[:, 1]).all() and patches.unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(batch["states"][:, :, :3], whole[:, :, :3])
+    for row in range(10):
+        expected = whole[row][:, 3 + patches[row].long()]
+        torch.testing.assert_close(batch["states"][row][:, 3:], expected, rtol=2e-3, atol=1e-3)
+    assert list(verify_activations(some)) == []
+    with pytest.raises(ValueError, match="An image has 4 patches; asked to keep 5"):
+        write_activations(teacher, images, tmp_path, num_patches=5)
+
+
+def extract_many(path):
+    """A run of a second or two: 80 shards of two rows."""
+    teacher = random_teacher(hidden_size=24, num_hidden_layers=6, image_size=8)
+    write_activations(teacher, grey_images(160), path, batch_size=2, shard_megabytes=0)
+
+
+def start_extraction(path):
+    path.mkdir(exist_ok=True)
+    process = PROCESSES.Process(target=extract_many, args=(path,))
+    process.start()
+    return process
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
+    start_extraction(tmp_path / "first").join()  # the first process waits for the imports
+    began = time.monotonic()
+    start_extraction(tmp_path / "whole").join()
+    seconds = time.monotonic() - began
+    expected = checksums(tmp_path / "whole")
+    assert len(expected) == 80
+    rng, kills, in_the_middle = random.Random(0), 0, 0
+    for number in range(60):
+        path = tmp_path / f"killed_{number % 4}"  # each is killed several times
+        process = start_extraction(path)
+        time.sleep(rng.uniform(0.1, 0.9) * seconds)
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        named = sorted(path.glob("data-*.arrow"))
+        in_the_middle += 0 < len(named) < len(expected)
+        for shard in named:  # whatever has a name is whole
+            assert shard_digest(shard) == expected[shard.name]
+        if kills >= 12 and in_the_middle >= 4:
+            break
+    assert kills >= 12 and in_the_middle >= 4
+    for number in range(4):
+        path = tmp_path / f"killed_{number}"
+        start_extraction(path).join()
+        assert checksums(path) == expected
+        assert sorted(load_activations(path).scalars["image_id"].tolist()) == list(range(160))
+        assert {file.suffix for file in path.iterdir()} == {".arrow", ".json", ".md"}
+        assert not list(path.glob("data-*.json")) and list(verify_activations(path)) == []
+
+
+def test_two_processes_write_what_one_writes(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    command = ["training/extract_activations.py", "--teacher", tmp_path / "teacher", "--views", "2"]
+    command += ["--num_images", "45", "--batch_size", "8", "--shard_megabytes", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_port", "29519"]
+    alone = {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: sums in the same order
+    run(sys.executable, *command, "--output_dir", tmp_path / "one", **alone)
+    two = [*torchrun, "--nproc_per_node", "2", *command, "--output_dir", tmp_path / "two"]
+    run(*two, ACCELERATE_USE_CPU="true", **alone)
+    assert len(checksums(tmp_path / "one")) == 12  # 90 rows: the last shard has two
+    assert checksums(tmp_path / "two") == checksums(tmp_path / "one")
+    lost = sorted((tmp_path / "two").glob("data-*.arrow"))[5]
+    lost.unlink()
+    run(*two, "--resume", ACCELERATE_USE_CPU="true", **alone)
+    assert checksums(tmp_path / "two") == checksums(tmp_path / "one")
+    assert shard_digest(lost) == checksums(tmp_path / "one")[lost.name]
+
+
+def test_a_disk_that_fills_up_keeps_what_is_whole(teacher, images, tmp_path, monkeypatch):
+    write, calls = ShardFile.write, []
+
+    def write_until_full(self, batch):
+        calls.append(batch)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, batch)
+
+    monkeypatch.setattr(ShardFile, "write", write_until_full)
+    with pytest.raises(OSError, match="No space left on device.*3 of 5 shards are whole and kept"):
+        write_activations(teacher, images, tmp_path, batch_size=2, shard_megabytes=0)
+    assert len(list(tmp_path.glob("data-*.arrow"))) == 3 and not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(FileNotFoundError, match="not a finished activation dataset"):
+        load_activations(tmp_path)
+    monkeypatch.undo()
+    write_activations(teacher, images, tmp_path, batch_size=2, shard_megabytes=0)
+    assert list(verify_activations(tmp_path)) == []
+
+
+def test_an_error_while_writing_is_not_swallowed(teacher, images, tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("from the thread that writes")
+
+    monkeypatch.setattr(ShardFile, "publish", fail)
+    with pytest.raises(RuntimeError, match="from the thread that writes"):
+        write_activations(teacher, images, tmp_path)
+    assert not list(tmp_path.glob("data-*"))
+
+
+def peak_memory(work, *arguments):
+    """Bytes that a fresh process had for itself at most; mapped files are not counted."""
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=watched, args=(sender, work, *arguments))
+    process.start()
+    peak = receiver.recv()
+    process.join()
+    assert process.exitcode == 0
+    return peak
+
+
+def watched(sender, work, *arguments):
+    peaks, done = [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            memory = psutil.Process().memory_info()
+            peaks.append(memory.rss - memory.shared)
+
+    torch.set_num_threads(1)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work(*arguments)
+    done.set()
+    watcher.join()
+    sender.send(max(peaks))
+
+
+def write_digits(path, number):
+    path.mkdir()
+    teacher = random_teacher(hidden_size=64, num_hidden_layers=12, image_size=16)
+    write_activations(teacher, grey_images(number, size=16), path, shard_megabytes=4)
+
+
+def read_digits(path):
+    activations = load_activations(path)
+    order = np.random.default_rng(0).permutation(len(activations))
+    for rows in np.array_split(order, len(order) // 50):
+        assert torch.isfinite(activations.__getitems__(rows)["states"]).all()
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    few, many = tmp_path / "200", tmp_path / "2000"
+    size = 2000 * 13 * 21 * 64 * 2  # 70 MB
+    growth = peak_memory(write_digits, many, 2000) - peak_memory(write_digits, few, 200)
+    assert growth < size / 5
+    growth = peak_memory(read_digits, many) - peak_memory(read_digits, few)
+    assert growth < size / 5
