@@ -1,0 +1,185 @@
+"""States from a store and from the teacher itself: the same through one interface."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import ViTConfig, ViTModel
+
+from raptor_hf.activation_sources import (
+    ActivationArguments,
+    OnlineActivations,
+    check_all_layers,
+    choose_images,
+    stream_states,
+)
+from raptor_hf.activations import load_activations
+from raptor_hf.configuration_raptor import TokenLayout, token_layout
+from raptor_hf.data import make_processor
+from raptor_hf.extraction import write_activations
+from raptor_hf.fidelity import trajectory_r2
+from raptor_hf.loop import LoopArguments, StepSampler, fit
+from raptor_hf.losses import ObjectiveArguments, TrajectoryMatching, matching_loss
+from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.phases import layer_distance
+from raptor_hf.spans import Chain, make_span
+from raptor_hf.teachers import trajectory, up_to_layer
+
+
+@pytest.fixture
+def store(teacher, images, tmp_path):
+    path = tmp_path / "store"
+    path.mkdir()
+    write_activations(teacher, images, path)
+    return path
+
+
+def test_online_states_are_the_teachers(teacher, images):
+    rows = [7, 0, 3]
+    everything = OnlineActivations(teacher, images)
+    batch = everything.__getitems__(rows)
+    expected = trajectory(teacher, batch["pixel_values"])
+    assert torch.equal(everything.states(batch), expected)
+    some = OnlineActivations(teacher, images, layers=[1, 3])
+    assert torch.equal(some.states(batch), expected[:, [1, 3]])
+    assert (everything.layers, some.layers, some.depth) == ([0, 1, 2, 3, 4, 5, 6], [1, 3], 6)
+    with pytest.raises(ValueError, match=r"layers 0 to 6; asked for \[2, 7\]"):
+        OnlineActivations(teacher, images, layers=[2, 7])
+
+
+def test_the_teacher_runs_no_deeper_than_it_must(teacher, images):
+    calls = []
+    for layer in teacher.encoder.layer:
+        layer.register_forward_hook(lambda layer, *_: calls.append(layer))
+    online = OnlineActivations(teacher, images, layers=range(2, 5))
+    batch = online.__getitems__([0])
+    online.states(batch)
+    assert len(calls) == 4
+    shallow = up_to_layer(teacher, 4)
+    pairs = zip(
+        shallow.encoder.layer.parameters(), teacher.encoder.layer.parameters(), strict=False
+    )
+    assert all(ours is theirs for ours, theirs in pairs)  # no second copy of the weights
+    assert len(teacher.encoder.layer) == 6 and teacher.config.num_hidden_layers == 6
+
+
+def test_bfloat16_is_close_and_has_no_gradients(teacher, images):
+    teacher.requires_grad_(True)
+    batch = images.__getitems__(range(10))
+    exact = OnlineActivations(teacher, images).states(batch)
+    rough = OnlineActivations(teacher, images, precision="bfloat16").states(batch)
+    assert rough.dtype == torch.float32 and not rough.requires_grad
+    error = (rough - exact).abs().max() / exact.abs().max()
+    assert 0 < error < 0.02
+
+
+def losses_of(teacher, activations, folder, **options):
+    torch.manual_seed(0)
+    spans = [make_span(teacher, 1, 3, init="random"), make_span(teacher, 3, 5, init="random")]
+    groups = token_layout(teacher.config).groups()
+    module = TrajectoryMatching([Chain([s], None) for s in spans], ObjectiveArguments(), groups)
+    assert list(module.layers) == activations.layers
+    losses, compute_loss = [], matching_loss(activations)
+
+    def recorded(*arguments):
+        loss, scalars = compute_loss(*arguments)
+        losses.append([value.item() for value in scalars.values()])
+        return loss, scalars
+
+    arguments = LoopArguments(output_dir=str(folder), steps=8, batch_size=4, report_to="none")
+    fit(module, activations, recorded, arguments, **options)
+    return torch.tensor(losses)
+
+
+def test_the_same_batches_give_the_same_losses(teacher, images, store, tmp_path):
+    layers = range(1, 6)
+    stored = losses_of(teacher, load_activations(store, layers=layers), tmp_path / "stored")
+    source = OnlineActivations(teacher, images, layers=layers)
+    online = losses_of(teacher, source, tmp_path / "online")
+    torch.testing.assert_close(stored, online, rtol=2e-3, atol=0)
+    assert stored.shape == (8, 2) and not torch.equal(stored, online)  # float16 rounds
+
+
+def test_views_without_end(teacher, images):
+    sampler = StepSampler(5, 5, seed=0, first=0, steps=3, new_views=True)
+    images.views = 1
+    online = OnlineActivations(teacher, images)
+    seen = [online.__getitems__(rows) for rows in sampler]
+    assert [batch["view"].unique().tolist() for batch in seen] == [[0], [1], [2]]
+    states = [online.states(batch)[batch["image_id"].argsort()] for batch in seen]
+    assert not any(torch.equal(states[0], other) for other in states[1:])
+
+
+def test_workers_read_images_and_no_teacher(teacher, images):
+    online = OnlineActivations(teacher, images, layers=[2])
+    expected = online.states(online.__getitems__([4, 1]))
+    loader = DataLoader(
+        online, batch_sampler=[[4, 1]], collate_fn=lambda batch: batch, num_workers=1
+    )
+    assert torch.equal(online.states(next(iter(loader))), expected)
+    assert online.__getstate__()["teacher"] is None
+
+
+def test_distances_and_r2_stream_over_either_source(teacher, images, store):
+    online, stored = OnlineActivations(teacher, images), load_activations(store)
+    assert online.layout == stored.layout == TokenLayout(1, 2)
+    distances = [
+        layer_distance(stream_states(source, "distances", batch_size=3), source.layout)
+        for source in (online, stored)
+    ]
+    np.testing.assert_allclose(*distances, atol=1e-4)
+    student = RaptorModel.from_teacher(teacher, [3, 3]).eval()
+    r2 = [trajectory_r2(student, source, batch_size=4) for source in (online, stored)]
+    assert 0 < r2[0]["mean"]["all"] < 0.99
+    assert r2[0]["mean"]["all"] == pytest.approx(r2[1]["mean"]["all"], abs=1e-3)
+    with pytest.raises(ValueError, match="needs the states of all layers, 0 to 6"):
+        trajectory_r2(student, load_activations(store, layers=[0, 1, 2, 3, 4, 5]))
+    some = sum(len(s) for s in stream_states(stored, "some", num_images=4, batch_size=3))
+    assert some == 4
+
+
+def test_any_vision_model_is_a_source():
+    from tests.test_extraction import grey_images
+
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    online = OnlineActivations(ViTModel(config).eval(), grey_images(3))
+    check_all_layers(online)
+    assert online.layout == TokenLayout(1, 0)
+    assert online.states(online.__getitems__([0, 2])).shape == (2, 4, 5, 24)
+
+
+def test_images_are_chosen_once_and_for_all():
+    assert choose_images(5, None, 0).tolist() == [0, 1, 2, 3, 4]
+    chosen = choose_images(1000, 10, 3)
+    assert (np.diff(chosen) > 0).all() and chosen[-1] > 500
+    assert np.array_equal(chosen, choose_images(1000, 10, 3))
+    assert not np.array_equal(chosen, choose_images(1000, 10, 4))
+    with pytest.raises(ValueError, match="between 1 and 5; got 6"):
+        choose_images(5, 6, 0)
+
+
+def test_arguments_that_contradict_each_other_are_refused(teacher, images, store, tmp_path):
+    with pytest.raises(ValueError, match="online needs images: give --dataset"):
+        ActivationArguments(teacher="t", activations="online").open(teacher, [0])
+    stored = ActivationArguments(teacher="t", activations=str(store), views=3)
+    with pytest.raises(ValueError, match="--views is for --activations online"):
+        stored.open(teacher, [0])
+    some = tmp_path / "some"
+    some.mkdir()
+    write_activations(teacher, images, some, num_patches=2)
+    with pytest.raises(ValueError, match="holds 2 patches of each image.*extract without --tokens"):
+        ActivationArguments(teacher="t", activations=str(some)).open(teacher, [0])
+
+
+def test_the_programs_online_source(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    make_processor(8).save_pretrained(tmp_path)
+    arguments = ActivationArguments(
+        teacher=str(tmp_path), activations="online", dataset="digits", num_images=20, views=0
+    )
+    source = arguments.open(teacher, range(3))
+    assert arguments.new_views and len(source) == 20 and source.layers == [0, 1, 2]
+    assert source.states(source.__getitems__([0, 45])).shape == (2, 3, 7, 24)
