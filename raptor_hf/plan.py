@@ -67,6 +67,13 @@ def application_flops(config: RaptorConfig, num_tokens: int) -> int:
     return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * size
 
 
+def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
+    """A configuration whose block costs what a layer of the teacher does."""
+    width = getattr(config, "mlp_ratio", 4) * config.hidden_size
+    phases = [config.num_hidden_layers]
+    return RaptorConfig(teacher_config=config, phases=phases, intermediate_size=width)
+
+
 def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
     """How often a step goes through a chain on average: with forcing and without may be both."""
     half = [objective.forcing(step / steps) for step in range(steps)]
@@ -158,7 +165,7 @@ def describe_activations(path: str | Path, num_images: int) -> str:
 
 def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
-    facts = teacher_facts(arguments.teacher)
+    facts = teacher_facts(arguments.teacher, arguments.revision)
     depth = facts.config.num_hidden_layers
     blocks = getattr(arguments, "blocks", None)
     config = planned_config(arguments, facts.config)
@@ -176,11 +183,17 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     images = arguments.steps * arguments.batch_size
     flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    lines = [
-        ("teacher", describe_teacher(arguments.teacher, facts)),
-        ("reads", describe_activations(arguments.activations, images)),
-        ("", f"{size(images * (last - first + 1) * facts.state_bytes)} over the run"),
-    ]
+    lines = [("teacher", describe_teacher(arguments.teacher, facts))]
+    if arguments.online:
+        lines.append(("reads", describe_images(arguments.dataset, arguments.split)))
+        flop_online = (
+            images * last * application_flops(teacher_layer(facts.config), facts.num_tokens)
+        )
+        lines.append(("", f"the teacher's layers 1 to {last} online: {cost(flop_online)}"))
+    else:
+        lines.append(("reads", describe_activations(arguments.activations, images)))
+        bytes_read = images * (last - first + 1) * facts.state_bytes
+        lines.append(("", f"{size(bytes_read)} over the run"))
     if blocks:
         lines.append(("", describe_folder(blocks, absent="not there yet, taken for default ones")))
     if arguments.validation_dataset:

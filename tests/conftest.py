@@ -32,6 +32,10 @@ SIZES = {
 @pytest.fixture
 def teacher():
     """A tiny random DINOv2 with two registers: 6 layers, 24 channels, 1 + 2 + 4 tokens."""
+    return tiny_teacher()
+
+
+def tiny_teacher():
     torch.manual_seed(0)
     config = Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)
     return Dinov2WithRegistersModel(config).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
+from raptor_hf.activation_benchmark import grey_images
 from raptor_hf.activation_sources import (
     ActivationArguments,
     OnlineActivations,
@@ -130,7 +131,7 @@ def test_distances_and_r2_stream_over_either_source(teacher, images, store):
     np.testing.assert_allclose(*distances, atol=1e-4)
     student = RaptorModel.from_teacher(teacher, [3, 3]).eval()
     r2 = [trajectory_r2(student, source, batch_size=4) for source in (online, stored)]
-    assert 0 < r2[0]["mean"]["all"] < 0.99
+    assert 0.5 < r2[0]["mean"]["all"] < 0.999
     assert r2[0]["mean"]["all"] == pytest.approx(r2[1]["mean"]["all"], abs=1e-3)
     with pytest.raises(ValueError, match="needs the states of all layers, 0 to 6"):
         trajectory_r2(student, load_activations(store, layers=[0, 1, 2, 3, 4, 5]))
@@ -139,8 +140,6 @@ def test_distances_and_r2_stream_over_either_source(teacher, images, store):
 
 
 def test_any_vision_model_is_a_source():
-    from tests.test_extraction import grey_images
-
     config = ViTConfig(
         hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48,
         image_size=8, patch_size=4,

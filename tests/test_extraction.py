@@ -1,32 +1,26 @@
 """Writing activations: subsets, kills, several processes, full disks, memory."""
 
 import errno
-import multiprocessing
 import random
 import shutil
 import sys
-import threading
 import time
 from collections import namedtuple
 
-import datasets
 import numpy as np
-import psutil
 import pytest
 import torch
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from raptor_hf.activation_benchmark import extract, grey_images, read_all
 from raptor_hf.activation_format import shard_digest
 from raptor_hf.activations import load_activations, verify_activations
-from raptor_hf.data import ImageViews, make_processor
+from raptor_hf.benchmark import PROCESSES, peak_memory
+from raptor_hf.data import make_processor
 from raptor_hf.extraction import ShardFile, write_activations
 from raptor_hf.runs import read_json
 from raptor_hf.teachers import trajectory
+from tests.conftest import tiny_teacher
 from tests.programs import run
-
-# a clean process that has imported everything, and forks in a moment
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["raptor_hf.extraction", "tests.test_extraction"])
 
 
 @pytest.fixture
@@ -36,20 +30,6 @@ def store(teacher, images, tmp_path):
     path.mkdir()
     write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
     return path
-
-
-def grey_images(number, *, size=8, views=1):
-    pixels = np.random.default_rng(0).integers(0, 256, size=(number, size, size), dtype=np.uint8)
-    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
-    columns = {"image": list(pixels), "label": [0] * number}
-    dataset = datasets.Dataset.from_dict(columns, features=features)
-    return ImageViews(dataset, make_processor(size), views=views)
-
-
-def random_teacher(**options):
-    torch.manual_seed(0)
-    sizes = {"num_attention_heads": 4, "patch_size": 4, "num_register_tokens": 4, **options}
-    return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes)).eval()
 
 
 def checksums(path):
@@ -121,7 +101,7 @@ def test_some_patches_the_same_in_all_layers(store, teacher, images, tmp_path):
 
 def extract_many(path):
     """A run of a second or two: 80 shards of two rows."""
-    teacher = random_teacher(hidden_size=24, num_hidden_layers=6, image_size=8)
+    teacher = tiny_teacher()
     write_activations(teacher, grey_images(160), path, batch_size=2, shard_megabytes=0)
 
 
@@ -212,51 +192,11 @@ def test_an_error_while_writing_is_not_swallowed(teacher, images, tmp_path, monk
     assert not list(tmp_path.glob("data-*"))
 
 
-def peak_memory(work, *arguments):
-    """Bytes that a fresh process had for itself at most; mapped files are not counted."""
-    receiver, sender = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=watched, args=(sender, work, *arguments))
-    process.start()
-    peak = receiver.recv()
-    process.join()
-    assert process.exitcode == 0
-    return peak
-
-
-def watched(sender, work, *arguments):
-    peaks, done = [0], threading.Event()
-
-    def watch():
-        while not done.wait(0.002):
-            memory = psutil.Process().memory_info()
-            peaks.append(memory.rss - memory.shared)
-
-    torch.set_num_threads(1)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work(*arguments)
-    done.set()
-    watcher.join()
-    sender.send(max(peaks))
-
-
-def write_digits(path, number):
-    path.mkdir()
-    teacher = random_teacher(hidden_size=64, num_hidden_layers=12, image_size=16)
-    write_activations(teacher, grey_images(number, size=16), path, shard_megabytes=4)
-
-
-def read_digits(path):
-    activations = load_activations(path)
-    order = np.random.default_rng(0).permutation(len(activations))
-    for rows in np.array_split(order, len(order) // 50):
-        assert torch.isfinite(activations.__getitems__(rows)["states"]).all()
-
-
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    few, many = tmp_path / "200", tmp_path / "2000"
-    size = 2000 * 13 * 21 * 64 * 2  # 70 MB
-    growth = peak_memory(write_digits, many, 2000) - peak_memory(write_digits, few, 200)
-    assert growth < size / 5
-    growth = peak_memory(read_digits, many) - peak_memory(read_digits, few)
-    assert growth < size / 5
+    peaks = {}
+    for number in (200, 2000):
+        path = tmp_path / str(number)
+        peaks[number] = peak_memory(extract, "digits", number, path), peak_memory(read_all, path)
+    stored = 2000 * 13 * 21 * 64 * 2  # 70 MB
+    for few, many in zip(peaks[200], peaks[2000], strict=True):
+        assert many - few < stored / 5

@@ -212,6 +212,42 @@ def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):
     assert "| ncut | 3 | [7, 3, 2] |" in printed
 
 
+def test_the_readmes_activation_commands_run(line, tmp_path):
+    store = line[0] / "activations"
+    plan, check = [block for block in code_blocks("bash") if "outputs/mine/activations" in block][
+        1:
+    ]
+    for written, here in {
+        "facebook/dinov2-with-registers-small": str(line[0] / "teacher"),
+        "path/to/images": "digits",
+        "python ": f"{sys.executable} ",
+    }.items():
+        plan = plan.replace(written, here)
+    printed = run("bash", "-c", plan.replace("outputs/mine", str(tmp_path))).stdout
+    assert "16 epochs of the layers 0 to 12" in printed and "  advice       stored: " in printed
+    check = check.replace("python", sys.executable).replace("outputs/mine/activations", str(store))
+    assert f"{store} is whole: 1,437 images" in run("bash", "-c", check).stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_online_follows_training_from_the_store(line, tmp_path):
+    out = line[0]
+    manifest = json.loads((out / "activations" / "manifest.json").read_text())
+    command = [*flags(out, "seed_0/blocks"), "--activations", "online", "--dataset", "digits"]
+    command += ["--views", manifest["views"], "--num_workers", "1"]
+    run(sys.executable, *command, "--output_dir", tmp_path / "online")
+    logs = [
+        [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "online", out / "seed_0" / "blocks")
+    ]
+    for online, stored in zip(*logs, strict=True):
+        assert online["loss"] == pytest.approx(stored["loss"], rel=5e-3)
+    assert json.loads((tmp_path / "online" / "run.json").read_text())["finished"]
+    refused = run(sys.executable, *flags(out, "seed_0/blocks"), "--dataset", "digits",
+                  "--output_dir", tmp_path / "stored", check=False)  # fmt: skip
+    assert "--dataset is for --activations online" in refused.stderr
+
+
 def test_the_ablation_ends_in_a_table_of_six_rows(line):
     out = line[0]
     printed = run("bash", "training/ablate.sh", "digits").stdout

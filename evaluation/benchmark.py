@@ -1,0 +1,56 @@
+"""Compare what must be fast with other ways to do the same, in one interleaved run: ratios.
+
+    python evaluation/benchmark.py activations     # 13 × 261 × 768 float16, about six minutes
+    python evaluation/benchmark.py memory          # peak memory against the number of images
+
+Needs the extra `benchmark` (zarr, for the reference's layout), and 3 GB of disk for 256 images.
+Writes `evaluation/results/benchmarks/<name>.json`; the expected ratios are in the README.
+"""
+
+import argparse
+import platform
+from pathlib import Path
+
+from raptor_hf.activation_benchmark import TEACHERS, benchmark_activations, benchmark_memory
+from raptor_hf.runs import environment, write_json
+
+
+def print_table(result: dict[str, dict[str, float]]) -> None:
+    """A line a measurement."""
+    for name, row in result.items():
+        print(name)
+        for key, value in row.items():
+            print(f"  {key:<20} {value:,.3g}")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", choices=["activations", "memory"])
+    parser.add_argument("--teacher", default="base", choices=list(TEACHERS), help="whose sizes")
+    parser.add_argument("--images", type=int, default=256, help="trajectories in the dataset")
+    parser.add_argument("--rounds", type=int, default=10, help="every round visits all ways twice")
+    parser.add_argument("--folder", default="outputs/benchmark", help="for files, emptied after")
+    parser.add_argument("--output_dir", default="evaluation/results/benchmarks")
+    arguments = parser.parse_args()
+    folder, settings = Path(arguments.folder), {}
+    if arguments.benchmark == "activations":
+        settings = {name: getattr(arguments, name) for name in ("teacher", "images", "rounds")}
+        result = benchmark_activations(
+            arguments.teacher, arguments.images, arguments.rounds, folder
+        )
+    else:
+        result = benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
+    print_table(result)
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    content = {"result": result, "settings": settings, "machine": platform.machine()}
+    write_json(
+        output_dir / f"{arguments.benchmark}.json", {**content, "environment": environment()}
+    )
+
+
+if __name__ == "__main__":
+    main()
