@@ -88,26 +88,29 @@ class ActivationArguments(ImageArguments):
         """Whether every epoch sees other views (`loop.fit`)."""
         return self.online and self.views == 0
 
-    def open(self, teacher: PreTrainedModel, layers: Sequence[int]) -> "Activations":
-        """The source of these layers' states.
-
-        Raises:
-            ValueError: online without a dataset, stored with options of online, or a store that has
-                not all tokens, layers, or is another teacher's.
-        """
-        if self.online:
-            if self.dataset is None:
-                raise ValueError("--activations online needs images: give --dataset.")
-            images = self.image_views(self.teacher, self.revision, views=max(1, self.views))
-            teacher.to(process_state().device)
-            return OnlineActivations(teacher, images, layers=layers, precision=self.precision)
-        for option in fields(ImageArguments):
-            default = getattr(type(self), option.name)
-            if getattr(self, option.name) != default:
+    def check_source(self) -> None:
+        """Refuse online without a dataset, and options of online for what is stored."""
+        if self.online and self.dataset is None:
+            raise ValueError("--activations online needs images: give --dataset.")
+        for option in [] if self.online else fields(ImageArguments):
+            if getattr(self, option.name) != getattr(type(self), option.name):
                 raise ValueError(
                     f"--{option.name} is for --activations online; what {self.activations} holds "
                     "was decided when it was extracted. Leave it out."
                 )
+
+    def open(self, teacher: PreTrainedModel, layers: Sequence[int]) -> "Activations":
+        """The source of these layers' states.
+
+        Raises:
+            ValueError: options that contradict each other (`check_source`), or a store that has not
+                all tokens, not these layers, or is another teacher's.
+        """
+        self.check_source()
+        if self.online:
+            images = self.image_views(self.teacher, self.revision, views=max(1, self.views))
+            teacher.to(process_state().device)
+            return OnlineActivations(teacher, images, layers=layers, precision=self.precision)
         stored = load_activations(self.activations, layers=layers, teacher=teacher)
         if stored.manifest["num_patches"] is not None:
             raise ValueError(

@@ -69,9 +69,11 @@ def watched(sender, work: Callable, *arguments) -> None:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.002):
+        while True:
             memory = psutil.Process().memory_info()
             peak = max(peak, memory.rss - memory.shared)
+            if done.wait(0.002):
+                return
 
     torch.set_num_threads(1)
     watcher = threading.Thread(target=watch, daemon=True)

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -267,16 +267,17 @@ def write_shards(
                 ) from error
 
     try:
-        with ThreadPoolExecutor(max_workers=1) as disk:  # one thread keeps the order
+        # one thread each keeps the order; a shard is put on the disk while the next is written
+        with ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as publishing:
             for shard in shards:
                 file = ShardFile(path / shard.name, plan.features.arrow_schema, len(shard.rows))
                 rows = 0
                 while rows < len(shard.rows):
                     batch = next(batches)
                     rows += len(batch)
-                    waiting.append(disk.submit(file.write, batch))
+                    waiting.append(writing.submit(file.write, batch))
                     wait(WAITING_BATCHES)
-                waiting.append(disk.submit(file.publish))
+                waiting.append(publishing.submit(file.publish, waiting[-1]))
             wait(0)
     except BaseException:
         for shard in shards:  # the room of unfinished ones
@@ -302,12 +303,16 @@ class ShardFile:
         self.writer.write_batch(batch)
         self.written += len(batch)
 
-    def publish(self) -> None:
+    def publish(self, last_write: Future) -> None:
         """Close the file, put it on the disk, write down its checksum, give it its name.
+
+        Args:
+            last_write: of this file; it is waited for, and what it raised is raised again.
 
         Raises:
             RuntimeError: rows are missing, as after a write that failed: no name then.
         """
+        last_write.result()
         if self.written != self.rows:
             raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
         self.writer.close()

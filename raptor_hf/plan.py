@@ -163,8 +163,26 @@ def describe_activations(path: str | Path, num_images: int) -> str:
     return text
 
 
+def describe_source(
+    arguments, facts: TeacherFacts, num_images: int, first: int, last: int
+) -> list[tuple[str, str]]:
+    """Where the states of the layers first … last come from, and what that costs over the run."""
+    if arguments.online:
+        layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
+        return [
+            ("reads", describe_images(arguments.dataset, arguments.split)),
+            ("", f"the teacher's layers 1 to {last}, online: {cost(num_images * last * layer)}"),
+        ]
+    num_bytes = num_images * (last - first + 1) * facts.state_bytes
+    return [
+        ("reads", describe_activations(arguments.activations, num_images)),
+        ("", f"{size(num_bytes)} over the run"),
+    ]
+
+
 def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
+    arguments.check_source()
     facts = teacher_facts(arguments.teacher, arguments.revision)
     depth = facts.config.num_hidden_layers
     blocks = getattr(arguments, "blocks", None)
@@ -184,16 +202,7 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     lines = [("teacher", describe_teacher(arguments.teacher, facts))]
-    if arguments.online:
-        lines.append(("reads", describe_images(arguments.dataset, arguments.split)))
-        flop_online = (
-            images * last * application_flops(teacher_layer(facts.config), facts.num_tokens)
-        )
-        lines.append(("", f"the teacher's layers 1 to {last} online: {cost(flop_online)}"))
-    else:
-        lines.append(("reads", describe_activations(arguments.activations, images)))
-        bytes_read = images * (last - first + 1) * facts.state_bytes
-        lines.append(("", f"{size(bytes_read)} over the run"))
+    lines += describe_source(arguments, facts, images, first, last)
     if blocks:
         lines.append(("", describe_folder(blocks, absent="not there yet, taken for default ones")))
     if arguments.validation_dataset:

@@ -18,6 +18,7 @@ from transformers import (  # noqa: E402
 )
 
 from raptor_hf.data import ImageViews, make_processor  # noqa: E402
+from raptor_hf.extraction import write_activations  # noqa: E402
 
 SIZES = {
     "hidden_size": 24,
@@ -63,3 +64,12 @@ def images():
     columns = {"image": list(pixels), "label": [0, 1, 0, 1, 0]}
     dataset = datasets.Dataset.from_dict(columns, features=features)
     return ImageViews(dataset, make_processor(8), views=2, seed=3)
+
+
+@pytest.fixture
+def store(teacher, images, tmp_path):
+    """Ten trajectories (5 images in 2 views) in five shards of two rows."""
+    path = tmp_path / "store"
+    path.mkdir()
+    write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
+    return path

@@ -27,14 +27,6 @@ from raptor_hf.spans import Chain, make_span
 from raptor_hf.teachers import trajectory, up_to_layer
 
 
-@pytest.fixture
-def store(teacher, images, tmp_path):
-    path = tmp_path / "store"
-    path.mkdir()
-    write_activations(teacher, images, path)
-    return path
-
-
 def test_online_states_are_the_teachers(teacher, images):
     rows = [7, 0, 3]
     everything = OnlineActivations(teacher, images)

@@ -12,18 +12,9 @@ from torch.utils.data import DataLoader
 from raptor_hf.activation_format import shard_digest, states_of
 from raptor_hf.activations import load_activations, main, verify_activations
 from raptor_hf.data import keep_batch
-from raptor_hf.extraction import array2d, write_activations
+from raptor_hf.extraction import array2d
 from raptor_hf.runs import read_json, write_json
 from raptor_hf.teachers import trajectory
-
-
-@pytest.fixture
-def store(teacher, images, tmp_path):
-    """Ten trajectories (5 images in 2 views) in five shards of two rows."""
-    path = tmp_path / "store"
-    path.mkdir()
-    write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
-    return path
 
 
 def test_reader_gives_the_teachers_states_in_any_order(store, teacher, images):

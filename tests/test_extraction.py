@@ -23,15 +23,6 @@ from tests.conftest import tiny_teacher
 from tests.programs import run
 
 
-@pytest.fixture
-def store(teacher, images, tmp_path):
-    """Ten trajectories in five shards of two rows."""
-    path = tmp_path / "store"
-    path.mkdir()
-    write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
-    return path
-
-
 def checksums(path):
     return {
         name: facts["xxh3_128"]
@@ -183,7 +174,7 @@ def test_a_disk_that_fills_up_keeps_what_is_whole(teacher, images, tmp_path, mon
 
 
 def test_an_error_while_writing_is_not_swallowed(teacher, images, tmp_path, monkeypatch):
-    def fail(self):
+    def fail(self, last_write):
         raise RuntimeError("from the thread that writes")
 
     monkeypatch.setattr(ShardFile, "publish", fail)

@@ -99,6 +99,30 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
         assert text in printed, printed
 
 
+def test_a_dry_run_of_online_training_counts_the_teacher(dinov2_base, monkeypatch, capsys):
+    recipe = ROOT / "training" / "recipes" / "imagenet_blocks.yaml"
+    program = program_of(recipe)
+    flags = [
+        "--activations",
+        "online",
+        "--spans",
+        "0-7",
+        "7-10",
+        "--dry_run",
+        "--output_dir",
+        "out",
+    ]
+    monkeypatch.setattr(sys, "argv", [program.__file__, str(recipe), *flags])
+    with pytest.raises(ValueError, match="needs images: give --dataset"):
+        program.main()
+    monkeypatch.setattr(sys, "argv", [program.__file__, str(recipe), *flags, "--dataset", "digits"])
+    program.main()
+    printed = capsys.readouterr().out
+    assert "reads        digits (train): 1,437 images" in printed
+    # 20 M images × 10 layers × 3.9 GFLOP
+    assert "the teacher's layers 1 to 10, online: 7.81e+17 FLOP" in printed
+
+
 def test_flops_of_a_block_are_what_torch_counts():
     import torch
     from torch.utils.flop_counter import FlopCounterMode
