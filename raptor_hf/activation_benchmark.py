@@ -15,7 +15,8 @@ from .activations import StoredActivations, load_activations
 from .benchmark import interleaved, median_ratio, peak_memory
 from .configuration_raptor import token_layout
 from .data import ImageViews, make_processor
-from .extraction import make_plan, record_batches, write_activations, write_shards
+from .extraction import make_plan, record_batches, write_activations
+from .shards import write_shards
 
 BATCH = 64
 # shapes of DINOv2 ViT-B/14 at 224 px, with a narrow FFN that makes extraction quick, and of the
@@ -35,14 +36,14 @@ def grey_images(number: int, *, size: int = 8) -> ImageViews:
     return ImageViews(dataset, make_processor(size))
 
 
-def extract(teacher: str, number: int, path: Path) -> None:
+def extract(teacher: str, number: int, path: Path, batch_size: int = BATCH) -> None:
     """The activations of random images and a teacher with random weights, of one of `TEACHERS`."""
     shape = TEACHERS[teacher]
     torch.manual_seed(0)
     config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4, mlp_ratio=1)
     path.mkdir(parents=True)
     images = grey_images(number, size=shape["image_size"])
-    write_activations(Dinov2WithRegistersModel(config).eval(), images, path, batch_size=BATCH)
+    write_activations(Dinov2WithRegistersModel(config).eval(), images, path, batch_size=batch_size)
 
 
 def read_all(path: Path) -> None:
@@ -133,9 +134,8 @@ def compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: int
     (folder / "ours").mkdir()
 
     def ours(_visit: int) -> None:
-        write_shards(
-            folder / "ours", plan.shards, plan, record_batches(source, plan, plan.shards, BATCH, 0)
-        )
+        batches = record_batches(source, plan, plan.shards, BATCH, 0)
+        write_shards(folder / "ours", plan.shards, plan.features.arrow_schema, batches)
 
     def plain(_visit: int) -> None:
         for shard in plan.shards:
@@ -200,6 +200,8 @@ def benchmark_activations(teacher: str, number: int, rounds: int, folder: Path) 
 def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> dict[str, dict]:
     """Peak memory in megabytes of writing and of reading, for every teacher and number of images.
 
+    Batches are of 16 images: few enough that the smallest number fills all that wait in line.
+
     Args:
         sizes: numbers of images for every one of `TEACHERS`.
     """
@@ -209,7 +211,7 @@ def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> dict[str, dic
             path = folder / f"{teacher}_{number}"
             shutil.rmtree(path, ignore_errors=True)
             work: dict[str, tuple[Callable, ...]] = {
-                "writing": (extract, teacher, number, path),
+                "writing": (extract, teacher, number, path, 16),
                 "reading": (read_all, path),
             }
             peaks = {name: round(peak_memory(*job) / 1e6) for name, job in work.items()}

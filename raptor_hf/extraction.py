@@ -1,15 +1,11 @@
 """Writing an activation dataset: shards that are whole or absent, in parallel, resumable.
 
-A shard is written under a temporary name; its checksum is written down beside it, and then it gets
-its name. So what has a name is whole, a killed run goes on with the shards that have none, and when
-all have one their checksums are gathered in the manifest.
+A shard that has its name is whole (`shards.py`). So a killed run goes on with the shards that have
+none, and when all have one their checksums are gathered in the manifest.
 """
 
-import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,22 +22,13 @@ from .activation_format import (
     activation_features,
     dataset_card,
     layer_column,
-    shard_digest,
     shard_problem,
 )
 from .activation_sources import OnlineActivations
 from .data import ImageViews, keep_batch
-from .runs import environment, process_state, progress_bar, read_json, size, write_json
+from .runs import environment, process_state, progress_bar, size, write_json
+from .shards import Shard, known_shards, write_shards
 from .teachers import teacher_identity
-
-WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is
-
-
-class Shard(NamedTuple):
-    """A file of the dataset and the rows that it holds."""
-
-    name: str
-    rows: range
 
 
 class Plan(NamedTuple):
@@ -109,7 +96,8 @@ def write_activations(
         check_disk(path, needed)
     state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
-    write_shards(path, mine, plan, record_batches(source, plan, mine, batch_size, num_workers))
+    batches = record_batches(source, plan, mine, batch_size, num_workers)
+    write_shards(path, mine, plan.features.arrow_schema, batches)
     state.wait_for_everyone()
     if state.is_main_process:
         complete(path, plan, source, dtype, revision)
@@ -157,14 +145,6 @@ def check_disk(path: Path, needed_bytes: int) -> None:
             f"free. Store less (--layers, --tokens, --num_images, "
             "--views), take another disk, or train with --activations online, which stores nothing."
         )
-
-
-def known_shards(path: Path) -> dict[str, dict]:
-    """Size and checksum of every shard that was ever finished, by its name."""
-    manifest = path / MANIFEST
-    known = read_json(manifest)["shards"] if manifest.exists() else {}
-    # newer than what a manifest says: a shard that was written again
-    return known | {f"{file.stem}.arrow": read_json(file) for file in path.glob("data-*.json")}
 
 
 def record_batches(
@@ -241,89 +221,6 @@ def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
     outer = np.arange(0, num_rows + 1, dtype=np.int32) * num_tokens
     lists = pa.ListArray.from_arrays(inner, pa.array(values.reshape(-1)))
     return pa.ExtensionArray.from_storage(field_type, pa.ListArray.from_arrays(outer, lists))
-
-
-def write_shards(
-    path: Path, shards: list[Shard], plan: Plan, batches: Iterator[pa.RecordBatch]
-) -> None:
-    """Write batches to the shards that they belong to, while the next ones are computed.
-
-    Raises:
-        OSError: the disk is full, or writing fails otherwise; what is whole is kept.
-    """
-    waiting = deque()
-
-    def wait(at_most: int) -> None:
-        while len(waiting) > at_most:
-            try:
-                waiting.popleft().result()
-            except OSError as error:
-                whole = sum((path / shard.name).exists() for shard in plan.shards)
-                raise OSError(
-                    error.errno,
-                    f"{path} could not be written ({error.strerror or error}). {whole} of "
-                    f"{len(plan.shards)} shards are whole and kept: make room and run the same "
-                    "command with --resume.",
-                ) from error
-
-    try:
-        # one thread each keeps the order; a shard is put on the disk while the next is written
-        with ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as publishing:
-            for shard in shards:
-                file = ShardFile(path / shard.name, plan.features.arrow_schema, len(shard.rows))
-                rows = 0
-                while rows < len(shard.rows):
-                    batch = next(batches)
-                    rows += len(batch)
-                    waiting.append(writing.submit(file.write, batch))
-                    wait(WAITING_BATCHES)
-                waiting.append(publishing.submit(file.publish, waiting[-1]))
-            wait(0)
-    except BaseException:
-        for shard in shards:  # the room of unfinished ones
-            temporary_name(path / shard.name).unlink(missing_ok=True)
-        raise
-
-
-def temporary_name(shard: Path) -> Path:
-    """What a shard is called until it is whole."""
-    return shard.with_suffix(".tmp")
-
-
-class ShardFile:
-    """An Arrow file that gets its name when all of it is on the disk and its checksum is known."""
-
-    def __init__(self, path: Path, schema: pa.Schema, rows: int):
-        self.path, self.rows, self.written = path, rows, 0
-        self.file = pa.OSFile(str(temporary_name(path)), "wb")
-        self.writer = pa.ipc.new_stream(self.file, schema)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append a record batch."""
-        self.writer.write_batch(batch)
-        self.written += len(batch)
-
-    def publish(self, last_write: Future) -> None:
-        """Close the file, put it on the disk, write down its checksum, give it its name.
-
-        Args:
-            last_write: of this file; it is waited for, and what it raised is raised again.
-
-        Raises:
-            RuntimeError: rows are missing, as after a write that failed: no name then.
-        """
-        last_write.result()
-        if self.written != self.rows:
-            raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
-        self.writer.close()
-        self.file.close()
-        temporary = temporary_name(self.path)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        facts = {"rows": self.rows, "size_bytes": temporary.stat().st_size}
-        facts["xxh3_128"] = shard_digest(temporary)
-        write_json(self.path.with_suffix(".json"), facts)
-        os.replace(temporary, self.path)
 
 
 def complete(
