@@ -186,7 +186,8 @@ class OnlineActivations(Dataset):
         pixel_values = batch["pixel_values"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             states = trajectory(self.teacher, pixel_values).float()
-        return states if len(self.layers) == states.shape[1] else states[:, self.layers]
+        in_order = self.layers == list(range(states.shape[1]))
+        return states if in_order else states[:, self.layers]
 
     @cached_property
     def layout(self) -> TokenLayout:

@@ -35,6 +35,8 @@ def test_online_states_are_the_teachers(teacher, images):
     assert torch.equal(everything.states(batch), expected)
     some = OnlineActivations(teacher, images, layers=[1, 3])
     assert torch.equal(some.states(batch), expected[:, [1, 3]])
+    backwards = OnlineActivations(teacher, images, layers=[2, 1, 0])
+    assert torch.equal(backwards.states(batch), expected[:, [2, 1, 0]])
     assert (everything.layers, some.layers, some.depth) == ([0, 1, 2, 3, 4, 5, 6], [1, 3], 6)
     with pytest.raises(ValueError, match=r"layers 0 to 6; asked for \[2, 7\]"):
         OnlineActivations(teacher, images, layers=[2, 7])
