@@ -12,6 +12,7 @@ import platform
 from pathlib import Path
 
 from raptor_hf.activation_benchmark import TEACHERS, benchmark_activations, benchmark_memory
+from raptor_hf.launch import run_program
 from raptor_hf.runs import environment, write_json
 
 
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, alone=True)

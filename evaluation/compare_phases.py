@@ -18,6 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from raptor_hf.launch import run_program
 from raptor_hf.phases import METHODS, find_phases, load_distance, partition_quality  # noqa: E402
 from raptor_hf.runs import parse_arguments, write_json  # noqa: E402
 from raptor_hf.tables import markdown_table, mean_std  # noqa: E402
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, alone=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from raptor_hf.evaluation import Evaluation
+from raptor_hf.launch import run_program
 from raptor_hf.plan import print_probe_plan
 from raptor_hf.probe_arguments import ProbeArguments
 from raptor_hf.runs import file_digest, finish_run, folder_digest, parse_arguments, start_run
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raptor_hf.launch import run_program
 from raptor_hf.report import write_report
 from raptor_hf.runs import parse_arguments, read_json
 from raptor_hf.tables import TASKS, load_results
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, alone=True)

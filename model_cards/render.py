@@ -7,6 +7,7 @@ python model_cards/render.py --results outputs/digits/seed_0/classification/resu
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raptor_hf.launch import run_program
 from raptor_hf.model_card import write_model_card
 from raptor_hf.runs import parse_arguments
 from raptor_hf.tables import load_results
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, alone=True)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from .activations import StoredActivations, load_activations
 from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from .data import ImageViews, batches, load_images
-from .runs import process_state
+from .launch import process_state
 from .teachers import (
     infer_token_layout,
     load_processor,

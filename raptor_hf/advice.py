@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel
 
 from .activation_sources import choose_images
+from .launch import process_state
 from .plan import (
     TeacherFacts,
     application_flops,
@@ -22,7 +23,7 @@ from .plan import (
     teacher_facts,
     teacher_layer,
 )
-from .runs import process_state, size
+from .runs import size
 from .spans import parse_span
 
 MEASURED_SECONDS = 2.0

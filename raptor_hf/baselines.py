@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from .labelled_images import LabelledImages
+from .launch import process_state
 from .metrics import Accuracy, compute_over_processes, label_ranks
 from .probe_data import choose
-from .runs import process_state
 from .stored_features import StoredFeatures
 from .tasks import Classification, Task
 

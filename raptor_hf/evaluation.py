@@ -11,14 +11,15 @@ from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from .activation_sources import OnlineActivations
 from .baselines import constant_metrics, nearest_neighbours
+from .checkpoints import remove_checkpoints
 from .fidelity import model_facts, trajectory_r2
 from .figures import plot_class_maps, plot_depth_maps
 from .heads import attach_head, load_linear_head
-from .loop import remove_checkpoints
+from .launch import process_state
 from .probe_arguments import ProbeArguments
 from .probe_data import ProbeData, ProbeImageSets
 from .probes import Probe, check_head, original_size_metrics, train_probe
-from .runs import environment, process_state, write_json
+from .runs import environment, write_json
 from .tasks import TASKS, Task
 from .teachers import load_backbone, load_processor
 

@@ -26,7 +26,8 @@ from .activation_format import (
 )
 from .activation_sources import OnlineActivations
 from .data import ImageViews, keep_batch
-from .runs import environment, process_state, progress_bar, size, write_json
+from .launch import process_state
+from .runs import environment, progress_bar, size, write_json
 from .shards import Shard, known_shards, write_shards
 from .teachers import teacher_identity
 

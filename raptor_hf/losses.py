@@ -7,20 +7,18 @@ Given a teacher's trajectory a₀ … a_L and a set R of reset layers that conta
 
 R = every layer is teacher forcing, R = the start of every span is block pre-training, and R = {0}
 is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10). Both stages of training mix two of
-them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `TrajectoryMatching`.
+them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.TrajectoryMatching`.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from .activation_sources import Activations
-from .spans import Chain, Span
+from .spans import Span
 
 TOKEN_GROUPS = ("cls", "registers", "patches")
 
@@ -198,59 +196,3 @@ def token_loss(
         )
     scale = sum(weights.values()) / present
     return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
-
-
-class TrajectoryMatching(nn.Module):
-    """Chains of blocks that learn to follow a teacher's trajectory; they never see each other.
-
-    Stage 1 has one chain per span, each with a block of its own; stage 2 one chain with all blocks
-    of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
-    from `ObjectiveArguments.forcing`. `layers` are those whose states it learns from.
-    """
-
-    def __init__(
-        self, chains: list[Chain], arguments: ObjectiveArguments, groups: dict[str, slice]
-    ):
-        super().__init__()
-        self.chains, self.arguments, self.groups = chains, arguments, groups
-        self.layers = range(
-            min(chain.spans[0].start for chain in chains),
-            max(chain.spans[-1].stop for chain in chains) + 1,
-        )
-        self.blocks = nn.ModuleDict(
-            {span.name: span.block for chain in chains for span in chain.spans}
-        )
-
-    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, torch.Tensor]:
-        """The states of `layers` (B, layers, N, D) and the progress in [0, 1) to a loss a chain."""
-        forcing = self.arguments.forcing(progress)
-        return {chain.name: self.chain_loss(chain, trajectory, forcing) for chain in self.chains}
-
-    def chain_loss(self, chain: Chain, trajectory: torch.Tensor, forcing: float) -> torch.Tensor:
-        """The mixed loss of one chain, a scalar."""
-        start, stop = chain.spans[0].start, chain.spans[-1].stop
-        first = self.layers.start
-        trajectory, total = trajectory[:, start - first : stop - first + 1], 0.0
-        for weight, resets in ((forcing, range(start, stop)), (1 - forcing, {start})):
-            if weight > 0:
-                prediction = rollout(
-                    chain.spans, trajectory, resets=resets, noise_std=self.arguments.noise_std
-                )
-                total = total + weight * token_loss(
-                    prediction,
-                    trajectory[:, 1:],
-                    groups=self.groups,
-                    weights=chain.weights,
-                    loss=self.arguments.loss,
-                )
-        return total
-
-
-def matching_loss(activations: Activations) -> Callable:
-    """`compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
-
-    def compute_loss(module: nn.Module, batch: dict, progress: float):
-        losses = module(activations.states(batch).float(), progress)
-        return sum(losses.values()), losses
-
-    return compute_loss

@@ -300,14 +300,17 @@ def state_statistics(
     check_shapes(prediction, target)
     names = ("layer", "group", "count", "squared_error", "target_square", "target_sum")
     rows: dict[str, list] = {name: [] for name in names}
-    prediction, target = prediction.double(), target.double()
     for name, tokens in groups.items():
-        states = target[:, 1:, tokens]
-        error = (prediction[:, 1:, tokens] - states).square().sum(dim=(0, 2, 3))
-        rows["layer"] += range(1, target.shape[1])
-        rows["group"] += [name] * len(error)
-        rows["count"] += [states.shape[0] * states.shape[2]] * len(error)
-        rows["squared_error"] += error.tolist()
-        rows["target_square"] += states.square().sum(dim=(0, 2, 3)).tolist()
-        rows["target_sum"] += states.sum(dim=(0, 2)).tolist()
+        # layer by layer: doubles of all at once would take long, and much memory
+        for layer in range(1, target.shape[1]):
+            states = target[:, layer, tokens].double()
+            error = prediction[:, layer, tokens].double() - states
+            rows["layer"].append(layer)
+            rows["group"].append(name)
+            rows["count"].append(states.shape[0] * states.shape[1])
+            rows["squared_error"].append(error.square().sum())
+            rows["target_square"].append(states.square().sum())
+            rows["target_sum"].append(states.sum(dim=(0, 1)))
+    for name in ("squared_error", "target_square", "target_sum"):
+        rows[name] = torch.stack(rows[name]).tolist()
     return rows

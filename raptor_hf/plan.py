@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
+from .checkpoints import ADAMW_BYTES
 from .configuration_raptor import RaptorConfig, token_layout
 from .digit_scenes import NUMBER
 from .losses import ObjectiveArguments
@@ -22,7 +23,6 @@ from .tasks import TASKS
 from .teachers import load_processor
 
 ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
-ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
 
 
 class TeacherFacts(NamedTuple):

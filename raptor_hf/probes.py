@@ -16,12 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
 from .labelled_images import LabelledImages
+from .launch import process_state
 from .loop import fit
 from .loss_log import read_log
+from .matching import StepResult
 from .metrics import compute_over_processes
 from .probe_arguments import Candidate, ProbeArguments, candidates_of
 from .probe_data import ProbeData
-from .runs import process_state
 from .stored_features import StoredFeatures, backbone_features
 from .tasks import Task
 
@@ -182,7 +183,8 @@ def train_probe(
         held_out = torch.isin(batch["image_id"], selecting.to(batch["image_id"].device))
         losses = module(features, batch["target"], held_out)
         # a sum: each head learns as if it were alone
-        return sum(losses), {f"loss/{c}": loss for c, loss in zip(candidates, losses, strict=False)}
+        named = {f"loss/{c}": loss for c, loss in zip(candidates, losses, strict=False)}
+        return StepResult(sum(losses), named)
 
     def validate():
         latest[:] = score_heads(task, heads.heads, data.validation, arguments.eval_batch_size)

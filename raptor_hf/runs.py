@@ -8,15 +8,14 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
+
+from .launch import process_state
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments that change how a run is watched or stored, never what it computes
@@ -27,6 +26,9 @@ WATCHING = (
     "report_to",
     "log_every",
     "checkpoint_every",
+    "keep",
+    "per_device_batch_size",
+    "gradient_checkpointing",
     "num_workers",
     "features_dir",
     "planned_epochs",
@@ -147,17 +149,6 @@ def environment() -> dict:
         **{name: version(name) for name in PACKAGES},
         "commit": commit,
     }
-
-
-def process_state() -> PartialState:
-    """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
-
-    Several processes on the CPU (`ACCELERATE_USE_CPU=true torchrun …`) are only seen by a
-    `PartialState` that is told of the CPU. The timeout is long: one process may well wait for hours
-    until another has written its last shard.
-    """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:

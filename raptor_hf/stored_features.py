@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from .launch import process_state
 from .modeling_raptor import PatchFrame
 from .probe_images import ProbeImages, check_one_size
-from .runs import process_state, progress_bar, read_json, write_json
+from .runs import progress_bar, read_json, write_json
 from .tasks import Task
 from .teachers import weights_digest
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from .configuration_raptor import teacher_family, token_layout
 from .data import ImageViews, load_images
 from .heads import load_linear_head
+from .launch import process_state
 from .losses import rollout
 from .metrics import (
     Accuracy,
@@ -19,7 +20,6 @@ from .metrics import (
     state_statistics,
 )
 from .modeling_raptor import pool_tokens
-from .runs import process_state
 from .spans import Chain
 from .teachers import load_processor, trajectory
 

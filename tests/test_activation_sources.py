@@ -19,11 +19,13 @@ from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import make_processor
 from raptor_hf.extraction import write_activations
 from raptor_hf.fidelity import trajectory_r2
-from raptor_hf.loop import LoopArguments, StepSampler, fit
-from raptor_hf.losses import ObjectiveArguments, TrajectoryMatching, matching_loss
+from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.losses import ObjectiveArguments
+from raptor_hf.matching import TrajectoryMatching, matching_loss
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.phases import layer_distance
 from raptor_hf.spans import Chain, make_span
+from raptor_hf.step_sampler import BatchShare, StepSampler
 from raptor_hf.teachers import trajectory, up_to_layer
 
 
@@ -77,9 +79,9 @@ def losses_of(teacher, activations, folder, **options):
     losses, compute_loss = [], matching_loss(activations)
 
     def recorded(*arguments):
-        loss, scalars = compute_loss(*arguments)
-        losses.append([value.item() for value in scalars.values()])
-        return loss, scalars
+        result = compute_loss(*arguments)
+        losses.append([value.item() for value in result.scalars.values()])
+        return result
 
     arguments = LoopArguments(output_dir=str(folder), steps=8, batch_size=4, report_to="none")
     fit(module, activations, recorded, arguments, **options)
@@ -96,7 +98,7 @@ def test_the_same_batches_give_the_same_losses(teacher, images, store, tmp_path)
 
 
 def test_views_without_end(teacher, images):
-    sampler = StepSampler(5, 5, seed=0, first=0, steps=3, new_views=True)
+    sampler = StepSampler(5, BatchShare(5), seed=0, first=0, steps=3, new_views=True)
     images.views = 1
     online = OnlineActivations(teacher, images)
     seen = [online.__getitems__(rows) for rows in sampler]

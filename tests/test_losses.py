@@ -4,11 +4,11 @@ import torch
 from raptor_hf import RaptorModel
 from raptor_hf.losses import (
     ObjectiveArguments,
-    TrajectoryMatching,
     parse_token_weights,
     rollout,
     token_loss,
 )
+from raptor_hf.matching import TrajectoryMatching
 from raptor_hf.spans import Chain, Span, make_span, parse_span, raptor_from_blocks, save_blocks
 from tests.test_modeling_raptor import randomised
 
@@ -190,7 +190,7 @@ def test_a_chain_mixes_the_two_losses_with_its_own_weights(teacher, trajectory):
             * token_loss(torch.stack(states, 1), target, groups=GROUPS, weights=group_weights)
             for weight, states in ((0.25, forced), (0.75, free))
         )
-        torch.testing.assert_close(losses[f"{start}-{stop}"], expected)
+        torch.testing.assert_close(losses[f"{start}-{stop}"].loss, expected)
 
 
 def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
@@ -207,7 +207,7 @@ def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
         [Span(b, *s) for b, s in zip(raptor.blocks, [(0, 4), (4, 6)], strict=True)], weights
     )
     objective = ObjectiveArguments(objective="autoregressive")
-    loss = TrajectoryMatching([chain], objective, GROUPS)(trajectory, progress=0.0)["0-6"]
+    loss = TrajectoryMatching([chain], objective, GROUPS)(trajectory, progress=0.0)["0-6"].loss
     prediction = raptor.rollout(trajectory[:, 0])
     expected = token_loss(prediction[:, 1:], trajectory[:, 1:], groups=GROUPS, weights=weights)
     torch.testing.assert_close(loss, expected)

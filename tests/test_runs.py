@@ -110,7 +110,7 @@ def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
     script = tmp_path / "count.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from raptor_hf.runs import process_state\n"
+        "from raptor_hf.launch import process_state\n"
         "state = process_state()\n"
         "said = f'{state.process_index} of {state.num_processes}'\n"
         "Path(__file__).with_name(said).touch()\n"  # what two processes print may run together

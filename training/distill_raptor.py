@@ -14,32 +14,34 @@ from typing import Literal
 from transformers import set_seed
 
 from raptor_hf.activation_sources import ActivationArguments
+from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.configuration_raptor import phase_spans, token_layout
-from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
-from raptor_hf.losses import (
-    ObjectiveArguments,
-    TrajectoryMatching,
-    matching_loss,
-    parse_token_weights,
-)
+from raptor_hf.launch import process_state, run_program
+from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.losses import ObjectiveArguments, parse_token_weights
+from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.plan import print_training_plan
 from raptor_hf.runs import (
     finish_run,
     folder_digest,
     parse_arguments,
-    process_state,
     read_json,
     start_run,
 )
-from raptor_hf.spans import BlockArguments, Chain, Span, raptor_from_blocks
+from raptor_hf.spans import BlockArguments, Chain, ComputeArguments, Span, raptor_from_blocks
 from raptor_hf.teachers import load_backbone, load_processor
 from raptor_hf.validation import ValidationArguments, make_validation
 
 
 @dataclass(kw_only=True)
 class Arguments(
-    ActivationArguments, ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments
+    ActivationArguments,
+    ValidationArguments,
+    BlockArguments,
+    ComputeArguments,
+    ObjectiveArguments,
+    LoopArguments,
 ):
     """Which blocks to chain in which phases; objective, loop and validation."""
 
@@ -56,7 +58,6 @@ class Arguments(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
     k: int | None = field(default=None, metadata={"help": "which partition of phases_file"})
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
         model = raptor_from_blocks(teacher, phases, arguments.blocks)
     else:
         model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
-    model.set_attn_implementation(arguments.attn_implementation)
+    arguments.set_up(model)
     spans = [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
     chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
     module = TrajectoryMatching(chains, arguments, token_layout(model.config).groups())
@@ -95,7 +96,7 @@ def main() -> None:
         module, activations, matching_loss(activations), arguments,
         new_views=arguments.new_views, description=f"raptor {'-'.join(map(str, phases))}",
         validate=make_validation(arguments, teacher, chains),
-        validate_every=arguments.validate_every,
+        validate_every=arguments.validate_every, explain=matching_explanation(activations),
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(arguments.output_dir)
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,7 +13,8 @@ from raptor_hf.activation_format import lost_shards
 from raptor_hf.activation_sources import ImageArguments
 from raptor_hf.advice import print_extraction_plan
 from raptor_hf.extraction import write_activations
-from raptor_hf.runs import finish_run, parse_arguments, process_state, reopen_run, start_run
+from raptor_hf.launch import process_state, run_program
+from raptor_hf.runs import finish_run, parse_arguments, reopen_run, start_run
 from raptor_hf.teachers import load_backbone, weights_digest
 
 
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

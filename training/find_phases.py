@@ -22,6 +22,7 @@ from raptor_hf.activation_sources import OnlineActivations, check_all_layers, st
 from raptor_hf.activations import load_activations
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.figures import plot_layer_distance
+from raptor_hf.launch import run_program
 from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
@@ -100,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -8,35 +8,43 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from transformers import set_seed
 
 from raptor_hf.activation_sources import ActivationArguments
+from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.configuration_raptor import phase_spans, token_layout
-from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
-from raptor_hf.losses import (
-    ObjectiveArguments,
-    TrajectoryMatching,
-    matching_loss,
-    parse_token_weights,
-)
+from raptor_hf.launch import process_state, run_program
+from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.losses import ObjectiveArguments, parse_token_weights
+from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.plan import print_training_plan
 from raptor_hf.runs import (
     finish_run,
     parse_arguments,
-    process_state,
     read_json,
     start_run,
 )
-from raptor_hf.spans import BlockArguments, Chain, make_span, parse_span, save_blocks
+from raptor_hf.spans import (
+    BlockArguments,
+    Chain,
+    ComputeArguments,
+    make_span,
+    parse_span,
+    save_blocks,
+)
 from raptor_hf.teachers import load_backbone
 from raptor_hf.validation import ValidationArguments, make_validation
 
 
 @dataclass
 class Arguments(
-    ActivationArguments, ValidationArguments, BlockArguments, ObjectiveArguments, LoopArguments
+    ActivationArguments,
+    ValidationArguments,
+    BlockArguments,
+    ComputeArguments,
+    ObjectiveArguments,
+    LoopArguments,
 ):
     """Which spans to train from which activations; blocks, objective, loop and validation."""
 
@@ -52,7 +60,6 @@ class Arguments(
     last_block_weights: str = field(
         default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
     )
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
 
 def main() -> None:
@@ -71,8 +78,8 @@ def main() -> None:
         return print_training_plan(arguments, [[span] for span in sorted(spans)])
     teacher = load_backbone(arguments.teacher, arguments.revision)
     set_seed(arguments.seed)
-    options = {**arguments.block_options(), "attn_implementation": arguments.attn_implementation}
-    blocks = [make_span(teacher, start, stop, **options) for start, stop in sorted(spans)]
+    options = arguments.block_options()
+    blocks = [make_span(teacher, *span, compute=arguments, **options) for span in sorted(spans)]
     num_layers = teacher.config.num_hidden_layers
     chains = [Chain([span], last if span.stop == num_layers else weights) for span in blocks]
     module = TrajectoryMatching(chains, arguments, token_layout(teacher.config).groups())
@@ -83,7 +90,8 @@ def main() -> None:
         module, activations, matching_loss(activations), arguments,
         clip_apart=list(module.blocks.values()), new_views=arguments.new_views,
         validate=make_validation(arguments, teacher, chains),
-        validate_every=arguments.validate_every, description="blocks",
+        validate_every=arguments.validate_every, explain=matching_explanation(activations),
+        description="blocks",
     )  # fmt: skip
     if process_state().is_main_process:
         save_blocks(blocks, arguments.output_dir)
@@ -92,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,14 +13,18 @@ from transformers import (
     set_seed,
 )
 
+from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.loop import LoopArguments, fit, remove_checkpoints
+from raptor_hf.launch import process_state, run_program
+from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.matching import StepResult
 from raptor_hf.plan import print_teacher_plan
-from raptor_hf.runs import finish_run, parse_arguments, process_state, start_run
+from raptor_hf.runs import finish_run, parse_arguments, start_run
+from raptor_hf.spans import ComputeArguments
 
 
 @dataclass
-class Arguments(LoopArguments):
+class Arguments(ComputeArguments, LoopArguments):
     """A teacher's architecture, its data, and the loop's arguments."""
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
@@ -33,7 +37,6 @@ class Arguments(LoopArguments):
     layerscale_value: float = 0.1
     drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
     label_smoothing: float = 0.1
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa or eager"})
 
 
 def make_config(arguments: Arguments) -> Dinov2WithRegistersConfig:
@@ -67,10 +70,11 @@ def main() -> None:
         loss = torch.nn.functional.cross_entropy(
             logits, batch["label"], label_smoothing=arguments.label_smoothing
         )
-        return loss, {"accuracy": (logits.argmax(-1) == batch["label"]).float().mean()}
+        right = (logits.argmax(-1) == batch["label"]).float()
+        return StepResult(loss, {"accuracy": right.mean()})
 
     model = Dinov2WithRegistersForImageClassification(config)
-    model.set_attn_implementation(arguments.attn_implementation)
+    arguments.set_up(model)
     model = fit(model, dataset, compute_loss, arguments, description="teacher")
     if process_state().is_main_process:
         model.save_pretrained(arguments.output_dir)
@@ -80,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

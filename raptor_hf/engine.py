@@ -1,0 +1,200 @@
+"""What the training loop asks of Accelerate: processes, precision, sharding, trackers."""
+
+import copy
+import dataclasses
+import importlib.util
+import uuid
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedType, TorchDynamoPlugin
+from torch import nn
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from .checkpoints import check_room
+from .launch import process_state
+from .step_sampler import BatchShare
+
+
+class Engine:
+    """A module that learns, as Accelerate's environment sets it up: its optimiser and its wrapper.
+
+    FSDP and DeepSpeed take a module apart. What they get is a copy: `module`, which callers hold
+    parts of, gets the weights back with `update_module`.
+
+    Args:
+        module: what learns.
+        arguments: of the loop (`LoopArguments`).
+        clip_apart: parts of the module whose gradients are clipped each for itself.
+        learning_rates: peak rates of these parts, instead of one for the whole module.
+
+    Raises:
+        ValueError: a batch that the processes can't share, or FSDP in its first version.
+        ImportError: the tracker of `report_to` is not installed.
+        OSError: a disk without room for checkpoints.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments,
+        *,
+        clip_apart: list[nn.Module] | None = None,
+        learning_rates: list[float] | None = None,
+    ):
+        self.module, self.max_grad_norm = module, arguments.max_grad_norm
+        self.accelerator, self.share = make_accelerator(arguments)
+        kind = self.accelerator.distributed_type
+        self.deepspeed = kind == DistributedType.DEEPSPEED
+        self.apart = self.deepspeed or kind == DistributedType.FSDP
+        self.trained = copy.deepcopy(module) if self.apart else module
+        compile_repeated_parts(self.trained)
+        names = {id(part): name for name, part in module.named_modules()}
+        parts = [self.trained.get_submodule(names[id(p)]) for p in clip_apart or [module]]
+        groups = parts if learning_rates else [self.trained]
+        rates = learning_rates or [arguments.learning_rate]
+        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
+            self.trained, *make_optimizer([trained_parameters(p) for p in groups], rates, arguments)
+        )
+        module.to(self.accelerator.device)
+        self.clipped = [trained_parameters(part) for part in parts]  # FSDP has replaced them
+        check_room(Path(arguments.output_dir), trained_parameters(module), arguments.keep)
+
+    def backward(self, loss: torch.Tensor, weight: float) -> None:
+        """Gradients of a part of the batch that is such a share of it."""
+        # Accelerate takes the mean over processes and parts, however many images each has
+        scale = weight * self.share.num_processes * self.share.num_parts
+        self.accelerator.backward(loss * scale)
+
+    def update(self) -> None:
+        """One update of the weights and of the schedule."""
+        if not self.deepspeed:  # which clips by itself, all gradients together
+            self.accelerator.unscale_gradients()
+            for parameters in self.clipped:
+                nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def learning_rate(self) -> float:
+        """Of the first group, in the next step."""
+        return self.schedule.get_last_lr()[0]
+
+    def update_module(self) -> None:
+        """Give `module` the weights as they are now; all processes call it."""
+        if not self.apart:
+            return
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            self.module.load_state_dict(weights)
+        for tensor in self.module.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+    def start_trackers(self, arguments, first: int) -> None:
+        """Go on with this run in its tracker, or begin it.
+
+        Args:
+            first: updates that were made before; what was tracked after them is dropped, where the
+                tracker can.
+        """
+        name, identity = Path(arguments.output_dir).name, tracker_id(arguments.output_dir)
+        tracker = arguments.report_to
+        self.accelerator.init_trackers(
+            "logs" if tracker == "tensorboard" else "raptor_hf",  # a folder, or a project
+            config={key: str(value) for key, value in dataclasses.asdict(arguments).items()},
+            init_kwargs={
+                "tensorboard": {"purge_step": first + 1} if first else {},
+                "wandb": {
+                    "name": name,
+                    "dir": arguments.output_dir,
+                    "id": identity,
+                    "resume": "allow",
+                },
+                "trackio": {
+                    "name": f"{name}-{tracker_id(arguments.output_dir)}",
+                    "resume": "allow",
+                },
+            },
+        )
+
+
+def make_accelerator(arguments) -> tuple[Accelerator, BatchShare]:
+    """Accelerate as its environment sets it up, and how the processes share a batch."""
+    process_state()
+    tracker = arguments.report_to
+    # Accelerate itself only warns, and then a long run is not tracked
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ImportError(
+            f"report_to={tracker!r} needs the package {tracker}: pip install {tracker}, or choose "
+            "--report_to none (log.jsonl is written in any case)."
+        )
+    accelerator = Accelerator(
+        log_with=None if tracker == "none" else tracker,
+        project_dir=arguments.output_dir,
+        # the schedule makes one step an update, whatever the number of processes
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # see `compile_repeated_parts`
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP is supported in its second version: set fsdp_version to 2.")
+    share = BatchShare.of_at_most(
+        arguments.batch_size,
+        largest_part=arguments.per_device_batch_size,
+        least_parts=accelerator.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    accelerator.gradient_accumulation_steps = share.num_parts
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": share.largest_part,
+            "gradient_accumulation_steps": share.num_parts,
+            "gradient_clipping": arguments.max_grad_norm,
+        }
+    return accelerator, share
+
+
+def compile_repeated_parts(module: nn.Module) -> None:
+    """Compile the blocks of a module, each for itself, if `--dynamo_backend` asks for it.
+
+    A block is compiled once and serves all its applications. A rollout as a whole would take many
+    times as long to compile, and would be compiled anew whenever its resets change.
+    """
+    plugin = TorchDynamoPlugin()  # as the launcher's environment says
+    kinds = getattr(module, "_no_split_modules", None) or []
+    if plugin.backend.value == "NO":
+        return
+    for part in module.modules():
+        if type(part).__name__ in kinds:
+            part.compile(**{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()})
+
+
+def make_optimizer(groups: list[list[nn.Parameter]], rates: list[float], arguments):
+    """AdamW (fused: several times faster), and its warm-up and cosine.
+
+    The schedule is a factor: each group keeps its share of `arguments.learning_rate` throughout.
+    """
+    optimizer = torch.optim.AdamW(
+        [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
+        lr=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+        fused=True,
+    )
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
+    )
+    return optimizer, schedule
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def tracker_id(output_dir: str | Path) -> str:
+    """The identity of a run in its tracker, which stays the same when it is resumed."""
+    path = Path(output_dir) / "tracker_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()

@@ -1,0 +1,160 @@
+"""How a program runs: on which processes, and how it stops when it is told to."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import parse_flag_from_env
+
+logger = get_logger(__name__)
+
+# what Ctrl-C, schedulers and `#SBATCH --signal=USR1@…` send; Windows has no SIGUSR1
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
+# who says in which variable that it started several processes
+PROCESS_COUNTS = {
+    "WORLD_SIZE": "the environment (WORLD_SIZE)",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+}
+SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 PROGRAM …"
+
+
+class Interrupted(Exception):
+    """A run that stopped because a signal asked for it.
+
+    Args:
+        signal_number: which one.
+        saved: what is kept, in words.
+    """
+
+    def __init__(self, signal_number: int, saved: str):
+        self.signal_number = signal_number
+        super().__init__(f"Stopped by {signal.Signals(signal_number).name}. {saved}")
+
+
+class StopSignals:
+    """A context in which signals that ask to stop are only noted: `received` is the first of them.
+
+    Launchers and schedulers may send several, so later ones change nothing; SIGKILL always works.
+    Outside of Python's main thread, where no signal arrives, it does nothing.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self.previous = handle_stop_signals(self.note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _frame) -> None:
+        """Remember the first signal."""
+        self.received = self.received or number
+
+
+def handle_stop_signals(handler: Callable) -> dict[int, Callable]:
+    """Set the handler of all stop signals; the handlers that were set before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+
+
+def ignore_stop_signals(_worker: int = 0) -> None:
+    """For the workers of a DataLoader: when to stop is said by the process that reads from them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def process_state() -> PartialState:
+    """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
+
+    Several processes on the CPU (`torchrun …` where there is no GPU, or with ACCELERATE_USE_CPU)
+    are only seen by a `PartialState` that is told of the CPU. The timeout is long: one process may
+    well wait for hours until another has written its last shard.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
+
+
+def describe_processes(state: PartialState) -> str:
+    """How many processes on what, like `8 processes on 2 machines, cuda, bf16`."""
+    number = state.num_processes
+    machines = number // int(os.environ.get("LOCAL_WORLD_SIZE", number))
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return (
+        f"{number} process{'es' if number > 1 else ''} on "
+        + (f"{machines} machines, " if machines > 1 else "")
+        + state.device.type
+        + ("" if precision == "no" else f", {precision}")
+    )
+
+
+def unmet_wishes(state: PartialState) -> list[str]:
+    """What the launcher or the environment asked for and this program did not get, in words."""
+    wishes, environment = [], os.environ
+    # accelerate launch sets the port for several processes only, and ranks where it starts them
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(environment)
+    if state.num_processes == 1 and launched and "RANK" not in environment:
+        wishes.append(
+            "accelerate launch was asked for several processes and started one, as it does on the "
+            f"CPU. For several: {SEVERAL_ON_CPU}"
+        )
+    for variable, who in PROCESS_COUNTS.items():
+        asked = environment.get(variable, "")
+        if state.num_processes == 1 and asked not in ("", "1"):
+            wishes.append(
+                f"{who} asked for {asked} processes, but this one knows of no other: each does the "
+                "whole work. Start it with accelerate launch or torchrun."
+            )
+    if state.device.type == "cpu" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        wishes.append("fp16 was asked for and needs a GPU: on the CPU this computes in float32.")
+    return wishes
+
+
+def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
+    """Run a program's `main` under any launcher; say on how many processes, and how to go on.
+
+    A signal that asks to stop ends it with the exit code 128 + its number, as shells expect.
+
+    Args:
+        alone: the work is that of one process; others that were started do nothing.
+    """
+    state = process_state()
+    if not {"-h", "--help"} & set(sys.argv):
+        state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
+        for wish in unmet_wishes(state):
+            logger.warning(wish)
+
+    def stop(number: int, _frame) -> None:
+        raise Interrupted(number, "What was finished is kept.")
+
+    handle_stop_signals(stop)
+    try:
+        if state.is_main_process or not alone:
+            main()
+    except Interrupted as interruption:
+        ignore_stop_signals()
+        how = "" if alone else how_to_resume()
+        state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
+        sys.exit(128 + interruption.signal_number)
+    state.destroy_process_group()
+
+
+def how_to_resume() -> str:
+    """The command that goes on with this run, as far as a process knows how it was started."""
+    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
+    start = "… " if launched else "python "  # accelerate launch or torchrun, and their options
+    resume = [] if "--resume" in sys.argv else ["--resume"]
+    return f"Resume with: {start}{shlex.join([*sys.argv, *resume])}"
