@@ -89,7 +89,7 @@ class LossLog:
         names = {**ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
         shown = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
         self.shown |= shown
-        self.bar.set_postfix(self.shown)
+        self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
 
     def draw(self, *, now: bool = True) -> None:
         """Draw the curves beside the checkpoints; with `now` off only once in a while."""

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.nn import functional
 
 from .configuration_raptor import TokenLayout
+from .launch import process_state
 
 METHODS = ("recursive", "maxcut", "ncut", "random", "uniform")
 MIN_SPLIT = 4  # the recursion does not split groups of fewer layers
@@ -24,15 +26,17 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
     """Mean cosine distance between layers 1 … L, over images and over {cls, mean patch}.
 
     Args:
-        trajectories: batches (B, L + 1, N, D); they are streamed, memory does not grow.
+        trajectories: batches (B, L + 1, N, D), of several processes each its share; they are
+            streamed, memory does not grow.
         layout: token layout of the states.
 
     Returns:
-        (L, L) symmetric, float64, zero diagonal.
+        (L, L) symmetric, float64, zero diagonal; the same in all processes.
 
     Raises:
         ValueError: no trajectory at all.
     """
+    process_state()  # knows of the others before all gather
     total, count = 0.0, 0
     groups = layout.groups()
     for states in trajectories:
@@ -43,9 +47,11 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
         directions = functional.normalize(torch.cat(vectors), dim=-1)
         total = total + (1 - directions @ directions.transpose(1, 2)).sum(dim=0)
         count += len(directions)
-    if count == 0:
+    shares = [share for share in gather_object([(total, count)]) if share[1]]
+    if not shares:
         raise ValueError("layer_distance needs at least one trajectory; got none.")
-    distance = (total / count).cpu().numpy()
+    distance = sum(total.cpu() for total, _ in shares) / sum(count for _, count in shares)
+    distance = distance.numpy()
     np.fill_diagonal(distance, 0.0)
     return (distance + distance.T) / 2
 

@@ -1,11 +1,24 @@
 """How tests run the project's programs: as a user does, offline, from the repository's root."""
 
 import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TWO_PROCESSES = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
+ACCELERATE_LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def start(*command, **variables):
+    """A process that is running, in a session of its own."""
+    return subprocess.Popen(
+        [*map(str, command)], cwd=ROOT, env={**ENVIRONMENT, **variables}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
 
 
 def run(*command, check=True, **variables):
@@ -16,3 +29,10 @@ def run(*command, check=True, **variables):
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

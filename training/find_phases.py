@@ -22,7 +22,7 @@ from raptor_hf.activation_sources import OnlineActivations, check_all_layers, st
 from raptor_hf.activations import load_activations
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.figures import plot_layer_distance
-from raptor_hf.launch import run_program
+from raptor_hf.launch import process_state, run_program
 from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
@@ -59,7 +59,7 @@ def measure(arguments: Arguments, model: PreTrainedModel | None) -> tuple[np.nda
     else:
         processor = teachers.load_processor(arguments.teacher, arguments.revision)
         views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
-        source = OnlineActivations(model.to(runs.process_state().device), views)
+        source = OnlineActivations(model.to(process_state().device), views)
     options = {name: getattr(arguments, name) for name in OPTIONS}
     states = stream_states(source, "layer distances", **options)
     return layer_distance(states, source.layout), min(arguments.num_images, len(source))
@@ -71,7 +71,7 @@ def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
     for k in [] if cuts else arguments.k or [2, 3, 4]:
         cuts.append((find_phases(distance, k, arguments.method, seed=arguments.seed), ""))
     for lengths, note in cuts:
-        print(f"k={len(lengths)}: phases {lengths}{note}")
+        process_state().print(f"k={len(lengths)}: phases {lengths}{note}")
     return {str(len(lengths)): lengths for lengths, _ in cuts}
 
 
@@ -93,6 +93,8 @@ def main() -> None:
         return
     distance, number = measure(arguments, model)
     phases = cut(distance, arguments)
+    if not process_state().is_main_process:
+        return
     plot_layer_distance(distance, phases, f"{arguments.output_dir}/layer_distance.png")
     content = {"phases": phases, "method": arguments.method, "source": source}
     content |= {"distance": distance.round(6).tolist(), "num_images": number}

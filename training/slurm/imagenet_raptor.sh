@@ -7,6 +7,9 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --mem=120G
 #SBATCH --time=3-00:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+#SBATCH --open-mode=append
 #
 #   mkdir -p logs && sbatch training/slurm/imagenet_raptor.sh [--flag value …]
 #
@@ -19,6 +22,6 @@ k=$((2 + task / 3))
 number=$((task % 3))
 blocks=(100 106 112)
 seed=$((1001 + 100 * (k - 2) + number))
-bash training/slurm/launch.sh training/distill_raptor.py "training/recipes/imagenet_raptor_k$k.yaml" \
+exec bash training/slurm/launch.sh training/distill_raptor.py "training/recipes/imagenet_raptor_k$k.yaml" \
   --resume --seed "$seed" --blocks "outputs/imagenet/seed_${blocks[number]}/blocks" \
   --output_dir "outputs/imagenet/raptor_k${k}_seed_$seed" "$@"
