@@ -4,19 +4,19 @@ A checkpoint is written under a temporary name; when all of it is on the disk an
 written down, it gets its name, `step_<optimiser updates so far>`.
 """
 
+import logging
 import os
 import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from .runs import file_digest, read_json, size, write_json
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
 FILES = "files.json"  # sizes and checksums of the other files; written last

@@ -1,19 +1,19 @@
 """What goes wrong in training, said in words: numbers that are not finite, divergence, memory."""
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from .engine import Engine
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SMOOTHING = 0.9  # of the loss, a step
 WINDOW = 200  # steps over which a loss must not grow …

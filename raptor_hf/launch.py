@@ -1,5 +1,6 @@
 """How a program runs: on which processes, and how it stops when it is told to."""
 
+import logging
 import os
 import shlex
 import signal
@@ -10,10 +11,9 @@ from datetime import timedelta
 
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from accelerate.utils import parse_flag_from_env
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # what Ctrl-C, schedulers and `#SBATCH --signal=USR1@…` send; Windows has no SIGUSR1
 STOP_SIGNALS = [
@@ -134,7 +134,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     state = process_state()
     if not {"-h", "--help"} & set(sys.argv):
         state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
-        for wish in unmet_wishes(state):
+        for wish in unmet_wishes(state) if state.is_main_process else ():
             logger.warning(wish)
 
     def stop(number: int, _frame) -> None:

@@ -7,7 +7,8 @@ processes learn from the same batches as one.
 `fit` is one long function on purpose: the order of its steps is what it is about.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -148,8 +149,11 @@ def fit(
         log.write(done, scalars, show=2)
 
     engine.model.train()
-    with StopSignals() as signals, memory_in_words(share.largest_part, arguments):
-        batches = iter(loader)
+    with (
+        StopSignals() as signals,
+        memory_in_words(share.largest_part, arguments),
+        workers_ended(iter(loader)) as batches,
+    ):
         for step in range(first, arguments.steps):
             done = step + 1
             last = done == arguments.steps
@@ -169,7 +173,8 @@ def fit(
                     statistics.append({n: count() for n, count in result.statistics.items()})
             stop, scalars = agree(accelerator, signals.received, scalars)
             check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
-            divergence.check(scalars["loss"], step)
+            if accelerator.is_main_process:
+                divergence.check(scalars["loss"], step)
             engine.update()
             log.advance()
             if logging:
@@ -191,6 +196,19 @@ def fit(
     log.close()
     engine.update_module()
     return module.eval()
+
+
+@contextmanager
+def workers_ended(batches: Iterator) -> Iterator[Iterator]:
+    """End the workers of a DataLoader's iterator, whatever happens.
+
+    They don't listen to signals, so what Python does with them at its exit would wait for ever.
+    """
+    try:
+        yield batches
+    finally:
+        if hasattr(batches, "_shutdown_workers"):  # there is no public way
+            batches._shutdown_workers()
 
 
 def agree(

@@ -75,6 +75,45 @@ def test_two_processes_learn_what_one_learns(blocks, one_process, tmp_path):
     assert_same(tmp_path / "two", one_process)
 
 
+GRADIENTS = """
+import sys
+import torch
+from raptor_hf.engine import Engine
+from raptor_hf.launch import process_state
+from raptor_hf.loop import fit
+from tests.test_loop import FeatureDataset, arguments, compute_loss
+
+folder, update = sys.argv[1], Engine.update
+
+def save_and_update(engine):
+    if process_state().is_main_process:
+        gradients = {name: weight.grad for name, weight in engine.module.named_parameters()}
+        torch.save(gradients, f"{folder}/{process_state().num_processes}.pt")
+    update(engine)
+
+Engine.update = save_and_update
+torch.manual_seed(0)
+features = torch.randn(37, 5)
+network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.GELU(), torch.nn.Linear(16, 2))
+dataset = FeatureDataset(features, (features.sum(1) > 0).long())
+changes = {"steps": 1, "batch_size": 13, "per_device_batch_size": 4}
+output = f"{folder}/{process_state().num_processes}"
+fit(network, dataset, compute_loss, arguments(output, **changes))
+"""
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path):
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    run(sys.executable, script, tmp_path)
+    run(*TWO_PROCESSES, script, tmp_path)
+    one, two = (torch.load(tmp_path / f"{number}.pt") for number in (1, 2))
+    assert len(one) == 4
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-5, atol=1e-8)
+        assert gradient.abs().max() > 1e-3
+
+
 def test_parts_that_are_accumulated_are_a_whole_batch(blocks, one_process, tmp_path):
     done = run(*TWO_PROCESSES, *blocks, "--per_device_batch_size", "2",
                "--gradient_checkpointing", "True", "--output_dir", tmp_path / "parts")  # fmt: skip

@@ -1,10 +1,7 @@
-"""Every recipe and every cluster script, as far as a dry run goes."""
+"""Every recipe, as far as a dry run goes."""
 
 import importlib
-import os
 import re
-import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -139,67 +136,3 @@ def test_flops_of_a_block_are_what_torch_counts():
         with FlopCounterMode(display=False) as counter:
             model.advance(torch.zeros(3, 21, 48), 1)
         assert counter.get_total_flops() == 3 * application_flops(config, 21)
-
-
-def stub(folder, name, body):
-    """A command of a cluster, replaced."""
-    path = folder / name
-    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-
-def run_slurm(script, stubs, *flags, **variables):
-    environment = {**os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", **variables}
-    # a copy without .venv, where launch.sh would look for accelerate first
-    done = subprocess.run(
-        ["bash", f"training/slurm/{script}", *flags],
-        cwd=stubs.parent, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.fixture
-def stubs(tmp_path):
-    (tmp_path / "training").symlink_to(ROOT / "training")
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    stub(folder, "accelerate", 'echo "node ${SLURM_NODEID:-}: accelerate $*"')
-    stub(folder, "scontrol", "echo first\necho second")
-    stub(
-        folder,
-        "srun",
-        'shift 3; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & wait; done',
-    )
-    return folder
-
-
-def test_job_arrays_cover_every_k_and_seed(stubs):
-    seen = set()
-    for task in range(9):
-        (line,) = run_slurm("imagenet_raptor.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))
-        k, seed, block_seed = re.search(
-            r"imagenet_raptor_k(\d).yaml --resume --seed (\d+) --blocks \S*seed_(\d+)/", line
-        ).groups()
-        assert (ROOT / "training" / "recipes" / f"imagenet_raptor_k{k}.yaml").exists()
-        seen.add((int(k), int(seed), int(block_seed)))
-    assert seen == {(k, 1001 + 100 * (k - 2) + i, 100 + 6 * i) for k in (2, 3, 4) for i in range(3)}
-    for task, seed in enumerate((100, 106, 112)):
-        (line,) = run_slurm("imagenet_blocks.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))
-        assert f"--seed {seed} --output_dir outputs/imagenet/seed_{seed}/blocks" in line
-
-
-def test_one_node_and_several_nodes_are_launched(stubs):
-    (line,) = run_slurm("imagenet_activations.sh", stubs, "--dry_run", SLURM_GPUS_ON_NODE="4")
-    assert "accelerate launch --multi_gpu --main_process_port 20000 --num_machines 1 " in line
-    assert line.endswith("--resume --dry_run")
-    lines = run_slurm(
-        "imagenet_blocks.sh", stubs,
-        SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4", SLURM_JOB_NODELIST="n[1-2]",
-        SLURM_JOB_ID="40077",
-    )  # fmt: skip
-    assert [line.split(":")[0] for line in lines] == ["node 0", "node 1"]
-    for rank, line in enumerate(lines):
-        assert f"--num_machines 2 --machine_rank {rank} --num_processes 8" in line
-        assert "--main_process_ip first --main_process_port 20077" in line
-        assert "training/pretrain_blocks.py training/recipes/imagenet_blocks.yaml" in line

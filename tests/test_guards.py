@@ -1,0 +1,116 @@
+"""What goes wrong in training is said in words."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from raptor_hf.activation_sources import OnlineActivations
+from raptor_hf.checkpoints import newest_checkpoint
+from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.guards import DivergenceGuard
+from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.losses import ObjectiveArguments
+from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
+from raptor_hf.spans import Chain, ComputeArguments, make_span
+from tests.test_loop import FeatureDataset, arguments, compute_loss, data, noisy_network  # noqa: F401
+
+
+def test_losses_that_grow_tenfold_are_warned_of_once(caplog):
+    guard = DivergenceGuard()
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0)).mul(0.3).exp().tolist()
+    for step, factor in enumerate(noise):
+        guard.check(factor * 0.99**step, step)  # falling, and noisy
+    assert not caplog.records
+    for step in range(400, 500):
+        guard.check(0.02 * 1.1 ** (step - 400), step)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "The loss diverges: it has grown from" in record.getMessage()
+    assert "smaller --learning_rate" in record.getMessage()
+    for step in range(500, 800):
+        guard.check(0.02, step)  # it recovers, and diverges again
+    guard.check(1e6, 800)
+    assert len(caplog.records) == 2
+
+
+def train_blocks(teacher, images, folder, *, break_at=None, weight=math.nan):
+    """Two blocks on the states 1 … 5; from one step on one of their weights is another."""
+    spans = [make_span(teacher, 1, 3, init="random"), make_span(teacher, 3, 5, init="random")]
+    groups = token_layout(teacher.config).groups()
+    module = TrajectoryMatching([Chain([s], None) for s in spans], ObjectiveArguments(), groups)
+    activations = OnlineActivations(teacher, images, layers=module.layers)
+    loss = matching_loss(activations)
+
+    def broken(wrapped, batch, progress):
+        if progress == break_at:
+            with torch.no_grad():
+                spans[1].block.layer_scale2[0] = weight
+        return loss(wrapped, batch, progress)
+
+    settings = {"output_dir": str(folder), "steps": 8, "batch_size": 4, "report_to": "none"}
+    settings |= {"checkpoint_every": 3, "warmup_steps": 1}
+    return fit(
+        module, activations, broken, LoopArguments(**settings),
+        explain=matching_explanation(activations),
+    )  # fmt: skip
+
+
+def test_a_loss_that_is_not_a_number_is_told_with_layer_and_images(teacher, images, tmp_path):
+    message = (
+        r"loss is nan at step 4: the rollout of 3-5 is not finite from layer 4 on "
+        r"\(images \d, \d, \d, \d\).*smaller --learning_rate"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train_blocks(teacher, images, tmp_path, break_at=4 / 8)
+    assert newest_checkpoint(tmp_path).name == "step_00000003"
+
+
+def test_a_teacher_whose_states_are_not_finite_is_told_apart(teacher, images, tmp_path):
+    with torch.no_grad():
+        teacher.encoder.layer[1].layer_scale2.lambda1[0] = math.inf
+    with pytest.raises(
+        FloatingPointError, match="step 0: the teacher's state after layer 2 is not"
+    ):
+        train_blocks(teacher, images, tmp_path)
+
+
+def test_too_little_memory_says_which_knobs_there_are(data, tmp_path):  # noqa: F811
+    def hungry(module, batch, progress):
+        torch.empty(2**60)
+        return compute_loss(module, batch, progress)
+
+    with pytest.raises(MemoryError, match="with 8 images at a time.*--per_device_batch_size 4"):
+        fit(noisy_network(), data, hungry, arguments(tmp_path))
+
+    def wrong(module, batch, progress):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        fit(noisy_network(), data, wrong, arguments(tmp_path))
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher, pixel_values):
+    states = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        compute = ComputeArguments(gradient_checkpointing=checkpointing)
+        block = make_span(teacher, 0, 3, init="teacher", compute=compute).block.train()
+        sizes = []
+
+        def count(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            state = states
+            for depth in (1, 2, 3):
+                state = block(state, depth)
+        state.square().mean().backward()
+        gradients.append([weight.grad for weight in block.parameters()])
+        kept.append(sum(sizes))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+    assert kept[1] < kept[0] / 10

@@ -1,0 +1,181 @@
+"""A training that is killed or stopped, that runs out of disk, whose checkpoints are damaged."""
+
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections import namedtuple
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from raptor_hf.benchmark import PROCESSES
+from raptor_hf.checkpoints import checkpoints_of, newest_checkpoint
+from raptor_hf.loop import fit
+from raptor_hf.loss_log import read_log
+from tests.test_loop import (
+    FeatureDataset,
+    arguments,
+    compute_loss,
+    data,  # noqa: F401 (a fixture)
+    noisy_network,
+    untimed,
+)
+
+STEPS = 120
+
+
+def train(path, **changes):
+    """A training with dropout of half a second or so, whose result is written at its end."""
+    torch.set_num_threads(1)
+    features = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
+    dataset = FeatureDataset(features, (features.sum(1) > 0).long())
+    changes = {"steps": STEPS, "checkpoint_every": 3, "num_workers": 0} | changes
+    network = fit(noisy_network(), dataset, compute_loss, arguments(path, **changes))
+    torch.save(network.state_dict(), path / "result.pt")
+
+
+def start_training(path, **changes):
+    process = PROCESSES.Process(target=train, args=(path,), kwargs=changes)
+    process.start()
+    return process
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def steps_of(checkpoints):
+    """The steps of the checkpoints that have their name."""
+    return [int(path.name.removeprefix("step_")) for path in checkpoints.glob("step_*")]
+
+
+def assert_same_end(path, expected):
+    """The same weights and the same log, bit for bit."""
+    for name, weight in torch.load(expected / "result.pt").items():
+        assert torch.equal(weight, torch.load(path / "result.pt")[name]), name
+    logs = [list(map(untimed, read_log(folder))) for folder in (path, expected)]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    start_training(path).join()
+    return path
+
+
+def test_killed_at_random_steps_it_ends_in_the_same_weights(uninterrupted, tmp_path):
+    rng, path, in_the_middle = random.Random(0), tmp_path / "killed", 0
+    for target in sorted(rng.sample(range(3, STEPS - 20), 7)):
+        process = start_training(path)
+        names = checkpoints_of(path)
+        wait_for(lambda n=names, t=target: max(steps_of(n), default=0) >= t, process)
+        time.sleep(rng.uniform(0, 0.02))  # also while a checkpoint is written
+        process.kill()
+        process.join()
+        in_the_middle += max(steps_of(names)) < STEPS
+    assert in_the_middle >= 5
+    start_training(path).join()
+    assert_same_end(path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGUSR1, 0)]
+)
+def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, number, workers):
+    path = tmp_path / "stopped"
+    # no checkpoints but that of the signal
+    changes = {"checkpoint_every": 10**6, "num_workers": workers, "log_every": 1}
+    process = start_training(path, **changes)
+    log = path / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 9, process)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 1  # of the exception; programs end with 128 + the number
+    checkpoint = newest_checkpoint(path)
+    assert len(read_log(path)) == int(checkpoint.name.removeprefix("step_")) >= 10
+    assert not (path / "result.pt").exists() and (path / "training.png").exists()
+    start_training(path, **changes).join()
+    weights = torch.load(path / "result.pt")
+    for name, weight in torch.load(uninterrupted / "result.pt").items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_the_newest_checkpoints_are_kept(data, tmp_path):  # noqa: F811
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2, keep=3))
+    names = sorted(path.name for path in checkpoints_of(tmp_path).iterdir())
+    assert names == ["step_00000008", "step_00000010", "step_00000012"]
+
+
+def damage(checkpoint, how):
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if how == "half":
+        weights.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif how == "lost":
+        (checkpoint / "optimizer.bin").unlink()
+    else:
+        (checkpoint / "files.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("half", r"model.safetensors has \d+ of \d+ bytes"),
+        ("flipped", "model.safetensors has another checksum"),
+        ("lost", "optimizer.bin is missing"),
+        ("unlisted", "only half written"),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_by_name(data, tmp_path, caplog, how, message):  # noqa: F811
+    whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    newest = newest_checkpoint(tmp_path)
+    damage(newest, how)
+    again = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    (warning,) = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
+    assert str(newest) in warning
+    assert re.search(message, warning)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    assert len(read_log(tmp_path)) == 6  # what came after the older one is there once
+    assert newest_checkpoint(tmp_path) == newest  # and the damaged one was replaced
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):  # noqa: F811
+    save_state, calls = Accelerator.save_state, []
+
+    def save_until_full(self, folder):
+        calls.append(folder)
+        save_state(self, folder)
+        if len(calls) == 2:
+            (os.path.exists(folder) and os.unlink(os.path.join(folder, "optimizer.bin")))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", save_until_full)
+    with pytest.raises(OSError, match="No space left on device.*step_00000005 is kept: make room"):
+        fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    assert [path.name for path in checkpoints_of(tmp_path).iterdir()] == ["step_00000005"]
+    monkeypatch.undo()
+    expected = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "other"))
+    resumed = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+
+
+def test_a_disk_without_room_for_checkpoints_is_said_before_training(data, tmp_path, monkeypatch):  # noqa: F811
+    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        OSError, match=r"3 checkpoints of 1.56 kB are to come .* only 1 kB are free"
+    ):
+        fit(noisy_network(), data, compute_loss, arguments(tmp_path))

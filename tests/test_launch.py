@@ -1,0 +1,137 @@
+"""How programs start and stop: what they say of their processes, and with which codes they end."""
+
+import json
+import re
+import signal
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from raptor_hf.data import make_processor
+from raptor_hf.launch import StopSignals, describe_processes, run_program, unmet_wishes
+from raptor_hf.step_sampler import BatchShare, StepSampler
+from tests.conftest import tiny_teacher
+from tests.programs import run, start
+
+
+def state(number=1, device="cpu"):
+    return SimpleNamespace(num_processes=number, device=torch.device(device))
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_processes_are_described(monkeypatch):
+    assert describe_processes(state()) == "1 process on cpu"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert describe_processes(state(8, "cuda")) == "8 processes on 2 machines, cuda, bf16"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, r"\(WORLD_SIZE\) asked for 4 processes"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "srun asked for 2 processes"),
+        ({"MASTER_PORT": "1", "ACCELERATE_MIXED_PRECISION": "no"}, "started one"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "needs a GPU"),
+    ],
+)
+def test_what_was_asked_for_in_vain_is_said(monkeypatch, variables, message):
+    assert unmet_wishes(state()) == []
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (wish,) = unmet_wishes(state())
+    assert re.search(message, wish)
+    assert unmet_wishes(state(4, "cuda")) == []
+
+
+def test_a_stop_signal_is_noted_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        assert signals.received is None
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGTERM  # the first one
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_program_that_is_told_to_stop_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["training/some.py", "--name", "two words"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_program(lambda: signal.raise_signal(signal.SIGTERM))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stop.value.code == 128 + signal.SIGTERM
+    printed = capsys.readouterr().err
+    assert "Stopped by SIGTERM." in printed
+    assert "Resume with: python training/some.py --name 'two words' --resume" in printed
+
+
+def test_help_says_nothing_of_processes():
+    printed = run(sys.executable, "training/pretrain_blocks.py", "--help")
+    assert "per_device_batch_size" in printed.stdout and "process on" not in printed.stderr
+
+
+def test_an_extraction_that_is_told_to_stop_says_how_to_go_on(tmp_path):
+    tiny_teacher().save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    command = ["training/extract_activations.py", "--teacher", tmp_path / "teacher", "--views", "9"]
+    command += ["--batch_size", "2", "--shard_megabytes", "0", "--output_dir", tmp_path / "store"]
+    process = start(sys.executable, *command)
+    while not list(tmp_path.glob("store/data-*.arrow")) and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM. What was finished is kept. Resume with: python" in errors
+    assert list(tmp_path.glob("store/data-*.arrow")) and not list(tmp_path.glob("store/*.tmp"))
+    assert json.loads((tmp_path / "store" / "run.json").read_text())["finished"] is False
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (3, 2), (7, 1)])
+def test_shares_are_the_batch_and_weigh_as_many_images(processes, parts):
+    rows = np.arange(100, 117)
+    shares = [BatchShare(17, processes, index, parts) for index in range(processes)]
+    split = [part for share in shares for part in share.split(rows)]
+    assert [row for part in split for row in part] == rows.tolist()
+    assert max(map(len, split)) - min(map(len, split)) <= 2
+    assert max(map(len, split)) == shares[0].largest_part
+    weights = [weight for share in shares for weight in share.weights()]
+    assert weights == [len(part) / 17 for part in split]
+
+
+def test_parts_are_as_few_as_fit():
+    def parts(largest, least=1, processes=2):
+        return BatchShare.of_at_most(
+            64, largest_part=largest, least_parts=least, num_processes=processes, process_index=0
+        ).num_parts
+
+    assert [parts(0), parts(32), parts(31), parts(8), parts(8, least=8)] == [1, 1, 2, 4, 8]
+    with pytest.raises(ValueError, match="64 images can't be shared by 65 processes"):
+        parts(0, processes=65)
+    assert str(BatchShare(64, 8, 0, 2)) == (
+        "64 images a step: 8 processes × 2 accumulated parts × 4 images"
+    )
+
+
+def test_every_process_gets_its_part_of_the_same_batches():
+    whole = list(StepSampler(20, BatchShare(6), seed=1, first=2, steps=7))
+    shared = [
+        list(StepSampler(20, BatchShare(6, 2, index, 2), seed=1, first=2, steps=7))
+        for index in (0, 1)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [part for rows in shared for part in rows[2 * step : 2 * step + 2]]
+        assert [row for part in parts for row in part] == batch
