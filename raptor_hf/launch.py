@@ -118,8 +118,17 @@ def unmet_wishes(state: PartialState) -> list[str]:
                 f"{who} asked for {asked} processes, but this one knows of no other: each does the "
                 "whole work. Start it with accelerate launch or torchrun."
             )
-    if state.device.type == "cpu" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        wishes.append("fp16 was asked for and needs a GPU: on the CPU this computes in float32.")
+    if state.device.type == "cpu":
+        needs_gpu = {
+            "fp16": environment.get("ACCELERATE_MIXED_PRECISION") == "fp16",
+            "FSDP": parse_flag_from_env("ACCELERATE_USE_FSDP"),
+            "DeepSpeed": parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        }
+        wishes += [
+            f"{what} was asked for and needs a GPU: on the CPU this does without."
+            for what, asked in needs_gpu.items()
+            if asked
+        ]
     return wishes
 
 

@@ -152,6 +152,45 @@ def test_one_process_goes_on_with_what_two_began(blocks, one_process, tmp_path):
     assert_same(folder, one_process)
 
 
+# Accelerate shards on accelerators only; here its state is told that two CPU processes are some
+SHARDED = """
+import os
+import runpy
+import sys
+
+os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+os.environ |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "RaptorBlock"}
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from raptor_hf.engine import Engine
+
+begin, update = AcceleratorState.__init__, Engine.update
+
+def begin_sharded(state, *arguments, fsdp_plugin=None, **options):
+    begin(state, *arguments, fsdp_plugin=fsdp_plugin, **options)
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = fsdp_plugin or state.fsdp_plugin
+
+def update_sharded(engine):
+    kinds = {type(weight).__name__ for weight in engine.trained.parameters()}
+    assert kinds == {"DTensor"} and type(engine.trained.blocks["0-3"]).__name__.startswith("FSDP")
+    update(engine)
+
+AcceleratorState.__init__, Engine.update = begin_sharded, update_sharded
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_two_processes_that_share_the_weights_learn_what_one_learns(blocks, one_process, tmp_path):
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    run(*TWO_PROCESSES, script, *blocks, "--output_dir", tmp_path / "run")
+    assert_same(tmp_path / "run", one_process)
+
+
 def test_accelerate_launch_that_starts_one_process_is_said(blocks, tmp_path):
     launch = [*ACCELERATE_LAUNCH, "--cpu", "--num_processes", "2", "--mixed_precision", "fp16"]
     done = run(*launch, *blocks, "--steps", "1", "--output_dir", tmp_path / "run")
@@ -164,7 +203,10 @@ def test_accelerate_launch_that_starts_one_process_is_said(blocks, tmp_path):
 def test_bfloat16_and_compiled_blocks_follow_float32(blocks, one_process, tmp_path):
     launch = [*ACCELERATE_LAUNCH, "--cpu", "--mixed_precision", "bf16"]
     launch += ["--dynamo_backend", "aot_eager"]  # inductor's front half, which compiles fast
-    run(*launch, *blocks, "--output_dir", tmp_path / "run", TORCH_LOGS="graph_code")
+    done = run(*launch, *blocks, "--output_dir", tmp_path / "run", TORCH_LOGS="graph_code")
+    assert "1 process on cpu, bf16\n" in done.stderr
+    # one graph serves several layers: of each block fewer were compiled than it has applications
+    assert 0 < done.stderr.count("__compiled_fn") <= 8
     found, expected = (
         [line["loss"] for line in log_of(folder) if "loss" in line]
         for folder in (tmp_path / "run", one_process)

@@ -42,7 +42,8 @@ def test_processes_are_described(monkeypatch):
         ({"WORLD_SIZE": "4"}, r"\(WORLD_SIZE\) asked for 4 processes"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "srun asked for 2 processes"),
         ({"MASTER_PORT": "1", "ACCELERATE_MIXED_PRECISION": "no"}, "started one"),
-        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "needs a GPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 was asked for and needs a GPU"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP was asked for and needs a GPU"),
     ],
 )
 def test_what_was_asked_for_in_vain_is_said(monkeypatch, variables, message):

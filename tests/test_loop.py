@@ -199,6 +199,42 @@ def test_tensorboard_gets_what_the_log_gets(data, tmp_path):
     assert [event.value for event in events.Scalars("score")] == [0.5]
 
 
+def killed_at(progress_of_death):
+    def killed(module, batch, progress):
+        if progress > progress_of_death:
+            raise Killed
+        return compute_loss(module, batch, progress)
+
+    return killed
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = arguments(tmp_path, report_to="tensorboard")
+    with pytest.raises(Killed):
+        fit(noisy_network(), data, killed_at(8.5 / 12), settings)  # three steps after a checkpoint
+    fit(noisy_network(), data, compute_loss, settings)
+    events = EventAccumulator(str(tmp_path / "logs")).Reload().Scalars("loss")
+    assert [event.step for event in events] == [2, 4, 6, 8, 10, 12]
+
+
+def test_weights_and_biases_goes_on_with_the_same_run_offline(data, tmp_path, monkeypatch):
+    import wandb
+
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    settings = arguments(tmp_path, report_to="wandb")
+    with pytest.raises(Killed):
+        fit(noisy_network(), data, killed_at(8.5 / 12), settings)
+    wandb.finish()
+    fit(noisy_network(), data, compute_loss, settings)
+    identity = (tmp_path / "tracker_id").read_text()
+    runs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert [run.name for run in runs] == [f"run-{identity}.wandb"] * 2
+    assert b"loss" in runs[1].read_bytes()
+
+
 def test_a_tracker_that_is_not_installed_is_said_before_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="report_to='wandb' needs .* pip install wandb"):

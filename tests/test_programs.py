@@ -230,6 +230,24 @@ def test_the_readmes_activation_commands_run(line, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_readmes_commands_for_one_and_two_processes_run(tmp_path):
+    script = next(block for block in code_blocks("bash") if "torchrun" in block)
+    for written, here in {
+        "python training": f"{sys.executable} training",
+        "torchrun": f"{sys.executable} -m torch.distributed.run --standalone",
+        "training/recipes": "tests/recipes",
+        "outputs": str(tmp_path),
+    }.items():
+        assert written in script
+        script = script.replace(written, here)
+    done = run("bash", "-c", f"set -e\n{script}")
+    assert "1 process on cpu" in done.stderr and "2 processes on cpu" in done.stderr
+    assert "128 images a step: 2 processes × 64 images" in done.stdout
+    for number in ("one", "two"):
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / number / "teacher")
+        assert model.config.num_labels == 10
+
+
 def test_training_online_follows_training_from_the_store(line, tmp_path):
     out = line[0]
     manifest = json.loads((out / "activations" / "manifest.json").read_text())
