@@ -242,7 +242,7 @@ def test_the_readmes_commands_for_one_and_two_processes_run(tmp_path):
         script = script.replace(written, here)
     done = run("bash", "-c", f"set -e\n{script}")
     assert "1 process on cpu" in done.stderr and "2 processes on cpu" in done.stderr
-    assert "128 images a step: 2 processes × 64 images" in done.stdout
+    assert "32 images a step: 2 processes × 16 images" in done.stdout
     for number in ("one", "two"):
         model = AutoModelForImageClassification.from_pretrained(tmp_path / number / "teacher")
         assert model.config.num_labels == 10

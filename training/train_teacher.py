@@ -74,6 +74,8 @@ def main() -> None:
         return StepResult(loss, {"accuracy": right.mean()})
 
     model = Dinov2WithRegistersForImageClassification(config)
+    # nothing is masked, and several processes wait for the gradients of all that learns
+    model.base_model.embeddings.mask_token.requires_grad_(False)
     arguments.set_up(model)
     model = fit(model, dataset, compute_loss, arguments, description="teacher")
     if process_state().is_main_process:
