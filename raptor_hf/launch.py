@@ -158,6 +158,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         how = "" if alone else how_to_resume()
         state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
         sys.exit(128 + interruption.signal_number)
+    state.wait_for_everyone()
     state.destroy_process_group()
 
 

@@ -138,7 +138,7 @@ def fit(
         batch_size=arguments.batch_size,
         description=description,
     )
-    divergence = DivergenceGuard()
+    divergence, weights = DivergenceGuard(), share.weights()
 
     def run_validation(done: int) -> None:
         engine.update_module()
@@ -161,7 +161,7 @@ def fit(
             scalars, statistics, seen = {"loss": 0.0}, [], []
             seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
-            for weight, batch in zip(share.weights(), parts, strict=True):
+            for weight, batch in zip(weights, parts, strict=True):
                 seen.append(batch)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 with accelerator.accumulate(engine.model):
@@ -171,6 +171,7 @@ def fit(
                     scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
+                del result  # it holds predictions, which the next ones need the memory of
             stop, scalars = agree(accelerator, signals.received, scalars)
             check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
             if accelerator.is_main_process:

@@ -138,7 +138,7 @@ def folder_digest(path: str | Path) -> str:
 
 
 def environment() -> dict:
-    """Versions and commit that a result was made with."""
+    """Versions, commit and number of processes that a result was made with."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
@@ -148,6 +148,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "commit": commit,
+        "num_processes": process_state().num_processes,
     }
 
 

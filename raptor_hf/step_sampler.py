@@ -46,6 +46,8 @@ class BatchShare:
         Args:
             largest_part: images of a part, at most; 0: no limit.
         """
+        if largest_part < 0:
+            raise ValueError(f"per_device_batch_size must be 0 or more; got {largest_part}.")
         share = math.ceil(batch_size / processes["num_processes"])
         parts = math.ceil(share / largest_part) if largest_part else 1
         return cls(batch_size, num_parts=max(parts, least_parts), **processes)

@@ -114,6 +114,11 @@ def test_the_newest_checkpoints_are_kept(data, tmp_path):  # noqa: F811
     assert names == ["step_00000008", "step_00000010", "step_00000012"]
 
 
+def test_keeping_no_checkpoint_is_refused(data, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="keep must be at least 1.*got 0"):
+        fit(noisy_network(), data, compute_loss, arguments(tmp_path, keep=0))
+
+
 def damage(checkpoint, how):
     weights = checkpoint / "model.safetensors"
     content = bytearray(weights.read_bytes())
