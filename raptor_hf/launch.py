@@ -146,8 +146,11 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         for wish in unmet_wishes(state) if state.is_main_process else ():
             logger.warning(wish)
 
+    main_process = os.getpid()
+
     def stop(number: int, _frame) -> None:
-        raise Interrupted(number, "What was finished is kept.")
+        if os.getpid() == main_process:  # not one that it forked, like a DataLoader's worker
+            raise Interrupted(number, "What was finished is kept.")
 
     handle_stop_signals(stop)
     try:

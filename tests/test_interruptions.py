@@ -29,13 +29,18 @@ from tests.test_loop import (
 STEPS = 120
 
 
-def train(path, **changes):
-    """A training with dropout of half a second or so, whose result is written at its end."""
+def train(path, pause=0.0, **changes):
+    """A training with dropout, with a pause in every step; its result is written at its end."""
+
+    def slow_loss(*arguments):
+        time.sleep(pause)
+        return compute_loss(*arguments)
+
     torch.set_num_threads(1)
     features = torch.randn(37, 5, generator=torch.Generator().manual_seed(0))
     dataset = FeatureDataset(features, (features.sum(1) > 0).long())
     changes = {"steps": STEPS, "checkpoint_every": 3, "num_workers": 0} | changes
-    network = fit(noisy_network(), dataset, compute_loss, arguments(path, **changes))
+    network = fit(noisy_network(), dataset, slow_loss, arguments(path, **changes))
     torch.save(network.state_dict(), path / "result.pt")
 
 
@@ -74,7 +79,7 @@ def uninterrupted(tmp_path_factory):
 def test_killed_at_random_steps_it_ends_in_the_same_weights(uninterrupted, tmp_path):
     rng, path, in_the_middle = random.Random(0), tmp_path / "killed", 0
     for target in sorted(rng.sample(range(3, STEPS - 20), 7)):
-        process = start_training(path)
+        process = start_training(path, pause=0.01)
         names = checkpoints_of(path)
         wait_for(lambda n=names, t=target: max(steps_of(n), default=0) >= t, process)
         time.sleep(rng.uniform(0, 0.02))  # also while a checkpoint is written
@@ -93,7 +98,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, numb
     path = tmp_path / "stopped"
     # no checkpoints but that of the signal
     changes = {"checkpoint_every": 10**6, "num_workers": workers, "log_every": 1}
-    process = start_training(path, **changes)
+    process = start_training(path, pause=0.03, **changes)
     log = path / "log.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 9, process)
     os.kill(process.pid, number)

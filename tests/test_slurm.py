@@ -103,7 +103,7 @@ def test_a_job_that_is_told_to_stop_saves_requeues_and_goes_on(tmp_path):
     job = [
         "bash", "training/slurm/launch.sh", "training/pretrain_blocks.py", "--resume",
         "--output_dir", str(out), "--teacher", str(tmp_path / "teacher"),
-        "--activations", "online", "--dataset", "digits", "--spans", "0-6", "--steps", "60",
+        "--activations", "online", "--dataset", "digits", "--spans", "0-6", "--steps", "300",
         "--batch_size", "32", "--warmup_steps", "1", "--report_to", "none",
         "--checkpoint_every", "1000000", "--log_every", "1",
     ]  # fmt: skip
@@ -124,4 +124,4 @@ def test_a_job_that_is_told_to_stop_saves_requeues_and_goes_on(tmp_path):
     done = run(*job, **environment)  # what SLURM does next
     assert "going on after step" in done.stdout
     assert read_json(out / "run.json")["finished"]
-    assert len(log.read_text().splitlines()) == 60
+    assert len(log.read_text().splitlines()) == 300
