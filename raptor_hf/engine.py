@@ -14,6 +14,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .checkpoints import check_room
 from .launch import process_state
+from .loop_arguments import LoopArguments
 from .step_sampler import BatchShare
 
 
@@ -25,7 +26,7 @@ class Engine:
 
     Args:
         module: what learns.
-        arguments: of the loop (`LoopArguments`).
+        arguments: of the loop.
         clip_apart: parts of the module whose gradients are clipped each for itself.
         learning_rates: peak rates of these parts, instead of one for the whole module.
 
@@ -38,7 +39,7 @@ class Engine:
     def __init__(
         self,
         module: nn.Module,
-        arguments,
+        arguments: LoopArguments,
         *,
         clip_apart: list[nn.Module] | None = None,
         learning_rates: list[float] | None = None,
@@ -91,7 +92,7 @@ class Engine:
         for tensor in self.module.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
-    def start_trackers(self, arguments, first: int) -> None:
+    def start_trackers(self, arguments: LoopArguments, first: int) -> None:
         """Go on with this run in its tracker, or begin it.
 
         Args:
@@ -119,7 +120,7 @@ class Engine:
         )
 
 
-def make_accelerator(arguments) -> tuple[Accelerator, BatchShare]:
+def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
     """Accelerate as its environment sets it up, and how the processes share a batch."""
     process_state()
     tracker = arguments.report_to
@@ -170,7 +171,9 @@ def compile_repeated_parts(module: nn.Module) -> None:
             part.compile(**{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()})
 
 
-def make_optimizer(groups: list[list[nn.Parameter]], rates: list[float], arguments):
+def make_optimizer(
+    groups: list[list[nn.Parameter]], rates: list[float], arguments: LoopArguments
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW (fused: several times faster), and its warm-up and cosine.
 
     The schedule is a factor: each group keeps its share of `arguments.learning_rate` throughout.

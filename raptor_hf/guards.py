@@ -12,6 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from .engine import Engine
+from .loop_arguments import LoopArguments
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def check_finite_loss(
 
 
 @contextmanager
-def memory_in_words(images: int, arguments) -> Iterator[None]:
+def memory_in_words(images: int, arguments: LoopArguments) -> Iterator[None]:
     """Turn an out-of-memory error into one that says what to do about it.
 
     Args:

@@ -9,10 +9,8 @@ processes learn from the same batches as one.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,44 +24,11 @@ from .data import keep_batch
 from .engine import Engine
 from .guards import DivergenceGuard, check_finite_loss, memory_in_words
 from .launch import Interrupted, StopSignals, ignore_stop_signals
+from .loop_arguments import LoopArguments
 from .loss_log import LossLog
 from .matching import StepResult
 from .metrics import RSquared, compute_over_processes
 from .step_sampler import StepSampler
-
-
-@dataclass(kw_only=True)
-class LoopArguments:
-    """Arguments of every training program."""
-
-    output_dir: str = field(metadata={"help": "folder of the result, its log and its checkpoints"})
-    resume: bool = field(
-        default=False, metadata={"help": "go on with an unfinished run in output_dir"}
-    )
-    steps: int = field(default=1000, metadata={"help": "optimiser updates"})
-    batch_size: int = field(default=64, metadata={"help": "images a step, over all processes"})
-    per_device_batch_size: int = field(
-        default=0,
-        metadata={"help": "images in one pass of a process, at most; 0: its whole share of a step"},
-    )
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate of AdamW"})
-    final_learning_rate: float = field(default=1e-6, metadata={"help": "where the cosine ends"})
-    weight_decay: float = 1e-4
-    warmup_steps: int = field(default=50, metadata={"help": "steps of linear warm-up"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
-    seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
-    log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
-    checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
-    keep: int = field(default=2, metadata={"help": "newest checkpoints that are kept"})
-    num_workers: int = field(
-        default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
-    )
-    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
-        default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "print what would be read, trained, written; do nothing"}
-    )
 
 
 def fit(

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from .loop import LoopArguments
+from .loop_arguments import LoopArguments
 from .tasks import TASKS, Depth, Task
 from .transforms import Augmentation
 

@@ -19,7 +19,8 @@ from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import make_processor
 from raptor_hf.extraction import write_activations
 from raptor_hf.fidelity import trajectory_r2
-from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.loop import fit
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.losses import ObjectiveArguments
 from raptor_hf.matching import TrajectoryMatching, matching_loss
 from raptor_hf.modeling_raptor import RaptorModel

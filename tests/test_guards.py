@@ -10,7 +10,8 @@ from raptor_hf.activation_sources import OnlineActivations
 from raptor_hf.checkpoints import newest_checkpoint
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.guards import DivergenceGuard
-from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.loop import fit
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.losses import ObjectiveArguments
 from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.spans import Chain, ComputeArguments, make_span

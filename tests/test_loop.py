@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from raptor_hf.checkpoints import newest_checkpoint, remove_checkpoints
-from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.loop import fit
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.matching import StepResult
 from raptor_hf.step_sampler import BatchShare, StepSampler
 

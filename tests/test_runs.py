@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raptor_hf.loop import LoopArguments
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.runs import finish_run, folder_digest, parse_arguments, start_run
 
 

@@ -15,7 +15,8 @@ from raptor_hf.activation_sources import ActivationArguments
 from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.configuration_raptor import phase_spans, token_layout
 from raptor_hf.launch import process_state, run_program
-from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.loop import fit
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.losses import ObjectiveArguments, parse_token_weights
 from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.plan import print_training_plan

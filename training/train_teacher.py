@@ -16,7 +16,8 @@ from transformers import (
 from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.launch import process_state, run_program
-from raptor_hf.loop import LoopArguments, fit
+from raptor_hf.loop import fit
+from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.matching import StepResult
 from raptor_hf.plan import print_teacher_plan
 from raptor_hf.runs import finish_run, parse_arguments, start_run
