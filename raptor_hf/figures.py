@@ -45,7 +45,7 @@ def plot_training(log: list[dict[str, float]], path: str | Path) -> None:
     names = list(dict.fromkeys(name for line in log for name in line if name not in watching))
     qualities = [name for name in names if name.endswith(("accuracy", "r2", "top5", "miou"))]
     errors = [name for name in names if name not in qualities]
-    panels = [(errors, "log", "loss"), (qualities, "linear", "share of 1")]
+    panels = [(errors, "log", "loss"), (qualities, "linear", "score (1 is perfect)")]
     panels = [panel for panel in panels if panel[0]]
     figure, axes = plt.subplots(
         1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4), squeeze=False,

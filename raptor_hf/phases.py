@@ -47,11 +47,10 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
         directions = functional.normalize(torch.cat(vectors), dim=-1)
         total = total + (1 - directions @ directions.transpose(1, 2)).sum(dim=0)
         count += len(directions)
-    shares = [share for share in gather_object([(total, count)]) if share[1]]
+    shares = gather_object([(total.cpu().numpy(), count)] if count else [])
     if not shares:
         raise ValueError("layer_distance needs at least one trajectory; got none.")
-    distance = sum(total.cpu() for total, _ in shares) / sum(count for _, count in shares)
-    distance = distance.numpy()
+    distance = sum(total for total, _ in shares) / sum(count for _, count in shares)
     np.fill_diagonal(distance, 0.0)
     return (distance + distance.T) / 2
 

@@ -52,10 +52,10 @@ class ComputeArguments:
     def set_up(self, model: PreTrainedModel) -> None:
         """Make a model compute like this."""
         model.set_attn_implementation(self.attn_implementation)
-        if self.gradient_checkpointing:
-            # the name of transformers before 5.23
-            old = "gradient_checkpointing_enable"
-            getattr(model, "activation_checkpointing_enable", getattr(model, old))()
+        if self.gradient_checkpointing and hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        elif self.gradient_checkpointing:  # what older transformers call it
+            model.gradient_checkpointing_enable()
 
 
 class Span(NamedTuple):
