@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from raptor_hf.data import make_processor
-from raptor_hf.launch import StopSignals, describe_processes, run_program, unmet_wishes
+from raptor_hf.launch import (
+    STOP_SIGNALS,
+    StopSignals,
+    describe_processes,
+    run_program,
+    unmet_wishes,
+)
 from raptor_hf.step_sampler import BatchShare, StepSampler
 from tests.conftest import tiny_teacher
 from tests.programs import run, start
@@ -67,7 +73,8 @@ def test_a_stop_signal_is_noted_and_handlers_come_back():
 
 def test_a_program_that_is_told_to_stop_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["training/some.py", "--name", "two words"])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # it ignores all of them from then on, and so would what later tests start
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         with pytest.raises(SystemExit) as stop:
             run_program(lambda: signal.raise_signal(signal.SIGTERM))
