@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from .checkpoints import ADAMW_BYTES
 from .configuration_raptor import RaptorConfig, token_layout
 from .digit_scenes import NUMBER
+from .launch import process_state
 from .losses import ObjectiveArguments
 from .modeling_raptor import PatchFrame, RaptorBlock
 from .probe_arguments import candidates_of
@@ -135,7 +136,9 @@ def describe_images(dataset: str, split: str) -> str:
 
 
 def print_plan(title: str, lines: list[tuple[str, str]]) -> None:
-    """Print a plan, one topic a line."""
+    """Print a plan, one topic a line; of several processes the main one does."""
+    if not process_state().is_main_process:
+        return
     print(f"{title}\nA dry run: nothing is trained, nothing is written.")
     for topic, text in lines:
         print(f"  {topic:<12} {text}")
