@@ -99,8 +99,9 @@ class Engine:
             first: updates that were made before; what was tracked after them is dropped, where the
                 tracker can.
         """
-        name, identity = Path(arguments.output_dir).name, tracker_id(arguments.output_dir)
-        tracker = arguments.report_to
+        name, tracker = Path(arguments.output_dir).name, arguments.report_to
+        # one process names the run: of several the last to write would, and a resume find another
+        identity = tracker_id(arguments.output_dir) if self.accelerator.is_main_process else None
         self.accelerator.init_trackers(
             "logs" if tracker == "tensorboard" else "raptor_hf",  # a folder, or a project
             config={key: str(value) for key, value in dataclasses.asdict(arguments).items()},
@@ -112,10 +113,7 @@ class Engine:
                     "id": identity,
                     "resume": "allow",
                 },
-                "trackio": {
-                    "name": f"{name}-{tracker_id(arguments.output_dir)}",
-                    "resume": "allow",
-                },
+                "trackio": {"name": f"{name}-{identity}", "resume": "allow"},
             },
         )
 

@@ -21,7 +21,7 @@ from raptor_hf.runs import read_json
 from raptor_hf.shards import ShardFile
 from raptor_hf.teachers import trajectory
 from tests.conftest import tiny_teacher
-from tests.programs import run
+from tests.programs import TWO_PROCESSES, run
 
 
 def checksums(path):
@@ -140,10 +140,9 @@ def test_two_processes_write_what_one_writes(teacher, tmp_path):
     make_processor(8).save_pretrained(tmp_path / "teacher")
     command = ["training/extract_activations.py", "--teacher", tmp_path / "teacher", "--views", "2"]
     command += ["--num_images", "45", "--batch_size", "8", "--shard_megabytes", "0"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--master_port", "29519"]
     alone = {"OMP_NUM_THREADS": "1"}  # as torchrun sets it: sums in the same order
     run(sys.executable, *command, "--output_dir", tmp_path / "one", **alone)
-    two = [*torchrun, "--nproc_per_node", "2", *command, "--output_dir", tmp_path / "two"]
+    two = [*TWO_PROCESSES, *command, "--output_dir", tmp_path / "two"]
     run(*two, ACCELERATE_USE_CPU="true", **alone)
     assert len(checksums(tmp_path / "one")) == 12  # 90 rows: the last shard has two
     assert checksums(tmp_path / "two") == checksums(tmp_path / "one")

@@ -19,11 +19,10 @@ from raptor_hf import RaptorModel
 from raptor_hf.data import make_processor
 from raptor_hf.digit_scenes import digit_scenes
 from tests.layouts import write_ade20k, write_imagenet, write_nyuv2
-from tests.programs import run
+from tests.programs import ACCELERATE_LAUNCH, TWO_PROCESSES, run
 from tests.test_modeling_raptor import randomised
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "evaluation/probe.py"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+LAUNCH = [*ACCELERATE_LAUNCH, "evaluation/probe.py"]
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +117,7 @@ def test_two_processes_find_what_one_does(task, backbones, tmp_path):
     recipe = f"tests/recipes/digits_{task}_probe.yaml"
     flags = ["evaluation/probe.py", recipe, *backbones[:2], "--test_images", "13"]
     run(sys.executable, *flags, "--output_dir", tmp_path / "one")
-    port = 29700 + ["classification", "depth"].index(task)
-    run(*TWO, port, *flags, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    run(*TWO_PROCESSES, *flags, "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")
     one, two = (results_of(tmp_path / name, task) for name in ("one", "two"))
     assert set(one) == set(two) == {"teacher", "constant"}
     # the scale-invariant loss squares a mean, which each process takes over its share of a batch
