@@ -1,15 +1,11 @@
 """Turn a Vision Transformer of transformers into a Raptor: a few blocks, applied recurrently."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForDepthEstimation,
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-)
+import transformers
 
 from .configuration_raptor import RaptorConfig
 from .modeling_raptor import (
+    AUTO_CLASSES,
+    RaptorBackbone,
     RaptorBlock,
     RaptorForDepthEstimation,
     RaptorForImageClassification,
@@ -17,13 +13,12 @@ from .modeling_raptor import (
     RaptorModel,
 )
 
-AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
-AutoModel.register(RaptorConfig, RaptorModel)
-AutoModelForImageClassification.register(RaptorConfig, RaptorForImageClassification)
-AutoModelForSemanticSegmentation.register(RaptorConfig, RaptorForSemanticSegmentation)
-AutoModelForDepthEstimation.register(RaptorConfig, RaptorForDepthEstimation)
+transformers.AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
+for auto_class, model_class in AUTO_CLASSES.items():
+    getattr(transformers, auto_class).register(RaptorConfig, model_class)
 
 __all__ = [
+    "RaptorBackbone",
     "RaptorBlock",
     "RaptorConfig",
     "RaptorForDepthEstimation",

@@ -8,6 +8,7 @@ import difflib
 from typing import Literal, NamedTuple
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 
 class TeacherFamily(NamedTuple):
@@ -69,7 +70,7 @@ def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
     return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
 
 
-class RaptorConfig(PreTrainedConfig):
+class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a `RaptorModel`.
 
     What belongs to the teacher (image and patch size, channels, width, heads, registers, the final
@@ -89,6 +90,10 @@ class RaptorConfig(PreTrainedConfig):
         semantic_loss_ignore_index: label of pixels that segmentation does not count.
         depth_bins: number of equally wide bins that a depth head chooses among.
         min_depth, max_depth: the range of these bins in metres.
+        out_features, out_indices: of a `RaptorBackbone`: after which layers it gives feature maps,
+            as names ("stem", "stage1", …) or numbers (0 … L); default the last layer.
+        apply_layernorm: let the final norm be applied to these maps.
+        reshape_hidden_states: let them be (B, D, h, w) rather than tokens (B, 1 + h·w, D).
         output_hidden_states: as everywhere in transformers, but on by default: a trajectory is what
             one loads a Raptor for. Turn it off to save memory.
 
@@ -114,6 +119,10 @@ class RaptorConfig(PreTrainedConfig):
     depth_bins: int = 256
     min_depth: float = 0.001
     max_depth: float = 10.0
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
     output_hidden_states: bool | None = True
 
     def __post_init__(self, **kwargs):
@@ -123,6 +132,7 @@ class RaptorConfig(PreTrainedConfig):
             fields = dict(self.teacher_config)
             self.teacher_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         self.phases = list(self.phases)  # a tuple comes back from JSON as a list
+        maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         for name in kwargs:  # transformers takes any name and keeps it: a typo would go unnoticed
             if meant := difflib.get_close_matches(
                 name, RaptorConfig.__annotations__, 1, cutoff=0.8
@@ -130,6 +140,7 @@ class RaptorConfig(PreTrainedConfig):
                 raise ValueError(f"RaptorConfig has no {name!r}; did you mean {meant[0]!r}?")
         super().__post_init__(**kwargs)
         self.check_phases()
+        self.set_output_features_output_indices(**maps)
 
     def check_phases(self) -> None:
         """Refuse phases that do not cover the teacher's layers exactly, and other wrong values.
@@ -155,6 +166,11 @@ class RaptorConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Number of applications L: the teacher's depth."""
         return sum(self.phases)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What a backbone's feature maps are called: "stem", then "stage1" … "stageL"."""
+        return ["stem"] + [f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1)]
 
     @property
     def hidden_size(self) -> int:

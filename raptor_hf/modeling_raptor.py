@@ -6,14 +6,17 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
 
 import copy
+import os
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
+    BackboneOutput,
     BaseModelOutputWithPooling,
     DepthEstimatorOutput,
     ImageClassifierOutput,
@@ -44,15 +47,19 @@ class RaptorAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(…, N, D) to (…, N, D)."""
+    def forward(
+        self, hidden_states: torch.Tensor, attentions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to `attentions`."""
         shape = hidden_states.shape
         qkv = self.qkv(hidden_states).view(-1, shape[-2], 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation or "sdpa", eager_attention
-        )
-        mixed, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        # of all implementations the eager one alone tells its weights
+        name = "eager" if attentions is not None else self.config._attn_implementation or "sdpa"
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        mixed, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        if attentions is not None:
+            attentions.append(weights)
         return self.proj(mixed.reshape(shape))
 
 
@@ -113,12 +120,18 @@ class RaptorBlock(GradientCheckpointingLayer):
         self.layer_scale2 = nn.Parameter(torch.full((size,), config.layerscale_value))
         self.depth_scaling = RaptorDepthScaling(config) if config.depth_scaling else None
 
-    def forward(self, hidden_states: torch.Tensor, depth: int | torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        depth: int | torch.Tensor,
+        attentions: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """One application.
 
         Args:
             hidden_states: (B, N, D), or (B, P, N, D) for P independent layers at once.
             depth: the layer that is asked for (1 … L), or a tensor (P,) of them.
+            attentions: a list that the attention weights (B, heads, N, N) are appended to.
 
         Returns:
             The state(s) one layer deeper, in the shape of `hidden_states`.
@@ -128,7 +141,8 @@ class RaptorBlock(GradientCheckpointingLayer):
             s1, s2, s3 = self.depth_scaling(depth)
             attention_scale, ffn_scale = s1 * attention_scale, s2 * ffn_scale
         states = hidden_states
-        states = torch.addcmul(states, self.attention(self.norm1(states)), attention_scale)
+        mixed = self.attention(self.norm1(states), attentions)
+        states = torch.addcmul(states, mixed, attention_scale)
         states = torch.addcmul(states, self.ffn(self.norm2(states)), ffn_scale)
         return states if self.depth_scaling is None else states * s3
 
@@ -187,8 +201,44 @@ class RaptorPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["RaptorBlock"]
+    _no_split_modules = ["RaptorBlock"]  # transformers adds the embeddings of the shell
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool = True, **kwargs):
+        """As everywhere in transformers, but from safetensors only: a pickle is never opened.
+
+        Raises:
+            ValueError: `use_safetensors=False`.
+        """
+        if not use_safetensors:
+            raise ValueError("The weights of a Raptor are read from safetensors, never a pickle.")
+        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """As everywhere in transformers. The code goes along, so that any Auto class can load it.
+
+        transformers itself would note down the one Auto class of the model that is saved, and
+        `AutoModel` would not find the backbone of a classifier.
+        """
+        models = {name: f"modeling_raptor.{cls.__name__}" for name, cls in AUTO_CLASSES.items()}
+        self.config.auto_map = {"AutoConfig": "configuration_raptor.RaptorConfig", **models}
+        super().save_pretrained(save_directory, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The teacher's patch embedding."""
+        return self.base_model.shell.get_input_embeddings()
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """One black image of the teacher's size."""
+        size = self.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(1, self.config.num_channels, height, width)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -214,6 +264,8 @@ class RaptorModel(RaptorPreTrainedModel):
 
     `embed`, `advance` and `norm` are the three seams; `forward` is those three in a row.
     """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # any model with a head has a backbone
 
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
@@ -310,9 +362,14 @@ class RaptorModel(RaptorPreTrainedModel):
             )
         return self.shell.get_submodule(self.family.embeddings)(pixel_values)
 
-    def advance(self, states: torch.Tensor, depth: int) -> torch.Tensor:
-        """One application: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth."""
-        return self.blocks[self.config.phase_of(depth)](states, depth)
+    def advance(
+        self, states: torch.Tensor, depth: int, attentions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """One application: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth.
+
+        The attention weights (B, heads, N, N) are appended to `attentions`, if it is given.
+        """
+        return self.blocks[self.config.phase_of(depth)](states, depth, attentions)
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """The teacher's final norm: (B, N, D) to (B, N, D)."""
@@ -345,19 +402,25 @@ class RaptorModel(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Images (B, C, H, W) to the states of all layers.
 
         Returns:
             `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
-            token, and `hidden_states`: L + 1 states (B, N, D) before the final norm.
+            token, `hidden_states`: L + 1 states (B, N, D) before the final norm, and, where they
+            are asked for, `attentions`: L times (B, heads, N, N), worked out by the eager
+            attention whatever the model's own is.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        attentions = [] if output_attentions else None
         states = self.embed(pixel_values)
         hidden_states = (states,) if output_hidden_states else None
         for depth in range(1, self.config.num_hidden_layers + 1):
-            states = self.advance(states, depth)
+            states = self.advance(states, depth, attentions)
             if output_hidden_states:
                 hidden_states += (states,)
         last_hidden_state = self.norm(states)
@@ -365,6 +428,7 @@ class RaptorModel(RaptorPreTrainedModel):
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state[:, 0],
             hidden_states=hidden_states,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
 
@@ -396,12 +460,18 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
         """Images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are given."""
-        outputs = self.raptor(pixel_values, output_hidden_states=output_hidden_states)
+        outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 class PatchFrame(NamedTuple):
@@ -441,10 +511,10 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def drop_registers(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
     """What dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D)."""
-    patches = last_hidden_state[:, token_layout(config).groups()["patches"]]
-    return torch.cat([last_hidden_state[:, :1], patches], dim=1)
+    patches = states[:, token_layout(config).groups()["patches"]]
+    return torch.cat([states[:, :1], patches], dim=1)
 
 
 def segmentation_logits(
@@ -540,6 +610,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SemanticSegmenterOutput:
         """Images (B, C, H, W) of any size to the logits of every patch.
 
@@ -555,7 +626,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
             ValueError: labels of another size than the images.
         """
         frame = frame_of_images(pixel_values, labels, self.config)
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states=output_hidden_states)
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = segmentation_logits(self.classifier, tokens, frame.grid)
         loss = None
@@ -568,7 +639,10 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         if any(frame.padding):
             logits = frame.interpolate(logits)
         return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -587,6 +661,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DepthEstimatorOutput:
         """Images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
 
@@ -598,13 +673,16 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         """
         frame = frame_of_images(pixel_values, labels, self.config)
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states=output_hidden_states)
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = depth_logits(self.classifier, tokens, frame.grid)
         depth = expected_depth(logits, frame, **limits)
         loss = None if labels is None else depth_loss(logits, depth, labels, frame, **limits)
         return DepthEstimatorOutput(
-            loss=loss, predicted_depth=depth, hidden_states=outputs.hidden_states
+            loss=loss,
+            predicted_depth=depth,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -621,7 +699,66 @@ def frame_of_images(
     return PatchFrame.of(expected[1:], config)
 
 
+class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
+    """A Raptor whose states are feature maps for a dense model: UperNet, DPT, Mask2Former, ….
+
+    `out_features` ("stem", "stage1", … "stageL") or `out_indices` (0 … L) say after which layers,
+    as in `Dinov2WithRegistersBackbone`.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """Images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
+
+        With `config.apply_layernorm` they are after the final norm. With
+        `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
+        the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs = self.raptor(pixel_values, True, output_attentions)
+        grid = PatchFrame.of(tuple(pixel_values.shape[-2:]), self.config).grid
+        feature_maps = []
+        for index in self.out_indices:
+            states = outputs.hidden_states[index]
+            states = self.raptor.norm(states) if self.config.apply_layernorm else states
+            tokens = drop_registers(states, self.config)
+            if self.config.reshape_hidden_states:
+                tokens = tokens[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
+            feature_maps.append(tokens)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
+AUTO_CLASSES = {
+    "AutoModel": RaptorModel,
+    "AutoModelForImageClassification": RaptorForImageClassification,
+    "AutoModelForSemanticSegmentation": RaptorForSemanticSegmentation,
+    "AutoModelForDepthEstimation": RaptorForDepthEstimation,
+    "AutoBackbone": RaptorBackbone,
+}
+for auto_class, model_class in AUTO_CLASSES.items():
+    model_class.register_for_auto_class(auto_class)  # its code is saved with it
+
 __all__ = [
+    "AUTO_CLASSES",
+    "RaptorBackbone",
     "RaptorBlock",
     "RaptorForDepthEstimation",
     "RaptorForImageClassification",
