@@ -81,6 +81,10 @@ class RaptorFFN(nn.Module):
         return self.fc2(nn.functional.gelu(hidden))
 
 
+class RaptorDepthLinear(nn.Linear):
+    """A layer of the depth scaling: a class of its own, for `_init_weights` to know it by."""
+
+
 class RaptorDepthScaling(nn.Module):
     """Three per-channel factors: W₂·SiLU(W₁·depth + b₁) + b₂ + 1 (paper, App. A.3)."""
 
@@ -88,16 +92,11 @@ class RaptorDepthScaling(nn.Module):
 
     def __init__(self, config: RaptorConfig):
         super().__init__()
-        self.fc1 = nn.Linear(1, self.hidden_size)
-        self.fc2 = nn.Linear(self.hidden_size, 3 * config.hidden_size)
+        self.fc1 = RaptorDepthLinear(1, self.hidden_size)
+        self.fc2 = RaptorDepthLinear(self.hidden_size, 3 * config.hidden_size)
 
-    def forward(self, depth: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Factors of the attention, the FFN and the output: (1, D) each, or (P, 1, D)."""
-        weight = self.fc1.weight
-        if isinstance(depth, int):
-            depth = torch.full((1, 1), depth, dtype=weight.dtype, device=weight.device)
-        else:
-            depth = depth.to(weight)[:, None, None]
+    def forward(self, depth: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Factors of the attention, the FFN and the output, for depths (…, 1): (…, D) each."""
         return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
 
 
@@ -138,6 +137,11 @@ class RaptorBlock(GradientCheckpointingLayer):
         """
         attention_scale, ffn_scale = self.layer_scale1, self.layer_scale2
         if self.depth_scaling is not None:
+            # where the states are, not where the weights are: these may be offloaded
+            if isinstance(depth, int):
+                depth = hidden_states.new_full((1, 1), depth)
+            else:
+                depth = depth.to(hidden_states)[:, None, None]
             s1, s2, s3 = self.depth_scaling(depth)
             attention_scale, ffn_scale = s1 * attention_scale, s2 * ffn_scale
         states = hidden_states
@@ -243,17 +247,18 @@ class RaptorPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Linear weights N(0, initializer_range); a depth scaling that starts as 1 ± 1e-4."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, RaptorDepthLinear):
+            for weight in (module.weight, module.bias):
+                if module.in_features == 1:
+                    init.uniform_(weight, -1, 1)
+                else:
+                    init.normal_(weight, std=1e-4)
+        elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, RaptorDepthScaling):  # after its linear layers: children come first
-            init.kaiming_uniform_(module.fc1.weight, a=5**0.5)
-            init.uniform_(module.fc1.bias, -1, 1)
-            init.normal_(module.fc2.weight, std=1e-4)
-            init.normal_(module.fc2.bias, std=1e-4)
         elif isinstance(module, RaptorBlock):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
             init.constant_(module.layer_scale2, self.config.layerscale_value)

@@ -124,9 +124,11 @@ def test_only_the_blocks_train(teacher):
 
 
 def test_depth_scaling_starts_as_the_identity(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [6])
-    for scale in raptor.blocks[0].depth_scaling(3):
+    scaling = RaptorModel.from_teacher(teacher, [6]).blocks[0].depth_scaling
+    for scale in scaling(torch.tensor([[3.0]])):
         assert 0 < (scale - 1).abs().max() < 0.01
+    assert -1 < scaling.fc1.bias.min() < -0.3 < 0.3 < scaling.fc1.bias.max() < 1
+    assert 0.8e-4 < scaling.fc2.weight.std() < 1.2e-4
 
 
 def test_save_and_load_are_bit_equal(teacher, pixel_values, tmp_path):

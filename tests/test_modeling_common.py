@@ -1,0 +1,282 @@
+"""The common checks that transformers makes of its own vision models, written for the Raptors.
+
+| check of transformers                          | here                                            |
+| ---------------------------------------------- | ----------------------------------------------- |
+| save_load, correct_missing_keys, sharding      | test_save_and_load (test_modeling_raptor: keys) |
+| dtype round trip, load in half precision       | test_dtypes                                     |
+| can_init_all_missing_weights, initialization   | test_missing_weights_are_initialised            |
+| base_model_prefix loads base weights, and back | test_backbone_and_heads_share_weights           |
+| load_with_mismatched_shapes, problem types     | test_number_of_labels, test_problem_types       |
+| hidden_states_output, retain_grad              | test_hidden_states                              |
+| attention_outputs, dynamic implementation      | test_attentions                                 |
+| eager_matches_sdpa (flex too), fp32 and bf16   | test_attention_implementations_agree            |
+| training, gradient checkpointing (both kinds)  | test_gradient_checkpointing                     |
+| batching_equivalence                           | test_batching_changes_nothing                   |
+| model_outputs_equivalence (tuple and dict)     | test_outputs_as_a_tuple                         |
+| get_set_embeddings, forward_signature          | test_what_transformers_asks_for                 |
+| device map, offload, on the meta device        | test_offload_to_disk, test_save_and_load        |
+| torch_compile, fullgraph                       | test_compiles_without_a_break                   |
+| export, ONNX                                   | test_export.py                                  |
+| backbone tests                                 | test_backbone.py                                |
+| configuration tests                            | test_configuration_raptor.py                    |
+| pipelines                                      | test_remote_code.py, test_dense_models.py       |
+
+Not applicable: tokens, vocabularies, tied weights, caches and generation (no text model), masks and
+inputs_embeds (no padding among patches), chunked feed-forward and head masks (not offered), tensor
+parallelism (no plan). Not run for want of a GPU: flash attention, several devices, fp16 kernels.
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+
+from raptor_hf import RaptorConfig, RaptorForImageClassification, RaptorModel
+from raptor_hf.modeling_raptor import AUTO_CLASSES
+from tests.test_modeling_raptor import randomised
+
+EVERY_MODEL = pytest.mark.parametrize("model_class", AUTO_CLASSES.values())
+
+
+def make(model_class, teacher, **fields):
+    config = RaptorConfig(
+        teacher_config=copy.deepcopy(teacher.config), phases=[4, 2], depth_bins=5, **fields
+    )
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    for block in model.base_model.blocks:
+        randomised(block)
+    return model
+
+
+def tensors(outputs):
+    """All tensors of an output, by the name of their field."""
+    return {
+        f"{name}.{index}": tensor
+        for name, field in outputs.items()
+        for index, tensor in enumerate(field if isinstance(field, tuple) else (field,))
+    }
+
+
+def assert_same(ours, theirs, **tolerances):
+    ours, theirs = tensors(ours), tensors(theirs)
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(
+            tensor, theirs[name], msg=lambda m, n=name: f"{n}: {m}", **tolerances
+        )
+
+
+@EVERY_MODEL
+def test_save_and_load(model_class, teacher, pixel_values, tmp_path):
+    model = make(model_class, teacher)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert not [*tmp_path.glob("*.bin"), *tmp_path.glob("*.pt")]
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert_same(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
+    assert_same(copy.deepcopy(loaded)(pixel_values), model(pixel_values), rtol=0, atol=0)
+
+
+@EVERY_MODEL
+def test_dtypes(model_class, teacher, pixel_values, tmp_path):
+    make(model_class, teacher).to(torch.bfloat16).save_pretrained(tmp_path)
+    half = model_class.from_pretrained(tmp_path)  # as it was saved
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert half.config.dtype == torch.bfloat16
+    outputs = tensors(half(pixel_values))
+    assert {tensor.dtype for tensor in outputs.values()} == {torch.bfloat16}
+    whole = model_class.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, tensor in tensors(whole(pixel_values)).items():
+        assert tensor.dtype == torch.float32
+        error = (tensor - outputs[name]).square().mean().sqrt() / tensor.square().mean().sqrt()
+        assert error < 0.05, name  # eight bits, six applications
+    half.to(torch.float16)(pixel_values)
+
+
+def test_missing_weights_are_initialised(teacher, tmp_path):
+    model = make(RaptorModel, teacher, layerscale_value=0.25)
+    lost = ("layer_scale1", "norm1.", "depth_scaling.fc1.bias", "ffn.fc1.")
+    kept = {k: v for k, v in model.state_dict().items() if not any(part in k for part in lost)}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded, info = RaptorModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set(model.state_dict()) - set(kept)
+    for name, weight in loaded.state_dict().items():
+        if name in kept:  # also beside a lost weight of the same module
+            assert torch.equal(weight, kept[name]), name
+    block = loaded.blocks[1]
+    assert torch.equal(block.layer_scale1, torch.full((24,), 0.25))
+    assert torch.equal(block.norm1.weight, torch.ones(24))
+    assert torch.equal(block.ffn.fc1.bias, torch.zeros(96))
+    assert 0.01 < block.ffn.fc1.weight.std() < 0.03
+    assert -1 <= block.depth_scaling.fc1.bias.min() < block.depth_scaling.fc1.bias.max() <= 1
+
+
+@EVERY_MODEL
+def test_backbone_and_heads_share_weights(model_class, teacher, pixel_values, tmp_path):
+    backbone, model = make(RaptorModel, teacher), make(model_class, teacher)
+    backbone.save_pretrained(tmp_path / "backbone")
+    model.save_pretrained(tmp_path / "model")
+    loaded, info = model_class.from_pretrained(tmp_path / "backbone", output_loading_info=True)
+    assert info["missing_keys"] == {k for k in model.state_dict() if k.startswith("classifier.")}
+    assert_same(loaded.base_model(pixel_values), backbone(pixel_values), rtol=0, atol=0)
+    back, info = RaptorModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(back(pixel_values), model.base_model(pixel_values), rtol=0, atol=0)
+
+
+def test_number_of_labels(teacher, pixel_values, tmp_path):
+    model = make(RaptorForImageClassification, teacher, num_labels=3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        RaptorForImageClassification.from_pretrained(tmp_path, num_labels=7)
+    wider = RaptorForImageClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert wider(pixel_values).logits.shape == (3, 7)
+    assert_same(wider.raptor(pixel_values), model.raptor(pixel_values), rtol=0, atol=0)
+
+
+def test_problem_types(teacher, pixel_values):
+    several = make(RaptorForImageClassification, teacher, num_labels=4)
+    several.config.problem_type = "multi_label_classification"
+    labels = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    outputs = several(pixel_values, labels=labels)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels)
+    torch.testing.assert_close(outputs.loss, expected)
+    one = make(RaptorForImageClassification, teacher, num_labels=1)
+    outputs = one(pixel_values, labels=(value := torch.tensor([0.5, -1.0, 2.0])))
+    torch.testing.assert_close(outputs.loss, (outputs.logits[:, 0] - value).square().mean())
+
+
+@EVERY_MODEL
+def test_hidden_states(model_class, teacher, pixel_values):
+    model = make(model_class, teacher)
+    outputs = model(pixel_values)
+    assert [tuple(state.shape) for state in outputs.hidden_states] == 7 * [(3, 7, 24)]
+    for state in outputs.hidden_states[1:]:
+        state.retain_grad()
+    last = [tensor for name, tensor in tensors(outputs).items() if "hidden_states" not in name][0]
+    last.sum().backward()
+    assert all(state.grad.abs().max() > 0 for state in outputs.hidden_states[1:])
+    assert model(pixel_values, output_hidden_states=False).hidden_states is None
+    model.config.output_hidden_states = False
+    assert model(pixel_values).hidden_states is None
+    assert len(model(pixel_values, output_hidden_states=True).hidden_states) == 7
+
+
+@EVERY_MODEL
+def test_attentions(model_class, teacher, pixel_values):
+    model = make(model_class, teacher)
+    assert model(pixel_values).attentions is None
+    outputs = model(pixel_values, output_attentions=True)
+    assert [tuple(weights.shape) for weights in outputs.attentions] == 6 * [(3, 3, 7, 7)]
+    for weights in outputs.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 3, 7))
+    block, states = model.base_model.blocks[1], outputs.hidden_states[5]  # makes layer 6
+    qkv = block.attention.qkv(block.norm1(states)).unflatten(-1, (3, 3, 8))
+    expected = torch.einsum("bqhd,bkhd->bhqk", qkv[:, :, 0], qkv[:, :, 1]) / 8**0.5
+    torch.testing.assert_close(outputs.attentions[5], expected.softmax(-1))
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    assert_same(model(pixel_values), outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_implementations_agree(teacher, pixel_values, dtype):
+    model = make(RaptorModel, teacher).to(dtype).requires_grad_(False)
+    states = {}
+    for implementation in ("eager", "sdpa", "flex_attention"):
+        model.set_attn_implementation(implementation)
+        assert model.blocks[0].attention.config._attn_implementation == implementation
+        states[implementation] = model(pixel_values).last_hidden_state
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for other in ("sdpa", "flex_attention"):
+        torch.testing.assert_close(states[other], states["eager"], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@EVERY_MODEL
+def test_gradient_checkpointing(model_class, teacher, pixel_values, use_reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        model = make(model_class, teacher).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            assert all(block.gradient_checkpointing for block in model.base_model.blocks)
+        outputs = model(pixel_values)
+        first = [t for name, t in tensors(outputs).items() if "hidden_states" not in name][0]
+        first.square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if "blocks." in n})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+@EVERY_MODEL
+def test_batching_changes_nothing(model_class, teacher, pixel_values):
+    model = make(model_class, teacher)
+    together = tensors(model(pixel_values))
+    for index in range(3):
+        for name, tensor in tensors(model(pixel_values[index : index + 1])).items():
+            torch.testing.assert_close(tensor[0], together[name][index], rtol=1e-4, atol=1e-4)
+
+
+@EVERY_MODEL
+def test_outputs_as_a_tuple(model_class, teacher, pixel_values):
+    model = make(model_class, teacher)
+    named = model(pixel_values)
+    plain = model(pixel_values, return_dict=False)
+    assert isinstance(plain, tuple)
+    for one, other in zip(plain, named.to_tuple(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@EVERY_MODEL
+def test_what_transformers_asks_for(model_class, teacher):
+    model = make(model_class, teacher)
+    assert isinstance(model.get_input_embeddings(), torch.nn.Module)
+    assert model.get_input_embeddings() is model.base_model.shell.embeddings.patch_embeddings
+    assert list(inspect.signature(model.forward).parameters)[0] == model.main_input_name
+    assert model(**model.dummy_inputs).hidden_states[0].shape == (1, 7, 24)
+    assert {"RaptorBlock", "Dinov2WithRegistersEmbeddings"} <= model._no_split_modules
+
+
+@EVERY_MODEL
+def test_offload_to_disk(model_class, teacher, pixel_values, tmp_path):
+    model = make(model_class, teacher)
+    model.save_pretrained(tmp_path / "model")
+    prefix = "" if model_class is RaptorModel else "raptor."
+    placed = {f"{prefix}shell": "cpu", f"{prefix}blocks.0": "disk", f"{prefix}blocks.1": "cpu"}
+    if hasattr(model, "classifier"):
+        placed["classifier"] = "cpu"
+    loaded = model_class.from_pretrained(
+        tmp_path / "model", device_map=placed, offload_folder=tmp_path / "offload"
+    )
+    assert next(loaded.base_model.blocks[0].parameters()).is_meta
+    with torch.no_grad():
+        assert_same(loaded(pixel_values), model(pixel_values), rtol=0, atol=0)
+
+
+@EVERY_MODEL
+def test_compiles_without_a_break(model_class, teacher, pixel_values):
+    torch.compiler.reset()
+    model = make(model_class, teacher).requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_same(compiled(pixel_values), model(pixel_values))
+    outputs = model(pixel_values, output_attentions=True)
+    assert_same(compiled(pixel_values, output_attentions=True), outputs)
+
+
+def test_weights_come_from_safetensors_only(teacher, tmp_path):
+    model = make(RaptorModel, teacher)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="read from safetensors, never a pickle"):
+        RaptorModel.from_pretrained(tmp_path, use_safetensors=False)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        RaptorModel.from_pretrained(tmp_path)
