@@ -12,6 +12,24 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TWO_PROCESSES = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
 ACCELERATE_LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
+# the head of a program that stands for a machine on which this package is not installed
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "raptor_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden)  # before the finders that would find it
+try:
+    import raptor_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("this package can be imported")
+"""
+
 
 def start(*command, **variables):
     """A process that is running, in a session of its own."""

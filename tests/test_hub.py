@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from raptor_hf import RaptorForImageClassification, RaptorModel
 from raptor_hf.data import make_processor
 from tests.hub_server import Blob, Repository, hub_server
-from tests.programs import ROOT
+from tests.programs import ROOT, WITHOUT_THE_PACKAGE
 from tests.test_modeling_raptor import randomised
 
 ATTEMPTS = 6  # huggingface_hub repeats an upload five times
@@ -34,16 +34,6 @@ def refused(kind, words, function, *arguments, **options):
         assert type(error) is kind and words in str(error), repr(error)
     else:
         raise AssertionError(f"{function} of {arguments} {options} raised nothing")
-"""
-
-WITHOUT_THE_PACKAGE = """
-class Hidden:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == "raptor_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hidden)  # before the finders that would find it
-refused(ModuleNotFoundError, "raptor_hf", __import__, "raptor_hf")
 """
 
 SAVE_OUTPUTS = """

@@ -1,0 +1,390 @@
+import io
+import json
+import math
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+from safetensors.torch import save_file
+from torch import nn
+
+from raptor_hf import RaptorModel
+from raptor_hf.data import make_processor
+from raptor_hf.demo import (
+    Head,
+    Pair,
+    analyse,
+    check_pair,
+    load_pair,
+    model_folder,
+    read_image,
+    state_cosines,
+    top_classes,
+    turning_angles,
+)
+from raptor_hf.demo_pictures import curves, layer_strip, layer_view
+from raptor_hf.heads import attach_head
+from tests.conftest import tiny_teacher
+from tests.programs import ROOT, free_port, run, start
+from tests.test_modeling_raptor import randomised
+
+CHROMIUM = shutil.which("chromium")
+DEMO = (sys.executable, "evaluation/demo.py")
+NAMES = [f"kind {n}" for n in range(7)]
+
+
+def noise(seed, size=(8, 8)):
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def tiny_raptor(teacher):
+    torch.manual_seed(0)
+    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    randomised(raptor.blocks)
+    return raptor.eval()
+
+
+def tiny_head():
+    torch.manual_seed(1)
+    return nn.Linear(48, 7).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A teacher, a Raptor with a head of seven classes, the bare Raptor, and a head file."""
+    folder, teacher = tmp_path_factory.mktemp("demo"), tiny_teacher()
+    raptor = tiny_raptor(teacher)
+    models = {
+        "teacher": teacher,
+        "raptor": attach_head(raptor, tiny_head(), NAMES),
+        "bare_raptor": raptor,
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        make_processor(8).save_pretrained(folder / name)
+    save_file(tiny_head().state_dict(), folder / "head.safetensors")
+    return folder
+
+
+def test_turning_angles_worked_out_by_hand():
+    states = np.array([[1.0, 0], [2, 0], [0, 3], [-1, 0], [1, 0], [1, 1e-9]])
+    np.testing.assert_allclose(
+        turning_angles(states), [0, 90, 90, 180, np.degrees(1e-9)], rtol=1e-12
+    )
+
+
+def test_state_cosines_are_means_over_a_token_group():
+    teacher = np.array([[[1.0, 0], [2, 0], [0, 1]]])
+    raptor = np.array([[[3.0, 0], [0, 5], [0, 2]]])
+    np.testing.assert_allclose(state_cosines(teacher, raptor, slice(0, 1)), [1])
+    np.testing.assert_allclose(state_cosines(teacher, raptor, slice(1, 3)), [0.5])
+
+
+def test_top_classes_are_the_softmax_of_the_head():
+    linear = nn.Linear(2, 3, bias=False)
+    linear.weight.data = torch.tensor([[0.0, 0], [math.log(6), 0], [0, math.log(3)]])
+    with torch.no_grad():
+        top = top_classes(Head(linear, ["a", "b", "c"]), torch.ones(1, 2), number=2)
+    assert list(top) == ["b", "c"]
+    assert list(top.values()) == pytest.approx([0.6, 0.3])
+    assert top_classes(None, torch.ones(1, 2)) == {}
+
+
+def test_analysis_holds_the_states_of_both_models(teacher):
+    raptor, head = tiny_raptor(teacher), Head(tiny_head(), NAMES)
+    analysis = analyse(Pair(teacher, raptor, make_processor(8), None, head), noise(3))
+    np.testing.assert_array_equal(analysis.image, np.asarray(noise(3)))  # 8×8 already
+    pixels = make_processor(8)(noise(3), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        ours, theirs = (m(pixels, output_hidden_states=True) for m in (raptor, teacher))
+    directions = [
+        nn.functional.normalize(torch.stack(out.hidden_states)[:, 0, 0], dim=-1)
+        for out in (ours, theirs)
+    ]
+    for angles, units in zip(analysis[2:4][::-1], directions, strict=True):
+        cosines = (units[1:] * units[:-1]).sum(-1)
+        np.testing.assert_allclose(angles, cosines.acos().rad2deg(), atol=1e-2)
+    cosines = (directions[0] * directions[1]).sum(-1)
+    np.testing.assert_allclose(analysis.cosines["cls"], cosines, atol=1e-6)
+    assert analysis.cosines["patches"][0] == pytest.approx(1)  # the embeddings are the teacher's
+    assert analysis.maps.teacher.shape == (7, 2, 2, 3)
+    np.testing.assert_allclose(analysis.maps.teacher[0], analysis.maps.raptor[0], atol=1e-6)
+    tokens = ours.last_hidden_state[0]
+    logits = head.linear(torch.cat([tokens[0], tokens[3:].mean(0)]))
+    best = logits.argsort(descending=True)[:5].tolist()
+    assert list(analysis.raptor_top) == [f"kind {label}" for label in best]
+    assert list(analysis.raptor_top.values()) == pytest.approx(logits.softmax(-1)[best].tolist())
+    assert analysis.teacher_top == {}
+
+
+def test_pictures_say_what_they_show(teacher):
+    raptor = tiny_raptor(teacher)
+    analysis = analyse(Pair(teacher, raptor, make_processor(8), None, None), noise(3))
+    spans = raptor.config.spans()
+    assert "Raptor, layer 5 (block 1)" in layer_view(analysis, 5, spans)
+    assert "teacher, layer 0" in layer_view(analysis, 0, spans)
+    strip = layer_strip(analysis, spans)
+    assert strip.count("<img") == strip.count('alt="teacher,') + strip.count('alt="Raptor,') == 14
+    assert 'colspan="4">block 0<' in strip and 'colspan="2">block 1<' in strip
+    angles = f"Raptor {analysis.raptor_angles.min():.0f} to {analysis.raptor_angles.max():.0f}"
+    assert angles in curves(analysis, spans)
+    for draw in (layer_strip, curves):
+        assert draw(None, spans) == ""
+
+
+def test_images_are_decoded_within_bounds(tmp_path):
+    path = tmp_path / "image.png"
+    noise(0, (10, 20)).save(path)
+    image = read_image(path, max_pixels=200)
+    assert image.mode == "RGB" and np.array_equal(image, noise(0, (10, 20)))
+    with pytest.raises(ValueError, match=r"20×10 pixels; the demo takes at most 0.000199 million"):
+        read_image(path, max_pixels=199)
+    Image.new("L", (90, 11)).save(path)
+    with pytest.raises(ValueError, match="more than 8 times longer than wide"):
+        read_image(path, max_pixels=1000)
+    Image.new("RGB", (12, 9)).save(path, "EPS")  # decoding it would start Ghostscript
+    with pytest.raises(ValueError, match="broken, too large, or no image. Upload a PNG, JPEG"):
+        read_image(path, max_pixels=1000)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # taken with the camera on its side
+    noise(0, (10, 20)).save(path, exif=turned)
+    assert read_image(path, max_pixels=1000).size == (10, 20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_damaged_images_are_refused_in_words(tmp_path, kind):
+    file = io.BytesIO()
+    noise(0, (40, 40)).save(file, kind)
+    generator, path = np.random.default_rng(0), tmp_path / "file"
+    refused = 0
+    for _ in range(50):
+        damaged = bytearray(file.getvalue()[: generator.integers(1, len(file.getvalue()))])
+        for position in generator.integers(0, min(100, len(damaged)), size=3):
+            damaged[position] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_image(path, max_pixels=10_000)
+        except ValueError as error:
+            assert re.match("This (file can't be shown|image has .* pixels)", str(error))
+            refused += 1
+    assert refused > 25
+
+
+def test_pairs_that_do_not_fit_are_named(teacher, plain_teacher, folders, tmp_path):
+    raptor = tiny_raptor(teacher)
+    with pytest.raises(ValueError, match="register tokens: 0 in the teacher, 2 in the Raptor"):
+        check_pair(plain_teacher, raptor)
+    teacher.config.num_hidden_layers = 7
+    teacher.config.hidden_size = 30
+    message = "layers: 7 in the teacher, 6 in the Raptor; channels: 30 in the teacher, 24 in the"
+    with pytest.raises(ValueError, match=message):
+        check_pair(teacher, tiny_raptor(tiny_teacher()))
+    with pytest.raises(ValueError, match="not a Raptor"):
+        check_pair(raptor, raptor)
+    with pytest.raises(ValueError, match="must be a Raptor; .* of type 'dinov2_with_registers'"):
+        load_pair(str(folders / "teacher"), str(folders / "teacher"))
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no model.*safetensors"):
+        model_folder(str(tmp_path))
+
+
+def test_a_raptor_without_a_head_and_a_teacher_with_one(folders):
+    pair = load_pair(
+        str(folders / "bare_raptor"), str(folders / "teacher"),
+        teacher_head=str(folders / "head.safetensors"),
+    )  # fmt: skip
+    analysis = analyse(pair, noise(0))
+    assert analysis.raptor_top == {}
+    assert list(analysis.teacher_top)[0].startswith("LABEL_") and len(analysis.teacher_top) == 5
+
+
+def test_missing_digits_say_how_to_make_them(tmp_path):
+    program = ROOT / "evaluation" / "demo.py"
+    done = run("env", "-C", tmp_path, sys.executable, program, check=False)
+    assert done.returncode == 1
+    assert "raptor_k3: no such folder. `bash training/reproduce.sh digits` makes" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def server(folders, tmp_path_factory):
+    """The program as a user starts it: its address, process, and folder of uploads."""
+    port, uploads = free_port(), tmp_path_factory.mktemp("uploads")
+    command = ["--teacher_head", folders / "head.safetensors", "--port", port]
+    command += ["--max_upload_megabytes", "0.5", "--max_megapixels", "0.25"]
+    process = start(
+        *DEMO, *command, DEMO_MODEL=str(folders / "raptor"), DEMO_TEACHER=str(folders / "teacher"),
+        GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="True",
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}/"
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            httpx.get(address)
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    yield SimpleNamespace(address=address, port=port, process=process)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "Traceback" not in printed  # uploads that can't be shown are no failures of the program
+
+
+@pytest.fixture
+def page(server):
+    """The page in a browser, with all that it asked for and complained about."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium, which is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.errors, page.addresses = [], []
+        page.on("request", lambda request: page.addresses.append(request.url))
+        page.on("requestfailed", lambda request: note_failure(page, request))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+        page.goto(server.address)
+        expect(page.locator("#view img")).to_have_count(3, timeout=30_000)
+        yield page
+        browser.close()
+    local = (server.address, "data:", "blob:")
+    assert page.addresses and [a for a in page.addresses if not a.startswith(local)] == []
+
+
+def note_failure(page, request):
+    # Gradio ends the stream of an event's messages itself, once it has them all
+    if "/queue/data?" not in request.url or request.failure != "net::ERR_ABORTED":
+        page.errors.append(f"{request.url} {request.failure}")
+
+
+def sources(page, part):
+    return page.locator(f"#{part} img").evaluate_all("images => images.map(image => image.src)")
+
+
+def upload(page, content, name="image.png"):
+    file = {"name": name, "mimeType": "image/png", "buffer": content}
+    page.locator("#image input[type=file]").set_input_files(file)
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def classes(page, model):
+    return page.locator(f"#{model}_top dt").all_inner_texts()
+
+
+def test_an_upload_changes_every_picture_and_the_classes(page, folders):
+    before = {part: sources(page, part) for part in ("view", "strip", "curves")}
+    assert [len(images) for images in before.values()] == [3, 14, 2]
+    pair = load_pair(
+        str(folders / "raptor"), str(folders / "teacher"),
+        teacher_head=str(folders / "head.safetensors"),
+    )  # fmt: skip
+    upload(page, png(noise(5, (200, 300))))
+    expect(page.locator("#view img").first).not_to_have_attribute("src", before["view"][0])
+    page.wait_for_function(
+        "old => document.querySelector('#curves img').src != old", arg=before["curves"][0]
+    )
+    for part, old in before.items():
+        new = sources(page, part)
+        assert len(new) == len(old) and not set(new) & set(old)
+    analysis = analyse(pair, noise(5, (200, 300)))
+    assert classes(page, "raptor") == list(analysis.raptor_top)
+    assert classes(page, "teacher") == list(analysis.teacher_top)
+    facts = page.locator("#view .facts").inner_text()
+    assert f"cls {analysis.cosines['cls'][6]:.3f}" in facts
+    assert page.errors == []
+
+
+def test_the_keyboard_is_enough_and_pictures_have_words(page):
+    first = sources(page, "view")
+    page.locator("#layer input[type=range]").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#view figcaption").nth(2)).to_have_text("Raptor, layer 5 (block 1)")
+    assert sources(page, "view")[0] == first[0]  # the image stays
+    assert sources(page, "view")[1] != first[1]
+    outline = "image => getComputedStyle(image).outlineStyle"
+    assert page.locator("#strip .layer5 img").first.evaluate(outline) == "solid"
+    assert page.locator("#strip .layer6 img").first.evaluate(outline) == "none"
+    page.locator("#examples button").nth(4).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#view img").first).not_to_have_attribute("src", first[0])
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    assert page.errors == []
+
+
+def test_what_can_not_be_shown_is_said_on_the_page(page):
+    before, toast = sources(page, "view"), page.locator(".toast-wrap")
+    refused = {
+        b"no image": "This file can't be shown: it is broken",
+        png(noise(0, (200, 200)))[:3000]: "This file can't be shown: it is broken",
+        png(Image.new("RGB", (501, 500))): "This image has 501×500 pixels",
+    }
+    for content, message in refused.items():
+        upload(page, content)
+        expect(toast).to_contain_text(message)
+        expect(page.locator("#image img")).to_have_count(0)
+        page.locator(".toast-close").first.click()
+        expect(toast).not_to_contain_text(message)
+    assert page.errors == []
+    upload(page, b"0" * 600_000)
+    expect(toast).to_contain_text("exceed the maximum allowed size of 0.5 Mb")
+    assert sources(page, "view") == before
+
+
+def test_the_server_itself_refuses_what_is_too_large(server):
+    files = {"files": ("image.png", b"0" * 600_000, "image/png")}
+    assert httpx.post(f"{server.address}gradio_api/upload", files=files).status_code == 413
+
+
+def test_addresses_are_not_fetched(server):
+    """Gradio downloads the `path` of a file in an event, also of a part that takes no file."""
+    config = httpx.get(f"{server.address}config").json()
+    file = {"path": "http://example.org/image.png", "meta": {"_type": "gradio.FileData"}}
+    for dependency in config["dependencies"]:
+        if not dependency["inputs"]:
+            continue
+        event = {
+            "data": [file] * len(dependency["inputs"]), "fn_index": dependency["id"],
+            "session_hash": f"session{dependency['id']}",
+        }  # fmt: skip
+        assert httpx.post(f"{server.address}gradio_api/queue/join", json=event).status_code == 200
+        query = {"session_hash": event["session_hash"]}
+        with httpx.stream("GET", f"{server.address}gradio_api/queue/data", params=query) as lines:
+            messages = [json.loads(line[5:]) for line in lines.iter_lines() if line]
+        done = [message for message in messages if message["msg"] == "process_completed"]
+        assert done[0]["output"]["error"] == "Upload the file itself: no address is fetched."
+
+
+def test_files_of_the_machine_are_not_served(server, folders):
+    for path in (folders / "raptor" / "config.json", ROOT / "README.md", "/etc/passwd"):
+        assert httpx.get(f"{server.address}gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_only_the_loopback_listens(server):
+    own = socket.gethostbyname(socket.gethostname())
+    listening = {}
+    for host in ("127.0.0.1", "127.0.0.2", own):
+        with socket.socket() as client:
+            client.settimeout(2)
+            listening[host] = client.connect_ex((host, server.port)) == 0
+    assert listening == {"127.0.0.1": True, "127.0.0.2": False, own: own == "127.0.0.1"}
+
+
+def test_nothing_is_told_to_anyone(server):
+    assert httpx.get(f"{server.address}config").json()["analytics_enabled"] is False
