@@ -1,35 +1,54 @@
-"""Write the model cards of finished models: rendered from results, the usage snippet run before.
+"""Write model cards: of finished models, whose usage snippet is run before, and of planned ones.
 
 python model_cards/render.py --results outputs/digits/seed_0/classification/results \
         --models outputs/digits/seed_0/classification/models/raptor_k3
+python model_cards/render.py --recipes training/recipes/imagenet_raptor_k3.yaml \
+        --output_dir model_cards/imagenet
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf.launch import run_program
-from raptor_hf.model_card import write_model_card
-from raptor_hf.runs import parse_arguments
+from raptor_hf.model_card import planned_card, write_model_card
+from raptor_hf.runs import parse_arguments, read_json
 from raptor_hf.tables import load_results
+
+HERE = Path(__file__).parent
+PUBLISHED = HERE.parent / "evaluation" / "results" / "published.json"
 
 
 @dataclass
 class Arguments:
-    """Which models, and the results to tell of."""
+    """Which models, and the results to tell of; or recipes that nobody has run."""
 
-    models: list[str] = field(metadata={"help": "folders of models to write a card into"})
-    results: list[str] = field(metadata={"help": "folders with result files"})
-    teacher: str = field(default="the digits teacher", metadata={"help": "name of the teacher"})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "folders of models to write a card into"}
+    )
+    results: list[str] = field(default_factory=list, metadata={"help": "folders with result files"})
+    recipes: list[str] = field(
+        default_factory=list, metadata={"help": "recipes of models that nobody has trained yet"}
+    )
+    output_dir: str = field(default="model_cards", metadata={"help": "for the cards of recipes"})
 
 
 def main() -> None:
     """Write every card and say where."""
     arguments = parse_arguments(Arguments)
-    results = load_results(arguments.results)
-    template = Path(__file__).parent / "template.md"
+    if bool(arguments.models) != bool(arguments.results) or not (
+        arguments.models or arguments.recipes
+    ):
+        raise ValueError("Give --models with --results, or --recipes.")
+    results = load_results(arguments.results) if arguments.results else []
     for model in arguments.models:
         print(f"model:   {model}")
-        print(f"card:    {write_model_card(model, results, template, teacher=arguments.teacher)}")
+        print(f"card:    {write_model_card(model, results, HERE / 'template.md')}")
+    for recipe in arguments.recipes:
+        card = planned_card(recipe, read_json(PUBLISHED), HERE / "planned.md")
+        path = Path(arguments.output_dir) / f"{Path(recipe).stem}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        card.save(path)
+        print(f"card:    {path}")
 
 
 if __name__ == "__main__":

@@ -77,13 +77,18 @@ def read_manifest(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no manifest.
+        ValueError: a shard that it names lies outside the folder.
     """
     if not (Path(path) / MANIFEST).exists():
         raise FileNotFoundError(
             f"{path} is not a finished activation dataset: it has no {MANIFEST}. "
             "Make it with training/extract_activations.py (--resume goes on with a part)."
         )
-    return read_json(Path(path) / MANIFEST)
+    manifest = read_json(Path(path) / MANIFEST)
+    foreign = [name for name in manifest["shards"] if Path(name).name != name]
+    if foreign:
+        raise ValueError(f"{path}: {MANIFEST} names shards outside the folder: {foreign[:3]}.")
+    return manifest
 
 
 def how_to_repair(shard: str) -> str:

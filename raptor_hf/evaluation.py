@@ -19,6 +19,7 @@ from .launch import process_state
 from .probe_arguments import ProbeArguments
 from .probe_data import ProbeData, ProbeImageSets
 from .probes import Probe, check_head, original_size_metrics, train_probe
+from .provenance import training_facts
 from .runs import environment, write_json
 from .tasks import TASKS, Task
 from .teachers import load_backbone, load_processor
@@ -65,6 +66,8 @@ class Evaluation:
         self.state.print(f"{name}: {folder}", flush=True)
         model = load_backbone(folder).to(self.state.device)
         facts = model_facts(model)
+        if facts["phases"] and (training := training_facts(folder, self.teacher_model)):
+            facts["training"] = training
         task = arguments.make_task(model.config, self.images.train.class_names)
         head, size = None, model.config.hidden_size
         if arguments.head:

@@ -5,6 +5,7 @@ Images, masks and depth maps stay undecoded until a row is read: what can't be r
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +137,7 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
 
     Raises:
         FileNotFoundError: no such list, or a file that it names is missing.
-        ValueError: an empty list, or a line without two paths.
+        ValueError: an empty list, a line without two paths, or a path out of the folder.
     """
     if name == "digit_scenes":
         cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
@@ -152,6 +153,8 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
     for number, line in enumerate(lines, start=1):
         if len(line) != 2:
             raise ValueError(f"{table}, line {number}: expected `rgb path,depth path`; got {line}.")
+        if any(os.path.isabs(p) or os.path.normpath(p).startswith("..") for p in line):
+            raise ValueError(f"{table}, line {number}: a path leaves {name}; got {line}.")
     columns = {
         "image": [Path(name) / line[0] for line in lines],
         "depth": [Path(name) / line[1] for line in lines],

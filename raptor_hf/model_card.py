@@ -4,21 +4,52 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
 
+from .provenance import RECIPE, is_hub_id, public_name
+from .tables import TASKS as COLUMNS
 from .tables import mean_std, values_of
+from .tasks import TASKS, Task
 
+TAGS = ["raptor", "block-recurrent", "vision-transformer", "distillation"]
+CITATION = """\
+@inproceedings{jacobs2026blockrecurrent,
+  title = {Block-Recurrent Dynamics in Vision Transformers},
+  author = {Jacobs and Fel and Hakim and Brondetta and Ba and Keller},
+  booktitle = {International Conference on Learning Representations},
+  year = {2026},
+  note = {arXiv 2512.19941},
+}"""
+# of a task: the Hub's name of it, of its metric, and what a snippet prints of a model's answer
+ON_THE_HUB = {
+    "classification": (
+        "image-classification",
+        "accuracy",
+        "model.config.id2label[outputs.logits[0].argmax().item()]",
+    ),
+    "segmentation": ("image-segmentation", "mean_iou", "outputs.logits.argmax(1).unique()"),
+    "depth": ("depth-estimation", "rmse", "outputs.predicted_depth.mean()"),
+}
 SNIPPET = """\
 import torch
-import raptor_hf  # registers the model with transformers
-from transformers import AutoModelForImageClassification
+from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
 
-model = AutoModelForImageClassification.from_pretrained("{name}")
-size, channels = model.config.image_size, model.config.num_channels
-pixel_values = torch.randn(1, channels, size, size)  # an AutoImageProcessor makes real ones
+name, revision = "{name}", "{revision}"  # whose code is run, and of which commit
+processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+model = {auto_class}.from_pretrained(name, revision=revision, trust_remote_code=True)
+image = Image.new("RGB", (640, 480), (90, 120, 200))  # yours: Image.open("photo.jpg")
 with torch.no_grad():
-    outputs = model(pixel_values)
-print(outputs.logits.argmax(-1), len(outputs.hidden_states))"""
+    outputs = model(**processor(image, return_tensors="pt"))
+print({answer}, len(outputs.hidden_states))"""
+
+
+def usage_snippet(name: str, task: type[Task], revision: str = "main") -> str:
+    """How a model is used by people who have transformers alone; `name` is a folder or a Hub id."""
+    auto_class, answer = task.auto_class.__name__, ON_THE_HUB[task.name][2]
+    return SNIPPET.format(name=name, revision=revision, auto_class=auto_class, answer=answer)
 
 
 def run_snippet(snippet: str, folder: Path) -> str:
@@ -35,74 +66,180 @@ def run_snippet(snippet: str, folder: Path) -> str:
     return done.stdout
 
 
-def card_metadata(name: str, facts: dict, accuracy: float) -> ModelCardData:
-    """What the Hub reads of a card: library, task, licence and the measured accuracy."""
+def task_of(model_dir: str | Path) -> type[Task]:
+    """The task that a saved Raptor has a head for.
+
+    Raises:
+        ValueError: it has none.
+        OSError: no model in this folder.
+    """
+    architectures = AutoConfig.from_pretrained(model_dir).architectures
+    for task in TASKS.values():
+        if architectures == [task.model_class.__name__]:
+            return task
+    raise ValueError(
+        f"{model_dir} holds {architectures}; a card is made of a Raptor with a head, as "
+        "evaluation/probe.py saves it in its models/."
+    )
+
+
+def card_metadata(
+    name: str, task: type[Task], results: list[dict], *, license: str = "apache-2.0"
+) -> ModelCardData:
+    """What the Hub reads of a card: library, task, teacher, licence, data, measured figures.
+
+    Args:
+        results: of the model: of its task, and `r2` where there is one.
+    """
+    facts = next(result for result in results if result["task"] == task.name)
+    teacher = (facts.get("training") or {}).get("teacher", {}).get("name", "")
+    dataset = public_name(facts["dataset"])
+    pipeline_tag, metric_type, _ = ON_THE_HUB[task.name]
+    figures = [(pipeline_tag, metric_type, values_of(results, name, task.name, task.score))]
+    r2 = values_of(results, name, "r2", "mean", "all")
+    figures += [("image-feature-extraction", "r2", r2)] if len(r2) else []
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="image-classification",
-        license="apache-2.0",
-        tags=["raptor", "block-recurrent", "vision-transformer"],
+        pipeline_tag=pipeline_tag,
+        license=license,
+        base_model=teacher if is_hub_id(teacher) else None,
+        datasets=[dataset],
+        tags=TAGS,
+        metrics=[metric for _, metric, _ in figures],
         eval_results=[
             EvalResult(
-                task_type="image-classification",
-                dataset_type=facts["dataset"],
-                dataset_name=facts["dataset"],
+                task_type=task_type,
+                dataset_type=dataset,
+                dataset_name=dataset,
                 dataset_split=facts["split"],
-                metric_type="accuracy",
-                metric_value=round(accuracy, 4),
+                metric_type=metric,
+                metric_value=round(float(values.mean()), 4),
             )
+            for task_type, metric, values in figures
         ],
     )
 
 
-def write_model_card(
-    model_dir: str | Path, results: list[dict], template: str | Path, *, teacher: str = "a teacher"
-) -> Path:
-    """Render the card of a model from its results, run its snippet, and only then write it.
+def results_table(name: str, task: type[Task], results: list[dict]) -> list[tuple[str, str, str]]:
+    """Rows of a card's table: a figure, of the model, of its teacher."""
+    column = COLUMNS[task.name]
+    scores = [values_of(results, m, task.name, column.metric) for m in (name, "teacher")]
+    cells = [mean_std(column.scale * values, column.digits) for values in scores]
+    rows = [(f"linear probe: {column.heading}", *cells)]
+    groups = {"all": "all tokens", "cls": "cls", "patches": "patches"}
+    for group, heading in groups.items():
+        r2 = values_of(results, name, "r2", "mean", group)
+        if len(r2):
+            rows.append((f"R² of the hidden states, {heading}", mean_std(r2, 3), "1"))
+    return rows
+
+
+def make_model_card(
+    name: str,
+    task: type[Task],
+    results: list[dict],
+    template: str | Path,
+    *,
+    snippet: str,
+    title: str | None = None,
+    license: str = "apache-2.0",
+) -> ModelCard:
+    """The card of a model, rendered from its results.
 
     Args:
-        model_dir: folder of a `RaptorForImageClassification`; its name is the model's in `results`.
-        results: result files (`tables.load_results`).
+        name: of the model among the results (`tables.load_results`).
         template: Jinja template of the card.
-        teacher: name of the teacher for the text.
+        snippet: how it is used.
+        title: what the card calls it; default: its name.
 
     Raises:
-        ValueError: no results of this model.
-        RuntimeError: the usage snippet fails.
+        ValueError: no results of this model on this task.
     """
-    model_dir = Path(model_dir)
-    name = model_dir.name
     mine = [result for result in results if result["model"] == name]
-    if not mine:
-        raise ValueError(f"There are no results of {name!r} to make its card from.")
-    facts = mine[0]
-    teacher_facts = next(result for result in results if result["model"] == "teacher")
-    accuracy = values_of(results, name, "classification", "accuracy")
-    snippet = SNIPPET.format(name=name)
-    run_snippet(snippet, model_dir.parent)
-    card = ModelCard.from_template(
-        card_metadata(name, facts, float(accuracy.mean())),
+    facts = next((result for result in mine if result["task"] == task.name), None)
+    if facts is None:
+        raise ValueError(f"There are no {task.name} results of {name!r} to make its card from.")
+    teachers = (result for result in results if result["model"] == "teacher")
+    teacher_facts = next(teachers)
+    metadata = card_metadata(name, task, mine, license=license)
+    metadata.model_name = title or name
+    return ModelCard.from_template(
+        metadata,
         template_path=str(template),
-        name=name,
+        title=title or name,
+        citation=CITATION,
         snippet=snippet,
         phases=facts["phases"],
         block_share=f"{100 * facts['block_parameters'] / teacher_facts['block_parameters']:.1f}",
-        num_images=facts["num_images"],
-        num_seeds=len(accuracy),
-        dataset=facts["dataset"],
-        accuracy=mean_std(100 * accuracy, 1),
-        teacher_accuracy=mean_std(
-            100 * values_of(results, "teacher", "classification", "accuracy"), 1
-        ),
-        r2={
-            group: mean_std(values_of(results, name, "r2", "mean", group), 3)
-            for group in ("all", "cls", "patches")
-        },
-        teacher=teacher,
+        num_images=f"{facts['num_images']:,}",
+        num_seeds=len(values_of(results, name, task.name, task.score)),
+        dataset=public_name(facts["dataset"]),
+        rows=results_table(name, task, results),
+        training=facts.get("training"),
         versions=", ".join(
             f"{key} {value}" for key, value in facts["environment"].items() if value
         ),
     )
+
+
+def write_model_card(model_dir: str | Path, results: list[dict], template: str | Path) -> Path:
+    """Render the card of a saved model, run its snippet, and only then write it.
+
+    Args:
+        model_dir: folder of a Raptor with a head; its name is the model's in `results`.
+        template: Jinja template of the card.
+
+    Raises:
+        ValueError: no results of this model, or no head.
+        RuntimeError: the usage snippet fails.
+    """
+    model_dir = Path(model_dir)
+    task = task_of(model_dir)
+    snippet = usage_snippet(model_dir.name, task)
+    card = make_model_card(model_dir.name, task, results, template, snippet=snippet)
+    run_snippet(snippet, model_dir.parent)
     card.save(model_dir / "README.md")
     return model_dir / "README.md"
+
+
+def planned_card(recipe: str | Path, published: dict, template: str | Path) -> ModelCard:
+    """The card of a model that nobody has trained yet: its recipe, and no figure of ours.
+
+    Args:
+        recipe: of `distill_raptor.py`, headed by a comment with the command and the cost.
+        published: the paper's figures (`evaluation/results/published.json`).
+        template: Jinja template of such a card.
+
+    Raises:
+        ValueError: the recipe has no phases.
+    """
+    text = Path(recipe).read_text()
+    fields = yaml.safe_load(text)
+    if not fields.get("phases"):
+        raise ValueError(f"{recipe} has no phases: a planned card is made of such a recipe.")
+    heading = [line for line in text.splitlines() if line.startswith("#")]
+    dataset = {"data/imagenet": "ILSVRC/imagenet-1k"}.get(
+        fields["validation_dataset"], fields["validation_dataset"]
+    )
+    return ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            license="apache-2.0",
+            base_model=fields["teacher"],
+            datasets=[dataset],
+            tags=[*TAGS, "not-trained-yet"],
+        ),
+        template_path=str(template),
+        citation=CITATION,
+        title=Path(recipe).stem,
+        recipe=Path(recipe).name,
+        teacher=fields["teacher"],
+        dataset=dataset,
+        phases=fields["phases"],
+        arguments={key: fields[key] for key in RECIPE if key in fields},
+        heading="\n".join(line.removeprefix("#").removeprefix(" ") for line in heading),
+        published=[row for row in published["results"] if row["phases"] == fields["phases"]],
+        source=published["source"]["citation"],
+    )
