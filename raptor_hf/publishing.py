@@ -94,7 +94,7 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
         files = [Path(scratch) / f"{name}.safetensors" for name in ("images", "outputs")]
         save_file({"pixel_values": images}, files[0])
         done = subprocess.run(
-            [sys.executable, "-c", READ_BACK, folder, auto_class, *files],
+            [sys.executable, "-c", READ_BACK, folder.resolve(), auto_class, *files],
             cwd=scratch, capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:

@@ -68,6 +68,10 @@ def test_results_say_where_they_come_from(line):
     assert len(result["metrics"]["layers"]["cls"]) == 12
     assert result["environment"]["transformers"]
     assert (result["seed"], result["num_images"]) == (0, 360)
+    stages = result["training"]["stages"]
+    assert [stage["program"] for stage in stages] == ["pretrain_blocks", "distill_raptor"]
+    assert all(stage["seconds"] > 0 for stage in stages)
+    assert result["training"]["teacher"]["name"] == "teacher"
 
 
 def test_the_saved_classifier_scores_what_the_result_says(line):
@@ -93,7 +97,7 @@ def test_the_card_has_metadata_and_a_snippet_that_runs(line):
     card = ModelCard.load(model / "README.md")
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "image-classification"
-    assert card.data.eval_results[0].metric_type == "accuracy"
+    assert [figure.metric_type for figure in card.data.eval_results] == ["accuracy", "r2"]
     snippet = card.text.split("```python\n")[1].split("```")[0]
     assert run_snippet(snippet, model.parent).split()[-1] == "13"  # hidden states: layers 0 to 12
     with pytest.raises(RuntimeError, match="usage snippet of the model card fails"):
