@@ -194,16 +194,34 @@ def code_blocks(language):
     return [part.split("```")[0] for part in text.split(f"```{language}\n")[1:]]
 
 
-def test_the_readmes_python_runs(line):
+def test_the_readmes_python_runs(line, tmp_path):
+    onnx = str(tmp_path / "raptor.onnx")
     snippets = code_blocks("python")
     assert all("outputs/digits" in snippet for snippet in snippets)
     printed = [
-        run(sys.executable, "-c", snippet.replace("outputs/digits", str(line[0]))).stdout
+        run(
+            sys.executable, "-c",
+            snippet.replace("outputs/digits", str(line[0])).replace('"raptor.onnx"', repr(onnx)),
+        ).stdout
         for snippet in snippets
-    ]
+    ]  # fmt: skip
     assert printed[0].startswith("[")  # the phases
     assert "tensor([" in printed[0]
-    assert "'ground'" in printed[1]
+    error, states = printed[1].splitlines()[-1].split(", grad_fn")[0].split()
+    assert float(error.strip("tensor()")) < 1e-3 and states == "13"
+    assert "'ground'" in printed[2]
+
+
+def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
+    script = next(block for block in code_blocks("bash") if "publish.py" in block)
+    script = script.replace("python ", f"{sys.executable} ").replace("outputs/digits", str(line[0]))
+    script = script.replace("--dry_run\n", f"--dry_run --output_dir {tmp_path}/staged\n", 1)
+    printed = run("bash", "-c", f"set -e\n{script}").stdout
+    assert "tried:   the card's snippet runs; loaded without raptor_hf" in printed
+    assert f"folder:  {tmp_path}/staged (nothing was pushed)" in printed
+    assert "manifest.json" in printed
+    card = (tmp_path / "staged" / "README.md").read_text()
+    assert "# NAME/raptor_k3" in card and str(line[0]) not in card
 
 
 def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):
