@@ -26,6 +26,9 @@ class Arguments:
         default_factory=list, metadata={"help": "folders of models to write a card into"}
     )
     results: list[str] = field(default_factory=list, metadata={"help": "folders with result files"})
+    title: str | None = field(
+        default=None, metadata={"help": "what the card calls the model; default: its folder's name"}
+    )
     recipes: list[str] = field(
         default_factory=list, metadata={"help": "recipes of models that nobody has trained yet"}
     )
@@ -39,10 +42,13 @@ def main() -> None:
         arguments.models or arguments.recipes
     ):
         raise ValueError("Give --models with --results, or --recipes.")
+    if arguments.title and len(arguments.models) != 1:
+        raise ValueError(f"--title is for one model; got {len(arguments.models)}.")
     results = load_results(arguments.results) if arguments.results else []
+    template = HERE / "template.md"
     for model in arguments.models:
         print(f"model:   {model}")
-        print(f"card:    {write_model_card(model, results, HERE / 'template.md')}")
+        print(f"card:    {write_model_card(model, results, template, title=arguments.title)}")
     for recipe in arguments.recipes:
         card = planned_card(recipe, read_json(PUBLISHED), HERE / "planned.md")
         path = Path(arguments.output_dir) / f"{Path(recipe).stem}.md"

@@ -183,12 +183,15 @@ def make_model_card(
     )
 
 
-def write_model_card(model_dir: str | Path, results: list[dict], template: str | Path) -> Path:
+def write_model_card(
+    model_dir: str | Path, results: list[dict], template: str | Path, *, title: str | None = None
+) -> Path:
     """Render the card of a saved model, run its snippet, and only then write it.
 
     Args:
         model_dir: folder of a Raptor with a head; its name is the model's in `results`.
         template: Jinja template of the card.
+        title: what the card calls it; default: its name.
 
     Raises:
         ValueError: no results of this model, or no head.
@@ -197,7 +200,7 @@ def write_model_card(model_dir: str | Path, results: list[dict], template: str |
     model_dir = Path(model_dir)
     task = task_of(model_dir)
     snippet = usage_snippet(model_dir.name, task)
-    card = make_model_card(model_dir.name, task, results, template, snippet=snippet)
+    card = make_model_card(model_dir.name, task, results, template, snippet=snippet, title=title)
     run_snippet(snippet, model_dir.parent)
     card.save(model_dir / "README.md")
     return model_dir / "README.md"

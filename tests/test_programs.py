@@ -298,6 +298,10 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
     found = [row.split(" | ")[0].removeprefix("| ") for row in rows]
     assert [name for name in found if name in names] == names
     assert "## Ablation" in (out / "report" / "report.md").read_text()
+    card = (
+        out / "ablation" / "seed_0" / "head" / "models" / "second_stage" / "README.md"
+    ).read_text()
+    assert "# raptor_k3_reference_recipe" in card and "ffn swiglu" in card
     # the teacher's own head, untouched, and the same head fine-tuned
     run_dir = out / "ablation" / "seed_0"
     head = load_file(out / "teacher" / "model.safetensors")["classifier.weight"]
