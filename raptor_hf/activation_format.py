@@ -85,9 +85,12 @@ def read_manifest(path: str | Path) -> dict:
             "Make it with training/extract_activations.py (--resume goes on with a part)."
         )
     manifest = read_json(Path(path) / MANIFEST)
-    foreign = [name for name in manifest["shards"] if Path(name).name != name]
+    state = Path(path) / "state.json"  # what `datasets` goes by
+    listed = read_json(state)["_data_files"] if state.exists() else []
+    names = [*manifest["shards"], *(entry["filename"] for entry in listed)]
+    foreign = [name for name in names if Path(name).name != name]
     if foreign:
-        raise ValueError(f"{path}: {MANIFEST} names shards outside the folder: {foreign[:3]}.")
+        raise ValueError(f"{path} names shards outside the folder: {foreign[:3]}.")
     return manifest
 
 

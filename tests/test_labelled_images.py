@@ -103,6 +103,10 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
     table.write_text(table.read_text() + "only one\n")
     with pytest.raises(ValueError, match=r"nyu2_test\.csv, line 3: expected `rgb path,depth path`"):
         load_depth(str(nyuv2), "test")
+    for path in ("../other/rgb.png", "/etc/rgb.png", "data/../../rgb.png"):
+        table.write_text(f"{path},data/nyu2_test/0_depth.png\n")
+        with pytest.raises(ValueError, match=r"nyu2_test\.csv, line 1: a path leaves"):
+            load_depth(str(nyuv2), "test")
     table.write_text("")
     with pytest.raises(ValueError, match="the split is empty"):
         load_depth(str(nyuv2), "test")

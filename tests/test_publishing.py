@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers import DPTImageProcessorPil
 
 from evaluation.report import PUBLISHED
-from raptor_hf.activation_format import read_manifest
 from raptor_hf.activations import load_activations
 from raptor_hf.data import make_processor
 from raptor_hf.model_card import make_model_card, planned_card, task_of
@@ -196,10 +195,18 @@ def test_published_activations_name_no_folder_of_this_machine(store, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(ValueError, match=f"{shard.name} .* is damaged"):
         activation_files(store)
-    manifest["shards"] = {"../evil.arrow": {}}
-    (store / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="names shards outside the folder"):
-        read_manifest(store)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
+def test_the_shards_of_a_hostile_dataset_stay_inside_the_folder(store, file):
+    content = read_json(store / file)
+    if file == "state.json":
+        content["_data_files"].append({"filename": "/evil.arrow"})
+    else:
+        content["shards"]["../evil.arrow"] = {}
+    (store / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names shards outside the folder: .*evil.arrow"):
+        load_activations(store)
 
 
 def test_training_facts_follow_the_runs_and_name_no_folders(teacher, tmp_path):
