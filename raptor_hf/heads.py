@@ -99,7 +99,7 @@ def read_classifier(
             f"({task.model_class.__name__})."
         )
     model, loaded = task.auto_class.from_pretrained(
-        name_or_path, dtype=torch.float32, output_loading_info=True
+        name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
     if not isinstance(getattr(model, "classifier", None), nn.Linear) or loaded["missing_keys"]:
         raise ValueError(

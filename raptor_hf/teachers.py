@@ -49,7 +49,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
 
     Raises:
         ValueError: a model that `AutoModel` does not know, or weights that are missing.
-        OSError: no such model.
+        OSError: no such model, or one without weights in safetensors.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     verbosity = logging.get_verbosity()
@@ -60,6 +60,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             config=getattr(config, "vision_config", config),
             revision=revision,
             dtype=torch.float32,
+            use_safetensors=True,  # no pickle is opened
             output_loading_info=True,
         )
     finally:

@@ -221,3 +221,11 @@ def test_foreign_families_and_missing_weights_are_refused(teacher, tmp_path):
     teacher.save_pretrained(tmp_path / "broken", state_dict=weights)
     with pytest.raises(ValueError, match="lacks weights of its own model: .'layernorm.weight'"):
         load_backbone(str(tmp_path / "broken"))
+
+
+def test_a_teacher_is_read_from_safetensors_only(teacher, tmp_path):
+    teacher.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(teacher.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        load_backbone(tmp_path)
