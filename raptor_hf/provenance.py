@@ -24,11 +24,9 @@ RECIPE = (
     "token_weights",
     "last_block_weights",
     "noise_std",
-    "init",
-    "ffn",
-    "depth_scaling",
     "precision",
 )
+OF_NEW_BLOCKS = ("init", "ffn", "depth_scaling")  # say nothing of blocks that are there already
 
 
 def public_name(name_or_path: str) -> str:
@@ -69,9 +67,10 @@ def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
 def stage_facts(folder: Path, run: dict) -> dict:
     """What one training took."""
     arguments = run["arguments"]
+    names = RECIPE if arguments.get("blocks") else RECIPE + OF_NEW_BLOCKS
     return {
         "program": run["program"],
-        "arguments": {name: arguments[name] for name in RECIPE if name in arguments},
+        "arguments": {name: arguments[name] for name in names if name in arguments},
         "images": arguments["steps"] * arguments["batch_size"],
         "seconds": training_seconds(folder),
         "num_processes": run["environment"].get("num_processes", 1),

@@ -214,6 +214,7 @@ def test_training_facts_follow_the_runs_and_name_no_folders(teacher, tmp_path):
     for folder, program in ((blocks, "pretrain_blocks"), (raptor, "distill_raptor")):
         folder.mkdir()
         arguments = {"steps": 10, "batch_size": 4, "learning_rate": 0.1, "seed": 3}
+        arguments |= {"ffn": "swiglu" if folder is blocks else "gelu"}  # the latter of no new block
         arguments |= {"teacher": "/home/somebody/teacher", "activations": "/home/somebody/states"}
         arguments |= {"blocks": str(blocks)} if folder is raptor else {}
         run = {"program": program, "arguments": arguments, "environment": {"num_processes": 2}}
@@ -229,6 +230,7 @@ def test_training_facts_follow_the_runs_and_name_no_folders(teacher, tmp_path):
         "program": "distill_raptor", "arguments": recipe, "images": 40, "seconds": 13.0,
         "num_processes": 2,
     }  # fmt: skip
+    assert facts["stages"][0]["arguments"] == {**recipe, "ffn": "swiglu"}
     assert "somebody" not in json.dumps(facts)
     assert training_facts(tmp_path, teacher) is None
     assert public_name("facebook/dinov2-small") == "facebook/dinov2-small"
