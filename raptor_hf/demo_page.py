@@ -9,7 +9,8 @@ from typing import NamedTuple
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr  # noqa: E402
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse  # noqa: E402
+from gradio.utils import get_upload_folder, is_in_or_equal  # noqa: E402
+from gradio_client.utils import is_file_obj, is_http_url_like, traverse  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from .demo import Analysis, Pair, analyse, read_image  # noqa: E402
@@ -44,11 +45,15 @@ applied several times in a row: {phases}. Choose an image to see how closely it 
 
 
 class OfflineBlocks(gr.Blocks):
-    """A page that fetches nothing: Gradio would download what an event names as its file."""
+    """A page that fetches nothing, and opens nothing but what was uploaded to it.
+
+    Gradio would download the address that an event names as its file, and open a file of this
+    machine, as it checks but the paths that come with its own mark (`meta`).
+    """
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
-        """Refuse addresses among the files of an event."""
-        traverse(inputs, refuse_address, is_file_obj_with_meta)
+        """Refuse addresses, and files that nobody uploaded, in an event."""
+        traverse(inputs, check_uploaded, is_file_obj)
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
 
@@ -62,10 +67,13 @@ class Parts(NamedTuple):
     results: list  # what `show` gives, in its order
 
 
-def refuse_address(file: dict) -> dict:
-    """A file that was uploaded; a gr.Error for one that lies elsewhere on the network."""
-    if is_http_url_like(str(file["path"])):
+def check_uploaded(file: dict) -> dict:
+    """A file that was uploaded; a gr.Error for one that lies elsewhere, here or on the network."""
+    path = file["path"]
+    if is_http_url_like(path):
         raise gr.Error("Upload the file itself: no address is fetched.", print_exception=False)
+    if not is_in_or_equal(path, get_upload_folder()):
+        raise gr.Error("Upload the file itself: no other one is opened.", print_exception=False)
     return file
 
 
@@ -84,9 +92,14 @@ def heading(pair: Pair, names: dict[str, str]) -> str:
     )
 
 
+def existing_layer(pair: Pair, layer: float) -> int:
+    """The layer nearest to what an event says: the slider's bounds bind the page alone."""
+    return min(max(0, round(layer)), pair.raptor.config.num_hidden_layers)
+
+
 def show(pair: Pair, image: Image.Image | None, layer: int) -> list:
     """What the page shows of an image: the analysis, three pieces of HTML, both models' classes."""
-    spans = pair.raptor.config.spans()
+    spans, layer = pair.raptor.config.spans(), existing_layer(pair, layer)
     analysis = None if image is None else analyse(pair, image)
     return [
         analysis,
@@ -146,19 +159,21 @@ def build_page(
         max_pixels: of an image that is uploaded.
     """
 
-    def show_upload(file: dict, layer: int) -> list:
+    def show_upload(file: dict | None, layer: int) -> list:
+        if file is None:
+            raise gr.Error("Upload an image.", print_exception=False)
         # Gradio's own decoding knows no bounds, and fails without a word on the page
         try:
             image = read_image(file["path"], max_pixels=max_pixels)
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
-        return [gr.Gallery(selected_index=None), *show(pair, image, round(layer))]
+        return [gr.Gallery(selected_index=None), *show(pair, image, layer)]
 
     def show_example(layer: int, chosen: gr.SelectData) -> list:
         return [None, *show(pair, examples[chosen.index][0], layer)]
 
     def show_layer(analysis: Analysis | None, layer: int) -> str:
-        return layer_view(analysis, layer, pair.raptor.config.spans())
+        return layer_view(analysis, existing_layer(pair, layer), pair.raptor.config.spans())
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # uploads are deleted after an hour

@@ -170,26 +170,38 @@ def test_the_server_itself_refuses_what_is_too_large(server):
     assert httpx.post(f"{server.address}gradio_api/upload", files=files).status_code == 413
 
 
+def answer(server, index, data):
+    """What an event ends in, sent by a client that is no browser."""
+    event = {"data": data, "fn_index": index, "session_hash": f"session{index}"}
+    assert httpx.post(f"{server.address}gradio_api/queue/join", json=event).status_code == 200
+    query = {"session_hash": event["session_hash"]}
+    with httpx.stream("GET", f"{server.address}gradio_api/queue/data", params=query) as lines:
+        messages = [json.loads(line[5:]) for line in lines.iter_lines() if line]
+    [done] = [message for message in messages if message["msg"] == "process_completed"]
+    return done
+
+
 def test_addresses_are_not_fetched(server):
     """Gradio downloads the `path` of a file in an event, also of a part that takes no file."""
     config = httpx.get(f"{server.address}config").json()
-    file = {"path": "http://example.org/image.png", "meta": {"_type": "gradio.FileData"}}
     for dependency in config["dependencies"]:
         if not dependency["inputs"]:
             continue
-        event = {
-            "data": [file] * len(dependency["inputs"]), "fn_index": dependency["id"],
-            "session_hash": f"session{dependency['id']}",
-        }  # fmt: skip
-        assert httpx.post(f"{server.address}gradio_api/queue/join", json=event).status_code == 200
-        query = {"session_hash": event["session_hash"]}
-        with httpx.stream("GET", f"{server.address}gradio_api/queue/data", params=query) as lines:
-            messages = [json.loads(line[5:]) for line in lines.iter_lines() if line]
-        done = [message for message in messages if message["msg"] == "process_completed"]
-        assert done[0]["output"]["error"] == "Upload the file itself: no address is fetched."
+        for mark in ({}, {"meta": {"_type": "gradio.FileData"}}):
+            data = [{"path": "http://example.org/image.png", **mark}] * len(dependency["inputs"])
+            error = answer(server, dependency["id"], data)["output"]["error"]
+            assert error == "Upload the file itself: no address is fetched."
 
 
-def test_files_of_the_machine_are_not_served(server, folders):
+def test_files_of_the_machine_are_not_served(server, folders, tmp_path):
+    noise(0, (20, 20)).save(tmp_path / "secret.png")
+    config = httpx.get(f"{server.address}config").json()
+    for dependency in config["dependencies"]:
+        for file in ({"path": str(tmp_path / "secret.png")}, {"path": "/dev/zero"}):
+            data = [file] * len(dependency["inputs"])
+            if data:
+                error = answer(server, dependency["id"], data)["output"]["error"]
+                assert error == "Upload the file itself: no other one is opened."
     for path in (folders / "raptor" / "config.json", ROOT / "README.md", "/etc/passwd"):
         assert httpx.get(f"{server.address}gradio_api/file={path}").status_code in (403, 404)
 
