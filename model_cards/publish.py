@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf.launch import run_program
-from raptor_hf.publishing import activation_files, publish_activations, publish_model, stage_model
+from raptor_hf.publishing import (
+    activation_files,
+    publish_activations,
+    publish_model,
+    stage_model,
+    write_files,
+)
 from raptor_hf.runs import parse_arguments, size
 from raptor_hf.tables import load_results
 
@@ -35,7 +41,8 @@ class Arguments:
         default=None, metadata={"help": "folder of an activation dataset"}
     )
     license: str = field(
-        default="apache-2.0", metadata={"help": "of the weights: the teacher's, such as DINOv2's"}
+        default="apache-2.0",
+        metadata={"help": "of a model's weights: its teacher's"},
     )
     private: bool = field(default=False, metadata={"help": "only its owner sees the repository"})
     dry_run: bool = field(default=False, metadata={"help": "write and try, but push nothing"})
@@ -49,15 +56,16 @@ def main() -> None:
     arguments = parse_arguments(Arguments)
     if bool(arguments.model) == bool(arguments.activations):
         raise ValueError("Publish what? Give either --model FOLDER or --activations FOLDER.")
-    if arguments.model and not arguments.results:
-        raise ValueError("A model is published with its figures: give --results FOLDER.")
-    if arguments.activations:
-        return activations(arguments)
+    if bool(arguments.model) != bool(arguments.results):
+        raise ValueError("--results FOLDER belongs to --model: it is published with its figures.")
+    if arguments.output_dir and not arguments.dry_run:
+        raise ValueError("--output_dir is for --dry_run: otherwise nothing is left here.")
     name = arguments.repo_id.split("/")[-1]
+    dry = Path(arguments.output_dir or f"outputs/hub/{name}")
+    if arguments.activations:
+        return activations(arguments, dry)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / name
-        if arguments.dry_run:
-            folder = Path(arguments.output_dir or f"outputs/hub/{name}")
+        folder = dry if arguments.dry_run else Path(scratch) / name
         results = load_results(arguments.results)
         stage_model(
             arguments.model, folder, results, TEMPLATE,
@@ -73,13 +81,14 @@ def main() -> None:
     print(f"model:   {arguments.repo_id}, to be loaded with revision {commit}")
 
 
-def activations(arguments: Arguments) -> None:
-    """Check a dataset and push it."""
+def activations(arguments: Arguments, dry: Path) -> None:
+    """Check a dataset and push it, or write the folder of a dry run."""
     files = activation_files(arguments.activations)
     total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in files.values())
     print(f"checked: {len(files)} files, {size(total)}")
     if arguments.dry_run:
-        print(f"files:   {', '.join(files)} (nothing was pushed)")
+        write_files(files, dry)
+        print(f"folder:  {dry} (shards are links; nothing was pushed)")
         return
     commit = publish_activations(files, arguments.repo_id, private=arguments.private)
     print(f"dataset: {arguments.repo_id}, revision {commit}")

@@ -134,9 +134,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         self.phases = list(self.phases)  # a tuple comes back from JSON as a list
         maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         for name in kwargs:  # transformers takes any name and keeps it: a typo would go unnoticed
-            if meant := difflib.get_close_matches(
-                name, RaptorConfig.__annotations__, 1, cutoff=0.8
-            ):
+            known = [field.removeprefix("_") for field in RaptorConfig.__annotations__]
+            if meant := difflib.get_close_matches(name, known, 1, cutoff=0.8):
                 raise ValueError(f"RaptorConfig has no {name!r}; did you mean {meant[0]!r}?")
         super().__post_init__(**kwargs)
         self.check_phases()

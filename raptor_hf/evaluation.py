@@ -19,7 +19,7 @@ from .launch import process_state
 from .probe_arguments import ProbeArguments
 from .probe_data import ProbeData, ProbeImageSets
 from .probes import Probe, check_head, original_size_metrics, train_probe
-from .provenance import training_facts
+from .provenance import public_name, training_facts
 from .runs import environment, write_json
 from .tasks import TASKS, Task
 from .teachers import load_backbone, load_processor
@@ -118,7 +118,7 @@ class Evaluation:
         if self.state.is_main_process:
             arguments = self.arguments
             result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
-            data = {"dataset": arguments.dataset, "split": arguments.test_split}
+            data = {"dataset": public_name(arguments.dataset), "split": arguments.test_split}
             data |= {"num_images": num_images, "environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from .modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
 from .original_checkpoint import BROKEN
 from .tasks import Classification, Task
+from .teachers import check_weight_files
 
 # what torch.load raises for a file that is broken, of another kind, or holds more than tensors
 UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
@@ -98,6 +99,7 @@ def read_classifier(
             f"{name_or_path} holds {config.architectures}, not a {task.name} head "
             f"({task.model_class.__name__})."
         )
+    check_weight_files(name_or_path, config)
     model, loaded = task.auto_class.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )

@@ -1,5 +1,6 @@
 """Model cards: a template filled from result files, with a usage snippet that has been run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
-from .provenance import RECIPE, is_hub_id, public_name
+from .provenance import RECIPE, public_name
 from .tables import TASKS as COLUMNS
 from .tables import mean_std, values_of
 from .tasks import TASKS, Task
@@ -37,19 +38,28 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
 
-name, revision = "{name}", "{revision}"  # whose code is run, and of which commit
+name, revision = {name}, {revision}  # whose code is run, and of which commit
 processor = AutoImageProcessor.from_pretrained(name, revision=revision)
 model = {auto_class}.from_pretrained(name, revision=revision, trust_remote_code=True)
 image = Image.new("RGB", (640, 480), (90, 120, 200))  # yours: Image.open("photo.jpg")
 with torch.no_grad():
-    outputs = model(**processor(image, return_tensors="pt"))
+    outputs = model(**processor(image, return_tensors="pt"), output_hidden_states=True)
 print({answer}, len(outputs.hidden_states))"""
 
 
-def usage_snippet(name: str, task: type[Task], revision: str = "main") -> str:
-    """How a model is used by people who have transformers alone; `name` is a folder or a Hub id."""
-    auto_class, answer = task.auto_class.__name__, ON_THE_HUB[task.name][2]
-    return SNIPPET.format(name=name, revision=revision, auto_class=auto_class, answer=answer)
+def usage_snippet(name: str, task: type[Task], revision: str = "<commit>") -> str:
+    """How a model is used by people who have transformers alone.
+
+    Args:
+        name: a Hub id, or a folder, for which the revision has no meaning.
+        revision: the commit that is trusted.
+    """
+    return SNIPPET.format(
+        name=json.dumps(name),
+        revision=json.dumps(revision),
+        auto_class=task.auto_class.__name__,
+        answer=ON_THE_HUB[task.name][2],
+    )
 
 
 def run_snippet(snippet: str, folder: Path) -> str:
@@ -92,7 +102,7 @@ def card_metadata(
         results: of the model: of its task, and `r2` where there is one.
     """
     facts = next(result for result in results if result["task"] == task.name)
-    teacher = (facts.get("training") or {}).get("teacher", {}).get("name", "")
+    training = facts.get("training") or {"teacher": {"revision": None}, "dataset": None}
     dataset = public_name(facts["dataset"])
     pipeline_tag, metric_type, _ = ON_THE_HUB[task.name]
     figures = [(pipeline_tag, metric_type, values_of(results, name, task.name, task.score))]
@@ -103,8 +113,8 @@ def card_metadata(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         license=license,
-        base_model=teacher if is_hub_id(teacher) else None,
-        datasets=[dataset],
+        base_model=training["teacher"]["name"] if training["teacher"]["revision"] else None,
+        datasets=[training["dataset"]] if training["dataset"] else None,
         tags=TAGS,
         metrics=[metric for _, metric, _ in figures],
         eval_results=[
@@ -154,14 +164,15 @@ def make_model_card(
         title: what the card calls it; default: its name.
 
     Raises:
-        ValueError: no results of this model on this task.
+        ValueError: no results of this model, or of its teacher, on this task.
     """
     mine = [result for result in results if result["model"] == name]
     facts = next((result for result in mine if result["task"] == task.name), None)
     if facts is None:
         raise ValueError(f"There are no {task.name} results of {name!r} to make its card from.")
-    teachers = (result for result in results if result["model"] == "teacher")
-    teacher_facts = next(teachers)
+    teachers = [r for r in results if (r["model"], r["task"]) == ("teacher", task.name)]
+    if not teachers:
+        raise ValueError(f"There are no {task.name} results of the teacher to compare with.")
     metadata = card_metadata(name, task, mine, license=license)
     metadata.model_name = title or name
     return ModelCard.from_template(
@@ -171,7 +182,7 @@ def make_model_card(
         citation=CITATION,
         snippet=snippet,
         phases=facts["phases"],
-        block_share=f"{100 * facts['block_parameters'] / teacher_facts['block_parameters']:.1f}",
+        block_share=f"{100 * facts['block_parameters'] / teachers[0]['block_parameters']:.1f}",
         num_images=f"{facts['num_images']:,}",
         num_seeds=len(values_of(results, name, task.name, task.score)),
         dataset=public_name(facts["dataset"]),
@@ -197,7 +208,7 @@ def write_model_card(
         ValueError: no results of this model, or no head.
         RuntimeError: the usage snippet fails.
     """
-    model_dir = Path(model_dir)
+    model_dir = Path(model_dir).resolve()
     task = task_of(model_dir)
     snippet = usage_snippet(model_dir.name, task)
     card = make_model_card(model_dir.name, task, results, template, snippet=snippet, title=title)

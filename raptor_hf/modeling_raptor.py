@@ -213,17 +213,29 @@ class RaptorPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args, use_safetensors: bool = True, **kwargs):
+    def from_pretrained(cls, *args, use_safetensors: bool | None = None, **kwargs):
         """As everywhere in transformers, but from safetensors only: a pickle is never opened.
 
         Raises:
-            ValueError: `use_safetensors=False`.
+            ValueError: `use_safetensors=False`, or weights in other files.
         """
-        if not use_safetensors:
+        if use_safetensors is False:
             raise ValueError("The weights of a Raptor are read from safetensors, never a pickle.")
         return super().from_pretrained(*args, use_safetensors=True, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # an index of shards, or a configuration, may name files of any kind
+        foreign = [f for f in checkpoint_files or [] if not str(f).endswith(".safetensors")]
+        if foreign:
+            raise ValueError(
+                f"The weights of a Raptor are read from safetensors, never a pickle; got {foreign}."
+            )
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, *args, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As everywhere in transformers. The code goes along, so that any Auto class can load it.
 
         transformers itself would note down the one Auto class of the model that is saved, and
@@ -231,7 +243,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
         """
         models = {name: f"modeling_raptor.{cls.__name__}" for name, cls in AUTO_CLASSES.items()}
         self.config.auto_map = {"AutoConfig": "configuration_raptor.RaptorConfig", **models}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The teacher's patch embedding."""
@@ -331,6 +343,8 @@ class RaptorModel(RaptorPreTrainedModel):
             layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
             block_norm_eps=block_norm_eps,
         )
+        if os.path.isdir(teacher.name_or_path):  # a folder of this machine is nobody's business
+            config.teacher_config.name_or_path = ""
         model = cls(config).to(teacher.dtype)
         for part in (model.family.embeddings, model.family.final_norm):
             weights = teacher.get_submodule(part).state_dict()

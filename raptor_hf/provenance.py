@@ -31,37 +31,48 @@ OF_NEW_BLOCKS = ("init", "ffn", "depth_scaling")  # say nothing of blocks that a
 
 def public_name(name_or_path: str) -> str:
     """A Hub id as it is; of a path its last part: nobody else has the folders of this machine."""
-    path = Path(name_or_path)
-    return path.name if path.is_absolute() or path.exists() else name_or_path
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be a model or a dataset on the Hub: `owner/name`, and no folder here."""
-    return name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).exists()
+    looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
+    if looks_like_one or (name_or_path and Path(name_or_path).exists()):
+        return Path(name_or_path).resolve().name
+    return name_or_path
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
-    """Teacher and stages of a Raptor that the training programs made; None of any other model.
+    """Teacher and stages of a Raptor that the training programs made.
 
     Args:
         folder: of `distill_raptor.py`; its `run.json` leads to that of the blocks.
 
     Returns:
-        `teacher` (name, commit on the Hub, digest of the weights), and `stages`, first to last:
-        program, arguments, images that were seen, seconds, number of processes.
+        `teacher` (name, commit on the Hub or None, digest of the weights), `dataset`, and `stages`,
+        first to last: program, arguments, images that were seen, seconds, number of processes.
+        None of a model that was made otherwise, or whose earlier runs are not there any more.
     """
     stages: list[dict] = []
-    run_folder: Path | None = Path(folder)
-    while run_folder is not None and (run_folder / "run.json").is_file():
-        run = read_json(run_folder / "run.json")
+    run_folder, arguments = folder, {}
+    while run_folder:
+        if not (Path(run_folder) / "run.json").is_file():
+            return None
+        run = read_json(Path(run_folder) / "run.json")
         arguments = run["arguments"]
-        stages.insert(0, stage_facts(run_folder, run))
-        blocks = arguments.get("blocks")
-        run_folder = Path(blocks) if blocks else None
-    if not stages:
+        stages.insert(0, stage_facts(Path(run_folder), run))
+        run_folder = arguments.get("blocks")
+    identity = teacher_identity(teacher, arguments.get("revision"))
+    return {
+        "teacher": {**identity, "name": public_name(identity["name"])},
+        "dataset": training_dataset(arguments),
+        "stages": stages,
+    }
+
+
+def training_dataset(arguments: dict) -> str | None:
+    """The images that a training saw, itself or by way of its stored activations."""
+    if arguments.get("dataset"):
+        return public_name(arguments["dataset"])
+    extraction = Path(arguments["activations"]) / "run.json"
+    if not extraction.is_file():
         return None
-    identity = teacher_identity(teacher)
-    return {"teacher": {**identity, "name": public_name(identity["name"])}, "stages": stages}
+    return public_name(read_json(extraction)["arguments"]["dataset"])
 
 
 def stage_facts(folder: Path, run: dict) -> dict:

@@ -1,8 +1,9 @@
 """To the Hub: models that were tried as strangers will use them, and whole activation datasets.
 
-A repository's `main` moves once, when every file has been uploaded: what is cut off in the middle
-leaves it as it was, and the same call goes on. Tokens are huggingface_hub's affair alone (`hf auth
-login`, or HF_TOKEN): none is asked for, printed or written here.
+A repository's `main` moves when every file has been uploaded: what is cut off in the middle leaves
+it as it was, and the same call goes on. A new version takes the weights or shards of the old one
+away. Tokens are huggingface_hub's affair alone (`hf auth login`, or HF_TOKEN): none is asked for,
+printed or written here.
 """
 
 import json
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -22,6 +23,8 @@ from .model_card import make_model_card, run_snippet, task_of, usage_snippet
 from .provenance import public_name
 from .teachers import load_processor
 
+# files that a new version of a repository replaces as a whole
+OF_A_VERSION = (".safetensors", ".safetensors.index.json", ".bin", ".arrow")
 # What a stranger's machine makes of a folder: only transformers, and the code that lies there.
 READ_BACK = """
 import sys
@@ -31,10 +34,10 @@ from safetensors.torch import load_file, save_file
 
 folder, auto_class, images, outputs = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
-states = model(load_file(images)["pixel_values"]).hidden_states
-answer = model(load_file(images)["pixel_values"])[0]
-named = {str(layer): state.detach().clone() for layer, state in enumerate(states)}
-save_file({**named, "answer": answer.detach().clone()}, outputs)
+found = model(load_file(images)["pixel_values"], output_hidden_states=True)
+tensors = {str(layer): state for layer, state in enumerate(found.hidden_states)}
+tensors["answer"] = found[0]
+save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, outputs)
 """
 
 
@@ -64,9 +67,8 @@ def stage_model(
         ValueError: no head, no results of this model, or a folder that is not empty.
         RuntimeError: the snippet fails, or other outputs than the model's.
     """
-    model_dir, folder = Path(model_dir), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Choose another folder, or delete it.")
+    model_dir, folder = Path(model_dir).resolve(), Path(folder)
+    check_empty(folder)
     task = task_of(model_dir)
     model = task.model_class.from_pretrained(model_dir, dtype=torch.float32)
     processor = load_processor(str(model_dir))
@@ -74,14 +76,23 @@ def stage_model(
     card = make_model_card(
         model_dir.name, task, results, template, snippet=usage_snippet(title, task), **options
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for config in (model.config, model.config.teacher_config):
-        config.name_or_path = ""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    card.save(folder / "README.md")
-    run_snippet(usage_snippet(str(folder.resolve()), task), folder)
-    check_read_back(model, folder, task.auto_class.__name__)
+    original = model.config.teacher_config
+    original.name_or_path = public_name(original.name_or_path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # what fails leaves nothing
+        staged = Path(scratch) / folder.name
+        model.save_pretrained(staged)
+        processor.save_pretrained(staged)
+        card.save(staged / "README.md")
+        run_snippet(usage_snippet(str(staged.resolve()), task), staged)
+        check_read_back(model, staged, task.auto_class.__name__)
+        staged.rename(folder)
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds something, with a ValueError."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Choose another folder, or delete it.")
 
 
 @torch.no_grad()
@@ -114,22 +125,46 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
 def publish_model(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload a staged model; returns the commit that its card tells people to trust.
 
-    The first commit holds all files, the second one only the card anew, whose snippet now names the
-    first: a commit can't name itself.
+    The first commit holds the model, the second one the card, whose snippet names the first.
+
+    Raises:
+        ValueError: a repository that others see, where a private one is wanted.
     """
     folder, api = Path(folder), HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    additions = [CommitOperationAdd(path.name, path) for path in files]
-    commit = api.create_commit(repo_id, additions, commit_message="Raptor, its code and its card")
+    repo_id = open_repository(api, repo_id, "model", private)
     card, task = folder / "README.md", task_of(folder)
-    text = card.read_text()
-    unpinned = next(line for line in text.splitlines() if line.startswith("name, revision = "))
-    pinned = usage_snippet(repo_id, task, commit.oid)
-    line = next(line for line in pinned.splitlines() if line.startswith("name, revision = "))
-    card.write_text(text.replace(unpinned, line))
-    addition = CommitOperationAdd("README.md", card)
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and path != card}
+    commit = commit_files(api, repo_id, "model", files, "A Raptor and its code")
+    pinned = usage_snippet(repo_id, task, commit).splitlines()
+    [line] = [line for line in pinned if line.startswith("name, revision = ")]
+    lines = card.read_text().splitlines()
+    lines = [line if old.startswith("name, revision = ") else old for old in lines]
+    text = ("\n".join(lines) + "\n").encode()
+    addition = CommitOperationAdd("README.md", text)
     api.create_commit(repo_id, [addition], commit_message="The card names the revision to load")
+    return commit
+
+
+def open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool) -> str:
+    """Create a repository unless it is there; its full name. Errors as `publish_model`."""
+    created = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+    if private and not api.repo_info(created.repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"{created.repo_id} is there already, and public. Nothing was uploaded: make it "
+            "private in its settings, choose another --repo_id, or leave out --private."
+        )
+    return created.repo_id
+
+
+def commit_files(
+    api: HfApi, repo_id: str, repo_type: str, files: dict[str, Path | bytes], message: str
+) -> str:
+    """One commit with these files, and without the weights or shards of a version before."""
+    there = api.list_repo_files(repo_id, repo_type=repo_type)
+    stale = [name for name in there if name.endswith(OF_A_VERSION) and name not in files]
+    operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+    operations += [CommitOperationDelete(name) for name in stale]
+    commit = api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message)
     return commit.oid
 
 
@@ -146,7 +181,9 @@ def activation_files(path: str | Path) -> dict[str, Path | bytes]:
     if problems := list(verify_activations(path)):
         raise ValueError("\n".join(problems))
     manifest = read_manifest(path)
-    manifest["teacher"]["name"] = public_name(manifest["teacher"]["name"])
+    teacher = manifest["teacher"]
+    if teacher["revision"] is None:  # not of the Hub
+        teacher["name"] = Path(teacher["name"]).name
     names = ["dataset_info.json", "state.json", *manifest["shards"]]
     return {
         "README.md": dataset_card(manifest).encode(),
@@ -155,14 +192,26 @@ def activation_files(path: str | Path) -> dict[str, Path | bytes]:
     }
 
 
+def write_files(files: dict[str, Path | bytes], folder: str | Path) -> None:
+    """A folder of `activation_files` to look at: shards are links to where they lie.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    folder = Path(folder)
+    check_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            (folder / name).symlink_to(content.resolve())
+
+
 def publish_activations(
     files: dict[str, Path | bytes], repo_id: str, *, private: bool = False
 ) -> str:
-    """Upload an activation dataset (`activation_files`) in one commit; returns it."""
+    """Upload `activation_files` in one commit; returns it. Errors as `publish_model`."""
     api = HfApi()
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-    commit = api.create_commit(
-        repo_id, additions, repo_type="dataset", commit_message="Activations of a teacher"
-    )
-    return commit.oid
+    repo_id = open_repository(api, repo_id, "dataset", private)
+    return commit_files(api, repo_id, "dataset", files, "Activations of a teacher")

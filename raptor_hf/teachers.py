@@ -6,6 +6,7 @@ returns the states of its layers; a Raptor can be made of the families that `loa
 
 import copy
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
 
 from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
 
@@ -48,10 +49,11 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: a model that `AutoModel` does not know, or weights that are missing.
+        ValueError: a model that `AutoModel` does not know, or weights that are missing or pickled.
         OSError: no such model, or one without weights in safetensors.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    check_weight_files(name_or_path, config, revision)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a classifier's head that is not wanted here is no warning
     try:
@@ -60,7 +62,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             config=getattr(config, "vision_config", config),
             revision=revision,
             dtype=torch.float32,
-            use_safetensors=True,  # no pickle is opened
+            use_safetensors=True,
             output_loading_info=True,
         )
     finally:
@@ -76,6 +78,33 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             f"{sorted(missing)[:5]} … Download or save it again."
         )
     return model.eval().requires_grad_(False)
+
+
+def check_weight_files(
+    name_or_path: str, config: PreTrainedConfig, revision: str | None = None
+) -> None:
+    """Refuse a model whose index of shards or configuration names a pickle, or a foreign folder.
+
+    `use_safetensors=True` alone looks for an index, and follows it wherever it leads.
+
+    Raises:
+        ValueError: it does; the files are named.
+    """
+    index = cached_file(
+        name_or_path,
+        SAFE_WEIGHTS_INDEX_NAME,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+    )
+    files = {getattr(config, "transformers_weights", None)} - {None}
+    if index:
+        files |= set(json.loads(Path(index).read_text())["weight_map"].values())
+    foreign = [f for f in sorted(files) if not f.endswith(".safetensors") or Path(f).name != f]
+    if foreign:
+        raise ValueError(
+            f"The weights of {name_or_path} must lie in safetensors beside its configuration; it "
+            f"names {foreign[:3]}, which are not opened."
+        )
 
 
 def load_processor(name_or_path: str, revision: str | None = None):

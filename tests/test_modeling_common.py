@@ -28,12 +28,14 @@ parallelism (no plan). Not run for want of a GPU: flash attention, several devic
 
 import copy
 import inspect
+import json
 
 import pytest
 import torch
 
 from raptor_hf import RaptorConfig, RaptorForImageClassification, RaptorModel
 from raptor_hf.modeling_raptor import AUTO_CLASSES
+from raptor_hf.teachers import load_backbone
 from tests.test_modeling_raptor import randomised
 
 EVERY_MODEL = pytest.mark.parametrize("model_class", AUTO_CLASSES.values())
@@ -276,7 +278,15 @@ def test_weights_come_from_safetensors_only(teacher, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="read from safetensors, never a pickle"):
         RaptorModel.from_pretrained(tmp_path, use_safetensors=False)
+    index = {"metadata": {}, "weight_map": {name: "weights.bin" for name in model.state_dict()}}
     (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    torch.save(model.state_dict(), tmp_path / "weights.bin")
+    with pytest.raises(ValueError, match="never a pickle; got .*weights.bin"):
+        RaptorModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must lie in safetensors .*weights.bin"):
+        load_backbone(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="no file named model.safetensors"):
         RaptorModel.from_pretrained(tmp_path)

@@ -215,12 +215,16 @@ def test_the_readmes_python_runs(line, tmp_path):
 def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
     script = next(block for block in code_blocks("bash") if "publish.py" in block)
     script = script.replace("python ", f"{sys.executable} ").replace("outputs/digits", str(line[0]))
-    script = script.replace("--dry_run\n", f"--dry_run --output_dir {tmp_path}/staged\n", 1)
+    for name in ("raptor_k3", "digits_states"):
+        script = script.replace(
+            f"{name} --dry_run", f"{name} --dry_run --output_dir {tmp_path}/{name}"
+        )
     printed = run("bash", "-c", f"set -e\n{script}").stdout
     assert "tried:   the card's snippet runs; loaded without raptor_hf" in printed
-    assert f"folder:  {tmp_path}/staged (nothing was pushed)" in printed
-    assert "manifest.json" in printed
-    card = (tmp_path / "staged" / "README.md").read_text()
+    assert f"folder:  {tmp_path}/raptor_k3 (nothing was pushed)" in printed
+    assert f"folder:  {tmp_path}/digits_states (shards are links; nothing was pushed)" in printed
+    assert (tmp_path / "digits_states" / "manifest.json").exists()
+    card = (tmp_path / "raptor_k3" / "README.md").read_text()
     assert "# NAME/raptor_k3" in card and str(line[0]) not in card
 
 

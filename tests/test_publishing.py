@@ -16,10 +16,10 @@ from raptor_hf.data import make_processor
 from raptor_hf.model_card import make_model_card, planned_card, task_of
 from raptor_hf.modeling_raptor import AUTO_CLASSES, RaptorModel
 from raptor_hf.provenance import public_name, training_facts
-from raptor_hf.publishing import activation_files, check_read_back, stage_model
+from raptor_hf.publishing import activation_files, check_read_back, stage_model, write_files
 from raptor_hf.runs import read_json
 from raptor_hf.tasks import TASKS
-from tests.hub_server import hub_server
+from tests.hub_server import Blob, Repository, hub_server
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE
 from tests.test_modeling_common import make
 
@@ -42,7 +42,7 @@ def results_of(task):
         stage = {"program": "distill_raptor", "arguments": {"steps": 100, "loss": "mse"}}
         stage |= {"images": 6400, "seconds": 12.3, "num_processes": 2}
         teacher = {"name": "facebook/dinov2-small", "revision": "abc", "weights_sha256": 32 * "12"}
-        training = {"teacher": teacher, "stages": [stage]}
+        training = {"teacher": teacher, "dataset": "trees", "stages": [stage]}
         more = {"phases": [4, 2], "block_parameters": 100, "training": training}
         rows.append({"model": "raptor_k2", **more, **facts})
     return rows
@@ -70,7 +70,7 @@ def test_what_the_hub_reads_of_a_card(task):
     card = make_model_card("raptor_k2", TASKS[task], results, TEMPLATE, snippet="pass", title="a/b")
     data = ModelCard(str(card)).data
     assert data.library_name == "transformers" and data.license == "apache-2.0"
-    assert data.base_model == "facebook/dinov2-small" and data.datasets == ["leaves"]
+    assert data.base_model == "facebook/dinov2-small" and data.datasets == ["trees"]
     [figure] = data.eval_results
     mean = next(iter(FIGURES[task].values())) + 1 / 32
     assert figure.metric_value == pytest.approx(mean, abs=5e-5)
@@ -84,6 +84,8 @@ def test_what_the_hub_reads_of_a_card(task):
         in text
     )
     assert "`facebook/dinov2-small`, revision abc" in text
+    assert "in 1 stage(s), on the states of images of\n`trees`. Embeddings" in text
+    assert "These are the arguments of one of 2 seeds." in text
     row = {"classification": "84.4 ± 4.4", "segmentation": "28.1 ± 4.4", "depth": "0.531 ± 0.044"}
     assert f"| {row[task]} | {row[task]} |" in text
 
@@ -93,6 +95,9 @@ def test_a_card_without_results_is_refused(teacher, tmp_path):
         make_model_card(
             "raptor_k2", TASKS["depth"], results_of("segmentation"), TEMPLATE, snippet=""
         )
+    alone = [row for row in results_of("depth") if row["model"] != "teacher"]
+    with pytest.raises(ValueError, match="no depth results of the teacher"):
+        make_model_card("raptor_k2", TASKS["depth"], alone, TEMPLATE, snippet="")
     make(RaptorModel, teacher).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a card is made of a Raptor with a head"):
         task_of(tmp_path)
@@ -157,12 +162,21 @@ def test_a_published_model_is_loaded_by_its_card(model_dir, tmp_path):
     publish = [ROOT / "model_cards" / "publish.py", "--model", model_dir, "--results"]
     publish += [tmp_path / "results", "--repo_id", "me/raptor"]
     with hub_server() as hub:
-        done = client(hub, tmp_path, *publish, "--private")
-        first, last = hub.commits("me/raptor")[1:]
+        hub.repositories["models/me/raptor"] = repo = Repository("models/me/raptor")
+        refused = client(hub, tmp_path, *publish, "--private", check=False)
+        assert "is there already, and public. Nothing was uploaded" in refused.stderr
+        old = {
+            name: Blob(b"old", lfs=False) for name in ("pytorch_model.bin", "README.md", "a.png")
+        }
+        repo.add("main", "an older version", old)
+        done = client(hub, tmp_path, *publish)
+        first, last = hub.commits("me/raptor")[2:]
         assert f"with revision {first}" in done.stdout
         assert hub.token not in done.stdout + done.stderr
         pushed = hub.files("me/raptor")
         assert set(pushed) == set(hub.files("me/raptor", first))
+        assert "pytorch_model.bin" not in pushed and pushed["a.png"] == b"old"
+        assert hub.files("me/raptor", first)["README.md"] == b"old"
         assert pushed["model.safetensors"] == (model_dir / "model.safetensors").read_bytes()
         snippet = pushed["README.md"].decode().split("```python\n")[1].split("```")[0]
         assert f'name, revision = "me/raptor", "{first}"' in snippet
@@ -178,9 +192,16 @@ def test_published_activations_name_no_folder_of_this_machine(store, tmp_path):
     manifest["teacher"]["name"] = str(tmp_path / "vit")
     (store / "manifest.json").write_text(json.dumps(manifest))
     with hub_server() as hub:
+        hub.repositories["datasets/me/states"] = repo = Repository("datasets/me/states")
+        repo.add("main", "an older version", {"data-00009-of-00010.arrow": Blob(b"old", lfs=True)})
         client(hub, tmp_path, *publish)
         files = hub.files("me/states", repo_type="dataset")
-        assert len(hub.commits("me/states", "dataset")) == 2
+        assert len(hub.commits("me/states", "dataset")) == 3
+    assert set(files) == {file.name for file in store.iterdir()}  # the old shard is gone
+    write_files(activation_files(store), tmp_path / "dry")
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "dry").iterdir()}
+    with pytest.raises(ValueError, match="is not empty"):
+        write_files({}, tmp_path / "dry")
     assert str(tmp_path).encode() not in b"".join(files.values())
     (tmp_path / "again").mkdir()
     for name, content in files.items():
@@ -232,6 +253,19 @@ def test_training_facts_follow_the_runs_and_name_no_folders(teacher, tmp_path):
     }  # fmt: skip
     assert facts["stages"][0]["arguments"] == {**recipe, "ffn": "swiglu"}
     assert "somebody" not in json.dumps(facts)
+    assert facts["dataset"] is None
+    (tmp_path / "states").mkdir()
+    run["arguments"]["activations"] = str(tmp_path / "states")
+    (raptor / "run.json").write_text(json.dumps(run))
+    first = json.loads((blocks / "run.json").read_text())
+    first["arguments"]["activations"] = str(tmp_path / "states")
+    (blocks / "run.json").write_text(json.dumps(first))
+    extraction = {"arguments": {"dataset": "/home/somebody/trees"}}
+    (tmp_path / "states" / "run.json").write_text(json.dumps(extraction))
+    assert training_facts(raptor, teacher)["dataset"] == "trees"
+    (blocks / "run.json").unlink()  # one of the stages can't be told any more
+    assert training_facts(raptor, teacher) is None
     assert training_facts(tmp_path, teacher) is None
     assert public_name("facebook/dinov2-small") == "facebook/dinov2-small"
     assert public_name(str(tmp_path)) == tmp_path.name
+    assert public_name("data/of/mine") == public_name("../mine") == "mine"
