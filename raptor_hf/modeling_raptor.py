@@ -97,6 +97,11 @@ class RaptorDepthScaling(nn.Module):
 
     def forward(self, depth: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Factors of the attention, the FFN and the output, for depths (…, 1): (…, D) each."""
+        kind = depth.device.type
+        if torch.is_autocast_enabled(kind):
+            # in the weights' own precision: bfloat16 knows no number between 1 and 1.0078
+            with torch.autocast(kind, enabled=False):
+                return self(depth.to(self.fc1.weight.dtype))
         return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
 
 

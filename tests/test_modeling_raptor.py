@@ -192,3 +192,12 @@ def test_overrides_after_loading_are_checked_too(teacher, tmp_path):
 def test_a_layerscale_for_blocks_that_take_the_teachers_is_refused(teacher):
     with pytest.raises(ValueError, match="layerscale_value=0.5 contradicts init='teacher'"):
         RaptorModel.from_teacher(teacher, [6], init="teacher", layerscale_value=0.5)
+
+
+def test_depth_scaling_keeps_its_precision_under_autocast(teacher):
+    scaling = RaptorModel.from_teacher(teacher, [6]).blocks[0].depth_scaling
+    depth = torch.tensor([[3.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scaling(depth.bfloat16())
+    for scale, expected in zip(found, scaling(depth), strict=True):
+        assert torch.equal(scale, expected) and (scale != 1).any()
