@@ -15,24 +15,28 @@ PROCESSES.set_forkserver_preload(["raptor_hf.extraction"])
 
 
 def interleaved(
-    candidates: dict[str, Callable[[int], object]], *, rounds: int
+    candidates: dict[str, Callable[[int], object]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Wall times of several ways to do the same, in seconds, a list a candidate.
+    """Times of several ways to do the same, in seconds, a list a candidate.
 
     Every round visits them forwards and then backwards, so that whatever else the machine does
     hits all alike; `median_ratio` compares them. A first round that is not counted warms up.
 
     Args:
         candidates: each is called with the number of the visit, to choose the same work.
+        clock: wall time, or `time.process_time`: what all threads computed, also on a busy machine.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for visit in range(-2, 2 * rounds):
         names = list(candidates) if visit % 2 == 0 else list(reversed(candidates))
         for name in names:
-            start = time.perf_counter()
+            start = clock()
             candidates[name](visit % (2 * rounds))
             if visit >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

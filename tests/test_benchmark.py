@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from raptor_hf.benchmark import interleaved, median_ratio, peak_memory
+from raptor_hf.model_benchmark import Candidates, kept_bytes
 from tests.programs import run
 
 
@@ -40,6 +42,39 @@ def fail():
 def test_a_process_that_fails_is_said():
     with pytest.raises(RuntimeError, match="fail failed"):
         peak_memory(fail)
+
+
+def test_the_references_block_and_ours_of_its_architecture_are_one_function():
+    candidates = Candidates("digits")
+    states = candidates.states(2)
+    with torch.no_grad():
+        found = {name: rollout(states) for name, rollout in candidates.rollouts().items()}
+    assert {len(trajectory) for trajectory in found.values()} == {12}
+    for ours, theirs in zip(found["exact"], found["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # SwiGLU of hidden 4·D: 16 D² a token instead of 12 D², and attention's 2·N·D
+    assert candidates.flops()["exact"] == pytest.approx((16 * 64 + 2 * 21) / (12 * 64 + 2 * 21))
+
+
+def test_kept_bytes_by_hand():
+    weight = torch.nn.Parameter(torch.randn(4, 8))
+    states = torch.randn(100, 8)
+    # a linear layer keeps its input, tanh its output; weights don't count
+    assert kept_bytes(lambda: torch.tanh(states @ weight.T).sum()) == 4 * (100 * 8 + 100 * 4)
+
+
+@pytest.mark.parametrize("suite", ["model", "train_step"])
+def test_models_are_compared(suite, tmp_path):
+    sizes = ["--teacher", "digits", "--batch_sizes", "2", "--rounds", "1"]
+    done = run(sys.executable, "evaluation/benchmark.py", suite, *sizes, "--output_dir", tmp_path)
+    result = json.loads((tmp_path / f"{suite}.json").read_text())["result"]
+    times = result["inference, batch 2" if suite == "model" else "training step, batch 2"]
+    last = "teacher" if suite == "model" else "matched, checkpointed"
+    assert set(times) == {"exact", "matched", last, "reference again"}
+    assert all(ratio > 0 for ratio in times.values()) and "reference again" in done.stdout
+    if suite == "train_step":
+        kept = result["kept for the backward pass, batch 2"]
+        assert kept["matched, checkpointed"] < 0.2 < kept["matched"] < kept["exact"] < 1
 
 
 def test_the_program_compares_and_writes_its_figures(tmp_path):
