@@ -26,7 +26,8 @@ RECIPE = (
     "noise_std",
     "precision",
 )
-OF_NEW_BLOCKS = ("init", "ffn", "depth_scaling")  # say nothing of blocks that are there already
+# say nothing of blocks that are there already
+OF_NEW_BLOCKS = ("init", "refit", "ffn", "depth_scaling")
 
 
 def public_name(name_or_path: str) -> str:

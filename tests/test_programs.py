@@ -188,6 +188,31 @@ def test_random_and_teacher_starts_differ(line):
     assert not torch.equal(*(w["blocks.0.attention.qkv.weight"] for w in weights))
 
 
+def test_a_refit_follows_the_teacher_without_a_step(line, tmp_path):
+    out = line[0]
+    command = [*flags(out, "seed_0/raptor_k3"), "--steps", "0", "--warmup_steps", "0"]
+    command += [
+        "--validation_dataset",
+        "digits",
+        "--validation_split",
+        "test",
+        "--validate_every",
+        "1",
+    ]
+    blocks = command.index("--blocks")
+    refused = run(
+        sys.executable, *command, "--refit", "all", "--output_dir", tmp_path / "x", check=False
+    )
+    assert "--refit all needs new blocks" in refused.stderr
+    del command[blocks : blocks + 2]
+    r2 = {}
+    for refit in ("none", "all"):
+        run(sys.executable, *command, "--refit", refit, "--output_dir", tmp_path / refit)
+        last = (tmp_path / refit / "log.jsonl").read_text().splitlines()[-1]
+        r2[refit] = json.loads(last)["0-12/r2"]
+    assert r2["all"] > r2["none"]
+
+
 def code_blocks(language):
     """The code blocks of the README in one language."""
     text = (ROOT / "README.md").read_text()

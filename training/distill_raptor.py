@@ -23,6 +23,7 @@ from raptor_hf.losses import ObjectiveArguments, parse_token_weights
 from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.plan import print_training_plan
+from raptor_hf.refit import RefitArguments
 from raptor_hf.runs import (
     finish_run,
     folder_digest,
@@ -41,6 +42,7 @@ class Arguments(
     ValidationArguments,
     BlockArguments,
     ComputeArguments,
+    RefitArguments,
     ObjectiveArguments,
     LoopArguments,
 ):
@@ -93,6 +95,7 @@ def main() -> None:
         inputs["blocks"] = folder_digest(arguments.blocks)
     if start_run(arguments, inputs=inputs):
         return
+    arguments.refit_blocks(spans, activations, init="" if arguments.blocks else arguments.init)
     fit(
         module, activations, matching_loss(activations), arguments,
         new_views=arguments.new_views, description=f"raptor {'-'.join(map(str, phases))}",

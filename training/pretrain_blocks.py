@@ -20,6 +20,7 @@ from raptor_hf.loop_arguments import LoopArguments
 from raptor_hf.losses import ObjectiveArguments, parse_token_weights
 from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.plan import print_training_plan
+from raptor_hf.refit import RefitArguments
 from raptor_hf.runs import (
     finish_run,
     parse_arguments,
@@ -44,6 +45,7 @@ class Arguments(
     ValidationArguments,
     BlockArguments,
     ComputeArguments,
+    RefitArguments,
     ObjectiveArguments,
     LoopArguments,
 ):
@@ -87,6 +89,7 @@ def main() -> None:
     activations = arguments.open(teacher, module.layers)
     if start_run(arguments, inputs={"activations": activations.identity()}):
         return
+    arguments.refit_blocks(blocks, activations, init=arguments.init)
     fit(
         module, activations, matching_loss(activations), arguments,
         clip_apart=list(module.blocks.values()), new_views=arguments.new_views,
