@@ -18,8 +18,9 @@ import os
 from dataclasses import dataclass, field
 
 from raptor_hf.demo import load_pair, pick_examples
-from raptor_hf.demo_page import build_page, serve, short_name
+from raptor_hf.demo_page import build_page, serve
 from raptor_hf.launch import run_program
+from raptor_hf.provenance import public_name
 from raptor_hf.runs import parse_arguments
 
 
@@ -74,7 +75,7 @@ def main() -> None:
     examples = []
     if arguments.dataset != "none":
         examples = pick_examples(arguments.dataset, arguments.split)
-    names = {name: short_name(getattr(arguments, name)) for name in ("model", "teacher")}
+    names = {name: public_name(getattr(arguments, name)) for name in ("model", "teacher")}
     page = build_page(pair, names, examples, max_pixels=int(arguments.max_megapixels * 1e6))
     serve(
         page,

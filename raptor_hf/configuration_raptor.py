@@ -4,6 +4,7 @@ This file and `modeling_raptor.py` travel with every model to the Hub: they impo
 transformers and each other, and nothing else of this package.
 """
 
+import copy
 import difflib
 from typing import Literal, NamedTuple
 
@@ -131,6 +132,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(self.teacher_config, dict):
             fields = dict(self.teacher_config)
             self.teacher_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        else:  # a Raptor sets things in its own, such as the attention implementation
+            self.teacher_config = copy.deepcopy(self.teacher_config)
         self.phases = list(self.phases)  # a tuple comes back from JSON as a list
         maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         for name in kwargs:  # transformers takes any name and keeps it: a typo would go unnoticed

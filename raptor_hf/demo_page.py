@@ -2,7 +2,6 @@
 
 import os
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 # read when gradio is imported: no word of this page to anyone
@@ -85,7 +84,7 @@ def heading(pair: Pair, names: dict[str, str]) -> str:
         for p, (start, stop) in enumerate(pair.raptor.config.spans())
     )
     return HEADING.format(
-        **names,
+        **{role: escape(name) for role, name in names.items()},
         layers=pair.raptor.config.num_hidden_layers,
         blocks=len(pair.raptor.config.phases),
         phases=phases,
@@ -217,9 +216,3 @@ def serve(
         ssr_mode=False,
         pwa=False,
     )
-
-
-def short_name(name_or_path: str) -> str:
-    """A model's Hub id, or the last part of its folder: not where it lies on this machine."""
-    is_folder = Path(name_or_path).is_dir()
-    return escape(Path(name_or_path).resolve().name if is_folder else name_or_path)

@@ -1,4 +1,4 @@
-"""Raptor blocks beside the reference's and the teacher's layers: CPU time, FLOP, memory, compiling.
+"""Raptor blocks beside the reference's and the teacher's layers: CPU time, FLOP, memory.
 
 All of base size (DINOv2 ViT-B/14 with registers at 224 px: 261 tokens, 768 channels, 12 layers or
 applications), weights at random, k = 3. What is compared: *reference* (the block of the research
@@ -20,6 +20,7 @@ from .benchmark import interleaved, median_ratio
 from .configuration_raptor import RaptorConfig
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .plan import application_flops
+from .spans import ComputeArguments
 
 PHASES = [7, 3, 2]
 
@@ -67,7 +68,7 @@ class ReferenceBlock(nn.Module):
             block.layer_scale2.copy_(self.layer_scale2)
 
 
-class Chain(nn.Module):
+class ReferenceChain(nn.Module):
     """Three reference blocks, each applied as often as its phase is long."""
 
     def __init__(self, size: int, heads: int):
@@ -93,7 +94,7 @@ class Candidates:
         shape = TEACHERS[size]
         config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4, num_hidden_layers=12)
         self.teacher = Dinov2WithRegistersModel(config).eval()
-        self.reference = Chain(config.hidden_size, config.num_attention_heads).eval()
+        self.reference = ReferenceChain(config.hidden_size, config.num_attention_heads).eval()
         self.exact = self.raptor(config, ffn="swiglu", intermediate_size=4 * config.hidden_size)
         for ours, theirs in zip(self.exact.blocks, self.reference.blocks, strict=True):
             theirs.copy_to(ours)
@@ -169,7 +170,7 @@ def benchmark_train_step(size: str, batches: list[int], rounds: int) -> dict[str
     """A rollout with its loss, backward pass, clipping and AdamW, and what it keeps in memory."""
     candidates, result = Candidates(size), {}
     checkpointed = copy.deepcopy(candidates.matched)
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    ComputeArguments(gradient_checkpointing=True).set_up(checkpointed)
     modules = {
         "reference": candidates.reference,
         "exact": candidates.exact,

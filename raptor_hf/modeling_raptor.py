@@ -340,7 +340,7 @@ class RaptorModel(RaptorPreTrainedModel):
         if block_norm_eps is None:
             block_norm_eps = teacher.config.layer_norm_eps
         config = RaptorConfig(
-            teacher_config=copy.deepcopy(teacher.config),
+            teacher_config=teacher.config,
             phases=phases,
             ffn=ffn,
             intermediate_size=intermediate_size,

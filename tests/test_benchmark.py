@@ -50,6 +50,8 @@ def test_the_references_block_and_ours_of_its_architecture_are_one_function():
     with torch.no_grad():
         found = {name: rollout(states) for name, rollout in candidates.rollouts().items()}
     assert {len(trajectory) for trajectory in found.values()} == {12}
+    for model in (candidates.teacher, candidates.exact, candidates.matched):  # alike
+        assert model.config._attn_implementation == "sdpa"
     for ours, theirs in zip(found["exact"], found["reference"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     # SwiGLU of hidden 4·D: 16 D² a token instead of 12 D², and attention's 2·N·D

@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoConfig, ViTMAEConfig
 
-from raptor_hf import RaptorConfig
+from raptor_hf import RaptorConfig, RaptorModel
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 
 
@@ -63,3 +63,10 @@ def test_token_layout(teacher, plain_teacher):
     }
     raptor = RaptorConfig(teacher_config=teacher.config, phases=[6])
     assert token_layout(raptor).groups()["registers"] == slice(1, 3)
+
+
+def test_the_teachers_own_configuration_is_left_alone(teacher):
+    """A Raptor used to set the attention of the teacher that it was configured by to none."""
+    assert teacher.config._attn_implementation == "sdpa"
+    RaptorModel(RaptorConfig(teacher_config=teacher.config, phases=[4, 2]))
+    assert teacher.config._attn_implementation == "sdpa"
