@@ -94,7 +94,7 @@ def task_of(model_dir: str | Path) -> type[Task]:
 
 
 def card_metadata(
-    name: str, task: type[Task], results: list[dict], *, license: str = "apache-2.0"
+    name: str, task: type[Task], results: list[dict], *, title: str, license: str
 ) -> ModelCardData:
     """What the Hub reads of a card: library, task, teacher, licence, data, measured figures.
 
@@ -109,7 +109,7 @@ def card_metadata(
     r2 = values_of(results, name, "r2", "mean", "all")
     figures += [("image-feature-extraction", "r2", r2)] if len(r2) else []
     return ModelCardData(
-        model_name=name,
+        model_name=title,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         license=license,
@@ -173,12 +173,11 @@ def make_model_card(
     teachers = [r for r in results if (r["model"], r["task"]) == ("teacher", task.name)]
     if not teachers:
         raise ValueError(f"There are no {task.name} results of the teacher to compare with.")
-    metadata = card_metadata(name, task, mine, license=license)
-    metadata.model_name = title or name
+    title = title or name
     return ModelCard.from_template(
-        metadata,
+        card_metadata(name, task, mine, title=title, license=license),
         template_path=str(template),
-        title=title or name,
+        title=title,
         citation=CITATION,
         snippet=snippet,
         phases=facts["phases"],

@@ -78,10 +78,8 @@ def refit_spans(
     ]
     num_tokens = chunks[0].shape[2]
     weights = torch.zeros(num_tokens)
-    groups = activations.layout.groups().values()
-    for group in groups:
-        number = len(range(num_tokens)[group])
-        weights[group] = 1 / number
+    for group in activations.layout.groups().values():
+        weights[group] = 1 / len(range(num_tokens)[group])
     for span in spans:
         columns = [activations.layers.index(layer) for layer in range(span.start, span.stop + 1)]
         device = span.block.layer_scale1.device
@@ -145,7 +143,7 @@ def refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.Te
     block = span.block
     scaling, block.depth_scaling = block.depth_scaling, None  # the branches as they are
     current, fitted = [chunk[:, 0] for chunk in states], []
-    for position, _depth in enumerate(range(span.start + 1, span.stop + 1), start=1):
+    for position in range(1, span.stop - span.start + 1):
         normal, moment = 0.0, 0.0
         for before, chunk in zip(current, states, strict=True):
             parts = torch.stack([*branches(block, before), before], dim=-1)  # (B, N, D, 3)
