@@ -88,6 +88,11 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         layerscale_value: initial value of both LayerScales.
         block_norm_eps: eps of the blocks' LayerNorms (the final norm keeps the teacher's own).
         initializer_range: standard deviation of the blocks' initial linear weights.
+        num_applications: run so many applications only, their depths spread evenly over 1 … L;
+            None: all L. `hidden_states` has L + 1 entries in any case: a layer that is left out
+            has the state of the one before.
+        exit_angle: let an image stop once an application of the last block has turned its cls token
+            by less than so many degrees; it keeps the state that it has then. None: never.
         semantic_loss_ignore_index: label of pixels that segmentation does not count.
         depth_bins: number of equally wide bins that a depth head chooses among.
         min_depth, max_depth: the range of these bins in metres.
@@ -100,8 +105,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
-            teacher of an unknown family; an unknown ffn; an empty range of depths; a misspelt
-            argument.
+            teacher of an unknown family; an unknown ffn; an empty range of depths; too many or too
+            few applications; an exit angle out of range; a misspelt argument.
     """
 
     model_type = "raptor"
@@ -116,6 +121,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     layerscale_value: float = 1e-5
     block_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    num_applications: int | None = None
+    exit_angle: float | None = None
     semantic_loss_ignore_index: int = 255
     depth_bins: int = 256
     min_depth: float = 0.001
@@ -158,6 +165,15 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.ffn not in ("gelu", "swiglu"):
             raise ValueError(f"ffn must be 'gelu' or 'swiglu'; got {self.ffn!r}.")
+        if self.num_applications is not None and not 1 <= self.num_applications <= depth:
+            raise ValueError(
+                f"num_applications must lie in 1 … {depth}, the teacher's layers; got "
+                f"{self.num_applications}."
+            )
+        if self.exit_angle is not None and not 0 < self.exit_angle <= 180:
+            raise ValueError(
+                f"exit_angle is an angle in degrees, above 0 and up to 180; got {self.exit_angle}."
+            )
         if self.depth_bins < 1 or not 0 < self.min_depth < self.max_depth:
             raise ValueError(
                 "A depth head needs depth_bins ≥ 1 and 0 < min_depth < max_depth (metres); got "
@@ -211,6 +227,12 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     def spans(self) -> list[tuple[int, int]]:
         """The spans (start, stop) of the phases, see `phase_spans`."""
         return phase_spans(self.phases)
+
+    def depths(self) -> list[int]:
+        """The layers (1 … L) that `forward` applies a block for: all, or `num_applications`."""
+        last = self.num_hidden_layers
+        number = last if self.num_applications is None else self.num_applications
+        return [last - round(n * (last - 1) / max(1, number - 1)) for n in reversed(range(number))]
 
     def phase_of(self, depth: int) -> int:
         """Index of the block that makes layer `depth` (1 … L); a ValueError says what was given."""

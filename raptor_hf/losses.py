@@ -39,6 +39,20 @@ class ObjectiveArguments:
         default=None,
         metadata={"help": "annealed: least weight of forcing; default 0"},
     )
+    annealing: Literal["weighted", "drawn"] = field(
+        default="weighted",
+        metadata={
+            "help": "annealed: both losses at every step and their weighted mean, or one of them, "
+            "drawn with its weight as the probability (the same on average, for less compute)"
+        },
+    )
+    forcing_patches: int = field(
+        default=0,
+        metadata={
+            "help": "teacher forcing learns that many patches, drawn anew at every step, beside "
+            "cls and registers (all tokens are looked at); 0: all"
+        },
+    )
     loss: Literal["mse", "cosine", "mse+cosine"] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
     )
@@ -74,6 +88,15 @@ class ObjectiveArguments:
                 )
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
+        if self.annealing not in ("weighted", "drawn"):
+            raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
+        if self.forcing_patches < 0 or (
+            self.forcing_patches and self.objective == "autoregressive"
+        ):
+            raise ValueError(
+                "forcing_patches is a number of patches ≥ 0, for an objective with teacher "
+                f"forcing; got {self.forcing_patches} and objective={self.objective!r}."
+            )
         if not 0 <= self.noise_std < math.inf:
             raise ValueError(f"noise_std must be a number ≥ 0; got {self.noise_std}.")
         parse_token_weights(self.token_weights)
@@ -85,6 +108,13 @@ class ObjectiveArguments:
         fraction = 0.25 if self.teacher_forcing_fraction is None else self.teacher_forcing_fraction
         fading = 1 - progress / fraction if fraction > 0 else 0.0
         return max(self.teacher_forcing_floor or 0.0, fading)
+
+    def weights(self, progress: float) -> tuple[float, float]:
+        """How much teacher forcing and rollouts count in a step, λ and 1 − λ, or one of both."""
+        forcing = self.forcing(progress)
+        if self.annealing == "drawn" and 0 < forcing < 1:
+            forcing = float(torch.rand(()) < forcing)
+        return forcing, 1 - forcing
 
 
 def parse_token_weights(text: str) -> dict[str, float] | None:
@@ -113,6 +143,7 @@ def rollout(
     *,
     resets: Collection[int],
     noise_std: float = 0.0,
+    queries: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
@@ -121,13 +152,14 @@ def rollout(
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
         noise_std: standard deviation of Gaussian noise that is added to every block's input.
+        queries: predict the tokens (Q,) alone; for teacher forcing, as a rollout needs all.
 
     Returns:
-        (B, S, N, D), the states after every one of these layers.
+        (B, S, N, D), the states after every one of these layers, or (B, S, Q, D).
 
     Raises:
-        ValueError: the first layer of the first span is not a reset, the spans leave a gap, or the
-            trajectory is not as long as they are.
+        ValueError: the first layer of the first span is not a reset, the spans leave a gap, the
+            trajectory is not as long as they are, or `queries` in a rollout.
     """
     first, last = spans[0].start, spans[-1].stop
     if first not in resets:
@@ -137,6 +169,9 @@ def rollout(
             f"The spans {first}-{last} need the states of {last - first + 1} layers; the "
             f"trajectory has {trajectory.shape[1]}."
         )
+
+    if queries is not None and not all(layer in resets for layer in range(first, last)):
+        raise ValueError("A rollout needs all tokens: queries are for teacher forcing.")
 
     def noisy(states: torch.Tensor) -> torch.Tensor:
         return states + noise_std * torch.randn_like(states) if noise_std else states
@@ -151,13 +186,14 @@ def rollout(
         if all(layer in resets for layer in range(start, stop)):
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
-            predictions.append(block(noisy(trajectory[:, start - first : stop - first]), depths))
+            inputs = noisy(trajectory[:, start - first : stop - first])
+            predictions.append(block(inputs, depths, queries=queries))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
             if depth - 1 in resets:
                 state = trajectory[:, depth - 1 - first]
-            state = block(noisy(state), depth)
+            state = block(noisy(state), torch.full((1,), depth, device=state.device))
             predictions.append(state[:, None])
     return torch.cat(predictions, dim=1)
 

@@ -34,7 +34,8 @@ class Followed(NamedTuple):
         loss: a scalar.
         prediction: (B, S, N, D), rolled out if the loss counts that, else teacher-forced; without
             gradients.
-        target: (B, S + 1, N, D), the teacher's states, with the one that it starts from.
+        target: (B, S + 1, N, D), the teacher's states, with the one that it starts from. (Teacher
+            forcing may have looked at some tokens N only.)
     """
 
     loss: torch.Tensor
@@ -71,31 +72,56 @@ class TrajectoryMatching(nn.Module):
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, Followed]:
         """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
-        forcing = self.arguments.forcing(progress)
-        return {c.name: self.follow(c, self.part(c, trajectory), forcing) for c in self.chains}
+        weights = self.arguments.weights(progress)
+        return {c.name: self.follow(c, self.part(c, trajectory), *weights) for c in self.chains}
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
         """The states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
         first = self.layers.start
         return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
 
-    def follow(self, chain: Chain, trajectory: torch.Tensor, forcing: float) -> Followed:
+    def follow(
+        self, chain: Chain, trajectory: torch.Tensor, forcing: float, rolling: float
+    ) -> Followed:
         """The mixed loss of one chain, and what it was worked out from."""
         start, stop = chain.spans[0].start, chain.spans[-1].stop
         total = 0.0
-        for weight, resets in ((forcing, range(start, stop)), (1 - forcing, {start})):
-            if weight > 0:
-                prediction = rollout(
-                    chain.spans, trajectory, resets=resets, noise_std=self.arguments.noise_std
-                )
-                total = total + weight * token_loss(
-                    prediction,
-                    trajectory[:, 1:],
-                    groups=self.groups,
-                    weights=chain.weights,
-                    loss=self.arguments.loss,
-                )
-        return Followed(total, prediction.detach(), trajectory)
+        forced = (forcing, range(start, stop), self.arguments.forcing_patches)
+        for weight, resets, patches in (forced, (rolling, {start}, 0)):
+            if weight == 0:
+                continue
+            queries, weights = None, chain.weights
+            if patches:
+                queries, weights = self.draw_tokens(trajectory, chain.weights)
+            noise = self.arguments.noise_std
+            prediction = rollout(
+                chain.spans, trajectory, resets=resets, noise_std=noise, queries=queries
+            )
+            target = trajectory if queries is None else trajectory.index_select(2, queries)
+            total = total + weight * token_loss(
+                prediction,
+                target[:, 1:],
+                groups=self.groups,
+                weights=weights,
+                loss=self.arguments.loss,
+            )
+        return Followed(total, prediction.detach(), target)
+
+    def draw_tokens(
+        self, trajectory: torch.Tensor, weights: dict[str, float] | None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """All cls and register tokens and some patches, and the weights that make their loss
+        that of all tokens on average.
+        """
+        tokens = torch.arange(trajectory.shape[2], device=trajectory.device)
+        patches = tokens[self.groups["patches"]]
+        number = self.arguments.forcing_patches
+        if number > len(patches):
+            raise ValueError(f"forcing_patches is {number}; an image has {len(patches)} patches.")
+        drawn = patches[torch.randperm(len(patches))[:number].to(patches.device).sort().values]
+        if weights is None:  # the plain mean over all tokens
+            weights = {name: len(tokens[part]) / len(tokens) for name, part in self.groups.items()}
+        return torch.cat([tokens[: -len(patches)], drawn]), weights
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:

@@ -6,6 +6,7 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
 
 import copy
+import math
 import os
 from typing import NamedTuple
 
@@ -48,19 +49,43 @@ class RaptorAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attentions: list[torch.Tensor] | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attentions: list[torch.Tensor] | None = None,
+        queries: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to `attentions`."""
-        shape = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(-1, shape[-2], 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        """(…, N, D) to (…, N, D), or to (…, Q, D) for the tokens `queries` (Q,) alone.
+
+        The weights (…, heads, Q, N) are appended to `attentions`.
+        """
+        query, key, value = self.project(hidden_states, queries)
         # of all implementations the eager one alone tells its weights
         name = "eager" if attentions is not None else self.config._attn_implementation or "sdpa"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         mixed, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         if attentions is not None:
             attentions.append(weights)
-        return self.proj(mixed.reshape(shape))
+        return self.proj(mixed.reshape(*hidden_states.shape[:-2], *mixed.shape[-3:-2], -1))
+
+    def project(
+        self, hidden_states: torch.Tensor, queries: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Query, key and value as (batch, heads, tokens, D / heads); leading axes are made one."""
+        size = hidden_states.shape[-1]
+        if queries is None:
+            parts = [self.qkv(hidden_states)]
+        else:  # keys and values of all tokens
+            weights = self.qkv.weight.split([size, 2 * size])
+            biases = self.qkv.bias.split([size, 2 * size])
+            inputs = (hidden_states.index_select(-2, queries), hidden_states)
+            parts = map(nn.functional.linear, inputs, weights, biases)
+        found = []
+        for part in parts:
+            stacked = part.view(
+                -1, part.shape[-2], part.shape[-1] // size, self.num_heads, self.head_dim
+            )
+            found.extend(stacked.permute(2, 0, 3, 1, 4).unbind())
+        return found
 
 
 class RaptorFFN(nn.Module):
@@ -123,37 +148,66 @@ class RaptorBlock(GradientCheckpointingLayer):
         self.ffn = RaptorFFN(config)
         self.layer_scale2 = nn.Parameter(torch.full((size,), config.layerscale_value))
         self.depth_scaling = RaptorDepthScaling(config) if config.depth_scaling else None
+        self.register_buffer("folded_scales", None, persistent=False)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         depth: int | torch.Tensor,
         attentions: list[torch.Tensor] | None = None,
+        queries: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One application.
 
         Args:
             hidden_states: (B, N, D), or (B, P, N, D) for P independent layers at once.
-            depth: the layer that is asked for (1 … L), or a tensor (P,) of them.
+            depth: the layer that is asked for (1 … L), or a tensor (P,) of them. A tensor (1,)
+                spares a compiled block from being compiled anew for another number.
             attentions: a list that the attention weights (B, heads, N, N) are appended to.
+            queries: make the states of the tokens (Q,) alone; they look at all tokens.
 
         Returns:
-            The state(s) one layer deeper, in the shape of `hidden_states`.
+            The state(s) one layer deeper, in the shape of `hidden_states`, or (…, Q, D).
         """
-        attention_scale, ffn_scale = self.layer_scale1, self.layer_scale2
-        if self.depth_scaling is not None:
-            # where the states are, not where the weights are: these may be offloaded
-            if isinstance(depth, int):
-                depth = hidden_states.new_full((1, 1), depth)
-            else:
-                depth = depth.to(hidden_states)[:, None, None]
-            s1, s2, s3 = self.depth_scaling(depth)
-            attention_scale, ffn_scale = s1 * attention_scale, s2 * ffn_scale
         states = hidden_states
-        mixed = self.attention(self.norm1(states), attentions)
+        if isinstance(depth, int):
+            depth = torch.full((1,), depth, device=states.device)
+        attention_scale, ffn_scale, state_scale = self.scales(depth, states)
+        mixed = self.attention(self.norm1(states), attentions, queries)
+        if queries is not None:
+            states = states.index_select(-2, queries)
         states = torch.addcmul(states, mixed, attention_scale)
-        states = torch.addcmul(states, self.ffn(self.norm2(states)), ffn_scale)
-        return states if self.depth_scaling is None else states * s3
+        added = self.ffn(self.norm2(states))
+        # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
+        states = states if state_scale is None else states * state_scale
+        return torch.addcmul(states, added, ffn_scale)
+
+    def scales(
+        self, depth: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """s₁·γ₁, s₃·s₂·γ₂ and s₃ for depths (P,), (P, 1, D) each; of the kind of `like`."""
+        if self.folded_scales is not None:
+            return self.folded_scales[depth][:, :, None].unbind(1)
+        if self.depth_scaling is None:
+            return self.layer_scale1, self.layer_scale2, None
+        # where the states are, not where the weights are: these may be offloaded
+        s1, s2, s3 = self.depth_scaling(depth.to(like)[:, None, None])
+        return s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3
+
+    @torch.no_grad()
+    def fold_scales(self, num_layers: int) -> None:
+        """Work out the scales of all depths 0 … L once: (L + 1, 3, D), as the weights are now."""
+        self.folded_scales = None
+        depths = torch.arange(num_layers + 1, device=self.layer_scale1.device)
+        if self.depth_scaling is not None:
+            scales = [scale[:, 0] for scale in self.scales(depths, self.layer_scale1)]
+            self.folded_scales = torch.stack(scales, dim=1)
+
+    def train(self, mode: bool = True) -> "RaptorBlock":
+        """As everywhere in PyTorch; folded scales are dropped, as the weights will change."""
+        if mode:
+            self.folded_scales = None
+        return super().train(mode)
 
     def copy_teacher_layers(self, layers: list[nn.Module]) -> None:
         """Take over the mean of the weights of some of the teacher's layers; of one: be that layer.
@@ -391,7 +445,46 @@ class RaptorModel(RaptorPreTrainedModel):
 
         The attention weights (B, heads, N, N) are appended to `attentions`, if it is given.
         """
-        return self.blocks[self.config.phase_of(depth)](states, depth, attentions)
+        block = self.blocks[self.config.phase_of(depth)]
+        return block(states, torch.full((1,), depth, device=states.device), attentions)
+
+    def advance_moving(
+        self, states: torch.Tensor, depth: int, moving: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One application to the images that have not settled, the rows `moving` of (B, N, D).
+
+        Returns:
+            The states (B, N, D), and the rows that go on: all before the last phase, and in it
+            those whose cls token turned by `exit_angle` or more.
+        """
+        before = states[moving]
+        after = self.advance(before, depth)
+        states = states.index_copy(0, moving, after)
+        cosine = nn.functional.cosine_similarity(before[:, 0], after[:, 0], dim=-1)
+        if self.config.phase_of(depth) == len(self.blocks) - 1:
+            moving = moving[cosine <= math.cos(math.radians(self.config.exit_angle))]
+        return states, moving
+
+    def prepare_for_inference(self, *, compile: bool = False, **options) -> "RaptorModel":
+        """Make `forward` faster for weights that stay as they are.
+
+        The depth scales of all layers are worked out once, LayerScales included; `train()` drops
+        them again.
+
+        Args:
+            compile: compile a block, once for all its applications: a fraction of the time that
+                the unrolled model takes to compile.
+            options: of `torch.compile`, such as `mode`.
+
+        Returns:
+            The model itself, in evaluation mode.
+        """
+        self.eval()
+        for block in self.blocks:
+            block.fold_scales(self.config.num_hidden_layers)
+            if compile:
+                block.compile(**{"fullgraph": True, **options})
+        return self
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """The teacher's final norm: (B, N, D) to (B, N, D)."""
@@ -432,17 +525,29 @@ class RaptorModel(RaptorPreTrainedModel):
             `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
             token, `hidden_states`: L + 1 states (B, N, D) before the final norm, and, where they
             are asked for, `attentions`: L times (B, heads, N, N), worked out by the eager
-            attention whatever the model's own is.
+            attention whatever the model's own is. With `config.num_applications` or
+            `config.exit_angle` the states of some layers are those of the layer before.
+
+        Raises:
+            ValueError: attentions of a model with `exit_angle`, or see `embed`.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         attentions = [] if output_attentions else None
+        exits = self.config.exit_angle is not None
+        if exits and output_attentions:
+            raise ValueError("With exit_angle set, images stop early: attentions can't be told.")
         states = self.embed(pixel_values)
         hidden_states = (states,) if output_hidden_states else None
+        depths = self.config.depths()
+        moving = torch.arange(len(states), device=states.device) if exits else None
         for depth in range(1, self.config.num_hidden_layers + 1):
-            states = self.advance(states, depth, attentions)
+            if depth in depths and not exits:
+                states = self.advance(states, depth, attentions)
+            elif depth in depths and len(moving):
+                states, moving = self.advance_moving(states, depth, moving)
             if output_hidden_states:
                 hidden_states += (states,)
         last_hidden_state = self.norm(states)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from raptor_hf import RaptorModel
+from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.losses import (
     ObjectiveArguments,
     parse_token_weights,
@@ -114,7 +115,7 @@ def test_noise_is_added_to_every_input(teacher, trajectory):
             super().__init__()
             self.inputs = []
 
-        def forward(self, states, depth):
+        def forward(self, states, depth, queries=None):
             self.inputs.append(states)
             return torch.zeros_like(states)
 
@@ -227,3 +228,53 @@ def test_spans_are_written_start_stop():
 def test_spans_outside_the_teacher_are_refused(teacher):
     with pytest.raises(ValueError, match="0 ≤ start < stop ≤ 6; got 4-7"):
         make_span(teacher, 4, 7)
+
+
+def matching(raptor, **options):
+    chain = Chain(spans_of(raptor), options.pop("weights", None))
+    groups = token_layout(raptor.config).groups()
+    return TrajectoryMatching([chain], ObjectiveArguments(**options), groups)
+
+
+def test_a_drawn_objective_is_the_weighted_one_on_average(raptor, trajectory):
+    at = {"objective": "annealed", "teacher_forcing_fraction": 1.0}
+    weighted = matching(raptor, **at)(trajectory, 0.3)["0-6"].loss
+    both = {
+        name: matching(raptor, objective=name)(trajectory, 0.3)["0-6"].loss
+        for name in ("teacher_forcing", "autoregressive")
+    }
+    torch.testing.assert_close(
+        weighted, 0.7 * both["teacher_forcing"] + 0.3 * both["autoregressive"]
+    )
+    drawn = matching(raptor, annealing="drawn", **at)
+    torch.manual_seed(0)
+    losses = torch.stack([drawn(trajectory, 0.3)["0-6"].loss.detach() for _ in range(400)])
+    forced = torch.isclose(losses, both["teacher_forcing"])
+    assert (forced | torch.isclose(losses, both["autoregressive"])).all()
+    assert 0.63 < forced.float().mean() < 0.77  # three standard deviations around 0.7
+    assert ObjectiveArguments(annealing="drawn", objective="autoregressive").weights(0.1) == (0, 1)
+
+
+@pytest.mark.parametrize("weights", [None, {"cls": 0.45, "registers": 0.1, "patches": 0.45}])
+def test_forcing_on_some_patches_is_forcing_on_all_on_average(raptor, trajectory, weights):
+    options = {"objective": "teacher_forcing", "weights": weights}
+    plain = matching(raptor, **options)(trajectory, 0.0)["0-6"].loss.item()
+    module = matching(raptor, forcing_patches=1, **options)
+    torch.manual_seed(0)
+    found = [module(trajectory, 0.0)["0-6"] for _ in range(60)]
+    different = {round(f.loss.item(), 4) for f in found}
+    assert len(different) == 4 and found[0].prediction.shape == (2, 6, 4, 24)
+    assert sum(different) / 4 == pytest.approx(plain, rel=1e-3)  # each of the four patches once
+    every = matching(raptor, forcing_patches=4, **options)(trajectory, 0.0)["0-6"]
+    assert every.loss.item() == pytest.approx(plain, rel=1e-5)
+
+
+def test_wrong_options_of_the_mixture_are_refused(raptor, trajectory):
+    with pytest.raises(ValueError, match="an image has 4 patches"):
+        matching(raptor, objective="teacher_forcing", forcing_patches=5)(trajectory, 0.0)
+    with pytest.raises(ValueError, match="for an objective with teacher forcing"):
+        ObjectiveArguments(objective="autoregressive", forcing_patches=5)
+    with pytest.raises(ValueError, match="annealing must be"):
+        ObjectiveArguments(annealing="sampled")
+    with pytest.raises(ValueError, match="A rollout needs all tokens"):
+        rollout(spans_of(raptor), trajectory, resets={0}, queries=torch.tensor([0]))

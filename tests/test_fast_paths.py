@@ -1,0 +1,161 @@
+"""Every fast path gives what the plain path does."""
+
+import pytest
+import torch
+
+from raptor_hf import RaptorForImageClassification, RaptorModel
+from tests.test_modeling_raptor import randomised
+
+
+@pytest.fixture
+def raptor(teacher):
+    return randomised(RaptorModel.from_teacher(teacher, [3, 2, 1]))
+
+
+class Counter:
+    """A backend of torch.compile that compiles nothing and counts graphs."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def close(found, expected):
+    scale = max(state.abs().max() for state in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_folded_scales_change_nothing(raptor, pixel_values):
+    plain = raptor(pixel_values).hidden_states
+    assert raptor.prepare_for_inference() is raptor
+    block = raptor.blocks[0]
+    assert block.folded_scales.shape == (7, 3, 24)
+    depth_scaling, block.depth_scaling = block.depth_scaling, None  # it is not asked any more
+    close(raptor(pixel_values).hidden_states, plain)
+    block.depth_scaling = depth_scaling
+    assert "folded_scales" not in " ".join(raptor.state_dict())
+
+
+def test_training_drops_folded_scales(raptor, pixel_values):
+    raptor.prepare_for_inference().train()
+    with torch.no_grad():
+        for block in raptor.blocks:
+            assert block.folded_scales is None
+            block.depth_scaling.fc2.bias += 1
+        changed = raptor(pixel_values).hidden_states
+        close(raptor.prepare_for_inference()(pixel_values).hidden_states, changed)
+
+
+def test_a_raptor_without_depth_scaling_has_nothing_to_fold(teacher, pixel_values):
+    model = RaptorModel.from_teacher(teacher, [4, 2], depth_scaling=False).eval()
+    with torch.no_grad():
+        plain = model(pixel_values).last_hidden_state
+        assert torch.equal(model.prepare_for_inference()(pixel_values).last_hidden_state, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("folded", [False, True])
+def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_values, folded):
+    plain = raptor(pixel_values).hidden_states
+    torch._dynamo.reset()
+    counter = Counter()
+    if folded:
+        raptor.prepare_for_inference(compile=True, backend=counter)
+    else:
+        for block in raptor.blocks:
+            block.compile(fullgraph=True, backend=counter)
+    close(raptor(pixel_values).hidden_states, plain)
+    assert counter.graphs == 1
+    raptor(torch.cat([pixel_values, pixel_values]))  # another batch size: once more, for any
+    raptor(torch.cat([pixel_values, pixel_values, pixel_values]))
+    assert counter.graphs == 2
+
+
+@torch.no_grad()
+def test_inductor_gives_the_same(raptor, pixel_values):
+    plain = raptor(pixel_values).hidden_states
+    torch._dynamo.reset()
+    close(raptor.prepare_for_inference(compile=True)(pixel_values).hidden_states, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_some_tokens_alone_are_as_among_all(raptor, attention):
+    raptor.set_attn_implementation(attention)
+    states, queries = torch.randn(2, 3, 7, 24), torch.tensor([0, 2, 5])
+    depths, block = torch.tensor([1, 2, 3]), raptor.blocks[0]
+    everything, some = block(states, depths), block(states, depths, queries=queries)
+    assert some.shape == (2, 3, 3, 24)
+    close([some], [everything[:, :, queries]])
+
+
+@torch.no_grad()
+def test_fewer_applications_by_hand(raptor, pixel_values):
+    raptor.config.num_applications = 3
+    assert raptor.config.depths() == [1, 4, 6]
+    found = raptor(pixel_values).hidden_states
+    state = raptor.embed(pixel_values)
+    for depth in range(1, 7):
+        state = raptor.advance(state, depth) if depth in raptor.config.depths() else state
+        assert torch.equal(found[depth], state)
+
+
+@torch.no_grad()
+def test_images_that_settle_keep_their_state(teacher, pixel_values):
+    raptor = randomised(RaptorModel.from_teacher(teacher, [2, 4]))
+    for block in raptor.blocks:  # smaller steps than random ones
+        block.layer_scale1 *= 0.1
+        block.layer_scale2 *= 0.1
+    plain = torch.stack(raptor(pixel_values).hidden_states, dim=1)
+    cosine = torch.nn.functional.cosine_similarity(plain[:, :-1, 0], plain[:, 1:, 0], dim=-1)
+    turn = torch.rad2deg(torch.arccos(cosine))[:, 2:]  # by the last block
+    angle = turn[:, :-1].min(dim=1).values.median().item() + 0.01  # some settle, some don't
+    raptor.config.exit_angle = angle
+    found = torch.stack(raptor(pixel_values).hidden_states, dim=1)
+    settled = 0
+    for image in range(len(pixel_values)):
+        quiet = [n + 3 for n in range(4) if turn[image, n] < angle]
+        stop = min([*quiet, 6])
+        settled += stop < 6
+        for layer in range(7):
+            torch.testing.assert_close(
+                found[image, layer], plain[image, min(layer, stop)], rtol=1e-4, atol=1e-4
+            )
+    assert 0 < settled < len(pixel_values)
+    with pytest.raises(ValueError, match="attentions can't be told"):
+        raptor(pixel_values, output_attentions=True)
+
+
+@torch.no_grad()
+def test_a_classifier_exits_early_as_its_configuration_says(teacher, pixel_values, tmp_path):
+    config = RaptorModel.from_teacher(teacher, [2, 4]).config
+    config.num_labels = 5
+    model = randomised(RaptorForImageClassification(config))
+    everywhere = model(pixel_values).logits
+    model.save_pretrained(tmp_path)
+    load = RaptorForImageClassification.from_pretrained
+    stopped = load(tmp_path, exit_angle=180.0)(pixel_values)  # after one of the last block
+    assert torch.equal(stopped.hidden_states[6], model(pixel_values).hidden_states[3])
+    fewer = load(tmp_path, num_applications=2)(pixel_values)
+    assert torch.equal(fewer.hidden_states[1], fewer.hidden_states[5])
+    assert not torch.equal(fewer.logits, everywhere)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_applications": 0}, "num_applications must lie in 1 … 6"),
+        ({"num_applications": 7}, "num_applications must lie in 1 … 6"),
+        ({"exit_angle": 0.0}, "exit_angle is an angle in degrees"),
+        ({"exit_angle": 181.0}, "exit_angle is an angle in degrees"),
+    ],
+)
+def test_fewer_applications_out_of_range(raptor, wrong, message):
+    for name, value in wrong.items():
+        setattr(raptor.config, name, value)
+    with pytest.raises(ValueError, match=message):
+        raptor.config.check_phases()
