@@ -17,6 +17,11 @@ from .launch import process_state
 from .loop_arguments import LoopArguments
 from .step_sampler import BatchShare
 
+# Muon's learning rate is that of matrices; biases, norms and scales learn by AdamW, at this share
+# of it. On the digits teacher (k = 3, batch 16, 400 steps) R² was 0.982 with an eighth, and 0.980
+# with the whole.
+VECTOR_RATE = 1 / 8
+
 
 class Engine:
     """A module that learns, as Accelerate's environment sets it up: its optimiser and its wrapper.
@@ -55,9 +60,20 @@ class Engine:
         parts = [self.trained.get_submodule(names[id(p)]) for p in clip_apart or [module]]
         groups = parts if learning_rates else [self.trained]
         rates = learning_rates or [arguments.learning_rate]
-        self.model, self.optimizer, self.schedule = self.accelerator.prepare(
-            self.trained, *make_optimizer([trained_parameters(p) for p in groups], rates, arguments)
+        if arguments.optimizer == "muon" and self.apart:
+            raise ValueError(
+                "--optimizer muon needs whole matrices, which FSDP and DeepSpeed take apart: "
+                "choose --optimizer adamw, or DDP."
+            )
+        matrices = layer_matrices(self.trained) if arguments.optimizer == "muon" else []
+        optimizers = make_optimizers(
+            [trained_parameters(part) for part in groups], rates, arguments, matrices
         )
+        schedules = [make_schedule(optimizer, arguments) for optimizer in optimizers]
+        prepared = self.accelerator.prepare(self.trained, *optimizers, *schedules)
+        self.model = prepared[0]
+        self.optimizers = prepared[1 : 1 + len(optimizers)]
+        self.schedules = prepared[1 + len(optimizers) :]
         module.to(self.accelerator.device)
         self.clipped = [trained_parameters(part) for part in parts]  # FSDP has replaced them
         check_room(Path(arguments.output_dir), trained_parameters(module), arguments.keep)
@@ -74,13 +90,14 @@ class Engine:
             self.accelerator.unscale_gradients()
             for parameters in self.clipped:
                 nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
 
     def learning_rate(self) -> float:
         """Of the first group, in the next step."""
-        return self.schedule.get_last_lr()[0]
+        return self.schedules[0].get_last_lr()[0]
 
     def update_module(self) -> None:
         """Give `module` the weights as they are now; all processes call it."""
@@ -169,23 +186,73 @@ def compile_repeated_parts(module: nn.Module) -> None:
             part.compile(**{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()})
 
 
-def make_optimizer(
-    groups: list[list[nn.Parameter]], rates: list[float], arguments: LoopArguments
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW (fused: several times faster), and its warm-up and cosine.
+def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices of the attention and the FFN in the repeated parts of a module.
 
-    The schedule is a factor: each group keeps its share of `arguments.learning_rate` throughout.
+    Heads, embeddings and the depth scaling, whose layers are of a class of their own, are none.
+
+    Raises:
+        ValueError: a module without any.
     """
-    optimizer = torch.optim.AdamW(
-        [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
-        lr=arguments.learning_rate,
+    kinds = getattr(module, "_no_split_modules", None) or []
+    parts = [part for part in module.modules() if type(part).__name__ in kinds]
+    linear = [layer for part in parts for layer in part.modules() if type(layer) is nn.Linear]
+    matrices = [layer.weight for layer in linear if layer.weight.requires_grad]
+    if not matrices:
+        raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")
+    return matrices
+
+
+def make_optimizers(
+    groups: list[list[nn.Parameter]],
+    rates: list[float],
+    arguments: LoopArguments,
+    matrices: list[nn.Parameter],
+) -> list[torch.optim.Optimizer]:
+    """AdamW (fused: several times faster), after Muon where there are matrices for it.
+
+    Muon makes all singular values of an update alike (kellerjordan.github.io/posts/muon), and
+    scales it to the size of AdamW's (arXiv 2502.16982).
+
+    Args:
+        groups: parameters by their peak rates, `rates`.
+        matrices: those that Muon takes; AdamW gets the rest, at `VECTOR_RATE` times the rate.
+    """
+    taken = {id(matrix) for matrix in matrices}
+    rest = [[p for p in group if id(p) not in taken] for group in groups]
+    scale = VECTOR_RATE if matrices else 1
+    adamw = torch.optim.AdamW(
+        [{"params": g, "lr": scale * rate} for g, rate in zip(rest, rates, strict=True)],
         weight_decay=arguments.weight_decay,
         fused=True,
     )
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, arguments.warmup_steps, arguments.steps, min_lr=arguments.final_learning_rate
+    if not matrices:
+        return [adamw]
+    if not hasattr(torch.optim, "Muon"):
+        raise ImportError(
+            f"--optimizer muon needs torch 2.9 or newer; this is {torch.__version__}. Update it, "
+            "or choose --optimizer adamw."
+        )
+    chosen = [[p for p in group if id(p) in taken] for group in groups]
+    muon = torch.optim.Muon(
+        [{"params": g, "lr": rate} for g, rate in zip(chosen, rates, strict=True) if g],
+        weight_decay=arguments.weight_decay,
+        momentum=0.9,
+        adjust_lr_fn="match_rms_adamw",
     )
-    return optimizer, schedule
+    return [muon, adamw]
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, arguments: LoopArguments
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up and cosine, a factor: each group keeps its share of `arguments.learning_rate`."""
+    return get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        arguments.warmup_steps,
+        arguments.steps,
+        min_lr_rate=arguments.final_learning_rate / arguments.learning_rate,
+    )
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -45,7 +45,7 @@ def fit(
     explain: Callable[[nn.Module, dict], str | None] | None = None,
     description: str = "train",
 ) -> nn.Module:
-    """Train a module with AdamW, linear warm-up, a cosine schedule and gradient clipping.
+    """Train a module with AdamW or Muon, linear warm-up, a cosine schedule and gradient clipping.
 
     Args:
         module: what is trained; parameters that need no gradient are left alone.

@@ -68,6 +68,19 @@ def application_flops(config: RaptorConfig, num_tokens: int) -> int:
     return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * size
 
 
+def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> int:
+    """FLOP of the matrix products of an update: Muon's five Newton-Schulz iterations; AdamW's 0.
+
+    For a matrix of m ≤ n: X·Xᵀ, the square of that, and its product with X.
+    """
+    if optimizer != "muon":
+        return 0
+    size, hidden = config.hidden_size, config.ffn_size
+    fc1 = (2 if config.ffn == "swiglu" else 1) * hidden
+    shapes = [sorted(s) for s in ((size, 3 * size), (size, size), (size, fc1), (hidden, size))]
+    return num_blocks * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+
+
 def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
     """A configuration whose block costs what a layer of the teacher does."""
     width = getattr(config, "mlp_ratio", 4) * config.hidden_size
@@ -77,6 +90,8 @@ def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
 
 def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
     """How often a step goes through a chain on average: with forcing and without may be both."""
+    if objective.annealing == "drawn":
+        return 1.0
     half = [objective.forcing(step / steps) for step in range(steps)]
     return sum((forcing > 0) + (forcing < 1) for forcing in half) / max(1, steps)
 
@@ -203,6 +218,7 @@ def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
     passes = rollouts_per_step(arguments, arguments.steps)
     images = arguments.steps * arguments.batch_size
     flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
+    flop += arguments.steps * optimizer_flops(arguments.optimizer, config, len(spans))
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     lines = [("teacher", describe_teacher(arguments.teacher, facts))]
     lines += describe_source(arguments, facts, images, first, last)

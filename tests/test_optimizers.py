@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from raptor_hf import RaptorModel
+from raptor_hf.activations import load_activations
+from raptor_hf.checkpoints import newest_checkpoint
+from raptor_hf.engine import Engine, layer_matrices
+from raptor_hf.loop import fit
+from raptor_hf.losses import ObjectiveArguments
+from raptor_hf.matching import TrajectoryMatching, matching_loss
+from raptor_hf.plan import optimizer_flops
+from raptor_hf.spans import Chain, Span
+from tests.test_loop import Killed, arguments, noisy_network
+from tests.test_modeling_raptor import randomised
+
+
+def chain_of(teacher):
+    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    spans = [Span(b, *s) for b, s in zip(raptor.blocks, raptor.config.spans(), strict=True)]
+    objective = ObjectiveArguments(objective="autoregressive")
+    groups = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}
+    return TrajectoryMatching([Chain(spans, None)], objective, groups)
+
+
+def test_muon_takes_the_matrices_of_attention_and_ffn_alone(teacher):
+    module = chain_of(teacher)
+    taken = {id(matrix) for matrix in layer_matrices(module)}
+    names = {name.split(".", 2)[2] for name, p in module.named_parameters() if id(p) in taken}
+    linear = ("attention.qkv", "attention.proj", "ffn.fc1", "ffn.fc2")
+    assert names == {f"{name}.weight" for name in linear} and len(taken) == 8
+
+
+def test_an_update_by_hand(teacher, tmp_path):
+    module, rate = chain_of(teacher), 0.01
+    settings = {"optimizer": "muon", "learning_rate": rate, "warmup_steps": 0, "weight_decay": 0.0}
+    engine = Engine(module, arguments(tmp_path, max_grad_norm=1e9, **settings))
+    generator = torch.Generator().manual_seed(3)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    gradients = {n: torch.randn(p.shape, generator=generator) for n, p in before.items()}
+    for name, parameter in module.named_parameters():
+        parameter.grad = gradients[name].clone()
+    engine.update()
+    taken = {id(matrix) for matrix in layer_matrices(module)}
+    for name, parameter in module.named_parameters():
+        change = before[name] - parameter.detach()
+        if id(parameter) in taken:
+            # the gradient with all singular values made about 1, in the size of AdamW's update
+            left, _, right = torch.linalg.svd(gradients[name], full_matrices=False)
+            scaled = change / (rate * 0.2 * max(parameter.shape) ** 0.5)
+            found = left.T @ scaled @ right.T
+            assert (found.diagonal() > 0.5).all() and (found.diagonal() < 1.5).all(), name
+            assert (found - found.diagonal().diag()).abs().max() < 0.1, name
+        else:  # AdamW's first update is the sign of the gradient
+            torch.testing.assert_close(
+                change, rate / 8 * gradients[name].sign(), rtol=1e-3, atol=1e-6
+            )
+
+
+def test_resume_with_muon_equals_uninterrupted_bit_for_bit(teacher, store, tmp_path):
+    activations = load_activations(store)
+    compute_loss = matching_loss(activations)
+    settings = {"optimizer": "muon", "batch_size": 4}
+    whole = fit(
+        chain_of(teacher), activations, compute_loss, arguments(tmp_path / "whole", **settings)
+    )
+
+    def killed(module, batch, progress):
+        if round(progress * 12) == 8:
+            raise Killed
+        return compute_loss(module, batch, progress)
+
+    with pytest.raises(Killed):
+        fit(chain_of(teacher), activations, killed, arguments(tmp_path / "parts", **settings))
+    assert newest_checkpoint(tmp_path / "parts").name == "step_00000005"
+    parts = fit(
+        chain_of(teacher), activations, compute_loss, arguments(tmp_path / "parts", **settings)
+    )
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, parts.state_dict()[name]), name
+
+
+def test_what_muon_is_not_for_is_said(teacher, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="muon is for blocks and layers; here are none"):
+        Engine(noisy_network(), arguments(tmp_path, optimizer="muon"))
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ImportError, match="needs torch 2.9 or newer"):
+        Engine(chain_of(teacher), arguments(tmp_path, optimizer="muon"))
+
+
+def test_flops_of_an_update_by_hand(teacher):
+    config = RaptorModel.from_teacher(teacher, [4, 2]).config
+    # 24 × 72, 24 × 24 and twice 24 × 96; two products with n columns and one square, five times
+    products = [5 * (2 * 2 * 24 * 24 * n + 2 * 24**3) for n in (72, 24, 96, 96)]
+    assert optimizer_flops("muon", config, 2) == 2 * sum(products)
+    assert optimizer_flops("adamw", config, 2) == 0
