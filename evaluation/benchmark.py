@@ -4,66 +4,113 @@
     python evaluation/benchmark.py memory          # peak memory against the number of images
     python evaluation/benchmark.py model           # inference, beside the reference and the teacher
     python evaluation/benchmark.py train_step      # and a training step, with what it keeps
+    python evaluation/benchmark.py recipe          # R² against compute, on `reproduce.sh digits`
 
-Needs the extra `benchmark` (zarr, for the reference's layout), and 3 GB of disk for 256 images.
-Writes `evaluation/results/benchmarks/<name>.json`; the expected ratios are in the README.
+Needs the extra `benchmark`; `activations` 3 GB of disk for 256 images, `recipe` two hours on two
+cores (an interrupted run goes on where it stopped). On a GPU: `--device cuda --dtype bfloat16`.
+Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in the
+README.
 """
 
 import argparse
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from raptor_hf.activation_benchmark import TEACHERS, benchmark_activations, benchmark_memory
+from raptor_hf.benchmark_figures import plot_ratios, plot_recipes
 from raptor_hf.launch import run_program
-from raptor_hf.model_benchmark import benchmark_model, benchmark_train_step
+from raptor_hf.model_benchmark import FORMS, benchmark_model, benchmark_train_step
+from raptor_hf.recipe_benchmark import benchmark_recipes, recipe_tables
 from raptor_hf.runs import environment, write_json
 
 
-def print_table(result: dict[str, dict[str, float]]) -> None:
-    """A line a measurement."""
-    for name, row in result.items():
+def print_table(result: Iterable[tuple[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """A line a figure, as they come."""
+    found = {}
+    for name, row in result:
+        found[name] = row
         print(name)
         for key, value in row.items():
-            print(f"  {key:<24} {value:,.3g}")
+            print(f"  {key:<24} {value:,.3g}", flush=True)
+    return found
 
 
-def main() -> None:
-    """Measure, print, write."""
+def parse() -> argparse.Namespace:
+    """The arguments; those of one benchmark say so."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=["activations", "memory", "model", "train_step"])
-    parser.add_argument("--teacher", default="base", choices=list(TEACHERS), help="whose sizes")
-    parser.add_argument("--images", type=int, default=256, help="trajectories in the dataset")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", help="of model and train_step")
-    parser.add_argument("--threads", type=int, default=1, help="of model and train_step")
-    parser.add_argument("--rounds", type=int, default=10, help="every round visits all ways twice")
-    parser.add_argument("--folder", default="outputs/benchmark", help="for files, emptied after")
-    parser.add_argument("--output_dir", default="evaluation/results/benchmarks")
-    arguments = parser.parse_args()
-    folder, settings = Path(arguments.folder), {}
+    add = parser.add_argument
+    add("benchmark", choices=["activations", "memory", "model", "train_step", "recipe"])
+    add("--teacher", default="base", choices=list(TEACHERS), help="whose sizes")
+    add("--images", type=int, default=256, help="activations: trajectories in the dataset")
+    add("--batch_sizes", type=int, nargs="+", help="of model and train_step")
+    add("--threads", type=int, default=1, help="of model and train_step")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="computed in")
+    add("--forms", nargs="+", default=FORMS, choices=FORMS, help="of model and train_step")
+    add("--rounds", type=int, default=10, help="every round visits all ways twice")
+    add("--digits", default="outputs/digits", help="recipe: folder of training/reproduce.sh digits")
+    add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
+    add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
+        help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip
+    add("--seeds", type=int, default=3, help="recipe: of every point")
+    add("--processes", type=int, default=2, help="recipe: runs at a time, a thread each")
+    add("--folder", default="outputs/benchmark", help="for files; emptied after all but recipe")
+    add("--output_dir", default="evaluation/results/benchmarks")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    """The result of a benchmark, printed, and which of the arguments it depends on."""
+    folder = Path(arguments.folder)
     if arguments.benchmark == "activations":
-        settings = {name: getattr(arguments, name) for name in ("teacher", "images", "rounds")}
         result = benchmark_activations(
             arguments.teacher, arguments.images, arguments.rounds, folder
         )
-    elif arguments.benchmark in ("model", "train_step"):
-        settings = {name: getattr(arguments, name) for name in ("teacher", "threads", "rounds")}
-        torch.set_num_threads(arguments.threads)
-        run = benchmark_model if arguments.benchmark == "model" else benchmark_train_step
-        default = [1, 8] if arguments.benchmark == "model" else [2]
-        result = run(arguments.teacher, arguments.batch_sizes or default, arguments.rounds)
-    else:
+        return print_table(result.items()), ["teacher", "images", "rounds"]
+    if arguments.benchmark == "memory":
         result = benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
-    print_table(result)
+        return print_table(result.items()), []
+    if arguments.benchmark == "recipe":
+        budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
+        result = benchmark_recipes(
+            arguments.digits, folder / "recipe", ks=arguments.k, budgets=budgets,
+            seeds=arguments.seeds, processes=arguments.processes,
+        )  # fmt: skip
+        print(recipe_tables(result["table"]))
+        return result, ["k", "budgets", "seeds"]
+    torch.set_num_threads(arguments.threads)
+    run = benchmark_model if arguments.benchmark == "model" else benchmark_train_step
+    batches = arguments.batch_sizes or ([1, 8] if arguments.benchmark == "model" else [2])
+    dtype = getattr(torch, arguments.dtype)
+    settings = (arguments.rounds, arguments.device, dtype, arguments.forms)
+    result = run(arguments.teacher, batches, *settings)
+    return print_table(result), ["teacher", "threads", "rounds", "device", "dtype", "forms"]
+
+
+def main() -> None:
+    """Measure, write, draw."""
+    arguments = parse()
+    result, depends_on = measure(arguments)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    content = {"result": result, "settings": settings, "machine": platform.machine()}
-    write_json(
-        output_dir / f"{arguments.benchmark}.json", {**content, "environment": environment()}
-    )
+    name = arguments.benchmark
+    if arguments.device == "cuda":
+        name += "_cuda"
+    if arguments.benchmark == "recipe":
+        plot_recipes(result, output_dir / f"{name}.png")
+    elif arguments.benchmark != "memory":
+        plot_ratios(result, output_dir / f"{name}.png")
+    machine = platform.machine()
+    if arguments.device == "cuda":
+        machine = torch.cuda.get_device_name()
+    settings = {key: getattr(arguments, key) for key in depends_on}
+    content = {"result": result, "settings": settings, "machine": machine}
+    write_json(output_dir / f"{name}.json", {**content, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -189,14 +189,14 @@ def compile_repeated_parts(module: nn.Module) -> None:
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
     """The matrices of the attention and the FFN in the repeated parts of a module.
 
-    Heads, embeddings and the depth scaling, whose layers are of a class of their own, are none.
+    Heads, embeddings and the depth scaling (no `nn.Linear`) are none.
 
     Raises:
         ValueError: a module without any.
     """
     kinds = getattr(module, "_no_split_modules", None) or []
     parts = [part for part in module.modules() if type(part).__name__ in kinds]
-    linear = [layer for part in parts for layer in part.modules() if type(layer) is nn.Linear]
+    linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
     matrices = [layer.weight for layer in linear if layer.weight.requires_grad]
     if not matrices:
         raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")

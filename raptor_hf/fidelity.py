@@ -1,5 +1,7 @@
 """How well a student follows its teacher: R² of its states, and how large it is."""
 
+from collections.abc import Sequence
+
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
@@ -13,7 +15,11 @@ from .teachers import trajectory
 
 @torch.no_grad()
 def trajectory_r2(
-    student: PreTrainedModel, activations: Activations, *, batch_size: int = 64
+    student: PreTrainedModel,
+    activations: Activations,
+    *,
+    batch_size: int = 64,
+    rows: Sequence[int] | None = None,
 ) -> dict:
     """R² of a student's states against its teacher's, by two definitions.
 
@@ -23,6 +29,7 @@ def trajectory_r2(
     Args:
         student: a Raptor; online, any model with the teacher's number of states.
         activations: all of the teacher's states, from either source; the processes share them.
+        rows: which of them; default: all.
 
     Returns:
         `layers` and `mean` of `RSquared`, and `reference`: the mean of `r2_reference` over batches.
@@ -32,18 +39,18 @@ def trajectory_r2(
     """
     check_all_layers(activations)
     groups = activations.layout.groups()
-    rows, references = [], []
-    for batch in batches(activations, batch_size, "R²"):
+    statistics, references = [], []
+    for batch in batches(activations, batch_size, "R²", rows=rows):
         target = activations.states(batch).to(student.device).float()
         if "pixel_values" in batch:
             prediction = trajectory(student, batch["pixel_values"].to(student.device))
         else:
             prediction = student.rollout(target[:, 0])
-        rows.append(state_statistics(prediction=prediction, target=target, groups=groups))
+        statistics.append(state_statistics(prediction=prediction, target=target, groups=groups))
         references.append((len(target), r2_reference(prediction=prediction, target=target)))
     references = gather_object(references)
     mean = sum(n * r2 for n, r2 in references) / sum(n for n, _ in references)
-    result = compute_over_processes(RSquared(keep_in_memory=True), rows)
+    result = compute_over_processes(RSquared(keep_in_memory=True), statistics)
     return {**result, "reference": mean}
 
 

@@ -46,6 +46,13 @@ class ObjectiveArguments:
             "drawn with its weight as the probability (the same on average, for less compute)"
         },
     )
+    phase_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the steps, the first ones, in which every block of a Raptor rolls "
+            "out from the teacher's state at the start of its phase; then from the first layer"
+        },
+    )
     forcing_patches: int = field(
         default=0,
         metadata={
@@ -90,6 +97,8 @@ class ObjectiveArguments:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
         if self.annealing not in ("weighted", "drawn"):
             raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
+        if not 0 <= self.phase_fraction <= 1:
+            raise ValueError(f"phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
         if self.forcing_patches < 0 or (
             self.forcing_patches and self.objective == "autoregressive"
         ):

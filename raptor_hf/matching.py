@@ -53,7 +53,8 @@ class TrajectoryMatching(nn.Module):
 
     Stage 1 has one chain per span, each with a block of its own; stage 2 one chain with all blocks
     of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
-    from `ObjectiveArguments.forcing`. `layers` are those whose states it learns from.
+    from `ObjectiveArguments.forcing`; over the first `phase_fraction` of the steps rollouts start
+    anew with every span. `layers` are those whose states it learns from.
     """
 
     def __init__(
@@ -72,8 +73,15 @@ class TrajectoryMatching(nn.Module):
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, Followed]:
         """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
-        weights = self.arguments.weights(progress)
-        return {c.name: self.follow(c, self.part(c, trajectory), *weights) for c in self.chains}
+        forcing, rolling = self.arguments.weights(progress)
+        found = {}
+        for chain in self.chains:
+            starts = {span.start for span in chain.spans}
+            if progress >= self.arguments.phase_fraction:
+                starts = {min(starts)}
+            part = self.part(chain, trajectory)
+            found[chain.name] = self.follow(chain, part, forcing, rolling, starts)
+        return found
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
         """The states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
@@ -81,13 +89,23 @@ class TrajectoryMatching(nn.Module):
         return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
 
     def follow(
-        self, chain: Chain, trajectory: torch.Tensor, forcing: float, rolling: float
+        self,
+        chain: Chain,
+        trajectory: torch.Tensor,
+        forcing: float,
+        rolling: float,
+        starts: set[int],
     ) -> Followed:
-        """The mixed loss of one chain, and what it was worked out from."""
+        """The mixed loss of one chain, and what it was worked out from.
+
+        Args:
+            forcing, rolling: weights of teacher forcing and of rollouts.
+            starts: layers whose teacher's state rollouts start from.
+        """
         start, stop = chain.spans[0].start, chain.spans[-1].stop
         total = 0.0
         forced = (forcing, range(start, stop), self.arguments.forcing_patches)
-        for weight, resets, patches in (forced, (rolling, {start}, 0)):
+        for weight, resets, patches in (forced, (rolling, starts, 0)):
             if weight == 0:
                 continue
             queries, weights = None, chain.weights

@@ -1,213 +1,257 @@
-"""Raptor blocks beside the reference's and the teacher's layers: CPU time, FLOP, memory.
+"""Raptors beside the reference's blocks and the teacher's layers: speed, memory, compile time.
 
-All of base size (DINOv2 ViT-B/14 with registers at 224 px: 261 tokens, 768 channels, 12 layers or
-applications), weights at random, k = 3. What is compared: *reference* (the block of the research
-code, written out below), *exact* (its architecture in ours), *matched* (ours by default: what a
-layer of the teacher costs), *teacher* (transformers' own layers).
+What is compared is in `benchmark_models`. Speeds are ratios of one interleaved run: CPU time of all
+threads, or CUDA events. Beside them stand what a device does in large matrix products in the same
+run, and the share of it that each reaches.
 """
 
 import copy
+import importlib.util
+import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
 from torch import nn
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from .activation_benchmark import TEACHERS
-from .benchmark import interleaved, median_ratio
-from .configuration_raptor import RaptorConfig
-from .modeling_raptor import RaptorBlock, RaptorModel
-from .plan import application_flops
+from .benchmark import PROCESSES, interleaved, median_ratio
+from .benchmark_models import RAPTORS, Candidates, roll
 from .spans import ComputeArguments
 
-PHASES = [7, 3, 2]
+Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
+FORMS = ("plain", "compiled", "int8")
+REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
 
 
-class ReferenceBlock(nn.Module):
-    """A block as the research code has it: attention that also returns its weights, a SwiGLU of
-    hidden width 4·D, and a depth MLP that is run for every sample.
-    """
-
-    def __init__(self, size: int, heads: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(size, eps=1e-6), nn.LayerNorm(size, eps=1e-6)
-        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
-        self.gate_and_up, self.down = nn.Linear(size, 8 * size), nn.Linear(4 * size, size)
-        self.depth = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 3 * size))
-        for weight in self.depth[2].parameters():
-            nn.init.normal_(weight, std=1e-4)
-        self.layer_scale1 = nn.Parameter(torch.full((size,), 0.1))
-        self.layer_scale2 = nn.Parameter(torch.full((size,), 0.1))
-
-    def forward(self, states: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """States (B, N, D) one layer deeper; `depth` (B, 1) for every sample."""
-        s1, s2, s3 = (self.depth(depth) + 1)[:, None].chunk(3, dim=-1)
-        normed = self.norm1(states)
-        mixed, _ = self.attention(normed, normed, normed)
-        states = states + s1 * self.layer_scale1 * mixed
-        gate, up = self.gate_and_up(self.norm2(states)).chunk(2, dim=-1)
-        states = states + s2 * self.layer_scale2 * self.down(nn.functional.silu(gate) * up)
-        return states * s3
-
-    def copy_to(self, block: RaptorBlock) -> None:
-        """Give a block of ours (SwiGLU, hidden 4·D) the same weights."""
-        attention, depth = self.attention, block.depth_scaling
-        pairs = {
-            block.norm1: self.norm1, block.norm2: self.norm2, block.ffn.fc1: self.gate_and_up,
-            block.ffn.fc2: self.down, block.attention.proj: attention.out_proj,
-            depth.fc1: self.depth[0], depth.fc2: self.depth[2],
-        }  # fmt: skip
-        for ours, theirs in pairs.items():
-            ours.load_state_dict(theirs.state_dict())
-        with torch.no_grad():
-            block.attention.qkv.weight.copy_(attention.in_proj_weight)
-            block.attention.qkv.bias.copy_(attention.in_proj_bias)
-            block.layer_scale1.copy_(self.layer_scale1)
-            block.layer_scale2.copy_(self.layer_scale2)
-
-
-class ReferenceChain(nn.Module):
-    """Three reference blocks, each applied as often as its phase is long."""
-
-    def __init__(self, size: int, heads: int):
-        super().__init__()
-        self.blocks = nn.ModuleList(ReferenceBlock(size, heads) for _ in PHASES)
-
-    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """The states (B, N, D) after every layer."""
-        trajectory, depth = [], 0
-        for block, length in zip(self.blocks, PHASES, strict=True):
-            for _ in range(length):
-                depth += 1
-                states = block(states, torch.full((len(states), 1), float(depth)))
-                trajectory.append(states)
-        return trajectory
-
-
-class Candidates:
-    """The models that are compared, of one size, with what they start from."""
-
-    def __init__(self, size: str):
-        torch.manual_seed(0)
-        shape = TEACHERS[size]
-        config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4, num_hidden_layers=12)
-        self.teacher = Dinov2WithRegistersModel(config).eval()
-        self.reference = ReferenceChain(config.hidden_size, config.num_attention_heads).eval()
-        self.exact = self.raptor(config, ffn="swiglu", intermediate_size=4 * config.hidden_size)
-        for ours, theirs in zip(self.exact.blocks, self.reference.blocks, strict=True):
-            theirs.copy_to(ours)
-        self.matched = self.raptor(config)
-        self.num_tokens = 5 + (shape["image_size"] // shape["patch_size"]) ** 2
-        self.width = config.hidden_size
-
-    @staticmethod
-    def raptor(config: Dinov2WithRegistersConfig, **options) -> RaptorModel:
-        """A Raptor with random blocks."""
-        return RaptorModel(RaptorConfig(teacher_config=config, phases=PHASES, **options)).eval()
-
-    def states(self, batch: int) -> torch.Tensor:
-        """States (B, N, D) after the embeddings."""
-        generator = torch.Generator().manual_seed(batch)
-        return torch.randn(batch, self.num_tokens, self.width, generator=generator)
-
-    def rollouts(self) -> dict[str, Callable]:
-        """How each of them goes from the embeddings to the last layer: a list of states."""
-        return {
-            "reference": self.reference,
-            "exact": partial(roll, self.exact),
-            "matched": partial(roll, self.matched),
-            "teacher": partial(teacher_layers, self.teacher),
-        }
-
-    def flops(self) -> dict[str, float]:
-        """FLOP of an image, as multiples of the teacher's."""
-        teacher = application_flops(self.matched.config, self.num_tokens)
-        exact = application_flops(self.exact.config, self.num_tokens) / teacher
-        return {"reference": exact, "exact": exact, "matched": 1.0, "teacher": 1.0}
-
-
-def roll(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The states (B, N, D) after every application."""
-    trajectory = []
-    for depth in range(1, model.config.num_hidden_layers + 1):
-        states = model.advance(states, depth)
-        trajectory.append(states)
-    return trajectory
-
-
-def teacher_layers(model: Dinov2WithRegistersModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The states (B, N, D) after every layer."""
-    trajectory = []
-    for layer in model.encoder.layer:
-        states = layer(states)
-        trajectory.append(states)
-    return trajectory
-
-
-def compare(candidates: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Speed beside the reference: how many times longer it takes (CPU time of all threads)."""
-    candidates = {**candidates, "reference again": candidates["reference"]}
+def compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
+    """Times in seconds of what starts with the reference, which is measured twice."""
+    candidates = {**candidates, REFERENCE_AGAIN: candidates["reference"]}
     calls = {name: lambda _visit, call=call: call() for name, call in candidates.items()}
-    times = interleaved(calls, rounds=rounds, clock=time.process_time)
-    return {name: median_ratio(times, "reference", name) for name in times if name != "reference"}
+    clock = cuda_clock() if device == "cuda" else time.process_time
+    return interleaved(calls, rounds=rounds, clock=clock)
 
 
-def benchmark_model(size: str, batches: list[int], rounds: int) -> dict[str, dict[str, float]]:
-    """Inference, 12 applications: times longer that the reference takes, for each batch size."""
+def speeds(title: str, times: dict[str, list[float]]) -> Iterator[Measurement]:
+    """Speed beside the reference: how many times longer it takes."""
+    names = [name for name in times if name != "reference"]
+    yield title, {name: median_ratio(times, "reference", name) for name in names}
+
+
+def cuda_clock() -> Callable[[], float]:
+    """A clock of the device, in seconds: the time at which it has done all it was given."""
+    start = torch.cuda.Event(enable_timing=True)
+    start.record()
+
+    def clock() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return start.elapsed_time(event) / 1000
+
+    return clock
+
+
+def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
+    """FLOP a second in products of large square matrices: the best of some."""
+    size = 8192 if device == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    clock = cuda_clock() if device == "cuda" else time.process_time
+    times = interleaved({"product": lambda _visit: left @ right}, rounds=4 * rounds, clock=clock)
+    return 2 * size**3 / min(times["product"])
+
+
+def images_a_second(
+    title: str,
+    candidates: Candidates,
+    times: dict[str, list[float]],
+    batch: int,
+    peak: float,
+    passes: int,
+) -> Iterator[Measurement]:
+    """Throughput, and the share of the peak that it reaches.
+
+    Args:
+        passes: how much of an image's FLOP are counted: 1 forwards, 3 for a training step.
+    """
+    flops, found, shares = candidates.flops(), {}, {}
+    for name in times:
+        if model := next((known for known in flops if name.startswith(known)), None):
+            found[name] = batch / statistics.median(times[name])
+            shares[name] = passes * flops[model] * found[name] / peak
+    yield f"{title}: images a second", found
+    yield f"{title}: share of the peak", shares
+
+
+def benchmark_model(
+    size: str,
+    batches: list[int],
+    rounds: int,
+    device: str,
+    dtype: torch.dtype,
+    forms: Collection[str] = FORMS,
+) -> Iterator[Measurement]:
+    """Inference, 12 applications: plain, compiled, in int8; speed beside the reference."""
+    candidates = Candidates(size, device=device, dtype=dtype)
+    candidates.matched.prepare_for_inference()
+    yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
+    weights = relative(candidates.weight_bytes(), "teacher")
+    yield "bytes of the weights, times the teacher's", weights
+    peak = matmul_peak(device, dtype, rounds)
+    for form in [form for form in ("plain", "compiled") if form in forms]:
+        for batch in batches:
+            if form == "compiled":
+                compile_all(candidates.layers())
+            states = candidates.states(batch)
+            calls = {n: partial(rollout, states) for n, rollout in candidates.rollouts().items()}
+            with torch.no_grad():
+                times = compare(calls, rounds, device)
+            title = f"inference, batch {batch}, {form}"
+            yield from speeds(title, times)
+            yield from images_a_second(title, candidates, times, batch, peak, passes=1)
+    if "int8" in forms and device == "cpu":
+        if importlib.util.find_spec("torchao"):
+            yield from benchmark_int8(size, batches, rounds)
+        else:
+            print("int8 is left out: it needs the extra int8 (torchao)")
+    if "compiled" in forms and device == "cpu":
+        seconds = {
+            "a block": in_new_process(seconds_to_compile, size, False),
+            "all 12 applications": in_new_process(seconds_to_compile, size, True),
+        }
+        yield "seconds to compile", seconds
+
+
+def relative(values: dict[str, float], name: str) -> dict[str, float]:
+    """Values as multiples of one of them."""
+    return {key: value / values[name] for key, value in values.items()}
+
+
+def compile_all(layers: dict[str, list[nn.Module]]) -> None:
+    """Compile each block and each layer for itself, for one batch size."""
+    torch._dynamo.reset()  # of one function it keeps eight forms only
+    for parts in layers.values():
+        for part in parts:
+            part.compile(dynamic=False)
+
+
+def benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[Measurement]:
+    """The same with linear layers in int8, activations too, compiled; and what that costs in R²."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
     candidates = Candidates(size)
-    result = {"FLOP, times the teacher's": candidates.flops()}
+    plain = candidates.rollouts()
+    with torch.no_grad():
+        exact = {n: rollout(candidates.states(1))[-1] for n, rollout in plain.items()}
+    quantised = {name: parts for name, parts in candidates.layers().items() if name != "reference"}
+    for parts in quantised.values():
+        for part in parts:
+            quantize_(part, Int8DynamicActivationInt8WeightConfig())
+    for batch in batches:
+        compile_all(quantised)
+        states = candidates.states(batch)
+        calls = {name: partial(rollout, states) for name, rollout in plain.items()}
+        with torch.no_grad():
+            times = compare(calls, rounds, "cpu")
+        yield from speeds(f"inference, batch {batch}, in int8 beside the reference", times)
+    with torch.no_grad():
+        found = {name: plain[name](candidates.states(1))[-1] for name in quantised}
+    errors = {
+        name: ((states - exact[name]).square().sum() / spread(exact[name])).item()
+        for name, states in found.items()
+    }
+    yield "1 − R² of int8 after 12 applications", errors
+
+
+def spread(states: torch.Tensor) -> torch.Tensor:
+    """The sum of squares around the mean of each channel."""
+    return (states - states.mean(dim=(0, 1))).square().sum()
+
+
+def in_new_process(work: Callable, *arguments) -> object:
+    """What a function of a module returns in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def seconds_to_compile(size: str, unrolled: bool) -> float:
+    """CPU time until a Raptor gives its first states, its blocks or all applications compiled."""
+    torch.set_num_threads(1)
+    torch._inductor.config.force_disable_caches = True
+    torch._inductor.config.compile_threads = 1
+    model, states = Candidates(size).matched, Candidates(size).states(1)
+    layer = nn.Linear(8, 8)
+    layer.compile()
+    with torch.no_grad():
+        layer(torch.randn(8, 8))  # what comes with the first of all compilations
+        run = torch.compile(partial(roll, model)) if unrolled else partial(roll, model)
+        for block in [] if unrolled else model.blocks:
+            block.compile()
+        start = sum(os.times()[:4])
+        run(states)
+    return sum(os.times()[:4]) - start
+
+
+def benchmark_train_step(
+    size: str,
+    batches: list[int],
+    rounds: int,
+    device: str,
+    dtype: torch.dtype,
+    forms: Collection[str] = FORMS,
+) -> Iterator[Measurement]:
+    """A rollout with its loss, backward pass, clipping and AdamW, and what it keeps in memory.
+
+    Weights are float32 in any case; another type is what autocast computes in.
+    """
+    candidates = Candidates(size, device=device)
+    modules = {name: getattr(candidates, name) for name in RAPTORS}
+    modules["matched, checkpointed"] = copy.deepcopy(candidates.matched)
+    ComputeArguments(gradient_checkpointing=True).set_up(modules["matched, checkpointed"])
+    peak = matmul_peak(device, dtype, rounds)
     for batch in batches:
         states = candidates.states(batch)
         with torch.no_grad():
-            calls = {n: partial(r, states) for n, r in candidates.rollouts().items()}
-            result[f"inference, batch {batch}"] = compare(calls, rounds)
-    return result
-
-
-def benchmark_train_step(size: str, batches: list[int], rounds: int) -> dict[str, dict]:
-    """A rollout with its loss, backward pass, clipping and AdamW, and what it keeps in memory."""
-    candidates, result = Candidates(size), {}
-    checkpointed = copy.deepcopy(candidates.matched)
-    ComputeArguments(gradient_checkpointing=True).set_up(checkpointed)
-    modules = {
-        "reference": candidates.reference,
-        "exact": candidates.exact,
-        "matched": candidates.matched,
-        "matched, checkpointed": checkpointed,
-    }
-    for batch in batches:
-        states = candidates.states(batch)
-        target = torch.stack(teacher_layers(candidates.teacher, states)).detach()
-        steps, kept = {}, {}
+            target = torch.stack(candidates.rollouts()["teacher"](states))
+        losses, steps = {}, {}
         for name, module in modules.items():
             rollout = module if name == "reference" else partial(roll, module)
             weights = list(module.train().blocks.parameters())
             optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=name != "reference")
-            steps[name] = partial(step, rollout, states, target, weights, optimizer)
-            kept[name] = kept_bytes(partial(loss_of, rollout, states, target)) / batch
-        shares = {name: amount / kept["reference"] for name, amount in kept.items()}
-        shares["reference, MB an image"] = kept["reference"] / 1e6
-        result[f"training step, batch {batch}"] = compare(steps, rounds)
-        result[f"kept for the backward pass, batch {batch}"] = shares
-    return result
+            losses[name] = partial(loss_of, rollout, states, target, dtype)
+            steps[name] = partial(step, losses[name], weights, optimizer)
+        kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}
+        megabytes = {"reference, MB an image": kept["reference"] / 1e6}
+        yield f"kept for the backward pass, batch {batch}", relative(kept, "reference") | megabytes
+        for form in [form for form in ("plain", "compiled") if form in forms]:
+            if form == "compiled":
+                compile_all({name: list(module.blocks) for name, module in modules.items()})
+            title, times = f"training step, batch {batch}, {form}", compare(steps, rounds, device)
+            yield from speeds(title, times)
+            yield from images_a_second(title, candidates, times, batch, peak, passes=3)
+        for module in modules.values():
+            for block in module.blocks:
+                block._compiled_call_impl = None  # there is no public way back
 
 
-def loss_of(rollout: Callable, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def loss_of(
+    rollout: Callable, states: torch.Tensor, target: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """Mean squared error over all layers."""
-    return nn.functional.mse_loss(torch.stack(rollout(states)), target)
+    with torch.autocast(states.device.type, dtype, enabled=dtype != states.dtype):
+        trajectory = torch.stack(rollout(states))
+    return (trajectory - target).square().mean()
 
 
 def step(
-    rollout: Callable,
-    states: torch.Tensor,
-    target: torch.Tensor,
+    loss: Callable[[], torch.Tensor],
     weights: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """One optimiser update."""
-    loss_of(rollout, states, target).backward()
+    loss().backward()
     nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -106,8 +106,30 @@ class RaptorFFN(nn.Module):
         return self.fc2(nn.functional.gelu(hidden))
 
 
-class RaptorDepthLinear(nn.Linear):
-    """A layer of the depth scaling: a class of its own, for `_init_weights` to know it by."""
+class RaptorDepthLinear(nn.Module):
+    """A linear layer of the depth scaling.
+
+    No `nn.Linear`: what quantises or adapts those shall leave factors of 1 ± 1e-4 alone.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """U(-1, 1) on what takes the depth itself, N(0, 1e-4²) on what gives the factors."""
+        for weight in (self.weight, self.bias):
+            if self.weight.shape[1] == 1:
+                init.uniform_(weight, -1, 1)
+            else:
+                init.normal_(weight, std=1e-4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(…, in) to (…, out)."""
+        return nn.functional.linear(inputs, self.weight, self.bias)
 
 
 class RaptorDepthScaling(nn.Module):
@@ -319,11 +341,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Linear weights N(0, initializer_range); a depth scaling that starts as 1 ± 1e-4."""
         if isinstance(module, RaptorDepthLinear):
-            for weight in (module.weight, module.bias):
-                if module.in_features == 1:
-                    init.uniform_(weight, -1, 1)
-                else:
-                    init.normal_(weight, std=1e-4)
+            module.reset_parameters()
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)

@@ -13,6 +13,7 @@ from .teachers import teacher_identity
 RECIPE = (
     "steps",
     "batch_size",
+    "optimizer",
     "learning_rate",
     "final_learning_rate",
     "weight_decay",
@@ -20,6 +21,9 @@ RECIPE = (
     "max_grad_norm",
     "seed",
     "objective",
+    "annealing",
+    "phase_fraction",
+    "forcing_patches",
     "loss",
     "token_weights",
     "last_block_weights",

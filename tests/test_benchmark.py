@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raptor_hf.benchmark import interleaved, median_ratio, peak_memory
-from raptor_hf.model_benchmark import Candidates, kept_bytes
+from raptor_hf.benchmark_models import Candidates
+from raptor_hf.model_benchmark import images_a_second, kept_bytes
 from tests.programs import run
 
 
@@ -55,7 +56,14 @@ def test_the_references_block_and_ours_of_its_architecture_are_one_function():
     for ours, theirs in zip(found["exact"], found["reference"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     # SwiGLU of hidden 4·D: 16 D² a token instead of 12 D², and attention's 2·N·D
-    assert candidates.flops()["exact"] == pytest.approx((16 * 64 + 2 * 21) / (12 * 64 + 2 * 21))
+    flops = candidates.flops()
+    assert flops["exact"] / flops["teacher"] == pytest.approx(
+        (16 * 64 + 2 * 21) / (12 * 64 + 2 * 21)
+    )
+    # three blocks instead of twelve layers; D² · 12 weights, biases and norms aside
+    weights = candidates.weight_bytes()
+    assert weights["matched"] / weights["teacher"] == pytest.approx(3 / 12, rel=0.1)
+    assert weights["exact"] / weights["matched"] == pytest.approx(16 / 12, rel=0.05)
 
 
 def test_kept_bytes_by_hand():
@@ -65,16 +73,41 @@ def test_kept_bytes_by_hand():
     assert kept_bytes(lambda: torch.tanh(states @ weight.T).sum()) == 4 * (100 * 8 + 100 * 4)
 
 
+def test_throughput_by_hand():
+    candidates = Candidates("digits")
+    times = {"reference": [2.0, 4.0, 2.0], "matched, checkpointed": [0.5], "reference again": [1.0]}
+    rows = dict(images_a_second("x", candidates, times, batch=6, peak=1e9, passes=3))
+    assert rows["x: images a second"] == {
+        "reference": 3.0, "matched, checkpointed": 12.0, "reference again": 6.0
+    }  # fmt: skip
+    flops = candidates.flops()
+    assert rows["x: share of the peak"]["reference"] == pytest.approx(
+        3 * flops["reference"] * 3 / 1e9
+    )
+    assert rows["x: share of the peak"]["matched, checkpointed"] == pytest.approx(
+        3 * flops["matched"] * 12 / 1e9
+    )
+
+
 @pytest.mark.parametrize("suite", ["model", "train_step"])
 def test_models_are_compared(suite, tmp_path):
-    sizes = ["--teacher", "digits", "--batch_sizes", "2", "--rounds", "1"]
+    forms = ["plain", "compiled"] if suite == "model" else ["plain"]  # compiling takes long
+    sizes = ["--teacher", "digits", "--batch_sizes", "2", "--rounds", "1", "--forms", *forms]
     done = run(sys.executable, "evaluation/benchmark.py", suite, *sizes, "--output_dir", tmp_path)
     result = json.loads((tmp_path / f"{suite}.json").read_text())["result"]
-    times = result["inference, batch 2" if suite == "model" else "training step, batch 2"]
-    last = "teacher" if suite == "model" else "matched, checkpointed"
-    assert set(times) == {"exact", "matched", last, "reference again"}
-    assert all(ratio > 0 for ratio in times.values()) and "reference again" in done.stdout
-    if suite == "train_step":
+    assert (tmp_path / f"{suite}.png").read_bytes().startswith(b"\x89PNG")
+    what = "inference" if suite == "model" else "training step"
+    names = {"exact", "matched", "reference again"}
+    names.add("teacher" if suite == "model" else "matched, checkpointed")
+    for form in forms:
+        times = result[f"{what}, batch 2, {form}"]
+        assert set(times) == names and all(ratio > 0 for ratio in times.values())
+        shares = result[f"{what}, batch 2, {form}: share of the peak"]
+        assert all(0 < share < 1.5 for share in shares.values())
+    assert "reference again" in done.stdout
+    if suite == "model":
+        assert result["seconds to compile"]["all 12 applications"] > 0
+    else:
         kept = result["kept for the backward pass, batch 2"]
         assert kept["matched, checkpointed"] < 0.2 < kept["matched"] < kept["exact"] < 1
 

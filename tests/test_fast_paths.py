@@ -1,9 +1,13 @@
 """Every fast path gives what the plain path does."""
 
+import sys
+from importlib.machinery import PathFinder
+
 import pytest
 import torch
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
+from tests.programs import ROOT, run
 from tests.test_modeling_raptor import randomised
 
 
@@ -159,3 +163,43 @@ def test_fewer_applications_out_of_range(raptor, wrong, message):
         setattr(raptor.config, name, value)
     with pytest.raises(ValueError, match=message):
         raptor.config.check_phases()
+
+
+IN_INT8 = """
+import sys, torch
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+from transformers import AutoModel, TorchAoConfig
+import raptor_hf
+
+folder, pixel_values = sys.argv[1], torch.load(sys.argv[2], weights_only=True)
+config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+exact = AutoModel.from_pretrained(folder + "/float32")
+small = AutoModel.from_pretrained(folder + "/float32", quantization_config=config)
+assert type(small.blocks[0].ffn.fc1.weight).__name__ == "Int8Tensor"
+scaling = [model.blocks[0].depth_scaling.fc2.weight for model in (exact, small)]
+assert torch.equal(*scaling)
+with torch.no_grad():
+    a, b = (model(pixel_values).hidden_states[-1] for model in (exact, small))
+    small.save_pretrained(folder + "/int8")
+    again = AutoModel.from_pretrained(folder + "/int8")(pixel_values).hidden_states[-1]
+assert torch.equal(again, b)
+print("error", ((a - b).square().sum() / (a - a.mean((0, 1))).square().sum()).item())
+"""
+
+
+def test_int8_is_near_and_comes_back_from_a_folder(raptor, pixel_values, tmp_path):
+    # torchao lies apart: see pyproject.toml
+    paths = [str(ROOT / ".venv" / "int8"), *sys.path]
+    if not PathFinder.find_spec("torchao", paths):
+        pytest.skip("the extra int8 is not installed")
+    with torch.no_grad():
+        for block in raptor.blocks:  # a trained model's branches are small beside its states
+            block.layer_scale1 *= 0.1
+            block.layer_scale2 *= 0.1
+    raptor.save_pretrained(tmp_path / "float32")
+    torch.save(pixel_values, tmp_path / "images.pt")
+    variables = {"PYTHONPATH": f"{ROOT}:{ROOT / '.venv' / 'int8'}"}
+    done = run(
+        sys.executable, "-c", IN_INT8, tmp_path, tmp_path / "images.pt", **variables
+    )  # fmt: skip
+    assert 0 < float(done.stdout.split("error")[1]) < 1e-3

@@ -278,3 +278,13 @@ def test_wrong_options_of_the_mixture_are_refused(raptor, trajectory):
         ObjectiveArguments(annealing="sampled")
     with pytest.raises(ValueError, match="A rollout needs all tokens"):
         rollout(spans_of(raptor), trajectory, resets={0}, queries=torch.tensor([0]))
+
+
+def test_blocks_first_learn_from_the_start_of_their_phases(raptor, trajectory):
+    module = matching(raptor, objective="autoregressive", phase_fraction=0.5)
+    spans, loss = spans_of(raptor), {"groups": module.groups}
+    for progress, resets in ((0.0, {0, 3, 5}), (0.49, {0, 3, 5}), (0.5, {0}), (0.9, {0})):
+        expected = token_loss(rollout(spans, trajectory, resets=resets), trajectory[:, 1:], **loss)
+        assert module(trajectory, progress)["0-6"].loss == expected
+    with pytest.raises(ValueError, match="phase_fraction must lie"):
+        ObjectiveArguments(phase_fraction=1.5)

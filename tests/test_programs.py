@@ -35,10 +35,8 @@ def flags(out, stage):
     return {
         "activations": ["training/extract_activations.py", recipe / "digits_activations.yaml",
                         "--teacher", out / "teacher"],
-        "seed_0/blocks": ["training/pretrain_blocks.py", recipe / "digits_blocks.yaml", *source,
-                          "--k", "2", "3", "4"],
         "seed_0/raptor_k3": ["training/distill_raptor.py", recipe / "digits_raptor.yaml", *source,
-                             "--k", "3", "--blocks", out / "seed_0" / "blocks"],
+                             "--k", "3"],
     }[stage]  # fmt: skip
 
 
@@ -55,7 +53,8 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
     assert "| constant | – | 9.7 |" in printed  # of ten digits one is as frequent as the others
     report = (out / "report" / "report.md").read_text()
     assert "| teacher | mIoU (%) |" in report and "| raptor_k4 | depth RMSE (m) |" in report
-    names = ["segmentation.png", "depth.png"]
+    assert "| raptor_k3 | spread |" in report
+    names = ["segmentation.png", "depth.png", "early_exit.png"]
     for name in ("report.md", *names, "against_k.png", "r2_per_layer.png", "layer_distance.png"):
         assert (out / "report" / name).stat().st_size > 500
     assert "start | R², all tokens" in (out / "report" / "report.md").read_text()
@@ -69,7 +68,7 @@ def test_results_say_where_they_come_from(line):
     assert result["environment"]["transformers"]
     assert (result["seed"], result["num_images"]) == (0, 360)
     stages = result["training"]["stages"]
-    assert [stage["program"] for stage in stages] == ["pretrain_blocks", "distill_raptor"]
+    assert [stage["program"] for stage in stages] == ["distill_raptor"]
     assert all(stage["seconds"] > 0 for stage in stages)
     assert result["training"]["teacher"]["name"] == "teacher"
 
@@ -108,7 +107,6 @@ def test_the_card_has_metadata_and_a_snippet_that_runs(line):
     ("stage", "sign", "product"),
     [
         ("activations", "data-00000-*.arrow", "data-*.arrow"),
-        ("seed_0/blocks", "checkpoints/step_*", "blocks.safetensors"),
         ("seed_0/raptor_k3", "checkpoints/step_*", "model.safetensors"),
     ],
 )
@@ -302,18 +300,18 @@ def test_the_readmes_commands_for_one_and_two_processes_run(tmp_path):
 def test_training_online_follows_training_from_the_store(line, tmp_path):
     out = line[0]
     manifest = json.loads((out / "activations" / "manifest.json").read_text())
-    command = [*flags(out, "seed_0/blocks"), "--activations", "online", "--dataset", "digits"]
+    command = [*flags(out, "seed_0/raptor_k3"), "--activations", "online", "--dataset", "digits"]
     command += ["--views", manifest["views"], "--num_workers", "1"]
     run(sys.executable, *command, "--output_dir", tmp_path / "online")
     logs = [
         [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (tmp_path / "online", out / "seed_0" / "blocks")
+        for folder in (tmp_path / "online", out / "seed_0" / "raptor_k3")
     ]
     for online, stored in zip(*logs, strict=True):
         # float16 rounds the stored states, and blocks that start as the teacher's layers are close
         assert online["loss"] == pytest.approx(stored["loss"], rel=0.05)
     assert json.loads((tmp_path / "online" / "run.json").read_text())["finished"]
-    refused = run(sys.executable, *flags(out, "seed_0/blocks"), "--dataset", "digits",
+    refused = run(sys.executable, *flags(out, "seed_0/raptor_k3"), "--dataset", "digits",
                   "--output_dir", tmp_path / "stored", check=False)  # fmt: skip
     assert "--dataset is for --activations online" in refused.stderr
 

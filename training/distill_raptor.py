@@ -1,11 +1,12 @@
-"""Stage 2: chain the blocks of stage 1 and train them end to end.
+"""Train a Raptor end to end, from its teacher's layers or from the blocks of stage 1.
 
     accelerate launch training/distill_raptor.py training/recipes/digits_raptor.yaml \
         --teacher outputs/digits/teacher --activations outputs/digits/activations \
-        --blocks outputs/digits/seed_0/blocks --phases 7 3 2 \
-        --output_dir outputs/digits/seed_0/raptor_k3
+        --phases 7 3 2 --output_dir outputs/digits/seed_0/raptor_k3
 
-`--phases_file outputs/digits/phases/phases.json --k 3` takes the phases from there instead.
+`--phases_file outputs/digits/phases/phases.json --k 3` takes the phases from there instead. With
+`--phase_fraction 0.5` the blocks spend half of the steps each in its own phase; the published
+recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes.
 """
 
 from dataclasses import dataclass, field

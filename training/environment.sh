@@ -9,6 +9,8 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "Installing into .venv (a few minutes, once) …"
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  # apart, for the one test and the one benchmark that ask for it: see pyproject.toml
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/int8 torchao
   echo "$wanted" > .venv/installed
 fi
 PATH="$PWD/.venv/bin:$PATH"

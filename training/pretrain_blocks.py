@@ -1,8 +1,8 @@
 """Stage 1: train blocks, each on its own span of layers, all in one run from one read of the data.
 
-    accelerate launch training/pretrain_blocks.py training/recipes/digits_blocks.yaml \
+    accelerate launch training/pretrain_blocks.py training/recipes/digits_reference_blocks.yaml \
         --teacher outputs/digits/teacher --activations outputs/digits/activations \
-        --spans 0-7 7-10 10-12 --output_dir outputs/digits/seed_0/blocks
+        --spans 0-7 7-10 10-12 --output_dir outputs/digits/blocks
 
 `--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a measured Raptor: teacher, activations, phases, blocks, Raptors, three tasks, report, model card.
+# From nothing to a measured Raptor: teacher, activations, phases, Raptors, three tasks, report, model card.
 #
 #   bash training/reproduce.sh digits [--seeds N]
 #
@@ -24,22 +24,16 @@ for ((seed = 0; seed < seeds; seed++)); do
   from=(--resume --seed $seed --teacher $out/teacher --activations $out/activations
         --phases_file $out/phases/phases.json)
 
-  stage "blocks, seed $seed: one for every phase of k = 2, 3, 4, in one run"
-  $launch training/pretrain_blocks.py $recipes/digits_blocks.yaml "${from[@]}" --k 2 3 4 --output_dir $run/blocks
-
   models=()
   for k in 2 3 4; do
-    stage "Raptor of $k blocks, seed $seed: end to end"
-    $launch training/distill_raptor.py $recipes/digits_raptor.yaml "${from[@]}" --k $k \
-      --blocks $run/blocks --output_dir $run/raptor_k$k
+    stage "Raptor of $k blocks, seed $seed"
+    $launch training/distill_raptor.py $recipes/digits_raptor.yaml "${from[@]}" --k $k --output_dir $run/raptor_k$k
     models+=(raptor_k$k=$run/raptor_k$k)
   done
 
   stage "the same with 3 blocks that start at random, seed $seed: for comparison"
-  $launch training/pretrain_blocks.py $recipes/digits_blocks.yaml "${from[@]}" --k 3 --init random \
-    --output_dir $run/blocks_random_init
-  $launch training/distill_raptor.py $recipes/digits_raptor.yaml "${from[@]}" --k 3 \
-    --blocks $run/blocks_random_init --output_dir $run/raptor_k3_random_init
+  $launch training/distill_raptor.py $recipes/digits_raptor.yaml "${from[@]}" --k 3 --init random \
+    --output_dir $run/raptor_k3_random_init
   models+=(raptor_k3_random_init=$run/raptor_k3_random_init)
 
   for task in classification segmentation depth; do
@@ -49,6 +43,13 @@ for ((seed = 0; seed < seeds; seed++)); do
       --teacher $out/teacher --models "${models[@]}" --output_dir $run/$task
     results+=($run/$task/results)
   done
+
+  stage "accuracy with fewer applications, seed $seed"
+  classifiers=()
+  for k in 2 3 4; do classifiers+=(raptor_k$k=$run/classification/models/raptor_k$k); done
+  python evaluation/early_exit.py --resume --seed $seed --dataset digits --models "${classifiers[@]}" \
+    --output_dir $run/early_exit
+  results+=($run/early_exit/results)
 done
 
 stage "report and model cards"

@@ -1,0 +1,115 @@
+import json
+import sys
+
+import pytest
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from raptor_hf.configuration_raptor import RaptorConfig
+from raptor_hf.data import ImageViews, load_images, make_processor
+from raptor_hf.extraction import write_activations
+from raptor_hf.recipe_benchmark import (
+    Recipe,
+    recipe_tables,
+    recipes,
+    step_units,
+    tuned_rate,
+    variants,
+)
+from tests.programs import run
+
+
+def config_of(**options):
+    teacher = Dinov2WithRegistersConfig(
+        hidden_size=64, num_hidden_layers=12, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    return RaptorConfig(teacher_config=teacher, phases=[5, 4, 3], **options)
+
+
+def test_units_by_hand():
+    matched = Recipe(output_dir="", batch_size=64, objective="autoregressive")
+    assert step_units(matched, config_of(), 21) == 1
+    # SwiGLU of hidden 4·D: 16 D² instead of 12 D², beside attention's 2·N·D; a quarter of the steps
+    # goes through both passes
+    reference = Recipe(**recipes()["reference"], output_dir="")
+    published = config_of(ffn="swiglu", intermediate_size=256)
+    ratio = (16 * 64 + 2 * 21) / (12 * 64 + 2 * 21)
+    assert step_units(reference, published, 21) == pytest.approx(1.25 * ratio, rel=1e-2)
+    # a quarter of the images, and Muon's products in three blocks
+    ours = Recipe(**recipes()["ours"] | {"output_dir": ""})
+    products = 3 * sum(5 * (4 * 64 * 64 * n + 2 * 64**3) for n in (192, 64, 256, 256))
+    step = 3 * 64 * 12 * 2 * 21 * (12 * 64 * 64 + 2 * 21 * 64)
+    assert step_units(ours, config_of(), 21) == pytest.approx(0.25 + products / step)
+
+
+def test_rates_are_doubled_and_halved_as_long_as_that_helps():
+    tried = []
+
+    def judge(rate):
+        tried.append(rate)
+        return -abs(rate - 6)
+
+    assert tuned_rate(judge, 1.0) == 4.0  # as good as 8, and nearer
+    tried.clear()
+    assert tuned_rate(lambda rate: judge(rate) if rate != 4 else 1, 1.0) == 4.0
+    assert sorted(tried) == [0.5, 1.0, 2.0, 8.0]
+    assert tuned_rate(lambda rate: -rate if rate > 0.1 else -9, 1.0) == 0.125
+    assert tuned_rate(judge, 1.0, extend=False) == 1.0
+
+
+def test_variants_have_a_table_of_their_own():
+    rows = [{"recipe": name, "k": 3, "budget": 100, "rate": 0.5, "r2": [0.5, 0.7], "r2_cls": [0.25]}
+            for name in ("ours", *variants())]  # fmt: skip
+    first, second = recipe_tables(rows).split("\n\n")
+    assert first.splitlines()[2] == "| 3 | 100 | 0.6000 ± 0.1414 (rate 0.5) | – | – |"
+    assert second.splitlines()[3] == "| ours, AdamW | 0.6000 ± 0.1414 | 0.2500 | 0.5 |"
+    assert len(second.splitlines()) == 2 + len(rows)
+    for name, variant in variants().items():  # one thing changed, or two that belong together
+        changed = {k for k in variant if variant[k] != recipes()["ours"].get(k)}
+        assert 1 <= len(changed) <= 2, name
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """What `reproduce.sh digits` leaves, of a small random teacher."""
+    out = tmp_path_factory.mktemp("digits")
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=16, patch_size=4,
+        num_register_tokens=1, layerscale_value=0.3,
+    )  # fmt: skip
+    teacher = Dinov2WithRegistersModel(config).eval()
+    teacher.save_pretrained(out / "teacher")
+    make_processor(16).save_pretrained(out / "teacher")
+    (out / "activations").mkdir()
+    images = ImageViews(load_images("digits", "train"), make_processor(16))
+    write_activations(teacher, images, out / "activations")
+    (out / "phases").mkdir()
+    (out / "phases" / "phases.json").write_text(json.dumps({"phases": {"2": [2, 2]}}))
+    return out
+
+
+def test_recipes_are_compared_and_runs_on_record_are_not_made_again(digits, tmp_path):
+    command = [
+        sys.executable, "evaluation/benchmark.py", "recipe", "--digits", digits, "--k", "2",
+        "--budgets", "0.2", "0.4", "--seeds", "2", "--folder", tmp_path / "work",
+        "--output_dir", tmp_path,
+    ]  # fmt: skip
+    printed = run(*command).stdout
+    found = json.loads((tmp_path / "recipe.json").read_text())
+    table = found["result"]["table"]
+    assert [(row["recipe"], row["budget"]) for row in table] == [
+        (name, budget) for budget in (0.2, 0.4) for name in recipes()
+    ]
+    for row in table:
+        assert len(row["r2"]) == 2 and row["r2"][0] != row["r2"][1]
+        facts = {"recipe": row["recipe"], "budget": row["budget"], "seed": 0}
+        runs = [r for r in found["result"]["runs"] if facts.items() <= r.items()]
+        best = max(runs, key=lambda r: r["train_r2"])
+        assert len(runs) >= 3 and best["rate"] == row["rate"] and best["r2"]["all"] == row["r2"][0]
+    assert recipe_tables(table) in printed
+    assert (tmp_path / "recipe.png").read_bytes().startswith(b"\x89PNG")
+    record = tmp_path / "work" / "recipe" / "recipe_runs.jsonl"
+    before = record.read_bytes()
+    assert recipe_tables(table) in run(*command).stdout
+    assert record.read_bytes() == before
