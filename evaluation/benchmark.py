@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
         help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip
     add("--seeds", type=int, default=3, help="recipe: of every point")
-    add("--processes", type=int, default=2, help="recipe: runs at a time, a thread each")
+    add("--processes", type=int, default=2, help="recipe: at a time; 0: look at what is on record")
     add("--folder", default="outputs/benchmark", help="for files; emptied after all but recipe")
     add("--output_dir", default="evaluation/results/benchmarks")
     return parser.parse_args()

@@ -46,7 +46,7 @@ RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 UNIT_IMAGES = 64
 JUDGED_ROWS = 512  # of the training set, for the choice of the learning rate
 WARMUP = 0.1  # of the steps
-LONG = 1000  # units: from here on the reference has two rates to choose from, and ours its own
+LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
 LAST_WITH_OUR_BATCHES = 200  # units: the reference has them up to here
 VARIANTS_AT = (3, 100)  # k and units
 RECORD = "recipe_runs.jsonl"
@@ -226,27 +226,29 @@ def benchmark_recipes(
     Args:
         digits: folder of `reproduce.sh digits`: teacher, activations, phases.
         folder: for the record of the runs.
+        processes: 0 makes no runs: what is on record is looked at.
 
     Returns:
         `runs`, all of them, and `table`: for each recipe, k and budget the rate that was chosen,
         R² of all tokens and of cls for every seed.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    groups = [
-        Group(str(folder), recipe, k, budget, seeds)
-        for budget in sorted(budgets)
-        for k in ks
-        for recipe in recipes()
-        if budget <= LAST_WITH_OUR_BATCHES or recipe in ("ours", "reference")
-    ]
+    points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]
     if VARIANTS_AT[0] in ks and VARIANTS_AT[1] in budgets:
-        groups += [Group(str(folder), name, *VARIANTS_AT, seeds) for name in variants()]
-    bar = progress_bar("recipes", len(groups), unit="budget")
-    with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
-        for future in as_completed([pool.submit(run_group, digits, group) for group in groups]):
-            future.result()
-            bar.update()
-    return {"runs": recorded(folder), "table": [row(group) for group in groups]}
+        points += [(name, *VARIANTS_AT) for name in variants()]
+    groups = [
+        Group(str(folder), *point, seeds)
+        for point in sorted(points, key=lambda point: point[2])
+        if point[2] <= LAST_WITH_OUR_BATCHES or point[0] in ("ours", "reference")
+    ]
+    if processes:
+        bar = progress_bar("recipes", len(groups), unit="budget")
+        with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
+            for future in as_completed([pool.submit(run_group, digits, g) for g in groups]):
+                future.result()
+                bar.update()
+    table = [row(group) for group in groups if group.runs()]
+    return {"runs": recorded(folder), "table": table}
 
 
 def row(group: Group) -> dict:

@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import raptor_hf  # noqa: F401
 from raptor_hf.model_card import run_snippet
+from raptor_hf.spans import make_span, save_blocks
+from raptor_hf.teachers import load_backbone
 from tests.programs import ENVIRONMENT, ROOT, run
 
 
@@ -147,7 +149,16 @@ def test_finished_stages_are_skipped_and_changed_arguments_said(line):
     assert (out / stage / "model.safetensors").stat() == weights
 
 
-def test_bad_input_is_said_in_words(line, tmp_path):
+@pytest.fixture
+def blocks(line, tmp_path):
+    """A folder as of stage 1, with blocks for two spans."""
+    teacher = load_backbone(line[0] / "teacher")
+    (tmp_path / "blocks").mkdir()
+    save_blocks([make_span(teacher, *span) for span in ((0, 7), (7, 12))], tmp_path / "blocks")
+    return tmp_path / "blocks"
+
+
+def test_bad_input_is_said_in_words(line, blocks, tmp_path):
     out = line[0]
     distill = [sys.executable, *flags(out, "seed_0/raptor_k3"), "--output_dir", tmp_path / "new"]
     index = distill.index("--phases_file")
@@ -157,7 +168,7 @@ def test_bad_input_is_said_in_words(line, tmp_path):
             *distill[:index], "--phases", "7", "3", "1", *distill[index + 4 :]
         ],
         "has no block for the span 0-5": [
-            *distill[:index], "--phases", "5", "7", *distill[index + 4 :]
+            *distill[:index], "--phases", "5", "7", "--blocks", blocks, *distill[index + 4 :]
         ],
     }  # fmt: skip
     for message, command in cases.items():
@@ -186,23 +197,14 @@ def test_random_and_teacher_starts_differ(line):
     assert not torch.equal(*(w["blocks.0.attention.qkv.weight"] for w in weights))
 
 
-def test_a_refit_follows_the_teacher_without_a_step(line, tmp_path):
+def test_a_refit_follows_the_teacher_without_a_step(line, blocks, tmp_path):
     out = line[0]
     command = [*flags(out, "seed_0/raptor_k3"), "--steps", "0", "--warmup_steps", "0"]
-    command += [
-        "--validation_dataset",
-        "digits",
-        "--validation_split",
-        "test",
-        "--validate_every",
-        "1",
-    ]
-    blocks = command.index("--blocks")
-    refused = run(
-        sys.executable, *command, "--refit", "all", "--output_dir", tmp_path / "x", check=False
-    )
+    command += ["--validation_dataset", "digits", "--validation_split", "test"]
+    command += ["--validate_every", "1"]
+    finished = [*command, "--blocks", blocks, "--refit", "all", "--output_dir", tmp_path / "x"]
+    refused = run(sys.executable, *finished, check=False)
     assert "--refit all needs new blocks" in refused.stderr
-    del command[blocks : blocks + 2]
     r2 = {}
     for refit in ("none", "all"):
         run(sys.executable, *command, "--refit", refit, "--output_dir", tmp_path / refit)
