@@ -197,6 +197,8 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         write_json(record, {**wanted, "environment": environment(), "finished": False})
         return
     found = read_json(record)
+    # arguments that did not exist yet when it was made had what is now their default
+    found["arguments"] = defaults_of(arguments) | found["arguments"]
     if found["program"] != wanted["program"]:
         raise ValueError(
             f"{output_dir} was made by {found['program']}, not by {wanted['program']}. "
@@ -218,6 +220,15 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )
+
+
+def defaults_of(arguments) -> dict:
+    """The default of every argument of a dataclass that has one, but of those that only watch."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(arguments)
+        if field.default is not dataclasses.MISSING and field.name not in WATCHING
+    }
 
 
 def reopen_run(output_dir: str | Path) -> None:

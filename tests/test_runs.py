@@ -53,6 +53,17 @@ def test_other_arguments_and_inputs_are_said_in_words(tmp_path):
         start_run(arguments(tmp_path), inputs={"activations": "def"})
 
 
+def test_a_run_from_before_an_argument_existed_had_its_default(tmp_path):
+    start_run(arguments(tmp_path))
+    finish_run(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["arguments"]["optimizer"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert start_run(arguments(tmp_path)) is True
+    with pytest.raises(ValueError, match="optimizer: made with 'adamw', now asked for 'muon'"):
+        start_run(arguments(tmp_path, optimizer="muon"))
+
+
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and was not made by this program"):
