@@ -197,13 +197,13 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
         write_json(record, {**wanted, "environment": environment(), "finished": False})
         return
     found = read_json(record)
-    # arguments that did not exist yet when it was made had what is now their default
-    found["arguments"] = defaults_of(arguments) | found["arguments"]
     if found["program"] != wanted["program"]:
         raise ValueError(
             f"{output_dir} was made by {found['program']}, not by {wanted['program']}. "
             "Choose another --output_dir."
         )
+    # arguments that did not exist yet when it was made had what is now their default
+    found["arguments"] = defaults_of(arguments) | found["arguments"]
     differences = [
         f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
         for part in ("arguments", "inputs")
