@@ -202,8 +202,11 @@ def test_a_refit_follows_the_teacher_without_a_step(line, blocks, tmp_path):
     command = [*flags(out, "seed_0/raptor_k3"), "--steps", "0", "--warmup_steps", "0"]
     command += ["--validation_dataset", "digits", "--validation_split", "test"]
     command += ["--validate_every", "1"]
-    finished = [*command, "--blocks", blocks, "--refit", "all", "--output_dir", tmp_path / "x"]
-    refused = run(sys.executable, *finished, check=False)
+    index = command.index("--phases_file")
+    refused = run(
+        sys.executable, *command[:index], "--phases", "7", "5", *command[index + 4 :],
+        "--blocks", blocks, "--refit", "all", "--output_dir", tmp_path / "x", check=False,
+    )  # fmt: skip
     assert "--refit all needs new blocks" in refused.stderr
     r2 = {}
     for refit in ("none", "all"):
