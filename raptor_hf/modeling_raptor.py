@@ -100,10 +100,12 @@ class RaptorFFN(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(…, N, D) to (…, N, D)."""
         hidden = self.fc1(hidden_states)
+        in_place = not hidden.requires_grad  # the largest tensor of all: no second one of it
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
-            return self.fc2(nn.functional.silu(gate) * up)
-        return self.fc2(nn.functional.gelu(hidden))
+            return self.fc2(nn.functional.silu(gate, inplace=in_place) * up)
+        gelu = torch.ops.aten.gelu_ if in_place else nn.functional.gelu
+        return self.fc2(gelu(hidden))
 
 
 class RaptorDepthLinear(nn.Module):

@@ -237,7 +237,8 @@ def test_the_readmes_python_runs(line, tmp_path):
     assert "tensor([" in printed[0]
     error, states = printed[1].splitlines()[-1].split(", grad_fn")[0].split()
     assert float(error.strip("tensor()")) < 1e-3 and states == "13"
-    assert "'ground'" in printed[2]
+    assert printed[2].splitlines()[-1] == "torch.Size([4, 10])"
+    assert "'ground'" in printed[3]
 
 
 def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
