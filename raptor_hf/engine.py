@@ -152,6 +152,8 @@ def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         dynamo_plugin=TorchDynamoPlugin(backend="no"),  # see `compile_repeated_parts`
     )
+    if accelerator.device.type == "cuda" and arguments.tf32:
+        torch.set_float32_matmul_precision("high")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP is supported in its second version: set fsdp_version to 2.")
     share = BatchShare.of_at_most(
