@@ -97,8 +97,17 @@ class ObjectiveArguments:
                 raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
         if self.annealing not in ("weighted", "drawn"):
             raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
+        if self.annealing == "drawn" and self.objective != "annealed":
+            raise ValueError(
+                f"annealing='drawn' is for objective='annealed'; got {self.objective!r}, which has "
+                "one loss at every step."
+            )
         if not 0 <= self.phase_fraction <= 1:
             raise ValueError(f"phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
+        if self.phase_fraction and self.objective == "teacher_forcing":
+            raise ValueError(
+                "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
+            )
         if self.forcing_patches < 0 or (
             self.forcing_patches and self.objective == "autoregressive"
         ):

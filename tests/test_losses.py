@@ -252,7 +252,7 @@ def test_a_drawn_objective_is_the_weighted_one_on_average(raptor, trajectory):
     forced = torch.isclose(losses, both["teacher_forcing"])
     assert (forced | torch.isclose(losses, both["autoregressive"])).all()
     assert 0.63 < forced.float().mean() < 0.77  # three standard deviations around 0.7
-    assert ObjectiveArguments(annealing="drawn", objective="autoregressive").weights(0.1) == (0, 1)
+    assert drawn.arguments.weights(1.0) == (0, 1)  # nothing to draw
 
 
 @pytest.mark.parametrize("weights", [None, {"cls": 0.45, "registers": 0.1, "patches": 0.45}])
@@ -274,6 +274,10 @@ def test_wrong_options_of_the_mixture_are_refused(raptor, trajectory):
         matching(raptor, objective="teacher_forcing", forcing_patches=5)(trajectory, 0.0)
     with pytest.raises(ValueError, match="for an objective with teacher forcing"):
         ObjectiveArguments(objective="autoregressive", forcing_patches=5)
+    with pytest.raises(ValueError, match="annealing='drawn' is for objective='annealed'"):
+        ObjectiveArguments(objective="autoregressive", annealing="drawn")
+    with pytest.raises(ValueError, match="phase_fraction says where rollouts start"):
+        ObjectiveArguments(objective="teacher_forcing", phase_fraction=0.5)
     with pytest.raises(ValueError, match="annealing must be"):
         ObjectiveArguments(annealing="sampled")
     with pytest.raises(ValueError, match="A rollout needs all tokens"):

@@ -70,6 +70,8 @@ def main() -> None:
     arguments = parse_arguments(Arguments)
     weights = parse_token_weights(arguments.token_weights)
     last = parse_token_weights(arguments.last_block_weights)
+    if arguments.phase_fraction:
+        raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
     if bool(arguments.phases_file) != bool(arguments.k):
         raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
     spans = {parse_span(text) for text in arguments.spans}
