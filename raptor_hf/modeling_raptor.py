@@ -103,7 +103,8 @@ class RaptorFFN(nn.Module):
         in_place = not hidden.requires_grad  # the largest tensor of all: no second one of it
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
-            return self.fc2(nn.functional.silu(gate, inplace=in_place) * up)
+            gate = nn.functional.silu(gate, inplace=in_place)
+            return self.fc2(gate.mul_(up) if in_place else gate * up)
         gelu = torch.ops.aten.gelu_ if in_place else nn.functional.gelu
         return self.fc2(gelu(hidden))
 
