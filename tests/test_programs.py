@@ -170,6 +170,10 @@ def test_bad_input_is_said_in_words(line, blocks, tmp_path):
         "has no block for the span 0-5": [
             *distill[:index], "--phases", "5", "7", "--blocks", blocks, *distill[index + 4 :]
         ],
+        "--phase_fraction is for whole Raptors": [
+            sys.executable, "training/pretrain_blocks.py", *distill[3:index], "--spans", "0-7",
+            "--phase_fraction", "0.5", "--output_dir", tmp_path / "new",
+        ],
     }  # fmt: skip
     for message, command in cases.items():
         done = run(*command, check=False)
