@@ -57,11 +57,11 @@ def main() -> None:
     results = Path(arguments.output_dir) / "results"
     results.mkdir(exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    train = load_images(arguments.dataset, arguments.train_split)
+    test = load_images(arguments.dataset, arguments.test_split)
+    chosen = choose_images(len(train), min(len(train), arguments.train_images), 0)
     for name, folder in folders.items():
         model = AutoModelForImageClassification.from_pretrained(folder).to(device).eval()
-        train = load_images(arguments.dataset, arguments.train_split)
-        test = load_images(arguments.dataset, arguments.test_split)
-        chosen = choose_images(len(train), min(len(train), arguments.train_images), 0)
         processor = load_processor(folder)
         images = ImageViews(test, processor)
         metrics = judge_early_exit(model, ImageViews(train, processor, image_ids=chosen), images)

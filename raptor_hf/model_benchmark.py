@@ -30,8 +30,7 @@ def compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[s
     """Times in seconds of what starts with the reference, which is measured twice."""
     candidates = {**candidates, REFERENCE_AGAIN: candidates["reference"]}
     calls = {name: lambda _visit, call=call: call() for name, call in candidates.items()}
-    clock = cuda_clock() if device == "cuda" else time.process_time
-    return interleaved(calls, rounds=rounds, clock=clock)
+    return interleaved(calls, rounds=rounds, clock=clock_of(device))
 
 
 def speeds(title: str, times: dict[str, list[float]]) -> Iterator[Measurement]:
@@ -40,8 +39,10 @@ def speeds(title: str, times: dict[str, list[float]]) -> Iterator[Measurement]:
     yield title, {name: median_ratio(times, "reference", name) for name in names}
 
 
-def cuda_clock() -> Callable[[], float]:
-    """A clock of the device, in seconds: the time at which it has done all it was given."""
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
+    if device != "cuda":
+        return time.process_time
     start = torch.cuda.Event(enable_timing=True)
     start.record()
 
@@ -58,8 +59,8 @@ def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
     """FLOP a second in products of large square matrices: the best of some."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    clock = cuda_clock() if device == "cuda" else time.process_time
-    times = interleaved({"product": lambda _visit: left @ right}, rounds=4 * rounds, clock=clock)
+    products = {"product": lambda _visit: left @ right}
+    times = interleaved(products, rounds=4 * rounds, clock=clock_of(device))
     return 2 * size**3 / min(times["product"])
 
 
