@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .configuration_raptor import token_layout
 from .data import load_images
+from .dynamics import angles, directions
 from .heads import load_linear_head
 from .launch import process_state
 from .modeling_raptor import RaptorModel, patch_sides, pool_tokens
@@ -52,7 +53,7 @@ class Analysis(NamedTuple):
 
     image: np.ndarray  # (H, W, 3) uint8, as the models see it: resized and cropped
     maps: PatchMaps
-    teacher_angles: np.ndarray  # (L,) degrees, see `turning_angles`
+    teacher_angles: np.ndarray  # (L,) degrees: the turns of the cls token
     raptor_angles: np.ndarray
     cosines: dict[str, np.ndarray]  # token group -> (L + 1,), see `state_cosines`
     teacher_top: dict[str, float]  # class -> probability, best first; empty without a head
@@ -188,7 +189,7 @@ def analyse(pair: Pair, image: Image.Image) -> Analysis:
         model(pixel_values.to(model.device), output_hidden_states=True)
         for model in (pair.teacher, pair.raptor)
     ]
-    teacher, raptor = (torch.cat(output.hidden_states).cpu().numpy() for output in outputs)
+    teacher, raptor = (torch.cat(output.hidden_states).cpu().double() for output in outputs)
     groups = token_layout(pair.raptor.config).groups()
     sides = zip(pixel_values.shape[2:], patch_sides(pair.raptor.config), strict=True)
     grid = tuple(pixels // side for pixels, side in sides)
@@ -199,9 +200,8 @@ def analyse(pair: Pair, image: Image.Image) -> Analysis:
     ]
     return Analysis(
         as_seen(pixel_values[0], pair.processor),
-        patch_pca_maps(teacher[:, patches], raptor[:, patches], grid),
-        turning_angles(teacher[:, 0]),
-        turning_angles(raptor[:, 0]),
+        patch_pca_maps([states[:, patches].numpy() for states in (teacher, raptor)], grid),
+        *(angles(cls[:-1], cls[1:]).numpy() for cls in (teacher[:, 0], raptor[:, 0])),
         {name: state_cosines(teacher, raptor, groups[name]) for name in ("cls", "patches")},
         *tops,
     )
@@ -215,34 +215,10 @@ def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
     return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
 
 
-def directions(states: np.ndarray) -> np.ndarray:
-    """States (…, D) at length 1; one of length 0 stays 0."""
-    states = states.astype(np.float64)
-    lengths = np.linalg.norm(states, axis=-1, keepdims=True)
-    return states / np.where(lengths > 0, lengths, 1)
-
-
-def turning_angles(states: np.ndarray) -> np.ndarray:
-    """How far each layer turns one token: the angle in degrees between x̂_ℓ and x̂_{ℓ+1}.
-
-    Worked out as 2·atan2(|â − b̂|, |â + b̂|), exact also where the arc cosine is not: near 0°.
-
-    Args:
-        states: the token after every layer, (L + 1, D).
-
-    Returns:
-        (L,): entry ℓ is the turn that layer ℓ + 1 makes.
-    """
-    units = directions(states)
-    before, after = units[:-1], units[1:]
-    halves = np.linalg.norm(after - before, axis=-1), np.linalg.norm(after + before, axis=-1)
-    return np.degrees(2 * np.arctan2(*halves))
-
-
-def state_cosines(teacher: np.ndarray, raptor: np.ndarray, group: slice) -> np.ndarray:
+def state_cosines(teacher: torch.Tensor, raptor: torch.Tensor, group: slice) -> np.ndarray:
     """The cosine between two models' states (L + 1, N, D), mean over a token group: (L + 1,)."""
-    cosines = (directions(teacher[:, group]) * directions(raptor[:, group])).sum(axis=-1)
-    return cosines.mean(axis=1)
+    cosines = (directions(teacher[:, group]) * directions(raptor[:, group])).sum(dim=-1)
+    return cosines.mean(dim=1).numpy()
 
 
 def top_classes(head: Head | None, features: torch.Tensor, number: int = 5) -> dict[str, float]:

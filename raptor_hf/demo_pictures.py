@@ -42,14 +42,15 @@ def layer_view(analysis: Analysis | None, layer: int, spans: list[tuple[int, int
     """The image and both models' patches after one layer, with what the numbers say."""
     if analysis is None:
         return '<p class="facts">Upload an image to begin.</p>'
-    maps, made_by = analysis.maps, block_names(spans)[layer]
+    (teacher, raptor), explained = analysis.maps
+    made_by = block_names(spans)[layer]
     pictures = {
         "the image as the models see it": picture(analysis.image, "The resized, cropped image"),
         f"teacher, layer {layer}": picture(
-            maps.teacher[layer], f"Colours of the teacher's patches after layer {layer}"
+            teacher[layer], f"Colours of the teacher's patches after layer {layer}"
         ),
         f"Raptor, layer {layer} ({made_by})": picture(
-            maps.raptor[layer], f"Colours of the Raptor's patches after layer {layer}"
+            raptor[layer], f"Colours of the Raptor's patches after layer {layer}"
         ),
     }
     figures = "".join(
@@ -61,7 +62,7 @@ def layer_view(analysis: Analysis | None, layer: int, spans: list[tuple[int, int
         f"<style>#strip .layer{layer} img {{outline: 3px solid var(--primary-500)}}</style>"
         f'<div class="row">{figures}</div><p class="facts">Cosine between teacher and Raptor: cls '
         f"{cls:.3f}, patches {patches:.3f} (mean). The three components hold "
-        f"{maps.explained[layer]:.0%} of the patches' variance.</p>"
+        f"{explained[layer]:.0%} of the patches' variance.</p>"
     )
 
 
@@ -69,14 +70,14 @@ def layer_strip(analysis: Analysis | None, spans: list[tuple[int, int]]) -> str:
     """Both models' patches after every layer, as a table with one column a layer."""
     if analysis is None:
         return ""
-    layers = range(len(analysis.maps.teacher))
+    layers = range(len(analysis.maps.explained))
     blocks = "".join(
         f'<th class="block" scope="colgroup" colspan="{stop - start}">block {p}</th>'
         for p, (start, stop) in enumerate(spans)
     )
     numbers = "".join(f'<th scope="col">{layer}</th>' for layer in layers)
     rows = ""
-    for name, maps in (("teacher", analysis.maps.teacher), ("Raptor", analysis.maps.raptor)):
+    for name, maps in zip(("teacher", "Raptor"), analysis.maps.models, strict=True):
         cells = (
             f'<td class="layer{i}">{picture(maps[i], f"{name}, layer {i}")}</td>' for i in layers
         )

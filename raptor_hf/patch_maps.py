@@ -1,5 +1,6 @@
 """Patch tokens as colours: the first three principal components of an image's patches, as RGB."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,42 +10,37 @@ ROUNDING = 1e-6
 
 
 class PatchMaps(NamedTuple):
-    """The colours of an image's patches at every layer, comparable between teacher and Raptor."""
+    """The colours of an image's patches at every layer, comparable between models."""
 
-    teacher: np.ndarray  # (L + 1, h, w, 3), from 0 to 1
-    raptor: np.ndarray  # the same
+    models: np.ndarray  # (models, L + 1, h, w, 3), from 0 to 1
     explained: np.ndarray  # (L + 1,): share of the variance that the three components hold
 
 
-def patch_pca_maps(
-    teacher_states: np.ndarray, raptor_states: np.ndarray, grid: tuple[int, int]
-) -> PatchMaps:
-    """Patches of one image as colours, with one basis and one scale a layer for both models.
+def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> PatchMaps:
+    """Patches of one image as colours, with one basis and one scale a layer for all models.
 
     Equal colours at one layer mean equal components; colours of different layers can't be compared,
     as every layer has a basis of its own.
 
     Args:
-        teacher_states: the teacher's patch tokens after every layer, (L + 1, h·w, D).
-        raptor_states: the Raptor's, in the same shape.
+        states: every model's patch tokens after every layer, (L + 1, h·w, D) each.
         grid: (h, w), patches in a column and in a row.
 
     Raises:
         ValueError: shapes that differ, or another number of tokens than the grid has patches.
     """
-    shapes = teacher_states.shape, raptor_states.shape
-    if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][1] != grid[0] * grid[1]:
+    shapes = [found.shape for found in states]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][1] != grid[0] * grid[1]:
         raise ValueError(
-            f"Patch maps need the patches of both models as (layers + 1, {grid[0]} · {grid[1]}, "
-            f"channels); got {shapes[0]} of the teacher and {shapes[1]} of the Raptor."
+            f"Patch maps need the patches of all models as (layers + 1, {grid[0]} · {grid[1]}, "
+            f"channels); got {', '.join(map(str, shapes))}."
         )
     colours, shares, scores = [], [], None
-    for states in zip(teacher_states, raptor_states, strict=True):
-        scores, share = principal_scores(np.concatenate(states), scores)
-        colours.append(unit_range(scores).reshape(2, *grid, 3))
+    for layer in zip(*states, strict=True):
+        scores, share = principal_scores(np.concatenate(layer), scores)
+        colours.append(unit_range(scores).reshape(len(states), *grid, 3))
         shares.append(share)
-    teacher, raptor = np.stack(colours, axis=1)
-    return PatchMaps(teacher, raptor, np.array(shares))
+    return PatchMaps(np.stack(colours, axis=1), np.array(shares))
 
 
 def principal_scores(

@@ -38,21 +38,32 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
     """
     process_state()  # knows of the others before all gather
     total, count = 0.0, 0
-    groups = layout.groups()
     for states in trajectories:
-        states = states[:, 1:].double()
-        vectors = [states[..., groups["patches"], :].mean(dim=2)]
-        if "cls" in groups:
-            vectors.append(states[..., groups["cls"], :].mean(dim=2))
-        directions = functional.normalize(torch.cat(vectors), dim=-1)
-        total = total + (1 - directions @ directions.transpose(1, 2)).sum(dim=0)
-        count += len(directions)
+        distances = image_distances(states, layout)
+        total, count = total + distances.sum(dim=0), count + len(distances)
     shares = gather_object([(total.cpu().numpy(), count)] if count else [])
     if not shares:
         raise ValueError("layer_distance needs at least one trajectory; got none.")
     distance = sum(total for total, _ in shares) / sum(count for _, count in shares)
     np.fill_diagonal(distance, 0.0)
     return (distance + distance.T) / 2
+
+
+def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """The distances of `layer_distance` in every image, the mean patch's and then the cls token's.
+
+    Args:
+        states: (B, L + 1, N, D).
+
+    Returns:
+        (2·B, L, L) in float64, or (B, L, L) without a cls token.
+    """
+    groups, states = layout.groups(), states[:, 1:].double()
+    vectors = [
+        states[..., groups[name], :].mean(dim=2) for name in ("patches", "cls") if name in groups
+    ]
+    directions = functional.normalize(torch.cat(vectors), dim=-1)
+    return 1 - directions @ directions.transpose(1, 2)
 
 
 def load_distance(path: str | Path) -> np.ndarray:
@@ -203,8 +214,7 @@ def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, floa
         ValueError: phases that do not cover the layers, or a bad matrix as in `find_phases`.
     """
     distance = check_distance(distance)
-    if min(phases, default=0) < 1 or sum(phases) != len(distance):
-        raise ValueError(f"phases must be positive and sum to {len(distance)}; got {phases}.")
+    check_partition(phases, len(distance))
     phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.triu_indices(len(distance), 1)
     pairs, cut = distance[first, second], phase[first] != phase[second]
@@ -216,6 +226,12 @@ def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, floa
         "between": between,
         "contrast": None if within is None or between is None else between - within,
     }
+
+
+def check_partition(phases: list[int], depth: int) -> None:
+    """Refuse phases that do not cover the layers 1 … L."""
+    if min(phases, default=0) < 1 or sum(phases) != depth:
+        raise ValueError(f"phases must be positive and sum to {depth}; got {list(phases)}.")
 
 
 def recursive_phases(distance: np.ndarray, k: int) -> list[int]:

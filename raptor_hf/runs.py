@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -104,6 +105,17 @@ def write_json(path: str | Path, content: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
+
+
+def rounded(content, digits: int = 6):
+    """Nested dicts and lists with all numbers at so many significant digits; NaN as None."""
+    if isinstance(content, dict):
+        return {key: rounded(value, digits) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value, digits) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.{digits}g}") if math.isfinite(content) else None
+    return content
 
 
 def read_json(path: str | Path) -> dict:

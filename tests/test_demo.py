@@ -21,7 +21,6 @@ from raptor_hf.demo import (
     read_image,
     state_cosines,
     top_classes,
-    turning_angles,
 )
 from raptor_hf.demo_pictures import curves, layer_strip, layer_view
 from raptor_hf.heads import attach_head
@@ -69,16 +68,9 @@ def folders(tmp_path_factory):
     return save_models(tmp_path_factory.mktemp("demo"))
 
 
-def test_turning_angles_worked_out_by_hand():
-    states = np.array([[1.0, 0], [2, 0], [0, 3], [-1, 0], [1, 0], [1, 1e-9]])
-    np.testing.assert_allclose(
-        turning_angles(states), [0, 90, 90, 180, np.degrees(1e-9)], rtol=1e-12
-    )
-
-
 def test_state_cosines_are_means_over_a_token_group():
-    teacher = np.array([[[1.0, 0], [2, 0], [0, 1]]])
-    raptor = np.array([[[3.0, 0], [0, 5], [0, 2]]])
+    teacher = torch.tensor([[[1.0, 0], [2, 0], [0, 1]]])
+    raptor = torch.tensor([[[3.0, 0], [0, 5], [0, 2]]])
     np.testing.assert_allclose(state_cosines(teacher, raptor, slice(0, 1)), [1])
     np.testing.assert_allclose(state_cosines(teacher, raptor, slice(1, 3)), [0.5])
 
@@ -110,8 +102,9 @@ def test_analysis_holds_the_states_of_both_models(teacher):
     cosines = (directions[0] * directions[1]).sum(-1)
     np.testing.assert_allclose(analysis.cosines["cls"], cosines, atol=1e-6)
     assert analysis.cosines["patches"][0] == pytest.approx(1)  # the embeddings are the teacher's
-    assert analysis.maps.teacher.shape == (7, 2, 2, 3)
-    np.testing.assert_allclose(analysis.maps.teacher[0], analysis.maps.raptor[0], atol=1e-6)
+    assert analysis.maps.models.shape == (2, 7, 2, 2, 3)
+    ours_first, theirs_first = analysis.maps.models[:, 0]
+    np.testing.assert_allclose(ours_first, theirs_first, atol=1e-6)
     tokens = ours.last_hidden_state[0]
     logits = head.linear(torch.cat([tokens[0], tokens[3:].mean(0)]))
     best = logits.argsort(descending=True)[:5].tolist()

@@ -8,14 +8,14 @@ def test_two_patches_differ_along_one_component_only():
     # at layer 0 both models hold 0 and 4 in channel 1; the teacher's layer 1 spans twice as far
     teacher = np.array([[[1.0, 0, 0], [1, 4, 0]], [[0, 0, 8], [0, 0, 0]]])
     raptor = np.array([[[1.0, 0, 0], [1, 4, 0]], [[0, 0, 4], [0, 0, 0]]])
-    maps = patch_pca_maps(teacher, raptor, (1, 2))
+    maps = patch_pca_maps((teacher, raptor), (1, 2))
     grey = [0.5, 0.5]  # nothing varies along a second or third component
-    np.testing.assert_allclose(maps.teacher[0], [[[0, *grey], [1, *grey]]])
-    np.testing.assert_allclose(maps.raptor[0], [[[0, *grey], [1, *grey]]])
+    np.testing.assert_allclose(maps.models[0, 0], [[[0, *grey], [1, *grey]]])
+    np.testing.assert_allclose(maps.models[1, 0], [[[0, *grey], [1, *grey]]])
     # one scale for both: the Raptor goes half as far. The sign makes the second patch the larger
     # one, as at layer 0: channel 2 enters with −1
-    np.testing.assert_allclose(maps.teacher[1], [[[0, *grey], [1, *grey]]])
-    np.testing.assert_allclose(maps.raptor[1], [[[0.5, *grey], [1, *grey]]])
+    np.testing.assert_allclose(maps.models[0, 1], [[[0, *grey], [1, *grey]]])
+    np.testing.assert_allclose(maps.models[1, 1], [[[0.5, *grey], [1, *grey]]])
     np.testing.assert_allclose(maps.explained, [1, 1])
 
 
@@ -43,25 +43,24 @@ def test_colours_do_not_depend_on_where_the_channels_point():
     generator = np.random.default_rng(0)
     teacher, raptor = generator.normal(size=(2, 3, 6, 5))
     rotation = np.linalg.qr(generator.normal(size=(5, 5)))[0]
-    maps = patch_pca_maps(teacher, raptor, (2, 3))
-    turned = patch_pca_maps(teacher @ rotation, raptor @ rotation, (2, 3))
-    assert maps.teacher.shape == maps.raptor.shape == (3, 2, 3, 3)
-    for ours, other in zip(maps[:2], turned[:2], strict=True):
+    maps = patch_pca_maps((teacher, raptor), (2, 3))
+    turned = patch_pca_maps((teacher @ rotation, raptor @ rotation), (2, 3))
+    assert maps.models.shape == (2, 3, 2, 3, 3)
+    for ours, other in zip(maps.models, turned.models, strict=True):
         # a sign of the first layer may be the other one, and turns a colour round in all layers
         same = np.isclose(ours, other).all(axis=(0, 1, 2))
         round_about = np.isclose(ours, 1 - other).all(axis=(0, 1, 2))
         assert (same | round_about).all()
     np.testing.assert_allclose(maps.explained, turned.explained)
-    both = np.stack(maps[:2])
-    np.testing.assert_allclose(both.min(axis=(0, 2, 3)), 0, atol=1e-12)
-    np.testing.assert_allclose(both.max(axis=(0, 2, 3)), 1)
+    np.testing.assert_allclose(maps.models.min(axis=(0, 2, 3)), 0, atol=1e-12)
+    np.testing.assert_allclose(maps.models.max(axis=(0, 2, 3)), 1)
 
 
 def test_rounding_is_grey_not_colour():
     noise = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
     states = np.float32(1000) + np.float32(1e-5) * noise
-    maps = patch_pca_maps(states[:1], states[1:], (2, 2))
-    assert (maps.teacher == 0.5).all() and (maps.raptor == 0.5).all()
+    maps = patch_pca_maps((states[:1], states[1:]), (2, 2))
+    assert (maps.models == 0.5).all()
     assert maps.explained.tolist() == [0]
 
 
@@ -72,7 +71,9 @@ def test_unit_range():
 
 def test_shapes_that_do_not_fit_are_refused():
     states = np.zeros((2, 6, 4))
-    with pytest.raises(ValueError, match=r"\(layers \+ 1, 2 · 2, channels\); got \(2, 6, 4\)"):
-        patch_pca_maps(states, states, (2, 2))
-    with pytest.raises(ValueError, match=r"\(3, 6, 4\) of the Raptor"):
-        patch_pca_maps(states, np.zeros((3, 6, 4)), (2, 3))
+    with pytest.raises(
+        ValueError, match=r"\(layers \+ 1, 2 · 2, channels\); got \(2, 6, 4\), \(2, 6, 4\)"
+    ):
+        patch_pca_maps((states, states), (2, 2))
+    with pytest.raises(ValueError, match=r"got \(2, 6, 4\), \(3, 6, 4\)"):
+        patch_pca_maps((states, np.zeros((3, 6, 4))), (2, 3))
