@@ -56,7 +56,7 @@ class Arguments(StudyArguments):
         metadata={"help": "linear head of the first model, if it has none of its own"},
     )
     walk_images: int = field(default=10, metadata={"help": "images of the walk; 0: no walk"})
-    batch_size: int = 32
+    batch_size: int = 64
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
 

@@ -12,7 +12,7 @@ import torch
 
 from .dynamics import angles, directions
 
-AT_ONCE = 1024  # images
+AT_ONCE = 256  # images that are looked at
 ROUNDING = 1e-3  # degrees; a smaller angle is none: all cls tokens start out as the same one
 PER_CLASS, CLASSES = 6, 10  # trajectories that are kept for a picture
 
@@ -57,13 +57,11 @@ class ClassBasins:
         rows = np.flatnonzero(counts[member] > 1)
         columns: dict[str, list[np.ndarray]] = {}
         for layer in range(self.directions.shape[1]):
-            units = self.directions[: self.count, layer]
+            units = self.directions[:, layer]
             sums = np.zeros((len(classes), units.shape[1]))
-            np.add.at(sums, member, units)
-            chunks = [
-                class_angles(units[part], sums, member[part])
-                for part in np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
-            ]
+            for part in chunked(np.arange(self.count)):
+                np.add.at(sums, member[part], units[part])
+            chunks = [class_angles(units[part], sums, member[part]) for part in chunked(rows)]
             own, other = (np.concatenate(part) for part in zip(*chunks, strict=True))
             larger = np.maximum(np.maximum(own, other), np.finfo(float).tiny)
             for name, values in {
@@ -81,9 +79,11 @@ class ClassBasins:
 
     def paths(self) -> dict:
         """The picture's part of `result`."""
-        last = self.directions[: self.count, -1].astype(np.float64)
-        centre = last.mean(axis=0)
-        variances, components = np.linalg.eigh(np.cov(last.T, bias=True))
+        last, everyone = self.directions[:, -1], np.arange(self.count)
+        centre = sum(last[part].sum(axis=0, dtype=np.float64) for part in chunked(everyone))
+        centre = centre / self.count
+        deviations = (last[part] - centre for part in chunked(everyone))
+        variances, components = np.linalg.eigh(sum(part.T @ part for part in deviations))
         basis = components[:, ::-1][:, :2]
         basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), [0, 1]])
         shown = np.concatenate(
@@ -97,6 +97,11 @@ class ClassBasins:
             "trajectories": ((self.directions[shown] - centre) @ basis).tolist(),
             "labels": self.labels[shown].tolist(),
         }
+
+
+def chunked(rows: np.ndarray) -> list[np.ndarray]:
+    """Rows, a few at once."""
+    return np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
 
 
 def class_angles(

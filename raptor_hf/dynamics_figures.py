@@ -211,23 +211,28 @@ def plot_more_time(results: list[dict]) -> Figure:
 
 
 def plot_linear_modes(results: list[dict]) -> Figure:
-    """Eigenvalues of each phase's map beside the unit circle: a row a group, a column a model."""
+    """Each phase's linear map, a column a model, two rows a token group.
+
+    Eigenvalues beside the unit circle, and how well it predicts (dashed: standing still).
+    """
     groups = list(results[0]["linear_modes"])
-    figure, axes = panels(len(groups), len(results), sharex=True, sharey=True)
+    figure, axes = panels(2 * len(groups), len(results))
     circle = np.linspace(0, 2 * np.pi, 200)
-    for row, group in enumerate(groups):
-        for axis, result in zip(axes[row], results, strict=True):
-            axis.plot(np.cos(circle), np.sin(circle), color="#999999", lw=0.8)
-            for number, (start, stop) in enumerate(phase_spans(shown_phases(result))):
+    for number, group in enumerate(groups):
+        for above, below, result in zip(*axes[2 * number : 2 * number + 2], results, strict=True):
+            above.plot(np.cos(circle), np.sin(circle), color="#999999", lw=0.8)
+            for phase, (start, stop) in enumerate(phase_spans(shown_phases(result))):
                 found = result["linear_modes"][group][f"{start + 1}-{stop}"]
-                gain = found["map"][-1] - found["identity"][-1]
-                label = f"{start + 1}–{stop}: {found['map'][-1]:.2f} ({gain:+.2f})"
-                color = PHASES[number % len(PHASES)]
-                axis.plot(*np.array(found["eigenvalues"]).T, "o", ms=3, color=color, label=label)
-            axis.set(aspect="equal", title=f"{result['model']}, {group}")
-            axis.legend(
-                fontsize="xx-small", title_fontsize="xx-small", title="layers: cosine (gain)"
-            )
+                color, steps = PHASES[phase % len(PHASES)], range(1, stop - start + 1)
+                label = f"layers {start + 1}–{stop}"
+                above.plot(*np.array(found["eigenvalues"]).T, "o", ms=3, color=color, label=label)
+                below.plot(steps, found["map"], "o-", ms=3, lw=1.2, color=color, label=label)
+                below.plot(steps, found["identity"], "--", lw=1.2, color=color)
+            above.set(aspect="equal", title=f"{result['model']}, {group}")
+            below.set(xlabel="layers ahead")
+            above.legend(fontsize="xx-small")
+        axes[2 * number, 0].set_ylabel("imaginary part")
+        axes[2 * number + 1, 0].set_ylabel("cosine to the state")
     return figure
 
 

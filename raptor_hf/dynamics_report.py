@@ -44,9 +44,9 @@ CAPTIONS = {
     "bars their means.",
     "phase_contrast": "Mean distance of layers in different phases minus that within a phase.",
     "more_time": "The last block applied m more times: told the depth L (held), or L + m (free).",
-    "linear_modes": "Eigenvalues of one linear map a phase. The legend: cosine with the phase's "
-    "last state when the map is applied from its first, and how much more that is than standing "
-    "still.",
+    "linear_modes": "Eigenvalues of one linear map a phase, beside the unit circle; below, the "
+    "cosine that the map, applied again and again, reaches with the state so many layers ahead. "
+    "Dashed: standing still.",
 }
 
 

@@ -258,7 +258,7 @@ def study_models(
     *,
     folder: str | Path,
     num_images: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
     num_workers: int = 0,
 ) -> list[dict]:
     """Measure some models on the same images, each of which is read once.

@@ -243,6 +243,7 @@ def test_the_readmes_python_runs(line, tmp_path):
     assert float(error.strip("tensor()")) < 1e-3 and states == "13"
     assert printed[2].splitlines()[-1] == "torch.Size([4, 10])"
     assert "'ground'" in printed[3]
+    assert printed[4].startswith("tensor([")  # the speeds
 
 
 def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
@@ -259,6 +260,23 @@ def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
     assert (tmp_path / "digits_states" / "manifest.json").exists()
     card = (tmp_path / "raptor_k3" / "README.md").read_text()
     assert "# NAME/raptor_k3" in card and str(line[0]) not in card
+
+
+def test_the_readmes_study_of_depth_runs_and_its_table_is_what_was_seen(line, tmp_path):
+    script = next(block for block in code_blocks("bash") if "evaluation/dynamics.py" in block)
+    for written, here in {
+        "accelerate launch": f"{sys.executable} -m accelerate.commands.launch",
+        "outputs/digits/dynamics": f"{tmp_path}/dynamics --num_images 40 --swap_draws 2",
+        "outputs/digits": str(line[0]),
+    }.items():
+        assert written in script
+        script = script.replace(written, here)
+    printed = run("bash", "-c", script).stdout
+    assert "| claim | of | teacher | raptor_k2 | raptor_k3 | raptor_k4 |" in printed
+    study = json.loads((line[0] / "seed_0" / "dynamics" / "dynamics.json").read_text())
+    assert study["num_images"] == 360 and len(study["models"]) == 4
+    seen = ROOT / "evaluation" / "results" / "digits" / "dynamics" / "what_we_see.md"
+    assert seen.read_text().split("\n\n")[1] in (ROOT / "README.md").read_text()
 
 
 def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a measured Raptor: teacher, activations, phases, Raptors, three tasks, report, model card.
+# From nothing to a measured Raptor: teacher, activations, phases, Raptors, three tasks, dynamics, report, model card.
 #
 #   bash training/reproduce.sh digits [--seeds N]
 #
@@ -50,6 +50,10 @@ for ((seed = 0; seed < seeds; seed++)); do
   python evaluation/early_exit.py --resume --seed $seed --dataset digits --models "${classifiers[@]}" \
     --output_dir $run/early_exit
   results+=($run/early_exit/results)
+
+  stage "depth as a dynamical system, seed $seed"
+  python evaluation/dynamics.py --resume --seed $seed --data digits --phases_file $out/phases/phases.json \
+    --model $out/teacher "${classifiers[@]}" --output_dir $run/dynamics
 done
 
 stage "report and model cards"

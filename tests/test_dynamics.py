@@ -1,0 +1,340 @@
+"""Measures of trajectories, worked out by hand or on systems whose behaviour is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raptor_hf import RaptorModel
+from raptor_hf.class_basins import ClassBasins, check_classes
+from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.dynamics import (
+    Spread,
+    angles,
+    boundary_speed,
+    coherence,
+    directions,
+    measure,
+    update_ranks,
+)
+from raptor_hf.interventions import (
+    contraction,
+    draw_swaps,
+    layer_swap,
+    more_time,
+    self_correction,
+    swap_candidates,
+)
+from raptor_hf.linear_modes import LinearModes, fit_linear_map
+from raptor_hf.systems import DepthSystem, StoredSystem, load_system
+from raptor_hf.teachers import trajectory
+from tests.test_modeling_raptor import randomised
+
+LAYOUT = TokenLayout(1, 2)
+
+
+class LinearSystem(StoredSystem):
+    """x_{ℓ+1} = A x_ℓ."""
+
+    def __init__(self, matrix, depth):
+        super().__init__("linear", depth, TokenLayout(1, 0))
+        self.matrix = matrix
+
+    def run(self, states, *, start=0, swapped=None):
+        run = [states]
+        for _ in range(start, self.depth):
+            run.append(run[-1] @ self.matrix.T)
+        return torch.stack(run, dim=1)
+
+
+def batch_of(number):
+    """Which images states are of."""
+    return {"image_id": torch.arange(number), "view": torch.zeros(number, dtype=torch.long)}
+
+
+@pytest.fixture
+def system(teacher):
+    return DepthSystem("teacher", teacher, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
+
+
+@pytest.fixture
+def raptor(teacher):
+    torch.manual_seed(0)
+    model = randomised(RaptorModel.from_teacher(teacher, [2, 4])).eval().requires_grad_(False)
+    return DepthSystem("raptor", model, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
+
+
+def test_angles_worked_out_by_hand():
+    states = torch.tensor(
+        [[1.0, 0], [2, 0], [0, 3], [-1, 0], [1, 0], [1, 1e-9]], dtype=torch.float64
+    )
+    turns = angles(states[:-1], states[1:])
+    torch.testing.assert_close(
+        turns,
+        torch.tensor([0, 90, 90, 180, np.degrees(1e-9)], dtype=torch.float64),
+        rtol=1e-12,
+        atol=0,
+    )
+    assert directions(torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_a_linear_system_converges_to_its_attractor_and_contracts_by_its_eigenvalues():
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    matrix = torch.from_numpy(basis @ np.diag([2.0, 1, 1, 1, 1]) @ basis.T)
+    linear = LinearSystem(matrix, depth=12)
+    start = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    states = linear.run(start)
+    found = measure(states, linear.layout)
+    gamma = found["convergence", "patches"]
+    assert (gamma.diff(dim=1) > 0).all() and (1 - gamma[:, 11]).max() < 1e-4
+    torch.testing.assert_close(found["norm", "cls"], states[:, :, 0].norm(dim=-1))
+    pushed = self_correction(
+        linear, states, batch_of(3), group="cls", layers=[9], epsilons=[1e-6, 1e-3]
+    )
+    for epsilon in ("1e-06", "0.001"):
+        left = pushed["self_correction", "cls", epsilon, "9"].mean(dim=0).numpy()
+        np.testing.assert_allclose(contraction(left), [0.5] * 3, rtol=2e-3)
+
+
+def test_a_push_has_the_length_that_was_asked_for_and_moves_its_own_tokens(system, pixel_values):
+    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+    seen = []
+    run = system.run
+
+    def spy(states, **options):
+        seen.append(states)
+        return run(states, **options)
+
+    system.run = spy
+    self_correction(system, states, batch_of(3), group="registers", layers=[2], epsilons=[0.1])
+    push = seen[0] - states[:, 2]
+    lengths = push.norm(dim=-1) / states[:, 2].norm(dim=-1)
+    torch.testing.assert_close(lengths[:, 1:3], torch.full((3, 2), 0.1), rtol=1e-4, atol=0)
+    assert not push[:, 0].any() and not push[:, 3:].any()
+
+
+def test_pushes_out_of_range_are_refused(system, pixel_values):
+    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+    good = {"group": "cls", "layers": [0], "epsilons": [0.1]}
+    for bad, message in (
+        ({"epsilons": [0.1, 0.0]}, r"above 0; got \[0.1, 0.0\]"),
+        ({"epsilons": [float("nan")]}, "above 0"),
+        ({"layers": [6]}, r"from 0 to 5; got \[6\]"),
+        ({"group": "clz"}, "token groups cls, registers, patches .* asked to push 'clz'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            self_correction(system, states, batch_of(3), **{**good, **bad})
+
+
+def test_speeds_are_the_angles_between_layers():
+    turns = np.deg2rad([30, 0, 10])
+    phi = np.concatenate([[0], np.cumsum(turns)])
+    path = torch.from_numpy(np.stack([np.cos(phi), np.sin(phi)], axis=1))  # 4 layers
+    lengths = torch.tensor([1.0, 3, 2, 5])[:, None]
+    states = (path * lengths)[None, :, None].expand(2, 4, 3, 2)
+    found = measure(states, TokenLayout(1, 0))
+    for group in ("cls", "patches"):
+        torch.testing.assert_close(
+            found["speed", group], torch.tensor([[30.0, 0, 10]] * 2).double(), atol=1e-9, rtol=0
+        )
+    torch.testing.assert_close(
+        found["convergence", "cls"][0],
+        torch.cos(torch.tensor([40.0, 10, 10, 0]).double().deg2rad()),
+    )
+
+
+def test_updates_of_rank_r_have_rank_r():
+    left = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))[0]
+    right = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))[0]
+    for rank in (1, 3, 5):
+        update = torch.from_numpy(4 * left[:, :rank] @ right[:rank])[None]
+        for shaped in (update, update.transpose(1, 2)):
+            for found in update_ranks(shaped).values():
+                assert found.item() == pytest.approx(rank, abs=1e-5)
+    # σ = 2, 1: stable (4 + 1) / 4, effective exp(H(2/3, 1/3))
+    ranks = update_ranks(torch.tensor([[[2.0, 0, 0], [0, 1, 0]]]))
+    assert ranks["stable"].item() == pytest.approx(1.25)
+    assert ranks["effective"].item() == pytest.approx(3 / 2 ** (2 / 3))
+    assert update_ranks(torch.zeros(1, 2, 3))["stable"].isnan().all()
+
+
+def test_coherence_of_identical_and_of_orthogonal_patches():
+    same = torch.tensor([1.0, 2, 3, 4]).expand(2, 9, 4) * torch.arange(1, 10)[:, None]
+    torch.testing.assert_close(coherence(same), torch.ones(2))
+    torch.testing.assert_close(coherence(3 * torch.eye(4)[None]), torch.tensor([0.5]))
+
+
+def test_spread_is_that_of_all_images_together():
+    values = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    spread = Spread()
+    for part in values.split(4):
+        spread.add({("a", "b"): part, ("c",): part[:, 0]})
+    np.testing.assert_allclose(spread.mean("a", "b"), values.mean(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(spread.std("c"), values[:, 0].numpy().std(), rtol=1e-6)
+    assert spread.summary()["a"]["b"]["mean"] == spread.mean("a", "b").tolist()
+
+
+def test_speed_at_boundaries_by_hand():
+    speed = np.array([99.0, 1, 1, 6, 2, 2])  # the first turn counts nowhere
+    found = boundary_speed(speed, [3, 3])
+    assert found["ratio"] == pytest.approx(6 / 1.5) and found["above_random"] == 1
+    assert boundary_speed(speed, [1, 5])["ratio"] == pytest.approx(1 / 2.75)
+    assert boundary_speed(speed, [6]) is None and boundary_speed(speed, [1] * 6) is None
+    with pytest.raises(ValueError, match=r"sum to 6; got \[3, 2\]"):
+        boundary_speed(speed, [3, 2])
+
+
+def fill(basins, states, labels):
+    for rows in np.split(np.arange(len(labels)), [2]):
+        basins.add(states[rows], labels[rows])
+    return basins.result()
+
+
+def test_basins_by_hand(tmp_path):
+    """Three classes: at layer 0 all alike, at layer 1 apart, one image alone in its class."""
+    degrees = torch.tensor([0.0, 20, 90, 90, 200])
+    labels = torch.tensor([4, 4, 7, 7, 9])
+    last = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
+    states = torch.stack([torch.ones(5, 2), 3 * last], dim=1)
+    result = fill(ClassBasins(5, (2, 2), tmp_path), states, labels)
+    assert (result["num_images"], result["num_classes"]) == (4, 3)
+    assert result["silhouette"]["mean"][0] == result["nearest_mean"]["mean"][0] == 0
+    # own: to the other image of the class. Other: 0° and 20° to 90°; 90° to 10°, the mean of both
+    assert result["own_angle"]["mean"][1] == pytest.approx((20 + 20 + 0 + 0) / 4, abs=1e-4)
+    assert result["other_angle"]["mean"][1] == pytest.approx((90 + 70 + 80 + 80) / 4, abs=1e-4)
+    silhouette = (70 / 90 + 50 / 70 + 1 + 1) / 4
+    assert result["silhouette"]["mean"][1] == pytest.approx(silhouette, abs=1e-5)
+    assert result["nearest_mean"]["mean"][1] == 1
+    assert result["explained"] == pytest.approx(1)  # two channels
+    paths = np.array(result["trajectories"])
+    assert paths.shape == (5, 2, 2) and sorted(result["labels"]) == labels.tolist()
+    spread = np.linalg.norm(paths[:, 1, None] - paths[:, 1], axis=-1)  # a rotation keeps distances
+    np.testing.assert_allclose(spread, torch.cdist(last, last), atol=1e-4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_for_basins():
+    check_classes(np.array([0, 0, 1, 1]), 3)
+    for labels in ([0, 0, 1, 1], [0, 0, 0, 1, 2]):
+        with pytest.raises(ValueError, match="as many images as classes at least, and two classes"):
+            check_classes(np.array(labels), 5)
+
+
+def test_a_linear_map_recovers_a_planted_one():
+    rng = np.random.default_rng(0)
+    planted = 0.5 * rng.normal(size=(6, 6)) / np.sqrt(6) + 0.5 * np.eye(6)
+    states = torch.from_numpy(rng.normal(size=(50, 6)))
+    after = states @ torch.from_numpy(planted).T
+    found = fit_linear_map(states.T @ states, after.T @ states, energy=1, ridge=0)
+    key = lambda value: (round(value.real, 9), value.imag)  # noqa: E731
+    np.testing.assert_allclose(
+        sorted(found.eigenvalues, key=key), sorted(np.linalg.eigvals(planted), key=key), atol=1e-9
+    )
+    torch.testing.assert_close(found.power(states, 3), states @ torch.from_numpy(
+        np.linalg.matrix_power(planted, 3)).T)  # fmt: skip
+    # states in a plane: rank 2, whatever the number of channels
+    flat = states[:, :2] @ torch.from_numpy(rng.normal(size=(2, 6)))
+    assert len(fit_linear_map(flat.T @ flat, flat.T @ flat).eigenvalues) == 2
+    with pytest.raises(ValueError, match="states that are not all zero"):
+        fit_linear_map(torch.zeros(3, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"\(D, D\); got \(3, 3\) and \(2, 3\)"):
+        fit_linear_map(torch.zeros(3, 3), torch.zeros(2, 3))
+
+
+def test_modes_of_a_rotation_predict_it_and_standing_still_does_not():
+    turn = torch.tensor(0.3)
+    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()]).reshape(2, 2)
+    linear = LinearSystem(torch.block_diag(rotation, torch.eye(1)), depth=4)
+    start = torch.zeros(40, 2, 3)
+    start[..., :2] = torch.randn(40, 2, 2, generator=torch.Generator().manual_seed(0))
+    modes = LinearModes([(0, 4), (1, 3)], 40)
+    for part in linear.run(start).split(7):
+        modes.add(part)
+    result = modes.result()
+    assert list(result) == ["1-4", "2-3"] and modes.judged == 20
+    whole = result["1-4"]
+    assert whole["rank"] == 2  # nothing is ever in the third channel
+    moduli = [abs(complex(*value)) for value in whole["eigenvalues"]]
+    assert moduli == pytest.approx([1, 1], abs=1e-3)
+    assert whole["map"] == pytest.approx([1] * 4, abs=1e-4)
+    assert whole["identity"] == pytest.approx([np.cos(0.3 * p) for p in (1, 2, 3, 4)], abs=1e-5)
+
+
+def test_stand_ins_by_hand():
+    assert swap_candidates([2, 1], "same_phase") == {1: [2], 2: [1]}
+    assert swap_candidates([2, 1], "other_phase") == {1: [3], 2: [3], 3: [1, 2]}
+    assert swap_candidates([2, 1], "other_phase_near") == {2: [3], 3: [2]}
+    assert draw_swaps([2, 1], "same_phase", 3, draws=4) == []
+    draws = draw_swaps([3, 3], "other_phase", 2, draws=5, seed=1)
+    assert draws == draw_swaps([3, 3], "other_phase", 2, draws=5, seed=1) and len(draws) == 5
+    for swap in draws:
+        assert len(swap) == 2 and all((a <= 3) != (b <= 3) for a, b in swap.items())
+
+
+def test_a_swap_is_the_teacher_with_other_weights(system, teacher, pixel_values):
+    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+    labels = torch.tensor([0, 1, 0])
+    swap = {2: 5, 6: 3}
+    found = layer_swap(system, states, [swap, {3: 3}], labels)
+    layers = list(teacher.encoder.layer)
+    teacher.encoder.layer = nn.ModuleList([layers[swap.get(n, n) - 1] for n in range(1, 7)])
+    last = trajectory(teacher, pixel_values)[:, -1]
+    cosines = nn.functional.cosine_similarity(last[:, 0], states[:, -1, 0])
+    torch.testing.assert_close(found["cosine"][:, 0], cosines)
+    torch.testing.assert_close(found["cosine"][:, 1], torch.ones(3))
+    right = [(system.predict(s) == labels).float() for s in (last, states[:, -1])]
+    torch.testing.assert_close(found["accuracy"], torch.stack(right, dim=1))
+    system.head = None
+    assert list(layer_swap(system, states, [swap])) == ["cosine"]
+
+
+def test_more_time_applies_the_last_block_again(raptor, system, pixel_values):
+    states = raptor.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+    found = more_time(raptor, states, 3, torch.tensor([0, 1, 1]))
+    for told, depths in (("held", [6, 6, 6]), ("free", [7, 8, 9])):
+        run = [states[:, -1]]
+        for depth in depths:
+            run.append(raptor.model.blocks[1](run[-1], torch.tensor([depth])))
+        cosines = [nn.functional.cosine_similarity(s[:, 0], run[0][:, 0]) for s in run]
+        torch.testing.assert_close(
+            found["more_time", told, "convergence", "cls"], torch.stack(cosines, dim=1)
+        )
+        turn = angles(run[3][:, 3:], run[2][:, 3:]).mean(dim=1)
+        torch.testing.assert_close(found["more_time", told, "speed", "patches"][:, 2], turn)
+        assert found["more_time", told, "accuracy"].shape == (3, 4)
+    with pytest.raises(ValueError, match="for a Raptor, .* got teacher and 3 applications"):
+        more_time(system, states, 3)
+
+
+def test_systems_run_as_their_models(system, raptor, pixel_values, store):
+    for each in (system, raptor):
+        states = each.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+        torch.testing.assert_close(states, trajectory(each.model, pixel_values))
+        torch.testing.assert_close(each.run(states[:, 2], start=2), states[:, 2:])
+        stored = {"states": states, **batch_of(3)}
+        torch.testing.assert_close(each.trajectory(stored), states)
+
+
+def test_a_classifier_brings_its_head(tmp_path, pixel_values):
+    from tests.test_demo import save_models
+
+    folder = save_models(tmp_path)
+    from raptor_hf import RaptorForImageClassification
+
+    classifier = RaptorForImageClassification.from_pretrained(folder / "raptor")
+    system = load_system("raptor", str(folder / "raptor"))
+    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+    with torch.no_grad():
+        expected = classifier(pixel_values).logits.argmax(dim=-1)
+    assert torch.equal(system.predict(states[:, -1]), expected)
+    assert load_system("teacher", str(folder / "teacher")).head is None
+    head = str(folder / "head.safetensors")
+    assert load_system("teacher", str(folder / "teacher"), head=head).head.out_features == 7
+
+
+def test_states_that_are_not_finite_are_named(teacher, pixel_values):
+    teacher.encoder.layer[3].mlp.fc2.bias[0] = float("nan")
+    system = DepthSystem("mine", teacher, LAYOUT)
+    message = r"of mine must be finite; from layer 4 on .* for the images \[0, 1, 2\]"
+    with pytest.raises(ValueError, match=message):
+        system.trajectory({"pixel_values": pixel_values, **batch_of(3)})

@@ -1,0 +1,246 @@
+"""All analyses in one pass: streamed as at once, what is left out and said, memory, claims."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from raptor_hf import RaptorModel
+from raptor_hf.activations import load_activations
+from raptor_hf.benchmark import peak_memory
+from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.dynamics_claims import CLAIMS, claims_page, judge_claims
+from raptor_hf.dynamics_figures import draw_study
+from raptor_hf.dynamics_study import ANALYSES, StudyArguments, phase_contrast, study_models
+from raptor_hf.systems import DepthSystem, StoredSystem
+from tests.test_dynamics import LAYOUT
+from tests.test_modeling_raptor import randomised
+
+PARTITIONS = [[2, 4], [2, 2, 2]]
+
+
+@pytest.fixture
+def systems(teacher):
+    torch.manual_seed(0)
+    model = randomised(RaptorModel.from_teacher(teacher, [2, 4])).eval().requires_grad_(False)
+    heads = [nn.Linear(48, 2).requires_grad_(False) for _ in range(2)]
+    return [
+        DepthSystem("teacher", teacher, LAYOUT, heads[0]),
+        DepthSystem("raptor_k2", model, LAYOUT, heads[1]),
+    ]
+
+
+def options(**changed):
+    return StudyArguments(**{"swap_draws": 3, "extra_applications": 2, "push_layers": [0, 4],
+                             "random_partitions": 5, **changed})  # fmt: skip
+
+
+def same(first, second, path=""):
+    """Equal up to rounding, every number of both."""
+    if isinstance(first, dict):
+        assert list(first) == list(second), path
+        for key in first:
+            same(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, list) and not all(isinstance(x, float) for x in first):
+        assert len(first) == len(second), path
+        for n, pair in enumerate(zip(first, second, strict=True)):
+            same(*pair, f"{path}/{n}")
+    elif isinstance(first, float | list):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=2e-4, err_msg=path)
+    else:
+        assert first == second, path
+
+
+def test_streamed_equals_all_at_once(systems, images, tmp_path):
+    runs = [
+        study_models(systems, images, PARTITIONS, options(), folder=tmp_path, batch_size=batch_size)
+        for batch_size in (10, 3)
+    ]
+    teacher, raptor = runs[0]
+    for name in ("convergence", "norm", "speed", "coherence", "update_rank"):
+        assert name in teacher and name in raptor
+    assert set(ANALYSES) - set(teacher) == {"more_time"}
+    assert set(ANALYSES) - set(raptor) == {"layer_swap"}
+    assert list(teacher["phase_contrast"]) == ["2-4", "2-2-2"]
+    assert list(raptor["phase_contrast"]) == ["2-4"]
+    assert list(teacher["linear_modes"]["cls"]) == ["1-2", "3-4", "3-6", "5-6"]
+    assert teacher["class_basins"]["num_images"] == 10
+    for both in zip(*runs, strict=True):
+        for result in both:  # eigenvalues near 0 are as they come
+            for group in result["linear_modes"].values():
+                for found in group.values():
+                    del found["eigenvalues"]
+        same(*both)
+
+
+def test_a_study_of_stored_states_is_that_of_the_model(systems, images, store, tmp_path):
+    stored = load_activations(store)
+    wanted = options(analyses=["class_basins", "phase_contrast", "linear_modes"])
+    alone = StoredSystem("teacher", stored.depth, stored.layout)
+    (from_store,) = study_models([alone], stored, PARTITIONS, wanted, folder=tmp_path)
+    (from_model,) = study_models(systems[:1], images, PARTITIONS, wanted, folder=tmp_path)
+    (run_on,) = study_models(systems[:1], stored, PARTITIONS, wanted, folder=tmp_path)
+    for found in (from_store, run_on):
+        for name in ("convergence", "speed"):
+            for group in LAYOUT.groups():
+                np.testing.assert_allclose(
+                    found[name][group]["mean"], from_model[name][group]["mean"], rtol=0.01,
+                    atol=2e-3,
+                )  # fmt: skip
+    everything = options(analyses=list(ANALYSES))
+    (result,) = study_models([alone], stored, PARTITIONS, everything, folder=tmp_path)
+    assert "not known" in result["left_out"]["self_correction"]
+    assert "not known" in result["left_out"]["layer_swap"]
+    assert dict(draw_study([result]))  # what there is can be drawn
+
+
+def test_what_needs_a_cls_token_says_so_and_the_rest_is_made(tmp_path):
+    states = torch.randn(6, 5, 4, 8, generator=torch.Generator().manual_seed(0))
+    system = StoredSystem("no cls", 4, TokenLayout(0, 0))
+    (result,) = study_models(
+        [system], Stored(states, torch.arange(6) % 2), [[2, 2]], options(), folder=tmp_path
+    )
+    assert result["left_out"]["class_basins"] == ("it needs a cls token, and this model has none")
+    assert "group cls" in result["left_out"]["self_correction of cls"]
+    assert list(result["convergence"]) == ["patches"]
+    assert {"phase_contrast", "linear_modes"} < set(result)
+    claims = judge_claims([result])
+    verdicts = {claim["sentence"]: claim["verdicts"]["no cls"]["seen"] for claim in claims}
+    assert verdicts["Classes end in angular basins"] is None
+    assert verdicts["Directions converge: γ rises to 1"] is not None
+    dict(draw_study([result]))
+    (result,) = study_models(
+        [system], Stored(states, torch.arange(6) % 2), [], options(), folder=tmp_path
+    )
+    assert "give --phases_file" in result["left_out"]["phase_contrast"]
+
+
+class Stored(Dataset):
+    """States in memory, or drawn when they are asked for, as an activation dataset gives them."""
+
+    def __init__(self, states, labels):
+        self.given, self.scalars = states, {"label": labels}
+
+    def __len__(self):
+        return len(self.scalars["label"])
+
+    def __getitems__(self, rows):
+        rows = torch.as_tensor(rows)
+        states = self.given(rows) if callable(self.given) else self.given[rows]
+        view = torch.zeros_like(rows)
+        return {
+            "states": states,
+            "label": self.scalars["label"][rows],
+            "image_id": rows,
+            "view": view,
+        }
+
+
+@pytest.mark.parametrize(
+    ("partitions", "changed", "message"),
+    [
+        ([[2, 3]], {}, r"sum to 6; got \[2, 3\]"),
+        ([[6, 0]], {}, r"positive and sum to 6; got \[6, 0\]"),
+        ([[2, 4]], {"epsilons": [0.1, -1.0]}, r"--epsilons must lie above 0; got \[0.1, -1.0\]"),
+        ([[2, 4]], {"analyses": ["swaps"]}, "--analyses are class_basins, .*; got swaps"),
+        ([[2, 4]], {"swap_draws": 0}, "--swap_draws must be at least 1; got 0"),
+        ([[2, 4]], {"push_layers": [6]}, r"from 0 to 5; got \[6\]"),
+    ],
+)
+def test_bad_options_are_refused(systems, images, tmp_path, partitions, changed, message):
+    with pytest.raises(ValueError, match=message):
+        study_models(systems, images, partitions, options(**changed), folder=tmp_path)
+
+
+def test_fewer_images_than_classes_are_refused(systems, images, tmp_path):
+    images.labels = torch.arange(5)
+    with pytest.raises(ValueError, match="got 4 images of 5 classes, .* leave class_basins out"):
+        study_models(systems, images, PARTITIONS, options(), folder=tmp_path, num_images=4)
+    without = options(analyses=["phase_contrast"])
+    study_models(systems, images, PARTITIONS, without, folder=tmp_path, num_images=4)
+    with pytest.raises(ValueError, match="two images at least; got 1"):
+        study_models(systems, images, PARTITIONS, without, folder=tmp_path, num_images=1)
+
+
+def test_nan_states_stop_the_study(systems, images, tmp_path):
+    systems[1].model.blocks[1].layer_scale2.fill_(float("nan"))
+    with pytest.raises(ValueError, match="raptor_k2 must be finite; from layer 3 on"):
+        study_models(systems, images, PARTITIONS, options(), folder=tmp_path)
+
+
+def test_phases_of_a_planted_matrix_beat_all_others():
+    phase = np.repeat([0, 1, 2], [2, 3, 4])
+    distance = np.where(phase[:, None] == phase, 0.1, 0.9)
+    found = phase_contrast(distance, [2, 3, 4], options(random_partitions=50))
+    assert found["contrast"] == pytest.approx(0.8)
+    assert max(found["random"]) < 0.8 and len(found["random"]) > 40
+    assert np.mean(found["shuffled"]) < 0.2
+    assert phase_contrast(distance, [9], options())["contrast"] is None
+
+
+def analyse_random_states(number):
+    """The work whose memory is watched: trajectories are drawn as they are asked for."""
+    import tempfile
+
+    def draw(rows):
+        generator = torch.Generator().manual_seed(int(rows[0]))
+        return torch.randn(len(rows), 13, 3, 512, generator=generator)
+
+    images = Stored(draw, torch.arange(number) % 10)
+    system = StoredSystem("random", 12, TokenLayout(1, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        study_models([system], images, [[6, 6]], options(), folder=folder)
+
+
+def test_memory_does_not_grow_with_the_images():
+    """Trajectories of 1,400 images more are 110 MB, their cls tokens alone 37 MB."""
+    few, many = (peak_memory(analyse_random_states, number) for number in (200, 1600))
+    assert abs(many / few - 1) < 0.1
+
+
+def curve(*values):
+    return {"mean": list(values), "std": [0.0] * len(values)}
+
+
+def test_claims_are_judged_by_their_figures(systems, images, tmp_path):
+    results = study_models(systems, images, PARTITIONS, options(), folder=tmp_path)
+    claims = {claim.sentence: claim.judge for claim in CLAIMS}
+    result = results[1]
+    rise = claims["The rise is S-shaped"]
+    result["convergence"] = {"cls": curve(0, 0.1, 0.2, 0.8, 0.9, 0.95, 1)}
+    assert rise(result) == (True, "steepest: cls at layer 3 of 6")
+    result["convergence"] = {"cls": curve(0, 0.8, 0.82, 0.84, 0.9, 0.95, 1)}
+    assert rise(result) == (False, "steepest: cls at layer 1 of 6")
+    push = claims["A pushed cls token bends back"]
+    result["self_correction"] = {"cls": {"0.5": {"0": curve(30, 60)}, "0.1": {"0": curve(6, 3)}}}
+    assert push(result) == (True, "of a push of 0.1 after layer 0 is left at the end: 50 %")
+    swap = claims["Layers of one phase stand in for each other"]
+    kinds = {"same_phase": {"3": {"accuracy": curve(0.9, 0.92)}}}
+    kinds["other_phase"] = {"3": {"accuracy": curve(0.5, 0.52)}}
+    results[0]["layer_swap"] = {"2-4": kinds, "2-2-2": {}}
+    seen, figures = swap(results[0])
+    assert seen and "2-4: 0.910 against 0.510 (± 0.014)" in figures
+    kinds["other_phase"] = {"3": {"accuracy": curve(0.9, 0.88)}}
+    assert swap(results[0])[0] is False
+    assert swap(result) is None
+    contrast = claims["Phases are tighter than random ones"]
+    result["phase_contrast"] = {"2-4": {"contrast": 0.5, "random": [0.1, 0.6], "shuffled": [0.0]}}
+    seen, figures = contrast(result)
+    assert not seen and "beats 50 % of random runs, 100 % of shuffled" in figures
+    page = claims_page(judge_claims(results))
+    assert page.startswith("# What we see\n\n| claim | of | teacher | raptor_k2 |")
+    assert "- raptor_k2: not seen. steepest: cls at layer 1 of 6" in page
+
+
+def test_all_figures_are_drawn_and_results_are_json(systems, images, tmp_path):
+    results = study_models(systems, images, PARTITIONS, options(), folder=tmp_path)
+    json.dumps(results)
+    figures = dict(draw_study(results))
+    assert len(figures) == 9
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png", dpi=30)
+    titles = [axis.get_title() for axis in figures["layer_swap"].axes]
+    assert titles == ["teacher 2-4", "teacher 2-2-2"]
