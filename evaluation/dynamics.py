@@ -80,14 +80,21 @@ def main() -> None:
     inputs = load_inputs(
         arguments.model, arguments.data, split=arguments.split, teacher_head=arguments.teacher_head
     )
-    output_dir, number = Path(arguments.output_dir), min(arguments.num_images, len(inputs.images))
+    output_dir = Path(arguments.output_dir)
     partitions = find_partitions(arguments.phases_file, inputs.systems)
     results = study_models(
-        inputs.systems, inputs.images, partitions, arguments, folder=output_dir,
-        num_images=number, batch_size=arguments.batch_size, num_workers=arguments.num_workers,
-    )  # fmt: skip
-    study = {"data": public_name(arguments.data), "split": arguments.split, "num_images": number}
-    study |= {"environment": environment(), "claims": judge_claims(results), "models": results}
+        inputs.systems,
+        inputs.images,
+        partitions,
+        arguments,
+        folder=output_dir,
+        num_images=arguments.num_images,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    study = {"data": public_name(arguments.data), "split": arguments.split}
+    study |= {"num_images": results[0]["num_images"], "environment": environment()}
+    study |= {"claims": judge_claims(results), "models": results}
     write_json(output_dir / "dynamics.json", rounded(study))
     page = claims_page(study["claims"])
     (output_dir / "what_we_see.md").write_text(page)

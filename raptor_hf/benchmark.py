@@ -1,5 +1,6 @@
 """Comparing fairly on a machine that does other things too: interleaved times, peak memory."""
 
+import ctypes
 import multiprocessing
 import statistics
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 # a clean process that has imported everything, and forks in a moment
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["raptor_hf.extraction"])
@@ -80,9 +82,17 @@ def watched(sender, work: Callable, *arguments) -> None:
                 return
 
     torch.set_num_threads(1)
+    return_freed_memory()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     work(*arguments)
     done.set()
     watcher.join()
     sender.send(peak)
+
+
+def return_freed_memory() -> None:
+    """Let glibc give back freed blocks at once: how many it keeps changes from run to run."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**16)

@@ -22,7 +22,7 @@ from .data import ImageViews
 from .demo import as_seen
 from .dynamics import angles, directions
 from .dynamics_claims import verdict_word
-from .dynamics_study import all_labels
+from .dynamics_study import plain_images
 from .modeling_raptor import patch_sides
 from .patch_maps import patch_pca_maps
 from .runs import rounded
@@ -80,11 +80,11 @@ def walk_rows(images: ImageViews | StoredActivations, number: int) -> list[int]:
     """Rows of the walk: images of as many classes as there are, the first of each class first."""
     if isinstance(images, StoredActivations) and images.manifest["num_patches"] is not None:
         return []  # maps need all patches
-    labels = all_labels(images)
+    rows, labels = plain_images(images)
     nth = np.zeros(len(labels), dtype=int)  # of its class
     for label in np.unique(labels):
         nth[labels == label] = np.arange((labels == label).sum())
-    return np.lexsort((labels, nth))[:number].tolist()
+    return rows[np.lexsort((labels, nth))[:number]].tolist()
 
 
 @torch.no_grad()

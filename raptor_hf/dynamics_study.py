@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from .activations import StoredActivations
 from .class_basins import ClassBasins, check_classes
 from .configuration_raptor import phase_spans
-from .data import batches
+from .data import ImageViews, batches
 from .dynamics import Spread, boundary_speed, measure
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
 from .linear_modes import LinearModes
@@ -217,6 +217,7 @@ class ModelStudy:
             "phases": system.phases,
             "partitions": self.partitions,
             "depth": system.depth,
+            "num_images": self.number,
             "left_out": self.left_out,
             **figures,
         }
@@ -252,7 +253,7 @@ def phase_contrast(distance: np.ndarray, phases: list[int], options: StudyArgume
 
 def study_models(
     systems: Sequence[System],
-    images: Dataset,
+    images: ImageViews | StoredActivations,
     partitions: Sequence[list[int]],
     options: StudyArguments,
     *,
@@ -267,7 +268,7 @@ def study_models(
 
     Args:
         systems: teacher and Raptors; of stored trajectories, those that run on from layer 0.
-        images: gives batches (`data.ImageViews`, `activations.StoredActivations`).
+        images: each is looked at once, as it is: of augmented views none is.
         partitions: of the teacher's layers into phases.
         folder: for that file.
         num_images: so many, drawn at random; None: all.
@@ -280,8 +281,10 @@ def study_models(
             few images for class basins, options out of range, no image.
     """
     options.check()
-    labels = all_labels(images)
-    rows = np.random.default_rng(options.seed).permutation(len(images))[:num_images]
+    rows, labels = plain_images(images)
+    num_classes = len(np.unique(labels))
+    chosen = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
+    rows, labels = rows[chosen], labels[chosen]
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     studies = [
@@ -289,7 +292,7 @@ def study_models(
         for system in systems
     ]
     if any("class_basins" in study.wanted for study in studies):
-        check_classes(labels[rows], len(np.unique(labels)))
+        check_classes(labels, num_classes)
     stream = batches(images, batch_size, "depth as time", rows=rows, num_workers=num_workers)
     for batch in stream:
         for study in studies:
@@ -297,8 +300,9 @@ def study_models(
     return [study.result() for study in studies]
 
 
-def all_labels(images: Dataset) -> np.ndarray:
-    """The labels of all rows."""
-    if hasattr(images, "scalars"):
-        return images.scalars["label"].numpy()
-    return images.labels[images.image_ids].repeat(images.views).numpy()
+def plain_images(images: ImageViews | StoredActivations) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that hold every image as it is, not a random view of it, and their labels."""
+    if isinstance(images, StoredActivations):
+        rows = np.flatnonzero(images.scalars["view"] == 0)
+        return rows, images.scalars["label"].numpy()[rows]
+    return np.arange(len(images.image_ids)), images.labels[images.image_ids].numpy()

@@ -99,7 +99,7 @@ def test_stored_states_need_no_model(store, tmp_path):
     )  # fmt: skip
     assert "dynamics.html" in done.stdout
     study = json.loads((tmp_path / "out" / "dynamics.json").read_text())
-    assert study["num_images"] == 10 and len(study["models"]) == 1
+    assert study["num_images"] == 5 and len(study["models"]) == 1
     html = (tmp_path / "out" / "dynamics.html").read_text()
     assert '"picture":null' in html and "Dinov2" not in html
 

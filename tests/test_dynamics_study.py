@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from raptor_hf import RaptorModel
-from raptor_hf.activations import load_activations
+from raptor_hf.activations import StoredActivations, load_activations
 from raptor_hf.benchmark import peak_memory
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.dynamics_claims import CLAIMS, claims_page, judge_claims
@@ -57,7 +56,7 @@ def same(first, second, path=""):
 def test_streamed_equals_all_at_once(systems, images, tmp_path):
     runs = [
         study_models(systems, images, PARTITIONS, options(), folder=tmp_path, batch_size=batch_size)
-        for batch_size in (10, 3)
+        for batch_size in (5, 2)
     ]
     teacher, raptor = runs[0]
     for name in ("convergence", "norm", "speed", "coherence", "update_rank"):
@@ -67,7 +66,7 @@ def test_streamed_equals_all_at_once(systems, images, tmp_path):
     assert list(teacher["phase_contrast"]) == ["2-4", "2-2-2"]
     assert list(raptor["phase_contrast"]) == ["2-4"]
     assert list(teacher["linear_modes"]["cls"]) == ["1-2", "3-4", "3-6", "5-6"]
-    assert teacher["class_basins"]["num_images"] == 10
+    assert teacher["class_basins"]["num_images"] == teacher["num_images"] == 5
     for both in zip(*runs, strict=True):
         for result in both:  # eigenvalues near 0 are as they come
             for group in result["linear_modes"].values():
@@ -118,11 +117,11 @@ def test_what_needs_a_cls_token_says_so_and_the_rest_is_made(tmp_path):
     assert "give --phases_file" in result["left_out"]["phase_contrast"]
 
 
-class Stored(Dataset):
+class Stored(StoredActivations):
     """States in memory, or drawn when they are asked for, as an activation dataset gives them."""
 
     def __init__(self, states, labels):
-        self.given, self.scalars = states, {"label": labels}
+        self.given, self.scalars = states, {"label": labels, "view": torch.zeros_like(labels)}
 
     def __len__(self):
         return len(self.scalars["label"])
@@ -198,7 +197,7 @@ def analyse_random_states(number):
 def test_memory_does_not_grow_with_the_images():
     """Trajectories of 1,400 images more are 110 MB, their cls tokens alone 37 MB."""
     few, many = (peak_memory(analyse_random_states, number) for number in (200, 1600))
-    assert abs(many / few - 1) < 0.1
+    assert abs(many / few - 1) < 0.05
 
 
 def curve(*values):
