@@ -13,9 +13,9 @@ which is analysed without any model if none is given. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.dynamics_claims import claims_page, judge_claims
+from raptor_hf.dynamics_claims import judge_claims
 from raptor_hf.dynamics_figures import draw_study
-from raptor_hf.dynamics_report import png, walk_rows, walk_through, write_report
+from raptor_hf.dynamics_report import claims_page, png, walk_rows, walk_through, write_report
 from raptor_hf.dynamics_study import StudyArguments, study_models
 from raptor_hf.launch import run_program
 from raptor_hf.provenance import public_name
@@ -64,7 +64,10 @@ class Arguments(StudyArguments):
 def find_partitions(phases_file: str | None, systems: list[System]) -> list[list[int]]:
     """Phases of the teacher's layers: those of a file, or of the Raptors."""
     if phases_file:
-        return list(read_json(phases_file)["phases"].values())
+        content = read_json(phases_file)
+        if not isinstance(content.get("phases"), dict):
+            raise ValueError(f"{phases_file} must be a phases.json of training/find_phases.py.")
+        return list(content["phases"].values())
     found = {tuple(system.phases) for system in systems if system.phases}
     return [list(phases) for phases in sorted(found, key=lambda phases: (len(phases), phases))]
 
@@ -107,8 +110,11 @@ def main() -> None:
         output_dir / "dynamics.html", template=TEMPLATE, study=study, figures=figures, walk=walk
     )
     finish_run(output_dir)
-    print(page.split("\n\n")[1])
-    print(f"\nreport:  {output_dir / 'dynamics.html'}\nfigures: {output_dir / 'dynamics.json'}")
+    print(page.split("\n\n")[1], end="\n\n")
+    for result in results:
+        for analysis, reason in result["left_out"].items():
+            print(f"left out for {result['model']}: {analysis.replace('_', ' ')}: {reason}")
+    print(f"report:  {output_dir / 'dynamics.html'}\nfigures: {output_dir / 'dynamics.json'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from .dynamics_study import SWAPPED
-from .tables import markdown_table
 
 CLEARLY = 0.95  # share of random partitions that a partition must beat
 PAPER, FOLLOW_UP, OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
@@ -302,27 +301,3 @@ def judge_claims(results: list[dict]) -> list[dict]:
         del facts["judge"]
         judged.append({**facts, "verdicts": verdicts})
     return judged
-
-
-def verdict_word(seen: bool | None) -> str:
-    """A verdict as it is shown."""
-    return {True: "seen", False: "not seen", None: "–"}[seen]
-
-
-def claims_page(claims: list[dict]) -> str:
-    """The claims as Markdown: a table of verdicts, then the figures that decided."""
-    models = list(claims[0]["verdicts"])
-    rows = [
-        [c["sentence"], c["source"], *(verdict_word(c["verdicts"][m]["seen"]) for m in models)]
-        for c in claims
-    ]
-    parts = ["# What we see", markdown_table(["claim", "of", *models], rows)]
-    for claim in claims:
-        lines = [f"**{claim['sentence']}** ({claim['source']}). Seen if: {claim['criterion']}."]
-        lines += [
-            f"- {model}: {verdict_word(verdict['seen'])}. {verdict['figures']}"
-            for model, verdict in claim["verdicts"].items()
-            if verdict["seen"] is not None
-        ]
-        parts.append("\n".join([lines[0], "", *lines[1:]]))
-    return "\n\n".join(parts) + "\n"

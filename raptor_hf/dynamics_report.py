@@ -21,12 +21,12 @@ from .configuration_raptor import TokenLayout, phase_spans
 from .data import ImageViews
 from .demo import as_seen
 from .dynamics import angles, directions
-from .dynamics_claims import verdict_word
 from .dynamics_study import plain_images
 from .modeling_raptor import patch_sides
 from .patch_maps import patch_pca_maps
 from .runs import rounded
 from .systems import Inputs, System
+from .tables import markdown_table
 
 DIGITS = 4  # of every number of the walk
 CAPTIONS = {
@@ -48,6 +48,30 @@ CAPTIONS = {
     "cosine that the map, applied again and again, reaches with the state so many layers ahead. "
     "Dashed: standing still.",
 }
+
+
+def verdict_word(seen: bool | None) -> str:
+    """A verdict as it is shown."""
+    return {True: "seen", False: "not seen", None: "–"}[seen]
+
+
+def claims_page(claims: list[dict]) -> str:
+    """The claims as Markdown: a table of verdicts, then the figures that decided."""
+    models = list(claims[0]["verdicts"])
+    rows = [
+        [c["sentence"], c["source"], *(verdict_word(c["verdicts"][m]["seen"]) for m in models)]
+        for c in claims
+    ]
+    parts = ["# What we see", markdown_table(["claim", "of", *models], rows)]
+    for claim in claims:
+        lines = [f"**{claim['sentence']}** ({claim['source']}). Seen if: {claim['criterion']}."]
+        lines += [
+            f"- {model}: {verdict_word(verdict['seen'])}. {verdict['figures']}"
+            for model, verdict in claim["verdicts"].items()
+            if verdict["seen"] is not None
+        ]
+        parts.append("\n".join([lines[0], "", *lines[1:]]))
+    return "\n\n".join(parts) + "\n"
 
 
 def png(picture: Figure | Image.Image) -> bytes:

@@ -14,8 +14,7 @@ from .data import ImageViews, batches
 from .dynamics import Spread, boundary_speed, measure
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
 from .linear_modes import LinearModes
-from .phases import check_partition as check_phases
-from .phases import find_phases, image_distances, partition_quality
+from .phases import check_partition, image_distances, phase_contrast
 from .systems import System
 
 # beside what needs nothing but trajectories (`dynamics.measure`), which is always made
@@ -126,10 +125,10 @@ class ModelStudy:
         self.system, self.options, self.number, self.folder = system, options, number, folder
         self.partitions = [system.phases] if system.is_raptor else list(partitions)
         for phases in self.partitions:
-            check_phases(phases, system.depth)
+            check_partition(phases, system.depth)
         self.left_out = left_out(system, self.partitions, options)
         self.wanted = [name for name in options.analyses if name not in self.left_out]
-        self.spread, self.distance = Spread(), 0.0
+        self.spread, self.distance, self.compared = Spread(), 0.0, 0
         self.basins: ClassBasins | None = None
         self.modes: dict[str, LinearModes] = {}
         self.swaps = self.all_swaps() if "layer_swap" in self.wanted else {}
@@ -154,7 +153,9 @@ class ModelStudy:
         states, system = self.system.trajectory(batch), self.system
         groups, labels = system.layout.groups(), batch["label"]
         self.spread.add(measure(states, system.layout))
-        self.distance = self.distance + image_distances(states, system.layout).sum(dim=0).cpu()
+        distances = image_distances(states, system.layout)
+        self.distance = self.distance + distances.sum(dim=0).cpu()
+        self.compared += len(distances)
         if "class_basins" in self.wanted:
             if self.basins is None:
                 shape = (states.shape[1], states.shape[3])
@@ -205,9 +206,11 @@ class ModelStudy:
         if self.basins is not None:
             figures["class_basins"] = self.basins.result()
         if "phase_contrast" in self.wanted:
-            distance = (self.distance / self.number / self.vectors_per_image).numpy()
+            distance = (self.distance / self.compared).numpy()
+            np.fill_diagonal(distance, 0.0)
+            draws, seed = self.options.random_partitions, self.options.seed
             figures["phase_contrast"] = {
-                partition_name(phases): phase_contrast(distance, phases, self.options)
+                partition_name(phases): phase_contrast(distance, phases, draws=draws, seed=seed)
                 for phases in self.partitions
             }
         if self.modes:
@@ -221,34 +224,6 @@ class ModelStudy:
             "left_out": self.left_out,
             **figures,
         }
-
-    @property
-    def vectors_per_image(self) -> int:
-        """How many vectors of an image `image_distances` compares: mean patch and cls token."""
-        return 2 if "cls" in self.system.layout.groups() else 1
-
-
-def phase_contrast(distance: np.ndarray, phases: list[int], options: StudyArguments) -> dict:
-    """Mean distance of layers in different phases minus that within, against random partitions.
-
-    Args:
-        distance: (L, L) layer distances.
-        phases: lengths that sum to L.
-
-    Returns:
-        `contrast` with `within` and `between`, and the contrasts of other, `random` partitions into
-        as many runs, and of `shuffled` ones of the same lengths whose layers are drawn at random.
-    """
-    np.fill_diagonal(distance, 0.0)
-    contrasts: dict[str, list] = {"random": [], "shuffled": []}
-    for draw in range(options.random_partitions):
-        runs = find_phases(distance, len(phases), "random", seed=options.seed + draw)
-        order = np.random.default_rng((options.seed, draw)).permutation(len(distance))
-        shuffled = partition_quality(distance[np.ix_(order, order)], phases)
-        if runs != phases:
-            contrasts["random"].append(partition_quality(distance, runs)["contrast"])
-        contrasts["shuffled"].append(shuffled["contrast"])
-    return {**partition_quality(distance, phases), **contrasts}
 
 
 def study_models(

@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from .configuration_raptor import TokenLayout
 from .launch import process_state
+from .max_cut import check_distance, recursive_phases
 
 METHODS = ("recursive", "maxcut", "ncut", "random", "uniform")
-MIN_SPLIT = 4  # the recursion does not split groups of fewer layers
-MAX_EXACT = 26  # 2^25 bipartitions: seconds
 
 
 def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) -> np.ndarray:
@@ -234,88 +233,26 @@ def check_partition(phases: list[int], depth: int) -> None:
         raise ValueError(f"phases must be positive and sum to {depth}; got {list(phases)}.")
 
 
-def recursive_phases(distance: np.ndarray, k: int) -> list[int]:
-    """Phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
-    groups = [np.arange(len(distance))]
-    while len(groups) < k:
-        _, split = best_split(distance, groups)
-        if split is None:
-            raise ValueError(
-                f"k={k} is too large: no group of {phase_lengths(groups)} has the {MIN_SPLIT} "
-                "layers that a split needs. Take the method maxcut or ncut."
-            )
-        groups = split
-    return phase_lengths(groups)
+def phase_contrast(
+    distance: np.ndarray, phases: list[int], *, draws: int, seed: int = 0
+) -> dict[str, object]:
+    """How well phases separate the layers, beside random partitions.
 
-
-def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
-    """Split by max-cut as long as a cut weighs more than `threshold` × the total weight.
-
-    The total weight is half the sum of the matrix. Returns and errors as `find_phases`.
-    """
-    distance = check_distance(distance)
-    groups = [np.arange(len(distance))]
-    while True:
-        gain, split = best_split(distance, groups)
-        if split is None or gain <= threshold * distance.sum() / 2:
-            return phase_lengths(groups)
-        groups = split
-
-
-def check_distance(distance: np.ndarray) -> np.ndarray:
-    """A layer distance matrix as float64, or a ValueError that says what is wrong with it."""
-    distance = np.asarray(distance, dtype=np.float64)
-    if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
-        raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")
-    if not np.isfinite(distance).all():
-        raise ValueError("The layer distance matrix holds NaN or infinite values.")
-    if not np.allclose(distance, distance.T):
-        raise ValueError("A layer distance matrix is symmetric; the one given is not.")
-    return distance
-
-
-def best_split(distance: np.ndarray, groups: list[np.ndarray]):
-    """The split of one group that cuts most weight: (weight, groups after it), or (0, None)."""
-    best, after = 0.0, None
-    for index, group in enumerate(groups):
-        if len(group) < MIN_SPLIT:
-            continue
-        weight, side = max_cut(distance[np.ix_(group, group)])
-        if weight > best:
-            best, after = weight, groups[:index] + [group[~side], group[side]] + groups[index + 1 :]
-    return best, after
-
-
-def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Exact maximum cut of a small graph, over all bipartitions, with the first vertex on side 0.
+    Args:
+        distance: (L, L) layer distances.
+        phases: lengths that sum to L.
+        draws: random partitions of each kind.
 
     Returns:
-        The weight of the cut and its sides, (n,) bool.
+        `partition_quality`, and the contrasts of other, `random` partitions into as many runs, and
+        of `shuffled` ones of the same lengths whose layers are drawn at random.
     """
-    n = len(weights)
-    if n > MAX_EXACT:
-        raise ValueError(
-            f"Exact max-cut looks at all bipartitions: at most {MAX_EXACT} layers at once, got {n}."
-            " Take the method maxcut or ncut, which look at runs of layers alone."
-        )
-    best, best_code = -1.0, 0
-    for first in range(0, 2 ** (n - 1), 2**16):
-        codes = np.arange(first, min(first + 2**16, 2 ** (n - 1)))
-        sides = (codes[:, None] >> np.arange(n - 1, -1, -1)) & 1 == 1
-        cuts = np.einsum("ci,ci->c", sides @ weights, ~sides)
-        if cuts.max() > best:
-            best, best_code = float(cuts.max()), int(codes[cuts.argmax()])
-    return best, (best_code >> np.arange(n - 1, -1, -1)) & 1 == 1
-
-
-def phase_lengths(groups: list[np.ndarray]) -> list[int]:
-    """Lengths of groups of layers in depth order; a ValueError if one is not a run of layers."""
-    ordered = sorted(groups, key=lambda group: group[0])
-    for group in ordered:
-        if group[-1] - group[0] + 1 != len(group):
-            raise ValueError(
-                f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run "
-                "of consecutive layers: this teacher's distances show no phases to cut at. The "
-                "methods maxcut and ncut look at runs alone."
-            )
-    return [len(group) for group in ordered]
+    contrasts: dict[str, list] = {"random": [], "shuffled": []}
+    for draw in range(draws):
+        runs = find_phases(distance, len(phases), "random", seed=seed + draw)
+        if runs != list(phases):
+            contrasts["random"].append(partition_quality(distance, runs)["contrast"])
+        order = np.random.default_rng((seed, draw)).permutation(len(distance))
+        shuffled = partition_quality(distance[np.ix_(order, order)], phases)
+        contrasts["shuffled"].append(shuffled["contrast"])
+    return {**partition_quality(distance, phases), **contrasts}

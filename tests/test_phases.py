@@ -12,13 +12,13 @@ import torch
 
 from evaluation import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.max_cut import max_cut, recursive_max_cut
 from raptor_hf.phases import (
     find_phases,
     layer_distance,
     load_distance,
-    max_cut,
     partition_quality,
-    recursive_max_cut,
+    phase_contrast,
 )
 from training import find_phases as find_phases_program
 
@@ -296,3 +296,13 @@ def test_the_comparison_says_which_method_is_refused(tmp_path, call):
     )  # fmt: skip
     assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in printed.out
     assert "| maxcut | 2 | [" in printed.out
+
+
+def test_phases_of_a_planted_matrix_beat_all_others():
+    phase = np.repeat([0, 1, 2], [2, 3, 4])
+    distance = np.where(phase[:, None] == phase, 0.1, 0.9)
+    found = phase_contrast(distance, [2, 3, 4], draws=50)
+    assert found["contrast"] == pytest.approx(0.8)
+    assert max(found["random"]) < 0.8 and len(found["random"]) > 40
+    assert np.mean(found["shuffled"]) < 0.2
+    assert phase_contrast(distance, [9], draws=5)["contrast"] is None

@@ -23,7 +23,8 @@ from raptor_hf.activations import load_activations
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.figures import plot_layer_distance
 from raptor_hf.launch import process_state, run_program
-from raptor_hf.phases import find_phases, layer_distance, load_distance, recursive_max_cut
+from raptor_hf.max_cut import recursive_max_cut
+from raptor_hf.phases import find_phases, layer_distance, load_distance
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
