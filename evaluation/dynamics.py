@@ -29,7 +29,7 @@ from raptor_hf.runs import (
     start_run,
     write_json,
 )
-from raptor_hf.systems import System, load_inputs
+from raptor_hf.systems import System, is_store, load_inputs
 
 TEMPLATE = Path(__file__).parent / "dynamics.html"
 
@@ -76,9 +76,9 @@ def main() -> None:
     """Load, measure, judge, draw, write."""
     arguments = parse_arguments(Arguments)
     arguments.check()
-    folders = {path: path.split("=", 1)[-1] for path in (*arguments.model, arguments.data)}
-    digests = {n: folder_digest(f) for n, f in folders.items() if any(Path(f).glob("*.json"))}
-    if start_run(arguments, inputs=digests):
+    folders = {name: Path(name.split("=", 1)[-1]) for name in (*arguments.model, arguments.data)}
+    ours = {n: f for n, f in folders.items() if any(f.glob("*.safetensors")) or is_store(f)}
+    if start_run(arguments, inputs={name: folder_digest(f) for name, f in ours.items()}):
         return
     inputs = load_inputs(
         arguments.model, arguments.data, split=arguments.split, teacher_head=arguments.teacher_head

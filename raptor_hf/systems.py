@@ -191,7 +191,7 @@ def load_inputs(
     if len(dict(named)) != len(named):
         raise ValueError(f"Every model needs a name of its own, as NAME=FOLDER; got {models}.")
     sources, heads = dict(named), {named[0][0]: teacher_head} if named else {}
-    if (Path(data) / MANIFEST).exists():
+    if is_store(data):
         images, processor, names = load_activations(data), None, None
         check_all_layers(images)
         if not sources:
@@ -203,6 +203,7 @@ def load_inputs(
                 f"Models run on from the stored embeddings of {data}: that takes all patches, and "
                 f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
             )
+        check_alike(systems, images)
     else:
         if not sources:
             raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
@@ -212,8 +213,13 @@ def load_inputs(
             load_system(name, source, images=images, head=heads.get(name))
             for name, source in sources.items()
         ]
-    check_alike(systems)
+        check_alike(systems)
     return Inputs(systems, images, processor, names)
+
+
+def is_store(data: str | Path) -> bool:
+    """Whether something is the folder of an activation dataset."""
+    return (Path(data) / MANIFEST).exists()
 
 
 def class_names(dataset) -> list[str] | None:
@@ -221,9 +227,12 @@ def class_names(dataset) -> list[str] | None:
     return getattr(dataset.features["label"], "names", None)
 
 
-def check_alike(systems: Sequence[DepthSystem]) -> None:
+def check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:
     """Refuse models whose states can't be laid beside each other: a ValueError says which."""
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
+    if stored is not None:
+        channels = stored.manifest["num_channels"]
+        shapes[str(stored.path)] = (stored.depth, channels, *stored.layout)
     if len(set(shapes.values())) > 1:
         raise ValueError(
             "Models of one study must have the same layers, channels, cls and register tokens: a "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from playwright.sync_api import expect, sync_playwright
 
+from raptor_hf.data import make_processor
 from raptor_hf.dynamics_report import patch_grid, token_names, walk_rows, walk_through
 from raptor_hf.systems import load_inputs
 from tests.programs import ACCELERATE_LAUNCH, ROOT, TWO_PROCESSES, run
@@ -102,6 +103,17 @@ def test_stored_states_need_no_model(store, tmp_path):
     assert study["num_images"] == 5 and len(study["models"]) == 1
     html = (tmp_path / "out" / "dynamics.html").read_text()
     assert '"picture":null' in html and "Dinov2" not in html
+
+
+def test_models_that_are_not_of_one_kind_are_refused(folders, plain_teacher, store, tmp_path):
+    plain_teacher.save_pretrained(tmp_path / "plain")
+    make_processor(8).save_pretrained(tmp_path / "plain")
+    pair = [str(folders / "teacher"), str(tmp_path / "plain")]
+    message = r"'teacher': \(6, 24, 1, 2\), 'plain': \(6, 24, 1, 0\)"
+    with pytest.raises(ValueError, match=message):
+        load_inputs(pair, "digits", split="test")
+    with pytest.raises(ValueError, match=r"'plain': \(6, 24, 1, 0\), '.*store': \(6, 24, 1, 2\)"):
+        load_inputs(pair[1:], str(store), split="test")
 
 
 def test_tokens_have_names():
