@@ -3,7 +3,7 @@
 #
 #   bash training/reproduce.sh digits [--seeds N]
 #
-# Finished stages are skipped, a stage that was interrupted goes on where it stopped. About fourteen minutes on two
+# Finished stages are skipped, a stage that was interrupted goes on where it stopped. About fifteen minutes on two
 # cores. On GPUs: LAUNCH="accelerate launch" bash training/reproduce.sh digits
 set -euo pipefail
 source "$(dirname "$0")/command_line.sh"
