@@ -4,6 +4,8 @@ Needs the mean directions of all classes before any angle to them, so the direct
 tokens wait in a file, not in memory, until the last image has come by.
 """
 
+import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -24,11 +26,16 @@ class ClassBasins:
         number: of images.
         shape: (L + 1, D) of a cls token's trajectory.
         folder: where the directions wait; nothing stays there.
+
+    Raises:
+        OSError: no room for them.
     """
 
     def __init__(self, number: int, shape: tuple[int, int], folder: str | Path):
         # no name in the folder: gone with the process, however that ends
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        if hasattr(os, "posix_fallocate"):  # a full disk would kill whoever writes to the map later
+            os.posix_fallocate(self.file.fileno(), 0, 4 * number * math.prod(shape))
         self.directions = np.memmap(self.file, np.float32, "w+", shape=(number, *shape))
         self.labels = np.empty(number, dtype=np.int64)
         self.count = 0

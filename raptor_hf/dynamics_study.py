@@ -150,39 +150,41 @@ class ModelStudy:
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Some more images, or stored trajectories."""
-        states, system = self.system.trajectory(batch), self.system
-        groups, labels = system.layout.groups(), batch["label"]
-        self.spread.add(measure(states, system.layout))
-        distances = image_distances(states, system.layout)
+        states, groups = self.system.trajectory(batch), self.system.layout.groups()
+        self.spread.add(measure(states, self.system.layout))
+        distances = image_distances(states, self.system.layout)
         self.distance = self.distance + distances.sum(dim=0).cpu()
         self.compared += len(distances)
         if "class_basins" in self.wanted:
             if self.basins is None:
                 shape = (states.shape[1], states.shape[3])
                 self.basins = ClassBasins(self.number, shape, self.folder)
-            self.basins.add(states[:, :, 0], labels)
-        if "self_correction" in self.wanted:
-            for group in self.options.push_groups:
-                if f"self_correction of {group}" not in self.left_out:
-                    pushed = self_correction(
-                        system, states, batch, group=group, layers=self.push_layers,
-                        epsilons=self.options.epsilons, seed=self.options.seed,
-                    )  # fmt: skip
-                    self.spread.add(pushed)
+            self.basins.add(states[:, :, 0], batch["label"])
+        if "linear_modes" in self.wanted:
+            for group in [name for name in ("cls", "patches") if name in groups]:
+                self.modes.setdefault(group, LinearModes(self.spans(), self.number))
+                self.modes[group].add(states[:, :, groups[group]])
+        self.intervene(states, batch)
+
+    def intervene(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
+        """Push, go on, swap, as far as it is wanted."""
+        system, options, labels = self.system, self.options, batch["label"]
+        pushed = options.push_groups if "self_correction" in self.wanted else []
+        for group in pushed:
+            if f"self_correction of {group}" not in self.left_out:
+                figures = self_correction(
+                    system, states, batch, group=group, layers=self.push_layers,
+                    epsilons=options.epsilons, seed=options.seed,
+                )  # fmt: skip
+                self.spread.add(figures)
         if "more_time" in self.wanted:
-            extra = self.options.extra_applications
-            self.spread.add(more_time(system, states, extra, labels))
+            self.spread.add(more_time(system, states, options.extra_applications, labels))
         if self.swaps and system.head is not None:
             right = (system.predict(states[:, -1]) == labels.to(states.device)).float()
             self.spread.add({("layer_swap", "untouched", "accuracy"): right})
         for key, swaps in self.swaps.items():
             found = layer_swap(system, states, swaps, labels)
             self.spread.add({("layer_swap", *key, name): v for name, v in found.items()})
-        if "linear_modes" in self.wanted:
-            for group in ("cls", "patches"):
-                if group in groups:
-                    self.modes.setdefault(group, LinearModes(self.spans(), self.number))
-                    self.modes[group].add(states[:, :, groups[group]])
 
     def spans(self) -> list[tuple[int, int]]:
         """The spans of the phases of all partitions, each once."""

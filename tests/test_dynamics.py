@@ -213,6 +213,12 @@ def test_basins_by_hand(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_room_for_the_cls_tokens_is_taken_before_the_first_image(tmp_path):
+    with pytest.raises(OSError, match="File too large|No space left"):
+        ClassBasins(2**50, (2, 2), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_few_images_for_basins():
     check_classes(np.array([0, 0, 1, 1]), 3)
     for labels in ([0, 0, 1, 1], [0, 0, 0, 1, 2]):
