@@ -4,7 +4,6 @@ The plots are pictures; a page below them walks through the layers of one token 
 models side by side. Its markup, style and script are the template `evaluation/dynamics.html`.
 """
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from .activations import StoredActivations
 from .configuration_raptor import TokenLayout, phase_spans
 from .data import ImageViews
 from .demo import as_seen
+from .demo_pictures import data_uri
 from .dynamics import angles, directions
 from .dynamics_study import plain_images
 from .modeling_raptor import patch_sides
@@ -85,11 +85,6 @@ def png(picture: Figure | Image.Image) -> bytes:
     return file.getvalue()
 
 
-def data_uri(content: bytes) -> str:
-    """A PNG file as an address that holds it whole."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
 def token_names(layout: TokenLayout, grid: tuple[int, int]) -> list[str]:
     """What every token of a state is called, in their order."""
     height, width = grid
@@ -132,12 +127,14 @@ def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict:
         patches = systems[0].layout.groups()["patches"]
         maps = patch_pca_maps([found[:, patches].numpy() for found in states], grid)
         first = directions(states[0])
-        label = int(batch["label"][0])
+        label, picture = int(batch["label"][0]), None
+        if processor is not None:
+            picture = pixels_uri(as_seen(batch["pixel_values"][0], processor))
         walked.append(
             {
                 "name": f"image {int(batch['image_id'][0])}, class "
                 f"{class_names[label] if class_names else label}",
-                "picture": None if processor is None else image_uri(batch, processor),
+                "picture": picture,
                 "maps": [[pixels_uri(layer) for layer in model] for model in maps.models],
                 "turns": [angles(f[:-1], f[1:]).T.tolist() for f in states],
                 "norms": [f.norm(dim=-1).T.tolist() for f in states],
@@ -166,14 +163,11 @@ def patch_grid(
     return height, number // height
 
 
-def image_uri(batch: Mapping[str, torch.Tensor], processor) -> str:
-    """The only image of a batch, as the models see it."""
-    return data_uri(png(Image.fromarray(as_seen(batch["pixel_values"][0], processor))))
-
-
 def pixels_uri(pixels: np.ndarray) -> str:
-    """Colours (h, w, 3) from 0 to 1, a pixel a patch."""
-    return data_uri(png(Image.fromarray((255 * pixels).round().astype(np.uint8))))
+    """Colours (H, W, 3), bytes or numbers from 0 to 1, as the address of a picture."""
+    if pixels.dtype != np.uint8:
+        pixels = (255 * pixels).round().astype(np.uint8)
+    return data_uri(png(Image.fromarray(pixels)), "png")
 
 
 def write_report(
@@ -201,7 +195,11 @@ def write_report(
         study=study,
         models=models,
         figures=[
-            {"name": name.replace("_", " "), "uri": data_uri(content), "caption": CAPTIONS[name]}
+            {
+                "name": name.replace("_", " "),
+                "uri": data_uri(content, "png"),
+                "caption": CAPTIONS[name],
+            }
             for name, content in figures.items()
         ],
         word=verdict_word,
