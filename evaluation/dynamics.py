@@ -17,7 +17,7 @@ from raptor_hf.dynamics_claims import judge_claims
 from raptor_hf.dynamics_figures import draw_study
 from raptor_hf.dynamics_report import claims_page, png, walk_rows, walk_through, write_report
 from raptor_hf.dynamics_study import StudyArguments, study_models
-from raptor_hf.launch import run_program
+from raptor_hf.launch import require_one_process, run_program
 from raptor_hf.provenance import public_name
 from raptor_hf.runs import (
     environment,
@@ -74,6 +74,7 @@ def find_partitions(phases_file: str | None, systems: list[System]) -> list[list
 
 def main() -> None:
     """Load, measure, judge, draw, write."""
+    require_one_process()
     arguments = parse_arguments(Arguments)
     arguments.check()
     folders = {name: Path(name.split("=", 1)[-1]) for name in (*arguments.model, arguments.data)}
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, alone=True)
+    run_program(main)

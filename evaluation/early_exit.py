@@ -18,7 +18,7 @@ from raptor_hf.activation_sources import choose_images
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.early_exit import judge_early_exit
 from raptor_hf.fidelity import model_facts
-from raptor_hf.launch import run_program
+from raptor_hf.launch import require_one_process, run_program
 from raptor_hf.provenance import public_name
 from raptor_hf.runs import (
     environment,
@@ -47,6 +47,7 @@ class Arguments:
 
 def main() -> None:
     """Judge every model, write the results."""
+    require_one_process()
     arguments = parse_arguments(Arguments)
     folders = dict(pair.split("=", 1) for pair in arguments.models if "=" in pair)
     if len(folders) != len(arguments.models):
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, alone=True)
+    run_program(main)

@@ -138,17 +138,9 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     A signal that asks to stop ends it with the exit code 128 + its number, as shells expect.
 
     Args:
-        alone: the work is that of one process.
-
-    Raises:
-        ValueError: several processes for such work: each would look at its share of the images.
+        alone: the work is that of one process; others that were started do nothing.
     """
     state = process_state()
-    if alone and state.num_processes > 1:
-        raise ValueError(
-            f"{sys.argv[0]} works on one process; {state.num_processes} were started. Start it "
-            "with python, or with accelerate launch --num_processes 1."
-        )
     if not {"-h", "--help"} & set(sys.argv):
         state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
         for wish in unmet_wishes(state) if state.is_main_process else ():
@@ -162,7 +154,8 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
 
     handle_stop_signals(stop)
     try:
-        main()
+        if state.is_main_process or not alone:
+            main()
     except Interrupted as interruption:
         ignore_stop_signals()
         how = "" if alone else how_to_resume()
@@ -170,6 +163,20 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         sys.exit(128 + interruption.signal_number)
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def require_one_process() -> None:
+    """For work that is not shared: of several processes each would see its share of the images.
+
+    Raises:
+        ValueError: several were started.
+    """
+    number = process_state().num_processes
+    if number > 1:
+        raise ValueError(
+            f"{sys.argv[0]} works on one process; {number} were started. Start it with python, or "
+            "with accelerate launch --num_processes 1."
+        )
 
 
 def how_to_resume() -> str:
