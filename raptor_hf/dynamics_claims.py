@@ -187,7 +187,7 @@ def contrast(result: dict) -> Verdict:
     """The phases are better than random ones."""
     shown, seen = [], True
     for partition, found in result.get("phase_contrast", {}).items():
-        if found["contrast"] is None:
+        if found["contrast"] is None or not found["random"]:
             continue
         beats = {
             kind: np.mean([c is None or found["contrast"] > c for c in found[kind]])
@@ -232,7 +232,7 @@ def linear(result: dict) -> Verdict:
 def identity_catches_up(result: dict) -> Verdict:
     """Late in depth, standing still predicts nearly as well."""
     gains = []
-    for phases in result["partitions"]:
+    for phases in (phases for phases in result["partitions"] if len(phases) > 1):
         for spans in result.get("linear_modes", {}).values():
             ends = (f"1-{phases[0]}", f"{sum(phases[:-1]) + 1}-{sum(phases)}")
             first, last = (spans[end] for end in ends)

@@ -178,7 +178,8 @@ def load_inputs(
     """Load models and their images, or the states of an activation dataset, which needs no model.
 
     Args:
-        models: folders or Hub ids, each as it is or as NAME=one of these; the teacher first.
+        models: folders or Hub ids, each as it is or as NAME=one of these; the teacher first, whose
+            image processor prepares the images for all.
         data: digits, an image folder, a Hub id, or the folder of an activation dataset.
         teacher_head: linear head of the first model.
 

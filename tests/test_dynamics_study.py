@@ -225,6 +225,20 @@ def test_claims_are_judged_by_their_figures(systems, images, tmp_path):
     assert "- raptor_k2: not seen. steepest: cls at layer 1 of 6" in page
 
 
+def test_one_phase_and_phases_of_one_layer(systems, images, tmp_path):
+    whole = [[6], [1, 1, 1, 1, 1, 1], [5, 1]]
+    (result,) = study_models(systems[:1], images, whole, options(), folder=tmp_path)
+    assert result["speed"]["cls"]["at_boundaries"]["6"] is None
+    assert result["speed"]["cls"]["at_boundaries"]["5-1"]["ratio"] > 0
+    assert list(result["layer_swap"]["6"]) == ["same_phase"]
+    assert "same_phase" not in result["layer_swap"]["1-1-1-1-1-1"]
+    assert result["phase_contrast"]["6"]["contrast"] is None
+    assert len(result["linear_modes"]["cls"]) == 8
+    assert all(verdict["figures"] for claim in judge_claims([result]) for verdict in
+               claim["verdicts"].values() if verdict["seen"] is not None)  # fmt: skip
+    assert len(dict(draw_study([result]))) == 8
+
+
 def test_all_figures_are_drawn_and_results_are_json(systems, images, tmp_path):
     results = study_models(systems, images, PARTITIONS, options(), folder=tmp_path)
     json.dumps(results)
