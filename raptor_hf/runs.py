@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from transformers import HfArgumentParser
 
 from .launch import process_state
 
+# a list of numbers, as json writes it over several lines; no string holds a line break
+NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments that change how a run is watched or stored, never what it computes
 WATCHING = (
@@ -100,10 +103,12 @@ def size(num_bytes: float) -> str:
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; a list of numbers takes one line."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    temporary.write_text(text + "\n")
     os.replace(temporary, path)
 
 

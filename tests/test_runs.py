@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.runs import finish_run, folder_digest, parse_arguments, start_run
+from raptor_hf.runs import (
+    finish_run,
+    folder_digest,
+    parse_arguments,
+    read_json,
+    rounded,
+    start_run,
+    write_json,
+)
 
 
 @dataclasses.dataclass
@@ -134,3 +142,21 @@ def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
     assert sorted(file.name for file in tmp_path.glob("* of *")) == ["0 of 2", "1 of 2"], (
         done.stderr
     )
+
+
+def test_lists_of_numbers_take_one_line_and_all_is_read_back(tmp_path):
+    content = {
+        "rows": [[1, -2.5e-9], [None, 3]],
+        "text": "[\n 1,\n 2\n]",
+        "names": ["a", "b"],
+        "none": [],
+    }
+    write_json(tmp_path / "file.json", content)
+    assert read_json(tmp_path / "file.json") == content
+    assert "\n  [1, -2.5e-09],\n  [null, 3]\n" in (tmp_path / "file.json").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_rounded_numbers_keep_their_first_digits():
+    content = {"a": [0.000123456, 1234567.0, float("nan")], "b": (1, "text", None, True)}
+    assert rounded(content, 3) == {"a": [0.000123, 1230000.0, None], "b": [1, "text", None, True]}
