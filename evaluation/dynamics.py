@@ -105,8 +105,7 @@ def main() -> None:
     figures = {name: png(figure) for name, figure in draw_study(results)}
     for name, content in figures.items():
         (output_dir / f"{name}.png").write_bytes(content)
-    rows = walk_rows(inputs.images, arguments.walk_images)
-    walk = walk_through(inputs, rows) if rows else None
+    walk = walk_through(inputs, walk_rows(inputs.images, arguments.walk_images))
     write_report(
         output_dir / "dynamics.html", template=TEMPLATE, study=study, figures=figures, walk=walk
     )

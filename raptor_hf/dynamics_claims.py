@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dynamics_study import SWAPPED
+from .dynamics_study import SWAPPED, partition_name
 
 CLEARLY = 0.95  # share of random partitions that a partition must beat
 PAPER, FOLLOW_UP, OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
@@ -164,7 +164,7 @@ def swaps_differ(other: str) -> Callable[[dict], Verdict]:
 
     def judge(result: dict) -> Verdict:
         shown, seen = [], []
-        for partition in ("-".join(map(str, phases)) for phases in result["partitions"]):
+        for partition in map(partition_name, result["partitions"]):
             kinds = result.get("layer_swap", {}).get(partition, {})
             both = [kinds.get(kind, {}).get(str(max(SWAPPED))) for kind in ("same_phase", other)]
             if None in both:
@@ -293,11 +293,8 @@ def judge_claims(results: list[dict]) -> list[dict]:
     """Every claim with its verdict for every model: `seen` (None: no figures) and `figures`."""
     judged = []
     for claim in CLAIMS:
-        verdicts = {}
-        for result in results:
-            seen, figures = claim.judge(result) or (None, "")
-            verdicts[result["model"]] = {"seen": seen, "figures": figures}
-        facts = claim._asdict()
-        del facts["judge"]
-        judged.append({**facts, "verdicts": verdicts})
+        found = {result["model"]: claim.judge(result) or (None, "") for result in results}
+        verdicts = {model: {"seen": seen, "figures": text} for model, (seen, text) in found.items()}
+        said = {name: getattr(claim, name) for name in ("sentence", "source", "criterion")}
+        judged.append({**said, "verdicts": verdicts})
     return judged

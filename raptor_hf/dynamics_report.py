@@ -107,7 +107,7 @@ def walk_rows(images: ImageViews | StoredActivations, number: int) -> list[int]:
 
 
 @torch.no_grad()
-def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict:
+def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict | None:
     """What the page shows of some images.
 
     Args:
@@ -117,8 +117,11 @@ def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict:
     Returns:
         `models` with their `spans`, `tokens`, `grid` and `images`: for each its `name`, `picture`
         (None where only states are stored), and by model `maps` (a picture a layer) and for every
-        token `turns` (L numbers, degrees), `norms` and `cosines` to the first model (L + 1).
+        token `turns` (L numbers, degrees), `norms` and `cosines` to the first model (L + 1). None
+        where there is nothing to show.
     """
+    if not rows:
+        return None
     (systems, images, processor, class_names), walked, grid = inputs, [], None
     for row in rows:
         batch = images.__getitems__([int(row)])
