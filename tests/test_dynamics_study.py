@@ -15,7 +15,9 @@ from raptor_hf.dynamics_claims import CLAIMS, judge_claims
 from raptor_hf.dynamics_figures import draw_study
 from raptor_hf.dynamics_report import claims_page
 from raptor_hf.dynamics_study import ANALYSES, StudyArguments, study_models
+from raptor_hf.runs import read_json
 from raptor_hf.systems import DepthSystem, StoredSystem
+from tests.programs import ROOT
 from tests.test_dynamics import LAYOUT
 from tests.test_modeling_raptor import randomised
 
@@ -223,6 +225,12 @@ def test_claims_are_judged_by_their_figures(systems, images, tmp_path):
     page = claims_page(judge_claims(results))
     assert page.startswith("# What we see\n\n| claim | of | teacher | raptor_k2 |")
     assert "- raptor_k2: not seen. steepest: cls at layer 1 of 6" in page
+
+
+def test_what_was_seen_on_the_digits_follows_from_the_figures_in_git():
+    folder = ROOT / "evaluation" / "results" / "digits" / "dynamics"
+    claims = judge_claims(read_json(folder / "dynamics.json")["models"])
+    assert claims_page(claims) == (folder / "what_we_see.md").read_text()
 
 
 def test_one_phase_and_phases_of_one_layer(systems, images, tmp_path):
