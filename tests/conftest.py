@@ -3,6 +3,8 @@ import tempfile
 
 # read when huggingface_hub is imported: no network, and no cache but the tests' own
 os.environ["HF_HUB_OFFLINE"] = "1"
+# two workers share the cores, and the order of sums does not depend on how many there are
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 HF_HOME = tempfile.TemporaryDirectory(prefix="raptor_hf_tests_")  # removed when the tests end
 os.environ["HF_HOME"] = HF_HOME.name
 

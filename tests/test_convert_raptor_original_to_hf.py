@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -25,6 +24,7 @@ from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_check
 from raptor_hf.data import make_processor
 from raptor_hf.original_checkpoint import STAND_INS
 from raptor_hf.spans import raptor_from_blocks
+from tests.programs import run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = FIXTURES / "final_raptor3_tiny_seed_1101_step_312500.pt"
@@ -179,8 +179,7 @@ def test_blocks_of_stage_one_convert_to_what_stage_two_reads(tmp_path, monkeypat
         save_as_reference(block, file, monkeypatch)
     command = [sys.executable, "-m", "raptor_hf.convert_raptor_original_to_hf", "--checkpoint"]
     command += [*files, "--teacher", tmp_path / "teacher", "--output", tmp_path / "blocks"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run(*command)
     assert "Blocks 0-7, 7-12" in done.stdout
     model = raptor_from_blocks(teacher, [7, 5], tmp_path / "blocks")
     assert_same_states(model, reference.trajectory(torch.randn(2, 9, 32), 12))
@@ -291,7 +290,6 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     blocks = [part.split("```")[0] for part in readme.split("```bash\n")[1:]]
     command = next(block for block in blocks if "convert_raptor_original_to_hf" in block)
     for written, here in {
-        "python -m": f"{sys.executable} -m",
         "path/to/final_raptor3.pt": str(TINY),
         "facebook/dinov2-with-registers-base": str(tmp_path / "teacher"),
         "path/to/dinov2_vitb14_reg4_linear_head.pth": str(tmp_path / "head.pth"),
@@ -299,14 +297,13 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     }.items():
         assert written in command
         command = command.replace(written, here)
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run("bash", "-c", command)
     assert "phases [7, 3, 2]" in done.stdout
     assert (tmp_path / "raptor" / "preprocessor_config.json").exists()
     assert_same_states(AutoModel.from_pretrained(tmp_path / "raptor"), tiny[1])
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "raptor")
     assert torch.equal(classifier.classifier.weight, head["weight"])
-    again = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    again = run("bash", "-c", command, check=False)
     assert again.returncode != 0
     assert "is not empty. Choose another --output" in again.stderr
 

@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -20,8 +16,7 @@ from raptor_hf.metrics import (
     segmentation_statistics,
     state_statistics,
 )
-
-ROOT = Path(__file__).parents[1]
+from tests.programs import ROOT, TORCHRUN, run
 
 GROUPS = {"cls": slice(0, 1), "patches": slice(1, None)}
 
@@ -170,7 +165,7 @@ def test_different_shapes_are_refused():
         )
 
 
-TWO_PROCESSES = """
+SHARED_METRICS = """
 import json
 from pathlib import Path
 import torch
@@ -205,15 +200,10 @@ Path(__file__).with_name(f"{state.num_processes}_{state.process_index}.json").wr
 
 def test_two_processes_find_what_one_does(tmp_path):
     script = tmp_path / "metrics.py"
-    script.write_text(TWO_PROCESSES)
+    script.write_text(SHARED_METRICS)
     for number in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number)]
-        done = subprocess.run(
-            [*launch, str(script)],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        launch = [*TORCHRUN, "--standalone", "--nproc_per_node", number]
+        run(*launch, script, ACCELERATE_USE_CPU="true")
     alone, *both = [
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1")
     ]

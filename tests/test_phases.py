@@ -2,9 +2,7 @@ import collections
 import itertools
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +18,9 @@ from raptor_hf.phases import (
     partition_quality,
     phase_contrast,
 )
+from tests.programs import ROOT, run
 from training import find_phases as find_phases_program
 
-ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
 PUBLISHED = json.loads(FIXTURE.read_text())
 
@@ -49,9 +47,9 @@ def cut_weight(distance, runs):
 def minus_normalised_cut(distance, runs):
     similarity, layers = 1 - distance, range(len(distance))
     total = 0.0
-    for run in runs:
-        inside = sum(similarity[i, j] for i in run for j in run)
-        total += 1 - inside / sum(similarity[i, j] for i in run for j in layers)
+    for part in runs:
+        inside = sum(similarity[i, j] for i in part for j in part)
+        total += 1 - inside / sum(similarity[i, j] for i in part for j in layers)
     return -total
 
 
@@ -187,12 +185,6 @@ def test_groups_that_are_not_runs_are_refused():
         find_phases(distance, 2)
 
 
-def run(*command):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True
-    )
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run a program's main() with flags; what it printed, as (out, err)."""
@@ -209,7 +201,7 @@ def call(monkeypatch, capsys):
 @pytest.mark.parametrize("program", [["training/find_phases.py"], ["-m", "training.find_phases"]])
 def test_the_program_prints_the_published_phases(program, tmp_path):
     done = run(
-        *program, "--distance", FIXTURE, "--thresholds", "0.20", "0.10", "0.09",
+        sys.executable, *program, "--distance", FIXTURE, "--thresholds", "0.20", "0.10", "0.09",
         "--output_dir", tmp_path / "phases",
     )  # fmt: skip
     assert done.stdout.splitlines() == [

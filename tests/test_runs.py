@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +14,7 @@ from raptor_hf.runs import (
     start_run,
     write_json,
 )
+from tests.programs import TWO_PROCESSES, run
 
 
 @dataclasses.dataclass
@@ -134,14 +133,8 @@ def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
         "said = f'{state.process_index} of {state.num_processes}'\n"
         "Path(__file__).with_name(said).touch()\n"  # what two processes print may run together
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert sorted(file.name for file in tmp_path.glob("* of *")) == ["0 of 2", "1 of 2"], (
-        done.stderr
-    )
+    run(*TWO_PROCESSES, script, ACCELERATE_USE_CPU="true")
+    assert sorted(file.name for file in tmp_path.glob("* of *")) == ["0 of 2", "1 of 2"]
 
 
 def test_lists_of_numbers_take_one_line_and_all_is_read_back(tmp_path):
