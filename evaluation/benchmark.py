@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from raptor_hf.activation_benchmark import TEACHERS, benchmark_activations, benchmark_memory
-from raptor_hf.benchmark_figures import plot_ratios, plot_recipes
-from raptor_hf.launch import run_program
-from raptor_hf.model_benchmark import FORMS, benchmark_model, benchmark_train_step
-from raptor_hf.recipe_benchmark import benchmark_recipes, recipe_tables
-from raptor_hf.runs import environment, write_json
+from raptor_hf.benchmarks.activations import TEACHERS, benchmark_activations, benchmark_memory
+from raptor_hf.benchmarks.figures import plot_ratios, plot_recipes
+from raptor_hf.benchmarks.recipes import benchmark_recipes, recipe_tables
+from raptor_hf.benchmarks.speed import FORMS, benchmark_model, benchmark_train_step
+from raptor_hf.runs.folder import environment, write_json
+from raptor_hf.runs.processes import run_program
 
 
 def print_table(result: Iterable[tuple[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -18,10 +18,10 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from raptor_hf.launch import run_program
-from raptor_hf.phases import METHODS, find_phases, load_distance, partition_quality  # noqa: E402
-from raptor_hf.runs import parse_arguments, write_json  # noqa: E402
-from raptor_hf.tables import markdown_table, mean_std  # noqa: E402
+from raptor_hf.phases.partitions import METHODS, find_phases, load_distance, partition_quality  # noqa: E402
+from raptor_hf.reports.tables import markdown_table, mean_std  # noqa: E402
+from raptor_hf.runs.folder import parse_arguments, write_json  # noqa: E402
+from raptor_hf.runs.processes import run_program
 
 MEASURES = ("cut_share", "within", "between", "contrast")
 

@@ -17,11 +17,11 @@ DEMO_DATASET and DEMO_SPLIT. Host and port are what the Space sets.
 import os
 from dataclasses import dataclass, field
 
-from raptor_hf.demo import load_pair, pick_examples
-from raptor_hf.demo_page import build_page, serve
-from raptor_hf.launch import run_program
-from raptor_hf.provenance import public_name
-from raptor_hf.runs import parse_arguments
+from raptor_hf.demo.analysis import load_pair, pick_examples
+from raptor_hf.demo.page import build_page, serve
+from raptor_hf.distillation.provenance import public_name
+from raptor_hf.runs.folder import parse_arguments
+from raptor_hf.runs.processes import run_program
 
 
 def variable(name: str, default: str) -> str:

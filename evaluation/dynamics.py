@@ -13,13 +13,13 @@ which is analysed without any model if none is given. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.dynamics_claims import judge_claims
-from raptor_hf.dynamics_figures import draw_study
-from raptor_hf.dynamics_report import claims_page, png, walk_rows, walk_through, write_report
-from raptor_hf.dynamics_study import StudyArguments, study_models
-from raptor_hf.launch import require_one_process, run_program
-from raptor_hf.provenance import public_name
-from raptor_hf.runs import (
+from raptor_hf.distillation.provenance import public_name
+from raptor_hf.dynamics.claims import judge_claims
+from raptor_hf.dynamics.figures import draw_study
+from raptor_hf.dynamics.report import claims_page, png, walk_rows, walk_through, write_report
+from raptor_hf.dynamics.study import StudyArguments, study_models
+from raptor_hf.dynamics.systems import System, is_store, load_inputs
+from raptor_hf.runs.folder import (
     environment,
     finish_run,
     folder_digest,
@@ -29,7 +29,7 @@ from raptor_hf.runs import (
     start_run,
     write_json,
 )
-from raptor_hf.systems import System, is_store, load_inputs
+from raptor_hf.runs.processes import require_one_process, run_program
 
 TEMPLATE = Path(__file__).parent / "dynamics.html"
 

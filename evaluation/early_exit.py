@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageClassification
 
-from raptor_hf.activation_sources import choose_images
+from raptor_hf.activations.online import choose_images
 from raptor_hf.data import ImageViews, load_images
-from raptor_hf.early_exit import judge_early_exit
-from raptor_hf.fidelity import model_facts
-from raptor_hf.launch import require_one_process, run_program
-from raptor_hf.provenance import public_name
-from raptor_hf.runs import (
+from raptor_hf.distillation.fidelity import model_facts
+from raptor_hf.distillation.provenance import public_name
+from raptor_hf.probes.early_exit import judge_early_exit
+from raptor_hf.runs.folder import (
     environment,
     finish_run,
     folder_digest,
@@ -28,6 +27,7 @@ from raptor_hf.runs import (
     start_run,
     write_json,
 )
+from raptor_hf.runs.processes import require_one_process, run_program
 from raptor_hf.teachers import load_processor
 
 

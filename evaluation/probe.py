@@ -13,11 +13,11 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from raptor_hf.evaluation import Evaluation
-from raptor_hf.launch import run_program
-from raptor_hf.plan import print_probe_plan
-from raptor_hf.probe_arguments import ProbeArguments
-from raptor_hf.runs import file_digest, finish_run, folder_digest, parse_arguments, start_run
+from raptor_hf.dry_runs.plans import print_probe_plan
+from raptor_hf.probes.arguments import ProbeArguments
+from raptor_hf.probes.judge import Evaluation
+from raptor_hf.runs.folder import file_digest, finish_run, folder_digest, parse_arguments, start_run
+from raptor_hf.runs.processes import run_program
 
 
 @dataclass(kw_only=True)

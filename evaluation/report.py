@@ -11,10 +11,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.launch import run_program
-from raptor_hf.report import write_report
-from raptor_hf.runs import parse_arguments, read_json
-from raptor_hf.tables import TASKS, load_results
+from raptor_hf.reports.report import write_report
+from raptor_hf.reports.tables import TASKS, load_results
+from raptor_hf.runs.folder import parse_arguments, read_json
+from raptor_hf.runs.processes import run_program
 
 PUBLISHED = Path(__file__).parent / "results" / "published.json"
 

@@ -12,16 +12,16 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.launch import run_program
-from raptor_hf.publishing import (
+from raptor_hf.hub.publishing import (
     activation_files,
     publish_activations,
     publish_model,
     stage_model,
     write_files,
 )
-from raptor_hf.runs import parse_arguments, size
-from raptor_hf.tables import load_results
+from raptor_hf.reports.tables import load_results
+from raptor_hf.runs.folder import parse_arguments, size
+from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "template.md"
 

@@ -9,10 +9,10 @@ python model_cards/render.py --recipes training/recipes/imagenet_raptor_k3.yaml 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.launch import run_program
-from raptor_hf.model_card import planned_card, write_model_card
-from raptor_hf.runs import parse_arguments, read_json
-from raptor_hf.tables import load_results
+from raptor_hf.hub.model_card import planned_card, write_model_card
+from raptor_hf.reports.tables import load_results
+from raptor_hf.runs.folder import parse_arguments, read_json
+from raptor_hf.runs.processes import run_program
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent / "evaluation" / "results" / "published.json"

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
-from .heads import attach_head, load_linear_head
+from .distillation.blocks import ARCHITECTURE, Span, make_span, parse_span, save_blocks
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
-from .runs import environment, file_digest, write_json
-from .spans import ARCHITECTURE, Span, make_span, parse_span, save_blocks
+from .runs.folder import environment, file_digest, write_json
+from .tasks.heads import attach_head, load_linear_head
 from .teachers import load_backbone, load_processor, teacher_identity
 
 

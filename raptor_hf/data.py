@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .launch import process_state
-from .runs import progress_bar
+from .runs.folder import progress_bar
+from .runs.processes import process_state
 
 
 def load_images(name: str, split: str) -> datasets.Dataset:

@@ -19,8 +19,8 @@ from transformers import (  # noqa: E402
     Dinov2WithRegistersModel,
 )
 
+from raptor_hf.activations.writing import write_activations  # noqa: E402
 from raptor_hf.data import ImageViews, make_processor  # noqa: E402
-from raptor_hf.extraction import write_activations  # noqa: E402
 
 SIZES = {
     "hidden_size": 24,

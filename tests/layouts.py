@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from raptor_hf.data import load_digits
-from raptor_hf.digit_scenes import digit_scenes
+from raptor_hf.tasks.digit_scenes import digit_scenes
 
 
 def enlarged(pixels, size):

@@ -6,27 +6,27 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
-from raptor_hf.activation_benchmark import grey_images
-from raptor_hf.activation_sources import (
+from raptor_hf.activations.online import (
     ActivationArguments,
     OnlineActivations,
     check_all_layers,
     choose_images,
     stream_states,
 )
-from raptor_hf.activations import load_activations
+from raptor_hf.activations.store import load_activations
+from raptor_hf.activations.writing import write_activations
+from raptor_hf.benchmarks.activations import grey_images
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import make_processor
-from raptor_hf.extraction import write_activations
-from raptor_hf.fidelity import trajectory_r2
-from raptor_hf.loop import fit
-from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.losses import ObjectiveArguments
-from raptor_hf.matching import TrajectoryMatching, matching_loss
+from raptor_hf.distillation.blocks import Chain, make_span
+from raptor_hf.distillation.fidelity import trajectory_r2
+from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
+from raptor_hf.distillation.objective import ObjectiveArguments
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.fit import fit
+from raptor_hf.loop.sampler import BatchShare, StepSampler
 from raptor_hf.modeling_raptor import RaptorModel
-from raptor_hf.phases import layer_distance
-from raptor_hf.spans import Chain, make_span
-from raptor_hf.step_sampler import BatchShare, StepSampler
+from raptor_hf.phases.partitions import layer_distance
 from raptor_hf.teachers import trajectory, up_to_layer
 
 

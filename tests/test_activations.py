@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from raptor_hf.activation_format import shard_digest, states_of
-from raptor_hf.activations import load_activations, main, verify_activations
+from raptor_hf.activations.format import shard_digest, states_of
+from raptor_hf.activations.store import load_activations, main, verify_activations
+from raptor_hf.activations.writing import array2d
 from raptor_hf.data import keep_batch
-from raptor_hf.extraction import array2d
-from raptor_hf.runs import read_json, write_json
+from raptor_hf.runs.folder import read_json, write_json
 from raptor_hf.teachers import trajectory
 
 
@@ -108,7 +108,7 @@ def test_a_dataloader_shuffles_single_images(store, num_workers):
 def test_large_states_are_copied_by_threads_to_the_same_place(store, monkeypatch):
     rows = [8, 0, 3, 3, 9, 1, 6]
     expected = load_activations(store).__getitems__(rows)["states"]
-    monkeypatch.setattr("raptor_hf.activations.WORTH_A_THREAD", 0)
+    monkeypatch.setattr("raptor_hf.activations.store.WORTH_A_THREAD", 0)
     assert torch.equal(load_activations(store).__getitems__(rows)["states"], expected)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf.benchmark import interleaved, median_ratio, peak_memory
-from raptor_hf.benchmark_models import Candidates
-from raptor_hf.model_benchmark import images_a_second, kept_bytes
+from raptor_hf.benchmarks.models import Candidates
+from raptor_hf.benchmarks.speed import images_a_second, kept_bytes
+from raptor_hf.benchmarks.timing import interleaved, median_ratio, peak_memory
 from tests.programs import run
 
 

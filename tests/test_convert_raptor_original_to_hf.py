@@ -22,8 +22,8 @@ from transformers import (
 
 from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_checkpoint, main
 from raptor_hf.data import make_processor
+from raptor_hf.distillation.blocks import raptor_from_blocks
 from raptor_hf.original_checkpoint import STAND_INS
-from raptor_hf.spans import raptor_from_blocks
 from tests.programs import run
 
 FIXTURES = Path(__file__).parent / "fixtures"

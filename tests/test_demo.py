@@ -11,7 +11,7 @@ from torch import nn
 
 from raptor_hf import RaptorModel
 from raptor_hf.data import make_processor
-from raptor_hf.demo import (
+from raptor_hf.demo.analysis import (
     Head,
     Pair,
     analyse,
@@ -22,8 +22,8 @@ from raptor_hf.demo import (
     state_cosines,
     top_classes,
 )
-from raptor_hf.demo_pictures import curves, layer_strip, layer_view
-from raptor_hf.heads import attach_head
+from raptor_hf.demo.html import curves, layer_strip, layer_view
+from raptor_hf.tasks.heads import attach_head
 from tests.conftest import tiny_teacher
 from tests.test_modeling_raptor import randomised
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from raptor_hf.demo import analyse, load_pair
+from raptor_hf.demo.analysis import analyse, load_pair
 from tests.programs import ROOT, free_port, run, start
 from tests.test_demo import noise, save_models
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raptor_hf.digit_scenes import CLASSES, digit_scenes, draw_scene, main
+from raptor_hf.tasks.digit_scenes import CLASSES, digit_scenes, draw_scene, main
 
 GROUND = CLASSES.index("ground")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raptor_hf.activations import load_activations
+from raptor_hf.activations.store import load_activations
+from raptor_hf.activations.writing import write_activations
 from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.extraction import write_activations
 from tests.conftest import tiny_teacher
 from tests.programs import ACCELERATE_LAUNCH, TORCHRUN, TWO_PROCESSES, free_port, run, start
 
@@ -78,9 +78,9 @@ def test_two_processes_learn_what_one_learns(blocks, one_process, tmp_path):
 GRADIENTS = """
 import sys
 import torch
-from raptor_hf.engine import Engine
-from raptor_hf.launch import process_state
-from raptor_hf.loop import fit
+from raptor_hf.loop.engine import Engine
+from raptor_hf.runs.processes import process_state
+from raptor_hf.loop.fit import fit
 from tests.test_loop import FeatureDataset, arguments, compute_loss
 
 folder, update = sys.argv[1], Engine.update
@@ -164,7 +164,7 @@ os.environ |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "RaptorBlock"}
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from raptor_hf.engine import Engine
+from raptor_hf.loop.engine import Engine
 
 begin, update = AcceleratorState.__init__, Engine.update
 

@@ -6,9 +6,18 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
-from raptor_hf.class_basins import ClassBasins, check_classes
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.dynamics import (
+from raptor_hf.dynamics.class_basins import ClassBasins, check_classes
+from raptor_hf.dynamics.interventions import (
+    contraction,
+    draw_swaps,
+    layer_swap,
+    more_time,
+    self_correction,
+    swap_candidates,
+)
+from raptor_hf.dynamics.linear_modes import LinearModes, fit_linear_map
+from raptor_hf.dynamics.measures import (
     Spread,
     angles,
     boundary_speed,
@@ -17,16 +26,7 @@ from raptor_hf.dynamics import (
     measure,
     update_ranks,
 )
-from raptor_hf.interventions import (
-    contraction,
-    draw_swaps,
-    layer_swap,
-    more_time,
-    self_correction,
-    swap_candidates,
-)
-from raptor_hf.linear_modes import LinearModes, fit_linear_map
-from raptor_hf.systems import DepthSystem, StoredSystem, load_system
+from raptor_hf.dynamics.systems import DepthSystem, StoredSystem, load_system
 from raptor_hf.teachers import trajectory
 from tests.test_modeling_raptor import randomised
 

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
-from raptor_hf.activations import StoredActivations, load_activations
-from raptor_hf.benchmark import peak_memory
+from raptor_hf.activations.store import StoredActivations, load_activations
+from raptor_hf.benchmarks.timing import peak_memory
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.dynamics_claims import CLAIMS, judge_claims
-from raptor_hf.dynamics_figures import draw_study
-from raptor_hf.dynamics_report import claims_page
-from raptor_hf.dynamics_study import ANALYSES, StudyArguments, study_models
-from raptor_hf.runs import read_json
-from raptor_hf.systems import DepthSystem, StoredSystem
+from raptor_hf.dynamics.claims import CLAIMS, judge_claims
+from raptor_hf.dynamics.figures import draw_study
+from raptor_hf.dynamics.report import claims_page
+from raptor_hf.dynamics.study import ANALYSES, StudyArguments, study_models
+from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
+from raptor_hf.runs.folder import read_json
 from tests.programs import ROOT
 from tests.test_dynamics import LAYOUT
 from tests.test_modeling_raptor import randomised

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
-from raptor_hf.early_exit import applications_after_exit, cheapest, exit_curves, judge_early_exit
-from raptor_hf.report import early_exit_section
+from raptor_hf.probes.early_exit import (
+    applications_after_exit,
+    cheapest,
+    exit_curves,
+    judge_early_exit,
+)
+from raptor_hf.reports.report import early_exit_section
 from tests.test_modeling_raptor import randomised
 from tests.test_report import result
 

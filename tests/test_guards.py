@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from raptor_hf.activation_sources import OnlineActivations
-from raptor_hf.checkpoints import newest_checkpoint
+from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.configuration_raptor import token_layout
-from raptor_hf.guards import DivergenceGuard
-from raptor_hf.loop import fit
-from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.losses import ObjectiveArguments
-from raptor_hf.matching import TrajectoryMatching, matching_explanation, matching_loss
-from raptor_hf.spans import Chain, ComputeArguments, make_span
+from raptor_hf.distillation.blocks import Chain, ComputeArguments, make_span
+from raptor_hf.distillation.matching import TrajectoryMatching, matching_explanation, matching_loss
+from raptor_hf.distillation.objective import ObjectiveArguments
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.checkpoints import newest_checkpoint
+from raptor_hf.loop.fit import fit
+from raptor_hf.loop.guards import DivergenceGuard
 from tests.test_loop import FeatureDataset, arguments, compute_loss, data, noisy_network  # noqa: F401
 
 

@@ -12,14 +12,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from raptor_hf.heads import attach_head, load_linear_head
 from raptor_hf.modeling_raptor import (
     RaptorForDepthEstimation,
     RaptorForSemanticSegmentation,
     RaptorModel,
     pool_tokens,
 )
-from raptor_hf.tasks import Depth, Segmentation
+from raptor_hf.tasks.heads import attach_head, load_linear_head
+from raptor_hf.tasks.task import Depth, Segmentation
 from tests.conftest import SIZES
 
 WEIGHTS = {

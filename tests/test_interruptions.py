@@ -13,10 +13,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from raptor_hf.benchmark import PROCESSES
-from raptor_hf.checkpoints import checkpoints_of, newest_checkpoint
-from raptor_hf.loop import fit
-from raptor_hf.loss_log import read_log
+from raptor_hf.benchmarks.timing import PROCESSES
+from raptor_hf.loop.checkpoints import checkpoints_of, newest_checkpoint
+from raptor_hf.loop.fit import fit
+from raptor_hf.loop.log import read_log
 from tests.test_loop import (
     FeatureDataset,
     arguments,

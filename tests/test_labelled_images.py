@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raptor_hf.digit_scenes import digit_scenes
-from raptor_hf.labelled_images import (
+from raptor_hf.tasks.digit_scenes import digit_scenes
+from raptor_hf.tasks.labelled_images import (
     check_pair,
     load_classification,
     load_depth,

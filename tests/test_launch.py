@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from raptor_hf.data import make_processor
-from raptor_hf.launch import (
+from raptor_hf.loop.sampler import BatchShare, StepSampler
+from raptor_hf.runs.processes import (
     STOP_SIGNALS,
     StopSignals,
     describe_processes,
     run_program,
     unmet_wishes,
 )
-from raptor_hf.step_sampler import BatchShare, StepSampler
 from tests.conftest import tiny_teacher
 from tests.programs import run, start
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from raptor_hf.checkpoints import newest_checkpoint, remove_checkpoints
-from raptor_hf.loop import fit
-from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.matching import StepResult
-from raptor_hf.step_sampler import BatchShare, StepSampler
+from raptor_hf.distillation.matching import StepResult
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
+from raptor_hf.loop.fit import fit
+from raptor_hf.loop.sampler import BatchShare, StepSampler
 
 
 class FeatureDataset(Dataset):

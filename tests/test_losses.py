@@ -3,14 +3,21 @@ import torch
 
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import token_layout
-from raptor_hf.losses import (
+from raptor_hf.distillation.blocks import (
+    Chain,
+    Span,
+    make_span,
+    parse_span,
+    raptor_from_blocks,
+    save_blocks,
+)
+from raptor_hf.distillation.matching import TrajectoryMatching
+from raptor_hf.distillation.objective import (
     ObjectiveArguments,
     parse_token_weights,
     rollout,
     token_loss,
 )
-from raptor_hf.matching import TrajectoryMatching
-from raptor_hf.spans import Chain, Span, make_span, parse_span, raptor_from_blocks, save_blocks
 from tests.test_modeling_raptor import randomised
 
 GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}

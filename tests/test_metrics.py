@@ -173,7 +173,7 @@ from raptor_hf.metrics import (
     Accuracy, DepthError, MeanIoU, compute_over_processes, depth_statistics, label_ranks,
     segmentation_statistics,
 )
-from raptor_hf.launch import process_state
+from raptor_hf.runs.processes import process_state
 
 state = process_state()
 generator = torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ import torch
 
 from evaluation import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.max_cut import max_cut, recursive_max_cut
-from raptor_hf.phases import (
+from raptor_hf.phases.max_cut import max_cut, recursive_max_cut
+from raptor_hf.phases.partitions import (
     find_phases,
     layer_distance,
     load_distance,

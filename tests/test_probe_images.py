@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from raptor_hf.data import make_processor
-from raptor_hf.labelled_images import load_classification, load_segmentation
 from raptor_hf.modeling_raptor import drop_registers, pool_tokens
-from raptor_hf.probe_arguments import ProbeArguments
-from raptor_hf.probe_data import ProbeImageSets
-from raptor_hf.probe_images import ProbeImages
-from raptor_hf.stored_features import store_features
-from raptor_hf.tasks import Classification, Segmentation
-from raptor_hf.transforms import Augmentation
+from raptor_hf.probes.arguments import ProbeArguments
+from raptor_hf.probes.datasets import ProbeImageSets
+from raptor_hf.probes.features import store_features
+from raptor_hf.probes.images import ProbeImages
+from raptor_hf.probes.transforms import Augmentation
+from raptor_hf.tasks.labelled_images import load_classification, load_segmentation
+from raptor_hf.tasks.task import Classification, Segmentation
 from tests.layouts import write_ade20k
 
 
@@ -100,7 +100,7 @@ def test_stored_features_are_the_models_and_are_found_again(teacher, tmp_path, m
     assert features.image_ids.tolist() == [5, 2, 9]
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "complete.json").read_text())["image_ids"] == [5, 2, 9]
-    monkeypatch.setattr("raptor_hf.stored_features.backbone_features", None)  # not called again
+    monkeypatch.setattr("raptor_hf.probes.features.backbone_features", None)  # not called again
     store_features(tmp_path, teacher, task, images, batch_size=2)
     teacher.layernorm.weight.data += 1  # another model
     with pytest.raises(TypeError):

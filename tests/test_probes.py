@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
-from raptor_hf.activation_sources import OnlineActivations
-from raptor_hf.baselines import constant_metrics, nearest_neighbours
-from raptor_hf.fidelity import model_facts, trajectory_r2
-from raptor_hf.heads import attach_head
-from raptor_hf.labelled_images import LabelledImages
-from raptor_hf.probe_arguments import Candidate, ProbeArguments, candidates_of
-from raptor_hf.probe_data import ProbeData
-from raptor_hf.probes import PooledLinear, ProbeHeads, best_epoch, train_probe
-from raptor_hf.stored_features import StoredFeatures
-from raptor_hf.tasks import Classification, Depth, Segmentation
+from raptor_hf.activations.online import OnlineActivations
+from raptor_hf.distillation.fidelity import model_facts, trajectory_r2
+from raptor_hf.probes.arguments import Candidate, ProbeArguments, candidates_of
+from raptor_hf.probes.baselines import constant_metrics, nearest_neighbours
+from raptor_hf.probes.datasets import ProbeData
+from raptor_hf.probes.features import StoredFeatures
+from raptor_hf.probes.training import PooledLinear, ProbeHeads, best_epoch, train_probe
+from raptor_hf.tasks.heads import attach_head
+from raptor_hf.tasks.labelled_images import LabelledImages
+from raptor_hf.tasks.task import Classification, Depth, Segmentation
 from tests.test_modeling_raptor import randomised
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 import raptor_hf  # noqa: F401
-from raptor_hf.model_card import run_snippet
-from raptor_hf.spans import make_span, save_blocks
+from raptor_hf.distillation.blocks import make_span, save_blocks
+from raptor_hf.hub.model_card import run_snippet
 from raptor_hf.teachers import load_backbone
 from tests.programs import ENVIRONMENT, ROOT, run
 

@@ -5,10 +5,8 @@ import pytest
 import torch
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from raptor_hf.configuration_raptor import RaptorConfig
-from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.extraction import write_activations
-from raptor_hf.recipe_benchmark import (
+from raptor_hf.activations.writing import write_activations
+from raptor_hf.benchmarks.recipes import (
     Recipe,
     recipe_tables,
     recipes,
@@ -16,6 +14,8 @@ from raptor_hf.recipe_benchmark import (
     tuned_rate,
     variants,
 )
+from raptor_hf.configuration_raptor import RaptorConfig
+from raptor_hf.data import ImageViews, load_images, make_processor
 from tests.programs import run
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from raptor_hf import RaptorModel
-from raptor_hf.activations import load_activations
-from raptor_hf.extraction import write_activations
-from raptor_hf.refit import RefitArguments, refit_spans
-from raptor_hf.spans import Span
+from raptor_hf.activations.store import load_activations
+from raptor_hf.activations.writing import write_activations
+from raptor_hf.distillation.blocks import Span
+from raptor_hf.distillation.refit import RefitArguments, refit_spans
 
 
 def spans_of(model):
@@ -30,7 +30,7 @@ def recurrent_teacher(teacher):
 
 
 def test_lost_projections_are_found_again(recurrent_teacher, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("raptor_hf.refit.RIDGE_PROJECTIONS", 1e-7)
+    monkeypatch.setattr("raptor_hf.distillation.refit.RIDGE_PROJECTIONS", 1e-7)
     (tmp_path / "states").mkdir()
     many = copy.copy(images)
     many.views = 40  # random states, more tokens than features

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.runs import (
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.runs.folder import (
     finish_run,
     folder_digest,
     parse_arguments,
@@ -128,7 +128,7 @@ def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
     script = tmp_path / "count.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from raptor_hf.launch import process_state\n"
+        "from raptor_hf.runs.processes import process_state\n"
         "state = process_state()\n"
         "said = f'{state.process_index} of {state.num_processes}'\n"
         "Path(__file__).with_name(said).touch()\n"  # what two processes print may run together

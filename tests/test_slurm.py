@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from raptor_hf.checkpoints import checkpoints_of
 from raptor_hf.data import make_processor
-from raptor_hf.runs import read_json
+from raptor_hf.loop.checkpoints import checkpoints_of
+from raptor_hf.runs.folder import read_json
 from tests.conftest import tiny_teacher
 from tests.programs import ENVIRONMENT, ROOT, run
 

@@ -3,12 +3,16 @@ import torch
 from torch import nn
 
 from raptor_hf import RaptorModel
-from raptor_hf.losses import rollout
+from raptor_hf.distillation.blocks import Chain, Span
+from raptor_hf.distillation.objective import rollout
+from raptor_hf.distillation.validation import (
+    TrajectoryValidation,
+    ValidationArguments,
+    make_validation,
+)
 from raptor_hf.metrics import RSquared, state_statistics
 from raptor_hf.modeling_raptor import pool_tokens
-from raptor_hf.spans import Chain, Span
 from raptor_hf.teachers import trajectory
-from raptor_hf.validation import TrajectoryValidation, ValidationArguments, make_validation
 from tests.test_modeling_raptor import randomised
 
 

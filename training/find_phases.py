@@ -17,14 +17,22 @@ from operator import itemgetter
 import numpy as np
 from transformers import PreTrainedModel
 
-from raptor_hf import runs, teachers
-from raptor_hf.activation_sources import OnlineActivations, check_all_layers, stream_states
-from raptor_hf.activations import load_activations
+from raptor_hf.activations.online import OnlineActivations, check_all_layers, stream_states
+from raptor_hf.activations.store import load_activations
 from raptor_hf.data import ImageViews, load_images
-from raptor_hf.figures import plot_layer_distance
-from raptor_hf.launch import process_state, run_program
-from raptor_hf.max_cut import recursive_max_cut
-from raptor_hf.phases import find_phases, layer_distance, load_distance
+from raptor_hf.phases.max_cut import recursive_max_cut
+from raptor_hf.phases.partitions import find_phases, layer_distance, load_distance
+from raptor_hf.reports.figures import plot_layer_distance
+from raptor_hf.runs.folder import (
+    file_digest,
+    finish_run,
+    folder_digest,
+    parse_arguments,
+    start_run,
+    write_json,
+)
+from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
@@ -58,7 +66,7 @@ def measure(arguments: Arguments, model: PreTrainedModel | None) -> tuple[np.nda
         source = load_activations(arguments.activations)
         check_all_layers(source)
     else:
-        processor = teachers.load_processor(arguments.teacher, arguments.revision)
+        processor = load_processor(arguments.teacher, arguments.revision)
         views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
         source = OnlineActivations(model.to(process_state().device), views)
     options = {name: getattr(arguments, name) for name in OPTIONS}
@@ -78,19 +86,19 @@ def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
 
 def main() -> None:
     """Measure or read the matrix, cut, write, print."""
-    arguments = runs.parse_arguments(Arguments)
+    arguments = parse_arguments(Arguments)
     given = [name for name in ("activations", "teacher", "distance") if getattr(arguments, name)]
     if len(given) != 1:
         raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")
     if arguments.thresholds and (arguments.k or arguments.method != "recursive"):
         raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
     model, source = None, {given[0]: getattr(arguments, given[0])}
-    digest = runs.file_digest if arguments.distance else runs.folder_digest
+    digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
-        model = teachers.load_vision_model(arguments.teacher, arguments.revision)
-        source = {"teacher": teachers.teacher_identity(model, arguments.revision)}
+        model = load_vision_model(arguments.teacher, arguments.revision)
+        source = {"teacher": teacher_identity(model, arguments.revision)}
         digest = itemgetter("weights_sha256")
-    if runs.start_run(arguments, inputs={name: digest(it) for name, it in source.items()}):
+    if start_run(arguments, inputs={name: digest(it) for name, it in source.items()}):
         return
     distance, number = measure(arguments, model)
     phases = cut(distance, arguments)
@@ -99,8 +107,8 @@ def main() -> None:
     plot_layer_distance(distance, phases, f"{arguments.output_dir}/layer_distance.png")
     content = {"phases": phases, "method": arguments.method, "source": source}
     content |= {"distance": distance.round(6).tolist(), "num_images": number}
-    runs.write_json(f"{arguments.output_dir}/phases.json", content)
-    runs.finish_run(arguments.output_dir)
+    write_json(f"{arguments.output_dir}/phases.json", content)
+    finish_run(arguments.output_dir)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ from transformers import (
     set_seed,
 )
 
-from raptor_hf.checkpoints import remove_checkpoints
 from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.launch import process_state, run_program
-from raptor_hf.loop import fit
-from raptor_hf.loop_arguments import LoopArguments
-from raptor_hf.matching import StepResult
-from raptor_hf.plan import print_teacher_plan
-from raptor_hf.runs import finish_run, parse_arguments, start_run
-from raptor_hf.spans import ComputeArguments
+from raptor_hf.distillation.blocks import ComputeArguments
+from raptor_hf.distillation.matching import StepResult
+from raptor_hf.dry_runs.plans import print_teacher_plan
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.checkpoints import remove_checkpoints
+from raptor_hf.loop.fit import fit
+from raptor_hf.runs.folder import finish_run, parse_arguments, start_run
+from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The states of a teacher, stored in files or computed online."""

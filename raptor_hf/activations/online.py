@@ -1,0 +1,236 @@
+"""Where training gets a teacher's states from: stored ones, or the teacher itself, one interface.
+
+Both sources are map-style datasets that a DataLoader reads whole batches of, and both have
+`states(batch)`, the states (B, layers, N, D) of such a batch; `layers`, `layout` and `identity()`
+say which states of whom. `StoredActivations` (`activations.py`) reads them, `OnlineActivations`
+computes them from images.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
+from ..data import ImageViews, batches, load_images
+from ..runs.processes import process_state
+from ..teachers import (
+    infer_token_layout,
+    load_processor,
+    trajectory,
+    up_to_layer,
+    weights_digest,
+)
+from .store import StoredActivations, load_activations
+
+
+@dataclass(kw_only=True)
+class ImageArguments:
+    """Which images a teacher looks at, in which views, and how it computes."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "digits, an image folder or a Hub id"}
+    )
+    split: str = "train"
+    num_images: int | None = field(
+        default=None, metadata={"help": "so many images, chosen at random; default: all"}
+    )
+    views: int = field(
+        default=1, metadata={"help": "views per image; all but the first are augmented"}
+    )
+    view_seed: int = field(
+        default=0, metadata={"help": "seed of the augmented views and of what is chosen at random"}
+    )
+    precision: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "what the teacher computes in; bfloat16 is for GPUs"}
+    )
+
+    def image_views(
+        self, teacher: str, revision: str | None = None, *, views: int | None = None
+    ) -> ImageViews:
+        """The images in their views, as the teacher's own processor makes them."""
+        dataset = load_images(self.dataset, self.split)
+        return ImageViews(
+            dataset,
+            load_processor(teacher, revision),
+            views=self.views if views is None else views,
+            seed=self.view_seed,
+            image_ids=choose_images(len(dataset), self.num_images, self.view_seed),
+        )
+
+
+@dataclass(kw_only=True)
+class ActivationArguments(ImageArguments):
+    """Whose states are learned, and whether they are stored or computed in training."""
+
+    teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
+    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
+    activations: str = field(
+        metadata={"help": "folder of its activation dataset, or online: computed from --dataset"}
+    )
+    views: int = field(
+        default=1,
+        metadata={"help": "online: views per image; 0: another random view in every epoch"},
+    )
+
+    @property
+    def online(self) -> bool:
+        """Whether the teacher computes its states while others learn from them."""
+        return self.activations == "online"
+
+    @property
+    def new_views(self) -> bool:
+        """Whether every epoch sees other views (`loop.fit`)."""
+        return self.online and self.views == 0
+
+    def check_source(self) -> None:
+        """Refuse online without a dataset, and options of online for what is stored."""
+        if self.online and self.dataset is None:
+            raise ValueError("--activations online needs images: give --dataset.")
+        for option in [] if self.online else fields(ImageArguments):
+            if getattr(self, option.name) != getattr(type(self), option.name):
+                raise ValueError(
+                    f"--{option.name} is for --activations online; what {self.activations} holds "
+                    "was decided when it was extracted. Leave it out."
+                )
+
+    def open(self, teacher: PreTrainedModel, layers: Sequence[int]) -> "Activations":
+        """The source of these layers' states.
+
+        Raises:
+            ValueError: options that contradict each other (`check_source`), or a store that has not
+                all tokens, not these layers, or is another teacher's.
+        """
+        self.check_source()
+        if self.online:
+            images = self.image_views(self.teacher, self.revision, views=max(1, self.views))
+            teacher.to(process_state().device)
+            return OnlineActivations(teacher, images, layers=layers, precision=self.precision)
+        stored = load_activations(self.activations, layers=layers, teacher=teacher)
+        if stored.manifest["num_patches"] is not None:
+            raise ValueError(
+                f"{self.activations} holds {stored.manifest['num_patches']} patches of each image. "
+                "Blocks attend to all tokens and can't learn from some: extract without --tokens."
+            )
+        return stored
+
+
+def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
+    """Which of so many images are looked at: all of them, or some at random, in order.
+
+    Raises:
+        ValueError: more are wanted than there are.
+    """
+    if wanted is None:
+        return np.arange(number)
+    if not 1 <= wanted <= number:
+        raise ValueError(f"num_images must lie between 1 and {number:,}; got {wanted:,}.")
+    return np.sort(np.random.default_rng(seed).permutation(number)[:wanted])
+
+
+class OnlineActivations(Dataset):
+    """A teacher's states, computed when they are asked for and never kept.
+
+    A DataLoader (with workers, if decoding takes long) reads images; `states` runs the teacher on a
+    batch of them, without gradients, and only as deep as the last layer that is wanted.
+
+    Args:
+        teacher: any vision model that returns its states, on the device that computes.
+        images: gives whole batches with `pixel_values`, as `ImageViews` and `ProbeImages` do.
+        layers: whose states are wanted; default: all, 0 … L.
+        precision: `"bfloat16"` computes under autocast; the residual stream stays float32.
+
+    Raises:
+        ValueError: a layer that the teacher has not.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        images: Dataset,
+        *,
+        layers: Sequence[int] | None = None,
+        precision: str = "float32",
+    ):
+        self.whole_teacher = self.teacher = teacher
+        self.images, self.precision = images, precision
+        self.depth = getattr(teacher.config, "num_hidden_layers", None)
+        if self.depth is None:  # whatever it is, `trajectory` says in words what it lacks
+            pixel_values = images.__getitems__([0])["pixel_values"]
+            self.depth = trajectory(teacher, pixel_values.to(teacher.device)).shape[1] - 1
+        self.layers = list(range(self.depth + 1) if layers is None else layers)
+        if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
+            raise ValueError(
+                f"The teacher has the layers 0 to {self.depth}; asked for {self.layers}."
+            )
+        self.teacher = up_to_layer(teacher, max(self.layers))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        return self.images.__getitems__(rows)
+
+    def __getstate__(self) -> dict:
+        # the workers of a DataLoader read images, and need no copy of the teacher
+        return {**self.__dict__, "teacher": None, "whole_teacher": None}
+
+    def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The states (B, layers, N, D) of a batch with `pixel_values`, float32."""
+        device = self.teacher.device
+        pixel_values = batch["pixel_values"].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            states = trajectory(self.teacher, pixel_values).float()
+        in_order = self.layers == list(range(states.shape[1]))
+        return states if in_order else states[:, self.layers]
+
+    @cached_property
+    def layout(self) -> TokenLayout:
+        """How the tokens of a state fall into cls, registers and patches."""
+        config = self.teacher.config
+        if config.model_type in TEACHER_FAMILIES:
+            return token_layout(config)
+        batch = self.images.__getitems__([0])
+        height, width = batch["pixel_values"].shape[-2:]
+        num_tokens = self.states(batch).shape[2]
+        return infer_token_layout(config, num_tokens=num_tokens, height=height, width=width)
+
+    def identity(self) -> str:
+        """The digest of the teacher's weights: the images are said by the program's arguments."""
+        return weights_digest(self.whole_teacher)
+
+
+Activations = StoredActivations | OnlineActivations
+
+
+def check_all_layers(activations: Activations) -> None:
+    """Refuse activations of some layers where all are needed."""
+    if activations.layers != list(range(activations.depth + 1)):
+        raise ValueError(
+            f"This needs the states of all layers, 0 to {activations.depth}; the activations hold "
+            f"those of {activations.layers}."
+        )
+
+
+def stream_states(
+    activations: Activations,
+    description: str,
+    *,
+    num_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> Iterator[torch.Tensor]:
+    """The states (B, layers, N, D) of all rows, or of some chosen at random, in batches.
+
+    Of several processes each gets its share.
+    """
+    wanted = None if num_images is None else min(num_images, len(activations))
+    rows = choose_images(len(activations), wanted, seed).tolist()
+    for batch in batches(activations, batch_size, description, rows=rows, num_workers=num_workers):
+        yield activations.states(batch)

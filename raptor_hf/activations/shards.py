@@ -1,0 +1,116 @@
+"""Shards of an activation dataset: files that are whole or absent.
+
+A shard is written under a temporary name; when all of it is on the disk its checksum is written
+down beside it, and then it gets its name.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from ..runs.folder import read_json, write_json
+from .format import MANIFEST, shard_digest
+
+WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is
+
+
+class Shard(NamedTuple):
+    """A file of the dataset and the rows that it holds."""
+
+    name: str
+    rows: range
+
+
+def known_shards(path: Path) -> dict[str, dict]:
+    """Size and checksum of every shard that was ever finished, by its name."""
+    manifest = path / MANIFEST
+    known = read_json(manifest)["shards"] if manifest.exists() else {}
+    # newer than what a manifest says: a shard that was written again
+    return known | {f"{file.stem}.arrow": read_json(file) for file in path.glob("data-*.json")}
+
+
+def write_shards(
+    path: Path, shards: list[Shard], schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> None:
+    """Write batches to the shards that they belong to, while the next ones are computed.
+
+    Raises:
+        OSError: the disk is full, or writing fails otherwise; what is whole is kept.
+    """
+    waiting = deque()
+
+    def wait(at_most: int) -> None:
+        while len(waiting) > at_most:
+            try:
+                waiting.popleft().result()
+            except OSError as error:
+                whole = len(list(path.glob("data-*.arrow")))
+                raise OSError(
+                    error.errno,
+                    f"{path} could not be written ({error.strerror or error}). {whole:,} shards "
+                    "are whole and kept: make room and run the same command with --resume.",
+                ) from error
+
+    try:
+        # one thread each keeps the order; a shard is put on the disk while the next is written
+        with ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as publishing:
+            for shard in shards:
+                file = ShardFile(path / shard.name, schema, len(shard.rows))
+                rows = 0
+                while rows < len(shard.rows):
+                    batch = next(batches)
+                    rows += len(batch)
+                    waiting.append(writing.submit(file.write, batch))
+                    wait(WAITING_BATCHES)
+                waiting.append(publishing.submit(file.publish, waiting[-1]))
+            wait(0)
+    except BaseException:
+        for shard in shards:  # the room of unfinished ones
+            temporary_name(path / shard.name).unlink(missing_ok=True)
+        raise
+
+
+def temporary_name(shard: Path) -> Path:
+    """What a shard is called until it is whole."""
+    return shard.with_suffix(".tmp")
+
+
+class ShardFile:
+    """An Arrow file that gets its name when all of it is on the disk and its checksum is known."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int):
+        self.path, self.rows, self.written = path, rows, 0
+        self.file = pa.OSFile(str(temporary_name(path)), "wb")
+        self.writer = pa.ipc.new_stream(self.file, schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a record batch."""
+        self.writer.write_batch(batch)
+        self.written += len(batch)
+
+    def publish(self, last_write: Future) -> None:
+        """Close the file, put it on the disk, write down its checksum, give it its name.
+
+        Args:
+            last_write: of this file; it is waited for, and what it raised is raised again.
+
+        Raises:
+            RuntimeError: rows are missing, as after a write that failed: no name then.
+        """
+        last_write.result()
+        if self.written != self.rows:
+            raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
+        self.writer.close()
+        self.file.close()
+        temporary = temporary_name(self.path)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        facts = {"rows": self.rows, "size_bytes": temporary.stat().st_size}
+        facts["xxh3_128"] = shard_digest(temporary)
+        write_json(self.path.with_suffix(".json"), facts)
+        os.replace(temporary, self.path)

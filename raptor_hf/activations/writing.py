@@ -1,0 +1,269 @@
+"""Writing an activation dataset: shards that are whole or absent, in parallel, resumable.
+
+A shard that has its name is whole (`shards.py`). So a killed run goes on with the shards that have
+none, and when all have one their checksums are gathered in the manifest.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from ..data import ImageViews, keep_batch
+from ..runs.folder import environment, progress_bar, size, write_json
+from ..runs.processes import process_state
+from ..teachers import teacher_identity
+from .format import (
+    MANIFEST,
+    SCALARS,
+    activation_features,
+    dataset_card,
+    layer_column,
+    shard_problem,
+)
+from .online import OnlineActivations
+from .shards import Shard, known_shards, write_shards
+
+
+class Plan(NamedTuple):
+    """What a dataset holds, and in which files; a function of the arguments alone."""
+
+    shards: list[Shard]
+    num_tokens: int
+    num_channels: int
+    num_patches: int | None
+    features: datasets.Features
+    row_bytes: int
+
+
+def write_activations(
+    teacher: PreTrainedModel,
+    images: ImageViews,
+    path: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    num_patches: int | None = None,
+    dtype: str = "float16",
+    precision: str = "float32",
+    batch_size: int = 64,
+    shard_megabytes: int = 256,
+    num_workers: int = 0,
+    revision: str | None = None,
+) -> None:
+    """Write the trajectories of all images and views, those shards that are not there yet.
+
+    All processes work together: of the shards that are missing, process p of P writes p, p + P, ….
+    A second call with the same arguments ends in the same bytes as one that was not interrupted.
+
+    Args:
+        path: folder of the dataset.
+        layers: whose states are stored; default: all.
+        num_patches: store so many patches of an image, drawn at random from (seed of the views,
+            view, image), the same in all layers; default: all. Cls and registers are always stored.
+        dtype: `"float16"` or `"float32"`.
+        precision: what the teacher computes in, `"float32"` or `"bfloat16"`.
+        batch_size: images in one forward pass, and in one record batch of a file.
+        shard_megabytes: size of a file.
+        num_workers: processes that decode images ahead.
+        revision: the Hub revision that the teacher was loaded at; its commit is written down.
+
+    Raises:
+        ValueError: a state that the dtype can't hold (layer and image are named), or more patches
+            or layers than there are.
+        OSError: less free disk than the dataset takes, or a disk that is full before its end.
+    """
+    path, state = Path(path), process_state()
+    source = OnlineActivations(teacher, images, layers=layers, precision=precision)
+    plan = make_plan(source, num_patches, dtype, batch_size, shard_megabytes)
+    known = known_shards(path)
+    missing = [s for s in plan.shards if shard_problem(path / s.name, known.get(s.name))]
+    needed = plan.row_bytes * sum(len(shard.rows) for shard in missing)
+    state.print(
+        f"{len(images):,} trajectories of {len(source.layers)} × {plan.num_tokens} × "
+        f"{plan.num_channels} {dtype}: {size(plan.row_bytes * len(images))} in "
+        f"{len(plan.shards)} shards, {len(missing)} of them to write",
+        flush=True,
+    )
+    if state.is_main_process:
+        for leftover in path.glob("*.tmp"):  # of a run that was killed
+            leftover.unlink()
+        check_disk(path, needed)
+    state.wait_for_everyone()
+    mine = missing[state.process_index :: state.num_processes]
+    batches = record_batches(source, plan, mine, batch_size, num_workers)
+    write_shards(path, mine, plan.features.arrow_schema, batches)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        complete(path, plan, source, dtype, revision)
+    state.wait_for_everyone()
+
+
+def make_plan(
+    source: OnlineActivations,
+    num_patches: int | None,
+    dtype: str,
+    batch_size: int,
+    shard_megabytes: int,
+) -> Plan:
+    """Sizes, schema and shards; a shard holds whole batches, at least one."""
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype must be 'float16' or 'float32'; got {dtype!r}.")
+    _, num_layers, num_tokens, num_channels = source.states(source.__getitems__([0])).shape
+    if num_patches is not None:
+        prefix = source.layout.num_prefix_tokens
+        if not 1 <= num_patches <= num_tokens - prefix:
+            raise ValueError(
+                f"An image has {num_tokens - prefix} patches; asked to keep {num_patches}."
+            )
+        num_tokens = prefix + num_patches
+    row_bytes = np.dtype(dtype).itemsize * num_layers * num_tokens * num_channels
+    rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
+    starts = range(0, len(source), rows)
+    shards = [
+        Shard(f"data-{i:05d}-of-{len(starts):05d}.arrow", range(s, min(s + rows, len(source))))
+        for i, s in enumerate(starts)
+    ]
+    features = activation_features(
+        source.layers, num_tokens, num_channels, dtype=dtype, num_patches=num_patches
+    )
+    return Plan(shards, num_tokens, num_channels, num_patches, features, row_bytes)
+
+
+def check_disk(path: Path, needed_bytes: int) -> None:
+    """Refuse to begin what the disk can't hold."""
+    free_bytes = shutil.disk_usage(path).free
+    print(f"{size(needed_bytes)} to write, {size(free_bytes)} free in {path}", flush=True)
+    if needed_bytes > 0.98 * free_bytes:
+        raise OSError(
+            f"{size(needed_bytes)} are to be written to {path}, but only {size(free_bytes)} are "
+            f"free. Store less (--layers, --tokens, --num_images, "
+            "--views), take another disk, or train with --activations online, which stores nothing."
+        )
+
+
+def record_batches(
+    source: OnlineActivations, plan: Plan, shards: list[Shard], batch_size: int, num_workers: int
+) -> Iterator[pa.RecordBatch]:
+    """The batches of some shards, one after the other."""
+    state = process_state()
+    rows = [
+        list(shard.rows[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard.rows), batch_size)
+    ]
+    loader = DataLoader(source, batch_sampler=rows, collate_fn=keep_batch, num_workers=num_workers)
+    total = sum(map(len, rows))
+    with progress_bar("extract", total, unit="image", enabled=state.is_main_process) as bar:
+        for batch in loader:
+            yield record_batch(source, plan, batch)
+            bar.update(len(batch["label"]))
+
+
+def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.RecordBatch:
+    """Some trajectories as Arrow columns, without a detour by Python objects.
+
+    Raises:
+        ValueError: a number that the dtype can't hold, or NaN.
+    """
+    states, schema = source.states(batch), plan.features.arrow_schema
+    kept, prefix = None, source.layout.num_prefix_tokens
+    if plan.num_patches is not None:
+        kept = choose_patches(batch, states.shape[2] - prefix, plan.num_patches, source.images.seed)
+        prefixes = torch.arange(prefix).expand(len(kept), -1)
+        tokens = torch.cat([prefixes, prefix + kept], dim=1).to(states.device)
+        images = torch.arange(len(kept), device=states.device)[:, None]
+    columns = []
+    for index, layer in enumerate(source.layers):
+        layer_states = states[:, index] if kept is None else states[images, index, tokens]
+        field = schema.field(layer_column(layer)).type
+        dtype = getattr(torch, field.value_type)
+        stored = layer_states.to(dtype).contiguous()
+        check_finite(stored, layer, batch["image_id"])
+        columns.append(array2d(stored.cpu().numpy(), field))
+    if kept is not None:
+        flat = pa.array(kept.flatten().to(torch.int32).numpy())
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, plan.num_patches))
+    columns += [pa.array(batch[name].numpy()) for name in SCALARS]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> None:
+    """Refuse states (B, N, D) with NaN or ±∞, which is what becomes of too large a number."""
+    # extremes are NaN if anything is, and are found 20 times faster than by looking at every number
+    if torch.isfinite(torch.stack(torch.aminmax(states))).all():
+        return
+    finite = torch.isfinite(states).flatten(1).all(dim=1).cpu()
+    dtype = str(states.dtype).removeprefix("torch.")
+    raise ValueError(
+        f"The state after layer {layer} of image {int(image_ids[~finite][0])} holds values that "
+        f"{dtype} can't (beyond ±{torch.finfo(states.dtype).max:.5g}, or NaN)."
+        + (" Extract with --dtype float32." if dtype == "float16" else "")
+    )
+
+
+def choose_patches(batch: dict, num_patches: int, wanted: int, seed: int) -> torch.Tensor:
+    """Which patches of each image are kept, in order: (B, wanted), from (seed, view, image)."""
+    pairs = zip(batch["view"].tolist(), batch["image_id"].tolist(), strict=True)
+    orders = [np.random.default_rng((seed, *pair)).permutation(num_patches) for pair in pairs]
+    return torch.from_numpy(np.sort(np.stack(orders)[:, :wanted], axis=1))
+
+
+def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
+    """(B, N, D) as Arrow's nested lists under `datasets`' Array2D type."""
+    num_rows, num_tokens, num_channels = values.shape
+    inner = np.arange(0, num_rows * num_tokens + 1, dtype=np.int32) * num_channels
+    outer = np.arange(0, num_rows + 1, dtype=np.int32) * num_tokens
+    lists = pa.ListArray.from_arrays(inner, pa.array(values.reshape(-1)))
+    return pa.ExtensionArray.from_storage(field_type, pa.ListArray.from_arrays(outer, lists))
+
+
+def complete(
+    path: Path, plan: Plan, source: OnlineActivations, dtype: str, revision: str | None
+) -> None:
+    """Complete a dataset whose shards are all there: `datasets`' own files, manifest and card."""
+    known = known_shards(path)
+    shards = {shard.name: known[shard.name] for shard in plan.shards}
+    datasets.DatasetInfo(features=plan.features).write_to_directory(str(path))
+    write_json(
+        path / "state.json",
+        {
+            "_data_files": [{"filename": name} for name in shards],
+            "_fingerprint": next(iter(shards.values()))["xxh3_128"][:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        },
+    )
+    images = source.images
+    manifest = {
+        "teacher": teacher_identity(source.whole_teacher, revision),
+        "num_images": len(images.image_ids),
+        "views": images.views,
+        "seed": images.seed,
+        "image_size": list(images[0]["pixel_values"].shape[-2:]),
+        "transform": images.processor.to_dict(),
+        "depth": source.depth,
+        "layers": source.layers,
+        "num_tokens": plan.num_tokens,
+        "num_channels": plan.num_channels,
+        "num_patches": plan.num_patches,
+        "num_cls": source.layout.num_cls,
+        "num_registers": source.layout.num_registers,
+        "dtype": dtype,
+        "precision": source.precision,
+        "environment": environment(),
+        "shards": shards,
+    }
+    (path / "README.md").write_text(dataset_card(manifest))
+    write_json(path / MANIFEST, manifest)
+    for entry in path.glob("data-*.json"):
+        entry.unlink()

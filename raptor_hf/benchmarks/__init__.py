@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and recipes. Left out of the wheel."""

@@ -1,0 +1,294 @@
+"""Training recipes beside the reference's: how well a student follows after how much compute.
+
+Compute is counted in multiply-adds of the student and of its optimiser. The unit is one step of a
+Raptor of matched blocks through all of the teacher's layers, forward and backward, with 64 images.
+At every budget and k each recipe gets the learning rate that suits it: its own one is doubled and
+halved as long as that helps, judged on images that it learns from, with the first seed (at budgets
+of minutes, `LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
+on record are not made again.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedModel, set_seed
+
+from ..activations.online import Activations, OnlineActivations
+from ..activations.store import load_activations
+from ..configuration_raptor import RaptorConfig
+from ..data import ImageViews, load_images
+from ..distillation.blocks import BlockArguments, Chain, ComputeArguments, Span
+from ..distillation.fidelity import trajectory_r2
+from ..distillation.matching import TrajectoryMatching, matching_loss
+from ..distillation.objective import ObjectiveArguments, parse_token_weights
+from ..distillation.refit import RefitArguments
+from ..dry_runs.plans import application_flops, optimizer_flops, rollouts_per_step, teacher_layer
+from ..loop.arguments import LoopArguments
+from ..loop.fit import fit
+from ..modeling_raptor import RaptorModel
+from ..reports.tables import markdown_table, mean_std
+from ..runs.folder import progress_bar, read_json
+from ..teachers import load_backbone, load_processor
+from .timing import PROCESSES
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+UNIT_IMAGES = 64
+JUDGED_ROWS = 512  # of the training set, for the choice of the learning rate
+WARMUP = 0.1  # of the steps
+LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
+LAST_WITH_OUR_BATCHES = 200  # units: the reference has them up to here
+VARIANTS_AT = (3, 100)  # k and units
+RECORD = "recipe_runs.jsonl"
+
+
+@dataclass(kw_only=True)
+class Recipe(BlockArguments, ComputeArguments, RefitArguments, ObjectiveArguments, LoopArguments):
+    """What `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults."""
+
+    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = "autoregressive"
+    token_weights: str = "0.45,0.10,0.45"
+
+
+def recipes() -> dict[str, dict]:
+    """What is compared: options of `Recipe`.
+
+    *ours* is the recipe of the digits as it is shipped. *reference* is the published one: a random
+    start, SwiGLU of hidden width 4·D, teacher forcing that fades over the first quarter, batches of
+    64. *reference, our batches* has ours and is the reference's else.
+    """
+    known = {field.name for field in fields(Recipe)}
+    ours = yaml.safe_load((RECIPES / "digits_raptor.yaml").read_text())
+    ours = {name: value for name, value in ours.items() if name in known}
+    reference = {
+        "init": "random", "ffn": "swiglu", "intermediate_size": 256, "layerscale_value": 1e-5,
+        "block_norm_eps": 1e-5, "objective": "annealed", "learning_rate": 1e-2, "batch_size": 64,
+        "attn_implementation": ours["attn_implementation"],
+    }  # fmt: skip
+    small = {"batch_size": ours["batch_size"], "learning_rate": 5e-3}
+    return {"ours": ours, "reference": reference, "reference, our batches": reference | small}
+
+
+def variants() -> dict[str, dict]:
+    """Ours with one thing changed, each: what is it that helps?"""
+    changes = {
+        "AdamW": {"optimizer": "adamw", "learning_rate": 4e-3},
+        "batches of 64": {"batch_size": 64},
+        "random blocks": {"init": "random"},
+        "end to end from the first step": {"phase_fraction": 0.0},
+        "teacher forcing over the first quarter": {"objective": "annealed", "annealing": "drawn"},
+        "depth scales refitted first": {"refit": "scales"},
+        "scales and projections refitted first": {"refit": "all"},
+    }
+    return {f"ours, {name}": recipes()["ours"] | change for name, change in changes.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one recipe at one k and one budget: the learning rates, then the other seeds."""
+
+    folder: str
+    recipe: str
+    k: int
+    units: float
+    seeds: int
+
+    def runs(self) -> list[dict]:
+        """What is on record of them."""
+        facts = {"recipe": self.recipe, "k": self.k, "budget": self.units}
+        return [run for run in recorded(self.folder) if facts.items() <= run.items()]
+
+
+def recorded(folder: str | Path) -> list[dict]:
+    """All runs on record in a folder."""
+    path = Path(folder) / RECORD
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@cache
+def sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
+    """The teacher, what is learned from, and what is reported on."""
+    folder = Path(digits)
+    teacher = load_backbone(str(folder / "teacher"))
+    learned = load_activations(folder / "activations")
+    views = ImageViews(load_images("digits", "test"), load_processor(str(folder / "teacher")))
+    return teacher, learned, OnlineActivations(teacher, views)
+
+
+def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed: int) -> dict:
+    """One run: R² on the test images, and on training images, after so many units of compute."""
+    teacher, activations, test = sources(digits)
+    phases = read_json(Path(digits) / "phases" / "phases.json")["phases"][str(k)]
+    with tempfile.TemporaryDirectory() as output_dir:
+        arguments = Recipe(**recipe | {
+            "output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none",
+        })  # fmt: skip
+        set_seed(seed)
+        model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
+        num_tokens = activations[0]["states"].shape[-2]
+        cost = step_units(arguments, model.config, num_tokens)
+        arguments.steps = max(1, round(units / cost))
+        arguments.warmup_steps = max(1, round(WARMUP * arguments.steps))
+        arguments.log_every = arguments.checkpoint_every = arguments.steps
+        arguments.set_up(model)
+        spans = [Span(b, *s) for b, s in zip(model.blocks, model.config.spans(), strict=True)]
+        arguments.refit_blocks(spans, activations, init=arguments.init)
+        chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
+        module = TrajectoryMatching(chains, arguments, activations.layout.groups())
+        fit(module, activations, matching_loss(activations), arguments)
+    judged = torch.linspace(0, len(activations) - 1, JUDGED_ROWS).long().tolist()
+    return {
+        "units": cost * arguments.steps,
+        "steps": arguments.steps,
+        "train_r2": trajectory_r2(model, activations, rows=judged)["mean"]["all"],
+        "r2": trajectory_r2(model, test)["mean"],
+    }
+
+
+def step_units(recipe: Recipe, config: RaptorConfig, num_tokens: int) -> float:
+    """Compute of a step on average: the student forward and backward, and its optimiser."""
+    passes = rollouts_per_step(recipe, 1000)
+    flops = 3 * passes * recipe.batch_size * config.num_hidden_layers
+    flops *= application_flops(config, num_tokens)
+    flops += optimizer_flops(recipe.optimizer, config, len(config.phases))
+    layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
+    return flops / (3 * UNIT_IMAGES * config.num_hidden_layers * layer)
+
+
+def run_group(digits: str, group: Group) -> None:
+    """Make the runs of a group that are not on record, quietly."""
+    torch.set_num_threads(1)
+    recipe = (recipes() | variants())[group.recipe]
+    with open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            rate = recipe["learning_rate"]
+            if group.units < LONG or group.recipe != "ours":
+                rate = tuned_rate(
+                    lambda rate: run_once(digits, group, recipe, rate, seed=0)["train_r2"],
+                    rate,
+                    extend=group.units < LONG,
+                )
+            for seed in range(group.seeds):
+                run_once(digits, group, recipe, rate, seed)
+
+
+def tuned_rate(judge: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
+    """The best of rate · 2ⁿ: the next one is tried as long as the last one was the best.
+
+    Args:
+        judge: the quality of a run at a rate.
+        rate: where the search starts.
+        extend: else only the rate itself and its half are tried.
+    """
+    found = {candidate: judge(candidate) for candidate in (rate, rate / 2)}
+    if extend:
+        found[2 * rate] = judge(2 * rate)
+        for factor, end in ((2, max), (0.5, min)):
+            while max(found, key=found.get) == (edge := end(found)):
+                found[factor * edge] = judge(factor * edge)
+    return max(found, key=found.get)
+
+
+def run_once(digits: str, group: Group, recipe: dict, rate: float, seed: int) -> dict:
+    """A run, or what is on record of it."""
+    facts = {"rate": rate, "seed": seed}
+    for run in group.runs():
+        if facts.items() <= run.items():
+            return run
+    result = train(digits, recipe, k=group.k, units=group.units, **facts)
+    run = {"recipe": group.recipe, "k": group.k, "budget": group.units, **facts, **result}
+    with open(Path(group.folder) / RECORD, "a") as file:
+        file.write(json.dumps(run) + "\n")
+    return run
+
+
+def benchmark_recipes(
+    digits: str,
+    folder: str | Path,
+    *,
+    ks: list[int],
+    budgets: list[float],
+    seeds: int,
+    processes: int,
+) -> dict:
+    """Make all runs, several processes at once, the cheap ones first.
+
+    Args:
+        digits: folder of `reproduce.sh digits`: teacher, activations, phases.
+        folder: for the record of the runs.
+        processes: 0 makes no runs: what is on record is looked at.
+
+    Returns:
+        `runs`, all of them, and `table`: for each recipe, k and budget the rate that was chosen,
+        R² of all tokens and of cls for every seed.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]
+    if VARIANTS_AT[0] in ks and VARIANTS_AT[1] in budgets:
+        points += [(name, *VARIANTS_AT) for name in variants()]
+    groups = [
+        Group(str(folder), *point, seeds)
+        for point in sorted(points, key=lambda point: point[2])
+        if point[2] <= LAST_WITH_OUR_BATCHES or point[0] in ("ours", "reference")
+    ]
+    if processes:
+        bar = progress_bar("recipes", len(groups), unit="budget")
+        with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
+            for future in as_completed([pool.submit(run_group, digits, g) for g in groups]):
+                future.result()
+                bar.update()
+    table = [row(group) for group in groups if group.runs()]
+    return {"runs": recorded(folder), "table": table}
+
+
+def row(group: Group) -> dict:
+    """The chosen learning rate of a group, and the R² of its seeds."""
+    runs = group.runs()
+    best = max((run for run in runs if run["seed"] == 0), key=lambda run: run["train_r2"])["rate"]
+    chosen = sorted((run for run in runs if run["rate"] == best), key=lambda run: run["seed"])
+    return {
+        "recipe": group.recipe,
+        "k": group.k,
+        "budget": group.units,
+        "rate": best,
+        "r2": [run["r2"]["all"] for run in chosen],
+        "r2_cls": [run["r2"]["cls"] for run in chosen],
+    }
+
+
+def recipe_tables(rows: list[dict]) -> str:
+    """R² of all tokens, `mean ± std` over seeds: a line a k and budget, a column a recipe.
+
+    A second table has the variants of ours.
+    """
+    cells = {(row["k"], row["budget"], row["recipe"]): row for row in rows}
+    lines = []
+    for k, budget in sorted({(row["k"], row["budget"]) for row in rows}):
+        found = [cells.get((k, budget, name)) for name in recipes()]
+        shown = [f"{mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in found]
+        lines.append([str(k), f"{budget:g}", *shown])
+    tables = [markdown_table(["k", "compute", *recipes()], lines)]
+    names = [name for name in ("ours", *variants()) if (*VARIANTS_AT, name) in cells]
+    if names[1:]:
+        heading = [f"k = {VARIANTS_AT[0]}, compute {VARIANTS_AT[1]}", "R², all tokens", "R², cls"]
+        found = [cells[(*VARIANTS_AT, name)] for name in names]
+        lines = [[row["recipe"], mean_of(row, "r2"), mean_of(row, "r2_cls")] for row in found]
+        tables.append(markdown_table([*heading, "rate"], [
+            [*line, f"{row['rate']:g}"] for line, row in zip(lines, found, strict=True)
+        ]))  # fmt: skip
+    return "\n\n".join(tables)
+
+
+def mean_of(row: dict, figure: str) -> str:
+    """A figure of a row over its seeds."""
+    return mean_std(np.array(row[figure]), 4)

@@ -1,0 +1,246 @@
+"""What the demo page shows of one image, as numbers: no web page in here, see `demo_page`."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image, ImageOps
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from ..configuration_raptor import token_layout
+from ..data import load_images
+from ..dynamics.measures import angles, directions
+from ..modeling_raptor import RaptorModel, patch_sides, pool_tokens
+from ..pictures import PatchMaps, patch_pca_maps
+from ..runs.processes import process_state
+from ..tasks.heads import load_linear_head
+from ..teachers import load_backbone, load_processor
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others may start programs, like PostScript's
+MAX_ASPECT = 8  # times longer than wide; a thread of an image would be huge once it is resized
+# what PIL raises for a file that is broken or no image
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+MAKE_DIGITS = (
+    "`bash training/reproduce.sh digits` makes the models that the demo shows by default, in "
+    "outputs/digits."
+)
+
+
+class Head(NamedTuple):
+    """A linear head on [cls, mean of patches], and what it calls its classes."""
+
+    linear: nn.Linear
+    names: list[str]
+
+
+class Pair(NamedTuple):
+    """A teacher and its Raptor, with what is needed to show them an image."""
+
+    teacher: PreTrainedModel
+    raptor: RaptorModel
+    processor: object
+    teacher_head: Head | None
+    raptor_head: Head | None
+
+
+class Analysis(NamedTuple):
+    """What is shown of one image."""
+
+    image: np.ndarray  # (H, W, 3) uint8, as the models see it: resized and cropped
+    maps: PatchMaps
+    teacher_angles: np.ndarray  # (L,) degrees: the turns of the cls token
+    raptor_angles: np.ndarray
+    cosines: dict[str, np.ndarray]  # token group -> (L + 1,), see `state_cosines`
+    teacher_top: dict[str, float]  # class -> probability, best first; empty without a head
+    raptor_top: dict[str, float]
+
+
+def read_image(path: str | Path, *, max_pixels: int) -> Image.Image:
+    """Decode an image file that a stranger may have made; RGB, the right side up.
+
+    Raises:
+        ValueError: no PNG, JPEG, WebP, BMP or GIF, one that is broken, more than `max_pixels`, or
+            one that is more than `MAX_ASPECT` times longer than wide. Its words hold nothing of the
+            file.
+    """
+    try:
+        image = Image.open(path, formats=FORMATS)
+        width, height = image.size
+        if width * height <= max_pixels and max(image.size) <= MAX_ASPECT * min(image.size):
+            # only now are the pixels decoded
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise ValueError(
+            "This file can't be shown: it is broken, too large, or no image. "
+            f"Upload a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        ) from error
+    raise ValueError(
+        f"This image has {width}×{height} pixels; the demo takes at most {max_pixels / 1e6:g} "
+        f"million, and none that is more than {MAX_ASPECT} times longer than wide."
+    )
+
+
+def model_folder(name_or_path: str, revision: str | None = None) -> str:
+    """The local folder of a model; one of the Hub is downloaded, without pickles and code.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a folder without weights in safetensors.
+        OSError: no such model on the Hub.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        if folder.is_absolute() or name_or_path.startswith((".", "~")) or len(folder.parts) != 2:
+            raise FileNotFoundError(f"{name_or_path}: no such folder. {MAKE_DIGITS}")
+        files = ["*.json", "*.safetensors"]
+        folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=files))
+    if not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{name_or_path} holds no model*.safetensors; the demo reads weights from nothing else."
+        )
+    return str(folder)
+
+
+def load_pair(
+    model: str,
+    teacher: str,
+    *,
+    teacher_head: str | None = None,
+    revision: str | None = None,
+    teacher_revision: str | None = None,
+) -> Pair:
+    """Load a Raptor and its teacher, each from a folder or the Hub, and check that they fit.
+
+    Args:
+        model: a Raptor; one with a classification head brings the names of its classes.
+        teacher_head: a file or model that `load_linear_head` reads; None: no classes of the
+            teacher's.
+
+    Raises:
+        ValueError: a model that is no Raptor, or a teacher or head that does not fit it.
+        FileNotFoundError: no such folder or file; other OSErrors: no such model on the Hub.
+    """
+    model, teacher = model_folder(model, revision), model_folder(teacher, teacher_revision)
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type != "raptor":
+        raise ValueError(
+            f"--model must be a Raptor; {model} is of type {config.model_type!r}. "
+            "Its teacher goes to --teacher."
+        )
+    device = process_state().device
+    student, original = load_backbone(model).to(device), load_backbone(teacher).to(device)
+    check_pair(original, student)
+    has_head = config.architectures == ["RaptorForImageClassification"]
+    return Pair(
+        original,
+        student,
+        load_processor(model),
+        load_head(teacher_head, student) if teacher_head else None,
+        load_head(model, student) if has_head else None,
+    )
+
+
+def load_head(source: str, raptor: RaptorModel) -> Head:
+    """A head for the Raptor's or its teacher's features; errors as `load_linear_head`."""
+    linear, names = load_linear_head(source, hidden_size=raptor.config.hidden_size)
+    names = names or [f"LABEL_{label}" for label in range(linear.out_features)]
+    # ImageNet has two classes called crane
+    names = [f"{n} ({label})" if names.count(n) > 1 else n for label, n in enumerate(names)]
+    return Head(linear.to(raptor.device), names)
+
+
+def check_pair(teacher: PreTrainedModel, raptor: PreTrainedModel) -> None:
+    """Refuse a Raptor that was not made of such a teacher: a ValueError names what differs."""
+    if teacher.config.model_type == "raptor":
+        raise ValueError("--teacher must be the model that the Raptor imitates, not a Raptor.")
+
+    def facts(model: PreTrainedModel) -> dict[str, object]:
+        layout = token_layout(model.config)
+        return {
+            "layers": model.config.num_hidden_layers,
+            "channels": model.config.hidden_size,
+            "register tokens": layout.num_registers,
+            "patch size in pixels": patch_sides(model.config),
+        }
+
+    theirs, ours = facts(teacher), facts(raptor)
+    differences = [
+        f"{name}: {theirs[name]} in the teacher, {ours[name]} in the Raptor"
+        for name in theirs
+        if theirs[name] != ours[name]
+    ]
+    if differences:
+        raise ValueError(
+            "This Raptor was not made of this teacher: " + "; ".join(differences) + ". Give the "
+            "teacher that it was distilled from."
+        )
+
+
+@torch.no_grad()
+def analyse(pair: Pair, image: Image.Image) -> Analysis:
+    """Show an image to teacher and Raptor."""
+    pixel_values = pair.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    outputs = [
+        model(pixel_values.to(model.device), output_hidden_states=True)
+        for model in (pair.teacher, pair.raptor)
+    ]
+    teacher, raptor = (torch.cat(output.hidden_states).cpu().double() for output in outputs)
+    groups = token_layout(pair.raptor.config).groups()
+    sides = zip(pixel_values.shape[2:], patch_sides(pair.raptor.config), strict=True)
+    grid = tuple(pixels // side for pixels, side in sides)
+    patches = groups["patches"]
+    tops = [
+        top_classes(head, pool_tokens(output.last_hidden_state, pair.raptor.config))
+        for head, output in zip((pair.teacher_head, pair.raptor_head), outputs, strict=True)
+    ]
+    return Analysis(
+        as_seen(pixel_values[0], pair.processor),
+        patch_pca_maps([states[:, patches].numpy() for states in (teacher, raptor)], grid),
+        *(angles(cls[:-1], cls[1:]).numpy() for cls in (teacher[:, 0], raptor[:, 0])),
+        {name: state_cosines(teacher, raptor, groups[name]) for name in ("cls", "patches")},
+        *tops,
+    )
+
+
+def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
+    """Pixel values (3, H, W) as an image (H, W, 3) of bytes: the processor's work undone."""
+    pixels = pixel_values.cpu().numpy().transpose(1, 2, 0)
+    if processor.do_normalize:
+        pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
+    return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+
+
+def state_cosines(teacher: torch.Tensor, raptor: torch.Tensor, group: slice) -> np.ndarray:
+    """The cosine between two models' states (L + 1, N, D), mean over a token group: (L + 1,)."""
+    cosines = (directions(teacher[:, group]) * directions(raptor[:, group])).sum(dim=-1)
+    return cosines.mean(dim=1).numpy()
+
+
+def top_classes(head: Head | None, features: torch.Tensor, number: int = 5) -> dict[str, float]:
+    """The likeliest classes of features (1, 2·D) and their probabilities, best first."""
+    if head is None:
+        return {}
+    probabilities = head.linear(features)[0].softmax(dim=-1)
+    best = probabilities.topk(min(number, len(probabilities)))
+    return {
+        head.names[label]: value
+        for value, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    }
+
+
+def pick_examples(dataset: str, split: str, number: int = 10) -> list[tuple[Image.Image, str]]:
+    """The first image of each of the first classes of a dataset, with its class' name.
+
+    Raises:
+        ValueError: the dataset has no images and labels, or no such split.
+    """
+    images = load_images(dataset, split)
+    labels = images["label"]
+    rows = [labels.index(label) for label in sorted(set(labels))[:number]]
+    names = getattr(images.features["label"], "names", None) or {n: f"class {n}" for n in labels}
+    return [(row["image"].convert("RGB"), names[row["label"]]) for row in images.select(rows)]

@@ -1,0 +1,1 @@
+"""How blocks learn to follow a teacher, and how well they do."""

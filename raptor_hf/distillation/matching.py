@@ -1,0 +1,178 @@
+"""Chains of blocks that learn to follow a teacher: what `loop.fit` trains in both stages."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..activations.online import Activations
+from ..metrics import state_statistics
+from .blocks import Chain
+from .objective import ObjectiveArguments, rollout, token_loss
+
+
+class StepResult(NamedTuple):
+    """What `compute_loss` tells `fit` of a batch.
+
+    Args:
+        loss: the mean over the batch's images, to be minimised.
+        scalars: for the log, means over the images too.
+        statistics: functions that give rows for `RSquared`, by name; called when R² is logged.
+    """
+
+    loss: torch.Tensor
+    scalars: dict[str, torch.Tensor] = {}
+    statistics: dict[str, Callable[[], dict]] = {}
+
+
+class Followed(NamedTuple):
+    """How a chain of S layers follows a trajectory.
+
+    Args:
+        loss: a scalar.
+        prediction: (B, S, N, D), rolled out if the loss counts that, else teacher-forced; without
+            gradients.
+        target: (B, S + 1, N, D), the teacher's states, with the one that it starts from. (Teacher
+            forcing may have looked at some tokens N only.)
+    """
+
+    loss: torch.Tensor
+    prediction: torch.Tensor
+    target: torch.Tensor
+
+    def statistics(self, groups: dict[str, slice]) -> dict[str, list]:
+        """Rows for `RSquared`."""
+        whole = torch.cat([self.target[:, :1], self.prediction], dim=1)
+        return state_statistics(prediction=whole, target=self.target, groups=groups)
+
+
+class TrajectoryMatching(nn.Module):
+    """Chains of blocks that learn to follow a teacher's trajectory; they never see each other.
+
+    Stage 1 has one chain per span, each with a block of its own; stage 2 one chain with all blocks
+    of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
+    from `ObjectiveArguments.forcing`; over the first `phase_fraction` of the steps rollouts start
+    anew with every span. `layers` are those whose states it learns from.
+    """
+
+    def __init__(
+        self, chains: list[Chain], arguments: ObjectiveArguments, groups: dict[str, slice]
+    ):
+        super().__init__()
+        self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
+        self.chains, self.arguments, self.groups = chains, arguments, groups
+        self.layers = range(
+            min(chain.spans[0].start for chain in chains),
+            max(chain.spans[-1].stop for chain in chains) + 1,
+        )
+        self.blocks = nn.ModuleDict(
+            {span.name: span.block for chain in chains for span in chain.spans}
+        )
+
+    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, Followed]:
+        """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
+        forcing, rolling = self.arguments.weights(progress)
+        found = {}
+        for chain in self.chains:
+            starts = {span.start for span in chain.spans}
+            if progress >= self.arguments.phase_fraction:
+                starts = {min(starts)}
+            part = self.part(chain, trajectory)
+            found[chain.name] = self.follow(chain, part, forcing, rolling, starts)
+        return found
+
+    def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
+        """The states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
+        first = self.layers.start
+        return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
+
+    def follow(
+        self,
+        chain: Chain,
+        trajectory: torch.Tensor,
+        forcing: float,
+        rolling: float,
+        starts: set[int],
+    ) -> Followed:
+        """The mixed loss of one chain, and what it was worked out from.
+
+        Args:
+            forcing, rolling: weights of teacher forcing and of rollouts.
+            starts: layers whose teacher's state rollouts start from.
+        """
+        start, stop = chain.spans[0].start, chain.spans[-1].stop
+        total = 0.0
+        forced = (forcing, range(start, stop), self.arguments.forcing_patches)
+        for weight, resets, patches in (forced, (rolling, starts, 0)):
+            if weight == 0:
+                continue
+            queries, weights = None, chain.weights
+            if patches:
+                queries, weights = self.draw_tokens(trajectory, chain.weights)
+            noise = self.arguments.noise_std
+            prediction = rollout(
+                chain.spans, trajectory, resets=resets, noise_std=noise, queries=queries
+            )
+            target = trajectory if queries is None else trajectory.index_select(2, queries)
+            total = total + weight * token_loss(
+                prediction,
+                target[:, 1:],
+                groups=self.groups,
+                weights=weights,
+                loss=self.arguments.loss,
+            )
+        return Followed(total, prediction.detach(), target)
+
+    def draw_tokens(
+        self, trajectory: torch.Tensor, weights: dict[str, float] | None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """All cls and register tokens and some patches, and the weights that make their loss
+        that of all tokens on average.
+        """
+        tokens = torch.arange(trajectory.shape[2], device=trajectory.device)
+        patches = tokens[self.groups["patches"]]
+        number = self.arguments.forcing_patches
+        if number > len(patches):
+            raise ValueError(f"forcing_patches is {number}; an image has {len(patches)} patches.")
+        drawn = patches[torch.randperm(len(patches))[:number].to(patches.device).sort().values]
+        if weights is None:  # the plain mean over all tokens
+            weights = {name: len(tokens[part]) / len(tokens) for name, part in self.groups.items()}
+        return torch.cat([tokens[: -len(patches)], drawn]), weights
+
+    @torch.no_grad()
+    def explain(self, trajectory: torch.Tensor) -> str | None:
+        """What is not finite in the states that are learned, or in what the blocks make of them."""
+        for layer, states in zip(self.layers, trajectory.unbind(1), strict=True):
+            if not torch.isfinite(states).all():
+                return f"the teacher's state after layer {layer} is not finite"
+        for chain in self.chains:
+            start = chain.spans[0].start
+            prediction = rollout(chain.spans, self.part(chain, trajectory), resets={start})
+            for layer, states in enumerate(prediction.unbind(1), start=start + 1):
+                if not torch.isfinite(states).all():
+                    return f"the rollout of {chain.name} is not finite from layer {layer} on"
+        return None
+
+
+def matching_loss(activations: Activations) -> Callable:
+    """`compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
+
+    def compute_loss(module: nn.Module, batch: dict, progress: float) -> StepResult:
+        chains = module(activations.states(batch).float(), progress)
+        losses = {name: followed.loss for name, followed in chains.items()}
+        groups = activations.layout.groups()
+        statistics = {name: partial(f.statistics, groups) for name, f in chains.items()}
+        return StepResult(sum(losses.values()), losses, statistics)
+
+    return compute_loss
+
+
+def matching_explanation(activations: Activations) -> Callable:
+    """`explain` of `fit` for the same."""
+
+    def explain(module: TrajectoryMatching, batch: dict) -> str | None:
+        return module.explain(activations.states(batch).float())
+
+    return explain

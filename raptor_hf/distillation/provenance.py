@@ -1,0 +1,105 @@
+"""How a model was made: what its card tells, read off the folders of the runs that made it."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..runs.folder import read_json
+from ..teachers import teacher_identity
+
+# the arguments of a training that make its recipe; the others are names of files, or say how a run
+# is watched
+RECIPE = (
+    "steps",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "final_learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "max_grad_norm",
+    "seed",
+    "objective",
+    "annealing",
+    "phase_fraction",
+    "forcing_patches",
+    "loss",
+    "token_weights",
+    "last_block_weights",
+    "noise_std",
+    "precision",
+)
+# say nothing of blocks that are there already
+OF_NEW_BLOCKS = ("init", "refit", "ffn", "depth_scaling")
+
+
+def public_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a path its last part: nobody else has the folders of this machine."""
+    looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
+    if looks_like_one or (name_or_path and Path(name_or_path).exists()):
+        return Path(name_or_path).resolve().name
+    return name_or_path
+
+
+def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
+    """Teacher and stages of a Raptor that the training programs made.
+
+    Args:
+        folder: of `distill_raptor.py`; its `run.json` leads to that of the blocks.
+
+    Returns:
+        `teacher` (name, commit on the Hub or None, digest of the weights), `dataset`, and `stages`,
+        first to last: program, arguments, images that were seen, seconds, number of processes.
+        None of a model that was made otherwise, or whose earlier runs are not there any more.
+    """
+    stages: list[dict] = []
+    run_folder, arguments = folder, {}
+    while run_folder:
+        if not (Path(run_folder) / "run.json").is_file():
+            return None
+        run = read_json(Path(run_folder) / "run.json")
+        arguments = run["arguments"]
+        stages.insert(0, stage_facts(Path(run_folder), run))
+        run_folder = arguments.get("blocks")
+    identity = teacher_identity(teacher, arguments.get("revision"))
+    return {
+        "teacher": {**identity, "name": public_name(identity["name"])},
+        "dataset": training_dataset(arguments),
+        "stages": stages,
+    }
+
+
+def training_dataset(arguments: dict) -> str | None:
+    """The images that a training saw, itself or by way of its stored activations."""
+    if arguments.get("dataset"):
+        return public_name(arguments["dataset"])
+    extraction = Path(arguments["activations"]) / "run.json"
+    if not extraction.is_file():
+        return None
+    return public_name(read_json(extraction)["arguments"]["dataset"])
+
+
+def stage_facts(folder: Path, run: dict) -> dict:
+    """What one training took."""
+    arguments = run["arguments"]
+    names = RECIPE if arguments.get("blocks") else RECIPE + OF_NEW_BLOCKS
+    return {
+        "program": run["program"],
+        "arguments": {name: arguments[name] for name in names if name in arguments},
+        "images": arguments["steps"] * arguments["batch_size"],
+        "seconds": training_seconds(folder),
+        "num_processes": run["environment"].get("num_processes", 1),
+    }
+
+
+def training_seconds(folder: Path) -> float:
+    """Time that a run trained, all its resumed parts together; each counts its own seconds."""
+    log = folder / "log.jsonl"
+    total = last = 0.0
+    for line in log.read_text().splitlines() if log.exists() else ():
+        seconds = json.loads(line)["seconds"]
+        if seconds < last:
+            total += last
+        last = seconds
+    return round(total + last, 1)

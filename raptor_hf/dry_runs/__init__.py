@@ -1,0 +1,1 @@
+"""Dry runs: what a program would read, train and write."""

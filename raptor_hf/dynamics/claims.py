@@ -1,0 +1,300 @@
+"""What we see: each claim about depth as time, held against a model's figures.
+
+A claim is a function of one model's result (`dynamics_study.ModelStudy.result`) that says whether
+it is seen and shows the figures that decide; None where they are missing.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .study import SWAPPED, partition_name
+
+CLEARLY = 0.95  # share of random partitions that a partition must beat
+PAPER, FOLLOW_UP, OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
+Verdict = tuple[bool, str] | None
+
+
+class Claim(NamedTuple):
+    """A sentence, who says it, by what it is decided here, and the function that decides."""
+
+    sentence: str
+    source: str
+    criterion: str
+    judge: Callable[[dict], Verdict]
+
+
+def mean_of(result: dict, *keys: str) -> np.ndarray:
+    """A figure's mean over the images."""
+    for key in keys:
+        result = result[key]
+    return np.array(result["mean"])
+
+
+def quarters(values: np.ndarray) -> tuple[float, float]:
+    """The mean of the first and of the last quarter of a curve over the layers."""
+    quarter = max(1, len(values) // 4)
+    return values[:quarter].mean(), values[-quarter:].mean()
+
+
+def arrows(values: np.ndarray, digits: int = 2) -> str:
+    """A curve by its first, middle and last value."""
+    return " → ".join(f"{values[n]:.{digits}f}" for n in (0, len(values) // 2, -1))
+
+
+def converges(result: dict) -> Verdict:
+    """Directions approach the last one layer by layer."""
+    curves = {group: mean_of(result, "convergence", group) for group in result["convergence"]}
+    seen = all((np.diff(curve) > 0).mean() >= 0.9 for curve in curves.values())
+    return seen, "; ".join(f"{group} {arrows(curve)}" for group, curve in curves.items())
+
+
+def s_shaped(result: dict) -> Verdict:
+    """The rise is slow, then fast, then slow."""
+    steepest, seen = [], True
+    for group in result["convergence"]:
+        rises = np.diff(mean_of(result, "convergence", group))
+        layer, quarter = int(rises.argmax()) + 1, len(rises) / 4
+        seen &= quarter < layer <= 3 * quarter
+        steepest.append(f"{group} at layer {layer}")
+    return seen, f"steepest: {', '.join(steepest)} of {result['depth']}"
+
+
+def basins(result: dict) -> Verdict:
+    """Classes gather."""
+    if "class_basins" not in result:
+        return None
+    own, other, silhouette = (
+        mean_of(result, "class_basins", name) for name in ("own_angle", "other_angle", "silhouette")
+    )
+    seen = silhouette[-1] > max(0, silhouette[1])
+    return bool(seen), (
+        f"silhouette {silhouette[1]:.2f} → {silhouette[-1]:.2f} (layers 1, {result['depth']}); at "
+        f"the end {own[-1]:.0f}° to the own class, {other[-1]:.0f}° to the nearest other"
+    )
+
+
+def corrects(group: str) -> Callable[[dict], Verdict]:
+    """Pushed tokens of a group come back."""
+
+    def judge(result: dict) -> Verdict:
+        pushes = result.get("self_correction", {}).get(group)
+        if not pushes:
+            return None
+        epsilon = min(pushes, key=float)
+        left = {
+            layer: found["mean"][-1] / found["mean"][0] for layer, found in pushes[epsilon].items()
+        }
+        shares = ", ".join(f"{100 * share:.0f} %" for share in left.values())
+        return max(left.values()) < 1, (
+            f"of a push of {epsilon} after layer {', '.join(left)} is left at the end: {shares}"
+        )
+
+    return judge
+
+
+def late_cls(result: dict) -> Verdict:
+    """The cls token turns most in the last quarter."""
+    if "cls" not in result["speed"]:
+        return None
+    speed = mean_of(result, "speed", "cls")
+    fastest = int(speed[1:].argmax()) + 2
+    seen = fastest > 0.75 * len(speed)
+    return bool(seen), (
+        f"the largest turn after layer 1 is at layer {fastest} of {len(speed)}: "
+        f"{speed[fastest - 1]:.0f}°; the last layer's: {speed[-1]:.0f}°"
+    )
+
+
+def ordered_speeds(result: dict) -> Verdict:
+    """Registers are slower than patches, patches than cls."""
+    if len(result["speed"]) < 3:
+        return None
+    speeds = {group: mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
+    seen = speeds["registers"] < speeds["patches"] < speeds["cls"]
+    return bool(seen), ", ".join(f"{group} {speed:.0f}°" for group, speed in speeds.items())
+
+
+def piecewise(result: dict) -> Verdict:
+    """Speeds jump at the boundaries of phases."""
+    found = {
+        (group, partition): at
+        for group, speed in result["speed"].items()
+        for partition, at in speed["at_boundaries"].items()
+        if at is not None
+    }
+    if not found:
+        return None
+    clear = sum(at["ratio"] > 1 and at["above_random"] >= CLEARLY for at in found.values())
+    ratios = ", ".join(
+        f"{group} {partition}: {at['ratio']:.2f} (beats {100 * at['above_random']:.0f} %)"
+        for (group, partition), at in found.items()
+        if group != "registers"
+    )
+    return clear > len(found) / 2, f"clear in {clear} of {len(found)} cases; {ratios}"
+
+
+def loses_rank(result: dict) -> Verdict:
+    """Updates become low in rank."""
+    shown, seen = [], True
+    for kind in ("stable", "effective"):
+        first, last = quarters(mean_of(result, "update_rank", kind)[1:])
+        seen &= last < first
+        shown.append(f"{kind} rank {first:.2f} → {last:.2f}")
+    return bool(seen), f"{', '.join(shown)} (first and last quarter)"
+
+
+def coherent(result: dict) -> Verdict:
+    """Patches align late."""
+    kappa = mean_of(result, "coherence", "states")
+    half = len(kappa) // 2
+    seen = kappa[-1] == kappa.max() and kappa[-1] - kappa[half] > kappa[half] - kappa[0]
+    return bool(seen), f"κ {arrows(kappa)}"
+
+
+def coherent_updates(result: dict) -> Verdict:
+    """Updates of patches point the same way."""
+    kappa = mean_of(result, "coherence", "updates")
+    return bool(kappa.min() > 0.5), f"κ of updates {kappa.min():.2f} to {kappa.max():.2f}"
+
+
+def swaps_differ(other: str) -> Callable[[dict], Verdict]:
+    """Layers of the same phase stand in for each other better than those of another one."""
+
+    def judge(result: dict) -> Verdict:
+        shown, seen = [], []
+        for partition in map(partition_name, result["partitions"]):
+            kinds = result.get("layer_swap", {}).get(partition, {})
+            both = [kinds.get(kind, {}).get(str(max(SWAPPED))) for kind in ("same_phase", other)]
+            if None in both:
+                continue
+            figure = "accuracy" if "accuracy" in both[0] else "cosine"
+            same, across = (np.array(found[figure]["mean"]) for found in both)
+            error = np.sqrt(same.var(ddof=1) / len(same) + across.var(ddof=1) / len(across))
+            seen.append(len(same) > 1 and same.mean() - across.mean() > 2 * error)
+            shown.append(
+                f"{partition}: {same.mean():.3f} against {across.mean():.3f} (± {error:.3f})"
+            )
+        if not shown:
+            return None
+        return all(seen), f"{figure} with {max(SWAPPED)} layers swapped, {'; '.join(shown)}"
+
+    return judge
+
+
+def contrast(result: dict) -> Verdict:
+    """The phases are better than random ones."""
+    shown, seen = [], True
+    for partition, found in result.get("phase_contrast", {}).items():
+        if found["contrast"] is None or not found["random"]:
+            continue
+        beats = {
+            kind: np.mean([c is None or found["contrast"] > c for c in found[kind]])
+            for kind in ("random", "shuffled")
+        }
+        seen &= min(beats.values()) >= CLEARLY
+        shown.append(
+            f"{partition}: {found['contrast']:.2f}, beats {100 * beats['random']:.0f} % of random "
+            f"runs, {100 * beats['shuffled']:.0f} % of shuffled layers"
+        )
+    return (bool(seen), "; ".join(shown)) if shown else None
+
+
+def settles(result: dict) -> Verdict:
+    """The state comes to rest when the last block goes on."""
+    held = result.get("more_time", {}).get("held")
+    if not held:
+        return None
+    speed, cosine = (mean_of(held, name, "patches") for name in ("speed", "convergence"))
+    shown = (
+        f"patches turn {speed[0]:.1f}° → {speed[-1]:.1f}° an application (m = 1, {len(speed)}), "
+        f"cosine to x_L {cosine[-1]:.2f}"
+    )
+    if "accuracy" in held:
+        accuracy = mean_of(held, "accuracy")
+        shown += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
+    return bool(speed[-1] < 0.1 * speed[0]), shown
+
+
+def linear(result: dict) -> Verdict:
+    """A linear map a phase predicts better than standing still."""
+    shown, ahead = [], []
+    for group, spans in result.get("linear_modes", {}).items():
+        gains = [found["map"][-1] - found["identity"][-1] for found in spans.values()]
+        ahead += [gain > 0 for gain in gains]
+        shown.append(f"{group} {min(gains):+.3f} to {max(gains):+.3f}")
+    if not shown:
+        return None
+    return all(ahead), f"cosine over a whole phase, map − identity: {', '.join(shown)}"
+
+
+def identity_catches_up(result: dict) -> Verdict:
+    """Late in depth, standing still predicts nearly as well."""
+    gains = []
+    for phases in (phases for phases in result["partitions"] if len(phases) > 1):
+        for spans in result.get("linear_modes", {}).values():
+            ends = (f"1-{phases[0]}", f"{sum(phases[:-1]) + 1}-{sum(phases)}")
+            first, last = (spans[end] for end in ends)
+            gains.append([found["map"][0] - found["identity"][0] for found in (first, last)])
+    if not gains:
+        return None
+    gains = np.array(gains)
+    later = int((gains[:, 1] < gains[:, 0]).sum())
+    return later > len(gains) / 2, (
+        f"one step, map − identity, first → last phase: {gains[:, 0].mean():+.3f} → "
+        f"{gains[:, 1].mean():+.3f}; smaller in {later} of {len(gains)} cases"
+    )
+
+
+CLAIMS = [
+    Claim("Directions converge: γ rises to 1", PAPER,
+          "every group's γ rises at nine of ten layers", converges),
+    Claim("The rise is S-shaped", PAPER,
+          "every group's γ rises most in the middle half of the layers", s_shaped),
+    Claim("Classes end in angular basins", PAPER,
+          "the silhouette at the last layer is above 0 and above that at the first", basins),
+    Claim("A pushed cls token bends back", PAPER,
+          "less than the pushed angle is left at the end, at the smallest ε", corrects("cls")),
+    Claim("Pushed patches bend back", PAPER,
+          "the same for patches", corrects("patches")),
+    Claim("cls turns sharply late", PAPER,
+          "its largest turn, the first apart, is in the last quarter", late_cls),
+    Claim("Registers are slow, patches between, cls fast", PAPER,
+          "order of the mean turns after layer 1", ordered_speeds),
+    Claim("Speed jumps where phases meet", PAPER,
+          "ratio above 1 and above that of 95 % of random cuts, in most cases", piecewise),
+    Claim("Updates lose rank with depth", PAPER,
+          "both ranks are lower in the last quarter than in the first", loses_rank),
+    Claim("Patches align, late", PAPER,
+          "κ is largest at the end and rises more in the second half", coherent),
+    Claim("Updates of patches point the same way", PAPER,
+          "κ of updates is above ½ at every layer", coherent_updates),
+    Claim("Layers of one phase stand in for each other", PAPER,
+          "better than those of another phase, by two standard errors over the draws",
+          swaps_differ("other_phase")),
+    Claim("… also against equally near layers of another phase", OURS,
+          "the same, with layers no farther away than a phase is long",
+          swaps_differ("other_phase_near")),
+    Claim("Phases are tighter than random ones", PAPER,
+          "contrast above that of 95 % of random and of shuffled partitions", contrast),
+    Claim("A phase is nearly linear", FOLLOW_UP,
+          "one map a phase predicts its end better than standing still, in all phases", linear),
+    Claim("Late, standing still predicts as well", FOLLOW_UP,
+          "the map gains less in the last phase than in the first, in most cases",
+          identity_catches_up),
+    Claim("With more time the state settles", OURS,
+          "the last block's last extra turn of the patches is below a tenth of its first, "
+          "depth held at L", settles),
+]  # fmt: skip
+
+
+def judge_claims(results: list[dict]) -> list[dict]:
+    """Every claim with its verdict for every model: `seen` (None: no figures) and `figures`."""
+    judged = []
+    for claim in CLAIMS:
+        found = {result["model"]: claim.judge(result) or (None, "") for result in results}
+        verdicts = {model: {"seen": seen, "figures": text} for model, (seen, text) in found.items()}
+        said = {name: getattr(claim, name) for name in ("sentence", "source", "criterion")}
+        judged.append({**said, "verdicts": verdicts})
+    return judged

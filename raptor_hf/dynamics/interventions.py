@@ -1,0 +1,220 @@
+"""What happens to a trajectory when a state is pushed, a layer is swapped, or depth goes on.
+
+Every function takes a batch's own trajectory and returns figures per image, as `dynamics.measure`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from .measures import angles, directions
+from .systems import DepthSystem
+
+SWAPS = {
+    "same_phase": "a layer of the same phase",
+    "other_phase": "a layer of another phase",
+    "other_phase_near": "a layer of another phase, no farther away than a phase is long",
+}
+Figures = dict[tuple[str, ...], torch.Tensor]
+
+
+def random_directions(
+    batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
+) -> torch.Tensor:
+    """Uniform on the unit sphere, (B, *shape): a function of seed, image and view alone."""
+    keys = zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True)
+    draws = [
+        np.random.default_rng((seed, *key)).standard_normal(shape, dtype=np.float32) for key in keys
+    ]
+    return directions(torch.from_numpy(np.stack(draws)))
+
+
+def self_correction(
+    system: DepthSystem,
+    states: torch.Tensor,
+    batch: Mapping[str, torch.Tensor],
+    *,
+    group: str,
+    layers: Sequence[int],
+    epsilons: Sequence[float],
+    seed: int = 0,
+) -> Figures:
+    """Push x_ℓ to x_ℓ + ε‖x_ℓ‖u, u uniform on the sphere, and let the rest of the model run on.
+
+    The same u serves all models, layers and ε.
+
+    Args:
+        states: the trajectory, (B, L + 1, N, D).
+        batch: says which images they are of (`image_id`, `view`).
+        group: the tokens that are pushed: cls, registers, patches or all.
+        layers: ℓ, from 0 to L − 1.
+        epsilons: ε > 0.
+
+    Returns:
+        `(self_correction, group, ε, ℓ)`: the angle in degrees between the pushed and the untouched
+        tokens after the layers ℓ … L, mean over the tokens, (B, L − ℓ + 1).
+
+    Raises:
+        ValueError: an ε, a group or a layer that is out of range.
+    """
+    tokens = {"all": slice(None), **system.layout.groups()}.get(group)
+    check_push(group, tokens, layers, epsilons, system)
+    pushed_shape = states[0, 0, tokens].shape
+    u = random_directions(batch, tuple(pushed_shape), seed).to(states)
+    figures: Figures = {}
+    for layer in layers:
+        untouched = states[:, layer:, tokens]
+        for epsilon in epsilons:
+            start = states[:, layer].clone()
+            lengths = start[:, tokens].norm(dim=-1, keepdim=True)
+            start[:, tokens] += epsilon * lengths * u
+            pushed = system.run(start, start=layer)[:, :, tokens]
+            key = ("self_correction", group, f"{epsilon:g}", str(layer))
+            figures[key] = angles(pushed, untouched).mean(dim=-1)
+    return figures
+
+
+def check_push(
+    group: str,
+    tokens: slice | None,
+    layers: Sequence[int],
+    epsilons: Sequence[float],
+    system: DepthSystem,
+) -> None:
+    """Errors of `self_correction`."""
+    if tokens is None:
+        raise ValueError(
+            f"{system.name} has the token groups {', '.join(system.layout.groups())} (or all); "
+            f"asked to push {group!r}."
+        )
+    if not epsilons or not all(0 < epsilon < float("inf") for epsilon in epsilons):
+        raise ValueError(
+            f"ε is the length of a push as a share of the state's, above 0; got {list(epsilons)}."
+        )
+    if not layers or not all(0 <= layer < system.depth for layer in layers):
+        raise ValueError(
+            f"States are pushed after a layer from 0 to {system.depth - 1}; got {list(layers)}."
+        )
+
+
+def contraction(angles: np.ndarray) -> list[float]:
+    """By what factor each layer changes an angle: θ_{m+1} / θ_m of (n,), n − 1 numbers."""
+    return (angles[1:] / angles[:-1]).tolist()
+
+
+def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
+    """For every layer (1 … L) that has any, the layers that may stand in for it.
+
+    Args:
+        phases: lengths that sum to L.
+        kind: a key of `SWAPS`.
+    """
+    phase = np.repeat(np.arange(len(phases)), phases)
+    first, second = np.meshgrid(np.arange(len(phase)), np.arange(len(phase)), indexing="ij")
+    allowed = (
+        phase[first] == phase[second] if kind == "same_phase" else phase[first] != phase[second]
+    )
+    allowed &= first != second
+    if kind == "other_phase_near":
+        allowed &= abs(first - second) < max(phases)
+    return {n + 1: (np.flatnonzero(row) + 1).tolist() for n, row in enumerate(allowed) if row.any()}
+
+
+def draw_swaps(
+    phases: Sequence[int], kind: str, number: int, *, draws: int, seed: int = 0
+) -> list[dict[int, int]]:
+    """Random swaps of so many layers: {layer: the layer that stands in for it}.
+
+    Args:
+        number: of layers that are replaced, each by an unchanged one of the teacher.
+        draws: how many; each differs by its own seed.
+
+    Returns:
+        The draws; none where fewer layers than `number` have a stand-in.
+    """
+    candidates = swap_candidates(phases, kind)
+    if len(candidates) < number:
+        return []
+    swaps = []
+    for draw in range(draws):
+        generator = np.random.default_rng((seed, draw, number))
+        layers = sorted(generator.choice(list(candidates), size=number, replace=False).tolist())
+        swaps.append({layer: int(generator.choice(candidates[layer])) for layer in layers})
+    return swaps
+
+
+def layer_swap(
+    system: DepthSystem,
+    states: torch.Tensor,
+    swaps: Sequence[Mapping[int, int]],
+    labels: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """A teacher with some of its layers replaced by others of its own (paper, Fig. 15).
+
+    Args:
+        states: the untouched trajectory, (B, L + 1, N, D).
+        swaps: as from `draw_swaps`.
+        labels: (B,), for the accuracy of the system's head.
+
+    Returns:
+        `cosine`, (B, swaps): between the last states with and without the swap, mean over the
+        tokens of cls or, where there is none, of the patches. With labels and a head `accuracy`:
+        1 where the class is right, else 0.
+    """
+    groups = system.layout.groups()
+    tokens = groups.get("cls", groups["patches"])
+    untouched, columns = directions(states[:, -1, tokens]), {"cosine": [], "accuracy": []}
+    for swap in swaps:
+        start = min(swap) - 1
+        last = system.run(states[:, start], start=start, swapped=swap)[:, -1]
+        cosines = (directions(last[:, tokens]) * untouched).sum(dim=-1)
+        columns["cosine"].append(cosines.mean(dim=-1))
+        if system.head is not None and labels is not None:
+            columns["accuracy"].append((system.predict(last) == labels.to(last.device)).float())
+    return {name: torch.stack(found, dim=1) for name, found in columns.items() if found}
+
+
+@torch.no_grad()
+def more_time(
+    system: DepthSystem, states: torch.Tensor, extra: int, labels: torch.Tensor | None = None
+) -> Figures:
+    """A Raptor's last block applied up to m more times than the teacher has layers.
+
+    Args:
+        states: the trajectory, (B, L + 1, N, D).
+        extra: the largest m.
+        labels: (B,), for the accuracy of the system's head.
+
+    Returns:
+        For both depths that the block may be told, `held` at L or `free` (L + 1, L + 2, …), and
+        every token group: `convergence`, the cosine of the state after m = 0 … applications to the
+        one after layer L, `speed`, the angle in degrees between successive states, and with labels
+        and a head `accuracy`. What overflows is NaN from there on.
+
+    Raises:
+        ValueError: a model that is no Raptor, or no further application.
+    """
+    if not system.is_raptor or extra < 1:
+        raise ValueError(
+            "More time is for a Raptor, whose last block can be applied again, and at least once; "
+            f"got {system.name} and {extra} applications."
+        )
+    groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
+    for told in ("held", "free"):
+        run = [states[:, -1]]
+        for m in range(1, extra + 1):
+            depth = system.depth + (m if told == "free" else 0)
+            run.append(block(run[-1], torch.full((1,), depth, device=states.device)))
+        run = torch.stack(run, dim=1)
+        for name, group in groups.items():
+            tokens = directions(run[:, :, group])
+            cosines = (tokens * tokens[:, :1]).sum(dim=-1)
+            figures["more_time", told, "convergence", name] = cosines.mean(dim=-1)
+            turns = angles(tokens[:, 1:], tokens[:, :-1])
+            figures["more_time", told, "speed", name] = turns.mean(dim=-1)
+        if system.head is not None and labels is not None:
+            labels = labels.to(run.device)
+            right = [(system.predict(state) == labels).float() for state in run.unbind(1)]
+            figures["more_time", told, "accuracy"] = torch.stack(right, dim=1)
+    return figures

@@ -1,0 +1,285 @@
+"""All analyses of depth as time in one pass over the images, for a teacher and its Raptors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..activations.store import StoredActivations
+from ..configuration_raptor import phase_spans
+from ..data import ImageViews, batches
+from ..phases.partitions import check_partition, image_distances, phase_contrast
+from .class_basins import ClassBasins, check_classes
+from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
+from .linear_modes import LinearModes
+from .measures import Spread, boundary_speed, measure
+from .systems import System
+
+# beside what needs nothing but trajectories (`dynamics.measure`), which is always made
+ANALYSES = (
+    "class_basins",
+    "self_correction",
+    "layer_swap",
+    "phase_contrast",
+    "more_time",
+    "linear_modes",
+)
+SWAPPED = (1, 2, 3)  # layers at once
+
+
+@dataclass(kw_only=True)
+class StudyArguments:
+    """What is done to the trajectories."""
+
+    analyses: list[str] = field(
+        default_factory=lambda: list(ANALYSES), metadata={"help": "which; default: all"}
+    )
+    push_groups: list[str] = field(
+        default_factory=lambda: ["cls", "patches"],
+        metadata={"help": "self-correction: tokens that are pushed: cls, registers, patches, all"},
+    )
+    push_layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "self-correction: after which layers; default: 0, L/4, L/2, 3L/4"},
+    )
+    epsilons: list[float] = field(
+        default_factory=lambda: [0.01, 0.1, 0.5],
+        metadata={"help": "self-correction: lengths of the push, as shares of the state's"},
+    )
+    swap_draws: int = field(default=20, metadata={"help": "layer swap: random swaps of each kind"})
+    extra_applications: int = field(
+        default=12, metadata={"help": "more time: how often the last block is applied again"}
+    )
+    random_partitions: int = field(
+        default=100, metadata={"help": "phase contrast: random partitions to compare with"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the images, pushes, swaps and partitions"})
+
+    def check(self) -> None:
+        """Refuse what no model could be asked for."""
+        unknown = [name for name in self.analyses if name not in ANALYSES]
+        if unknown:
+            raise ValueError(f"--analyses are {', '.join(ANALYSES)}; got {', '.join(unknown)}.")
+        if any(not epsilon > 0 for epsilon in self.epsilons):
+            raise ValueError(f"--epsilons must lie above 0; got {self.epsilons}.")
+        for name in ("swap_draws", "extra_applications", "random_partitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+
+
+def partition_name(phases: Sequence[int]) -> str:
+    """What a partition is called in results: `"3-3-6"`."""
+    return "-".join(map(str, phases))
+
+
+def left_out(
+    system: System, partitions: Sequence[list[int]], options: StudyArguments
+) -> dict[str, str]:
+    """Which of the wanted analyses a model can't be asked for, and why."""
+    no_cls = "it needs a cls token, and this model has none"
+    no_layers = "it runs layers one by one, and those of this model are not known"
+    no_phases = "it needs phases: give --phases_file (training/find_phases.py), or a Raptor"
+    reasons = {}
+    if "cls" not in system.layout.groups():
+        reasons["class_basins"] = no_cls
+    if not system.can_run_on:
+        reasons["self_correction"] = no_layers
+    for group in options.push_groups:
+        if group not in (*system.layout.groups(), "all"):
+            reasons[f"self_correction of {group}"] = f"this model has no token of the group {group}"
+    if not system.can_run_on or system.is_raptor:
+        reasons["layer_swap"] = (
+            "it is for teachers: a Raptor has one block for all layers of a phase"
+            if system.is_raptor
+            else no_layers
+        )
+    if not system.is_raptor:
+        reasons["more_time"] = "it is for Raptors: a teacher has no block to apply again"
+    if not partitions:
+        for name in ("layer_swap", "phase_contrast", "linear_modes"):
+            reasons.setdefault(name, no_phases)
+    return {n: why for n, why in reasons.items() if n.split(" ")[0] in options.analyses}
+
+
+class ModelStudy:
+    """One model's part of the pass.
+
+    Args:
+        system: the model.
+        partitions: into phases, of its layers; a Raptor has its own alone.
+        number: of images that will come by.
+        folder: for what waits on the disk meanwhile.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        partitions: Sequence[list[int]],
+        options: StudyArguments,
+        *,
+        number: int,
+        folder: str | Path,
+    ):
+        self.system, self.options, self.number, self.folder = system, options, number, folder
+        self.partitions = [system.phases] if system.is_raptor else list(partitions)
+        for phases in self.partitions:
+            check_partition(phases, system.depth)
+        self.left_out = left_out(system, self.partitions, options)
+        self.wanted = [name for name in options.analyses if name not in self.left_out]
+        self.spread, self.distance, self.compared = Spread(), 0.0, 0
+        self.basins: ClassBasins | None = None
+        self.modes: dict[str, LinearModes] = {}
+        self.swaps = self.all_swaps() if "layer_swap" in self.wanted else {}
+        depth = system.depth
+        self.push_layers = options.push_layers or sorted({n * depth // 4 for n in range(4)})
+
+    def all_swaps(self) -> dict[tuple[str, ...], list[dict[int, int]]]:
+        """The swaps that will be tried, by partition, kind and number of layers."""
+        draws, seed = self.options.swap_draws, self.options.seed
+        swaps = {
+            (partition_name(phases), kind, str(number)): draw_swaps(
+                phases, kind, number, draws=draws, seed=seed
+            )
+            for phases in self.partitions
+            for kind in SWAPS
+            for number in SWAPPED
+        }
+        return {key: found for key, found in swaps.items() if found}
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Some more images, or stored trajectories."""
+        states, groups = self.system.trajectory(batch), self.system.layout.groups()
+        self.spread.add(measure(states, self.system.layout))
+        distances = image_distances(states, self.system.layout)
+        self.distance = self.distance + distances.sum(dim=0).cpu()
+        self.compared += len(distances)
+        if "class_basins" in self.wanted:
+            if self.basins is None:
+                shape = (states.shape[1], states.shape[3])
+                self.basins = ClassBasins(self.number, shape, self.folder)
+            self.basins.add(states[:, :, 0], batch["label"])
+        if "linear_modes" in self.wanted:
+            for group in [name for name in ("cls", "patches") if name in groups]:
+                self.modes.setdefault(group, LinearModes(self.spans(), self.number))
+                self.modes[group].add(states[:, :, groups[group]])
+        self.intervene(states, batch)
+
+    def intervene(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
+        """Push, go on, swap, as far as it is wanted."""
+        system, options, labels = self.system, self.options, batch["label"]
+        pushed = options.push_groups if "self_correction" in self.wanted else []
+        for group in pushed:
+            if f"self_correction of {group}" not in self.left_out:
+                figures = self_correction(
+                    system, states, batch, group=group, layers=self.push_layers,
+                    epsilons=options.epsilons, seed=options.seed,
+                )  # fmt: skip
+                self.spread.add(figures)
+        if "more_time" in self.wanted:
+            self.spread.add(more_time(system, states, options.extra_applications, labels))
+        if self.swaps and system.head is not None:
+            right = (system.predict(states[:, -1]) == labels.to(states.device)).float()
+            self.spread.add({("layer_swap", "untouched", "accuracy"): right})
+        for key, swaps in self.swaps.items():
+            found = layer_swap(system, states, swaps, labels)
+            self.spread.add({("layer_swap", *key, name): v for name, v in found.items()})
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The spans of the phases of all partitions, each once."""
+        return sorted({span for phases in self.partitions for span in phase_spans(phases)})
+
+    def result(self) -> dict:
+        """All figures, ready for JSON: see the docstrings of what made them."""
+        system, figures = self.system, self.spread.summary()
+        for group, found in figures["speed"].items():
+            speed = self.spread.mean("speed", group)
+            found["at_boundaries"] = {
+                partition_name(phases): boundary_speed(speed, phases, seed=self.options.seed)
+                for phases in self.partitions
+            }
+        for by_epsilon in figures.get("self_correction", {}).values():
+            for by_layer in by_epsilon.values():
+                for found in by_layer.values():
+                    found["contraction"] = contraction(np.array(found["mean"]))
+        if "layer_swap" in figures:
+            figures["layer_swap"]["swaps"] = {" ".join(key): s for key, s in self.swaps.items()}
+        if self.basins is not None:
+            figures["class_basins"] = self.basins.result()
+        if "phase_contrast" in self.wanted:
+            distance = (self.distance / self.compared).numpy()
+            np.fill_diagonal(distance, 0.0)
+            draws, seed = self.options.random_partitions, self.options.seed
+            figures["phase_contrast"] = {
+                partition_name(phases): phase_contrast(distance, phases, draws=draws, seed=seed)
+                for phases in self.partitions
+            }
+        if self.modes:
+            figures["linear_modes"] = {group: modes.result() for group, modes in self.modes.items()}
+        return {
+            "model": system.name,
+            "phases": system.phases,
+            "partitions": self.partitions,
+            "depth": system.depth,
+            "num_images": self.number,
+            "left_out": self.left_out,
+            **figures,
+        }
+
+
+def study_models(
+    systems: Sequence[System],
+    images: ImageViews | StoredActivations,
+    partitions: Sequence[list[int]],
+    options: StudyArguments,
+    *,
+    folder: str | Path,
+    num_images: int | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> list[dict]:
+    """Measure some models on the same images, each of which is read once.
+
+    Memory does not grow with the number of images: what has to wait, waits in a file.
+
+    Args:
+        systems: teacher and Raptors; of stored trajectories, those that run on from layer 0.
+        images: each is looked at once, as it is: of augmented views none is.
+        partitions: of the teacher's layers into phases.
+        folder: for that file.
+        num_images: so many, drawn at random; None: all.
+
+    Returns:
+        A dict for every model, see `ModelStudy.result`.
+
+    Raises:
+        ValueError: states that are not finite, partitions that do not cover a model's layers, too
+            few images for class basins, options out of range, no image.
+    """
+    options.check()
+    rows, labels = plain_images(images)
+    num_classes = len(np.unique(labels))
+    chosen = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
+    rows, labels = rows[chosen], labels[chosen]
+    if len(rows) < 2:
+        raise ValueError(f"A study needs two images at least; got {len(rows)}.")
+    studies = [
+        ModelStudy(system, partitions, options, number=len(rows), folder=folder)
+        for system in systems
+    ]
+    if any("class_basins" in study.wanted for study in studies):
+        check_classes(labels, num_classes)
+    stream = batches(images, batch_size, "depth as time", rows=rows, num_workers=num_workers)
+    for batch in stream:
+        for study in studies:
+            study.add(batch)
+    return [study.result() for study in studies]
+
+
+def plain_images(images: ImageViews | StoredActivations) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that hold every image as it is, not a random view of it, and their labels."""
+    if isinstance(images, StoredActivations):
+        rows = np.flatnonzero(images.scalars["view"] == 0)
+        return rows, images.scalars["label"].numpy()[rows]
+    return np.arange(len(images.image_ids)), images.labels[images.image_ids].numpy()

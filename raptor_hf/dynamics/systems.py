@@ -1,0 +1,241 @@
+"""A teacher or a Raptor as one kind of thing: a dynamical system whose time is depth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..activations.format import MANIFEST
+from ..activations.online import OnlineActivations, check_all_layers
+from ..activations.store import StoredActivations, load_activations
+from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
+from ..data import ImageViews, load_images
+from ..distillation.provenance import public_name
+from ..modeling_raptor import pool_tokens
+from ..runs.processes import process_state
+from ..tasks.heads import load_linear_head
+from ..tasks.task import Classification
+from ..teachers import load_processor, load_vision_model, trajectory
+
+
+@dataclass
+class DepthSystem:
+    """A frozen model whose states can be run on from any layer.
+
+    Args:
+        name: what it is called in results.
+        model: a Raptor, a teacher, or (for its trajectories alone) any vision model.
+        layout: token layout of its states.
+        head: linear head on [cls, mean of patches].
+    """
+
+    name: str
+    model: PreTrainedModel
+    layout: TokenLayout
+    head: nn.Linear | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of layers L."""
+        return self.model.config.num_hidden_layers
+
+    @property
+    def phases(self) -> list[int] | None:
+        """Lengths of a Raptor's phases; None for other models."""
+        return self.model.config.phases if self.is_raptor else None
+
+    @property
+    def is_raptor(self) -> bool:
+        """Whether blocks are applied, rather than layers of their own."""
+        return self.model.config.model_type == "raptor"
+
+    @property
+    def can_run_on(self) -> bool:
+        """Whether its layers are known one by one (`TEACHER_FAMILIES`)."""
+        return self.is_raptor or self.model.config.model_type in TEACHER_FAMILIES
+
+    @torch.no_grad()
+    def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """All states (B, L + 1, N, D) of a batch with `pixel_values` or with stored `states`.
+
+        Of stored states (B, L + 1, N, D) the embeddings are taken, and run on.
+
+        Raises:
+            ValueError: states that are not finite; the layer and the images are named.
+        """
+        if "pixel_values" in batch:
+            states = trajectory(self.model, batch["pixel_values"].to(self.model.device))
+        else:
+            states = self.run(batch["states"][:, 0].to(self.model.device).float())
+        check_finite(states, self.name, batch)
+        return states
+
+    @torch.no_grad()
+    def run(
+        self, states: torch.Tensor, *, start: int = 0, swapped: Mapping[int, int] | None = None
+    ) -> torch.Tensor:
+        """The states after the layers `start` … L, (B, L − start + 1, N, D), from those at `start`.
+
+        Args:
+            states: (B, N, D), after layer `start`.
+            swapped: layers (1 … L) of a teacher that others stand in for: {layer: stand-in}.
+        """
+        if self.is_raptor:
+            return self.model.rollout(states, start=start)
+        layers = self.model.get_submodule(TEACHER_FAMILIES[self.model.config.model_type].layers)
+        run = [states]
+        for layer in range(start + 1, self.depth + 1):
+            run.append(layers[(swapped or {}).get(layer, layer) - 1](run[-1]))
+        return torch.stack(run, dim=1)
+
+    @torch.no_grad()
+    def predict(self, states: torch.Tensor) -> torch.Tensor:
+        """The classes (B,) that the head makes of states (B, N, D) before the final norm."""
+        config = self.model.config
+        if self.is_raptor:
+            states = self.model.norm(states)
+        else:
+            norm = TEACHER_FAMILIES[config.model_type].final_norm
+            states = self.model.get_submodule(norm)(states)
+        return self.head(pool_tokens(states, config)).argmax(dim=-1)
+
+
+def check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
+    """Refuse trajectories (B, L + 1, N, D) with NaN or infinite values."""
+    finite = torch.isfinite(states).all(dim=-1).all(dim=-1).cpu()
+    if not finite.all():
+        layer = int((~finite.all(dim=0)).int().argmax())
+        images = batch["image_id"][~finite[:, layer]].tolist()
+        raise ValueError(
+            f"The states of {name} must be finite; from layer {layer} on they hold NaN or infinite "
+            f"values for the images {images[:5]}{' …' if images[5:] else ''}."
+        )
+
+
+@dataclass
+class StoredSystem:
+    """Trajectories of an activation dataset, without the model that made them."""
+
+    name: str
+    depth: int
+    layout: TokenLayout
+    phases: None = None
+    is_raptor: bool = False
+    can_run_on: bool = False
+    head: None = None
+
+    def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The stored states (B, L + 1, N, D) in float32; errors as `DepthSystem.trajectory`."""
+        states = batch["states"].float()
+        check_finite(states, self.name, batch)
+        return states
+
+
+System = DepthSystem | StoredSystem
+
+
+def load_system(
+    name: str, source: str, *, images: ImageViews | None = None, head: str | None = None
+) -> DepthSystem:
+    """Load a model from a folder or the Hub, with its own classifier where it has one.
+
+    Args:
+        images: that the token layout of a model is read off whose configuration does not tell it.
+        head: a file or model that `load_linear_head` reads, instead of the model's own.
+
+    Raises:
+        ValueError: a model or head that can't be used, as in `load_vision_model`.
+        OSError: no such model.
+    """
+    model = load_vision_model(source).to(process_state().device)
+    config = model.config
+    classifies = any(n.endswith("ForImageClassification") for n in config.architectures or [])
+    if head is None and classifies and config.model_type in Classification.head_types:
+        head = source
+    if head is not None:
+        head = load_linear_head(head, hidden_size=config.hidden_size)[0].to(model.device)
+    known = images is None or config.model_type in ("raptor", *TEACHER_FAMILIES)
+    layout = token_layout(config) if known else OnlineActivations(model, images).layout
+    return DepthSystem(name, model, layout, head)
+
+
+class Inputs(NamedTuple):
+    """What a study looks at."""
+
+    systems: list[System]
+    images: ImageViews | StoredActivations
+    processor: object | None  # what made the pixel values, where there are any
+    class_names: list[str] | None
+
+
+def load_inputs(
+    models: Sequence[str], data: str, *, split: str, teacher_head: str | None = None
+) -> Inputs:
+    """Load models and their images, or the states of an activation dataset, which needs no model.
+
+    Args:
+        models: folders or Hub ids, each as it is or as NAME=one of these; the teacher first, whose
+            image processor prepares the images for all.
+        data: digits, an image folder, a Hub id, or the folder of an activation dataset.
+        teacher_head: linear head of the first model.
+
+    Raises:
+        ValueError: no model for images, two models of one name, models of different depth, or
+            for an activation dataset without some layers or patches, or of models whose layers
+            are not known.
+    """
+    named = [m.split("=", 1) if "=" in m else (Path(m).name, m) for m in models]
+    if len(dict(named)) != len(named):
+        raise ValueError(f"Every model needs a name of its own, as NAME=FOLDER; got {models}.")
+    sources, heads = dict(named), {named[0][0]: teacher_head} if named else {}
+    if is_store(data):
+        images, processor, names = load_activations(data), None, None
+        check_all_layers(images)
+        if not sources:
+            teacher = public_name(images.manifest["teacher"]["name"])
+            return Inputs([StoredSystem(teacher, images.depth, images.layout)], images, None, None)
+        systems = [load_system(name, s, head=heads.get(name)) for name, s in sources.items()]
+        if images.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):
+            raise ValueError(
+                f"Models run on from the stored embeddings of {data}: that takes all patches, and "
+                f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
+            )
+        check_alike(systems, images)
+    else:
+        if not sources:
+            raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
+        dataset, processor = load_images(data, split), load_processor(named[0][1])
+        images, names = ImageViews(dataset, processor), class_names(dataset)
+        systems = [
+            load_system(name, source, images=images, head=heads.get(name))
+            for name, source in sources.items()
+        ]
+        check_alike(systems)
+    return Inputs(systems, images, processor, names)
+
+
+def is_store(data: str | Path) -> bool:
+    """Whether something is the folder of an activation dataset."""
+    return (Path(data) / MANIFEST).exists()
+
+
+def class_names(dataset) -> list[str] | None:
+    """What a labelled dataset calls its classes, if it does."""
+    return getattr(dataset.features["label"], "names", None)
+
+
+def check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:
+    """Refuse models whose states can't be laid beside each other: a ValueError says which."""
+    shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
+    if stored is not None:
+        channels = stored.manifest["num_channels"]
+        shapes[str(stored.path)] = (stored.depth, channels, *stored.layout)
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            "Models of one study must have the same layers, channels, cls and register tokens: a "
+            f"teacher and its own Raptors. Got {shapes}."
+        )

@@ -1,0 +1,209 @@
+"""The only training loop: teacher, blocks, Raptors and probes all go through `fit`.
+
+Everything random is a function of (seed, step): the order of the data and what a step draws. So a
+run that is stopped and resumed computes what an uninterrupted one does, bit for bit, and several
+processes learn from the same batches as one.
+
+`fit` is one long function on purpose: the order of its steps is what it is about.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import keep_batch
+from ..distillation.matching import StepResult
+from ..metrics import RSquared, compute_over_processes
+from ..runs.processes import Interrupted, StopSignals, ignore_stop_signals
+from .arguments import LoopArguments
+from .checkpoints import resume, save_checkpoint
+from .engine import Engine
+from .guards import DivergenceGuard, check_finite_loss, memory_in_words
+from .log import LossLog
+from .sampler import StepSampler
+
+
+def fit(
+    module: nn.Module,
+    dataset: Dataset,
+    compute_loss: Callable[[nn.Module, dict, float], StepResult],
+    arguments: LoopArguments,
+    *,
+    clip_apart: list[nn.Module] | None = None,
+    learning_rates: list[float] | None = None,
+    new_views: bool = False,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int = 0,
+    explain: Callable[[nn.Module, dict], str | None] | None = None,
+    description: str = "train",
+) -> nn.Module:
+    """Train a module with AdamW or Muon, linear warm-up, a cosine schedule and gradient clipping.
+
+    Args:
+        module: what is trained; parameters that need no gradient are left alone.
+        dataset: map-style, with `__getitems__(rows)` that gives a batch (a dict of tensors).
+        compute_loss: (module, batch, progress in [0, 1)) to the loss, a mean over the batch's
+            images, and what to log of it (`StepResult`).
+        arguments: see `LoopArguments`; checkpoints, `log.jsonl` and `training.png` go to its
+            `output_dir`.
+        clip_apart: parts of the module whose gradients are clipped each for itself.
+        learning_rates: peak rates of these parts, instead of one for the whole module.
+        new_views: ask the dataset for other rows in every epoch (`StepSampler`).
+        validate: scalars for the log, measured without gradients and without touching the module.
+        validate_every: steps between two validations; the last step is always validated.
+        explain: says what is not finite in (module, batch), where the loss is not.
+        description: name on the progress bar.
+
+    Returns:
+        The trained module.
+
+    Raises:
+        Interrupted: a signal asked to stop, and the state was saved.
+        FloatingPointError: the loss is NaN or infinite.
+        MemoryError: not enough memory.
+        OSError: a checkpoint can't be written.
+        ValueError: fewer rows than a batch, or a batch that the processes can't share.
+    """
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    engine = Engine(module, arguments, clip_apart=clip_apart, learning_rates=learning_rates)
+    accelerator, share = engine.accelerator, engine.share
+    accelerator.print(f"{description}: {share}", flush=True)
+    first = resume(accelerator, output_dir)
+    sampler = StepSampler(
+        len(dataset),
+        share,
+        seed=arguments.seed,
+        first=first,
+        steps=arguments.steps,
+        new_views=new_views,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=keep_batch,
+        num_workers=arguments.num_workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    engine.start_trackers(arguments, first)
+    log = LossLog(
+        accelerator,
+        output_dir,
+        first=first,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        description=description,
+    )
+    divergence, weights = DivergenceGuard(), share.weights()
+
+    def run_validation(done: int) -> None:
+        engine.update_module()
+        module.eval()
+        with torch.no_grad():
+            scalars = validate()
+        module.train()
+        log.write(done, scalars, show=2)
+
+    engine.model.train()
+    with (
+        StopSignals() as signals,
+        memory_in_words(share.largest_part, arguments),
+        workers_ended(iter(loader)) as batches,
+    ):
+        for step in range(first, arguments.steps):
+            done = step + 1
+            last = done == arguments.steps
+            logging = last or done % arguments.log_every == 0
+            scalars, statistics, seen = {"loss": 0.0}, [], []
+            seed_step(arguments.seed, step, accelerator.process_index)
+            parts = islice(batches, share.num_parts)
+            for weight, batch in zip(weights, parts, strict=True):
+                seen.append(batch)
+                batch = send_to_device(batch, accelerator.device, non_blocking=True)
+                with accelerator.accumulate(engine.model):
+                    result = compute_loss(engine.model, batch, step / arguments.steps)
+                    engine.backward(result.loss, weight)
+                for name, value in {"loss": result.loss, **result.scalars}.items():
+                    scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
+                if logging:
+                    statistics.append({n: count() for n, count in result.statistics.items()})
+                del result  # it holds predictions, which the next ones need the memory of
+            stop, scalars = agree(accelerator, signals.received, scalars)
+            check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
+            if accelerator.is_main_process:
+                divergence.check(scalars["loss"], step)
+            engine.update()
+            log.advance()
+            if logging:
+                rate, speed = engine.learning_rate(), log.images_per_second()
+                scalars |= r_squared(statistics)
+                log.write(done, {**scalars, "learning_rate": rate, "images_per_second": speed})
+            with log.paused():
+                if validate and validate_every and done % validate_every == 0 and not last:
+                    run_validation(done)
+                if stop or last or done % arguments.checkpoint_every == 0:
+                    save_checkpoint(accelerator, output_dir, done, arguments.keep)
+                    log.draw(now=bool(stop))
+            if stop:
+                log.close()
+                raise Interrupted(stop, f"The state after step {done:,} is saved.")
+    if validate:
+        run_validation(arguments.steps)
+    log.draw()
+    log.close()
+    engine.update_module()
+    return module.eval()
+
+
+@contextmanager
+def workers_ended(batches: Iterator) -> Iterator[Iterator]:
+    """End the workers of a DataLoader's iterator, whatever happens.
+
+    They don't listen to signals, so what Python does with them at its exit would wait for ever.
+    """
+    try:
+        yield batches
+    finally:
+        if hasattr(batches, "_shutdown_workers"):  # there is no public way
+            batches._shutdown_workers()
+
+
+def agree(
+    accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
+) -> tuple[int, dict[str, float]]:
+    """What all processes know together: a signal that any of them got, and sums of their scalars.
+
+    A collective call at every step, so that all stop after the same one.
+    """
+    values = [torch.as_tensor(float(stop or 0), device=accelerator.device), *scalars.values()]
+    rows = accelerator.gather(torch.stack(values)[None])
+    sums = rows.sum(dim=0).tolist()
+    return int(rows[:, 0].max()), dict(zip(scalars, sums[1:], strict=True))
+
+
+def r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
+    """R² of every chain on this batch, over all its tokens, and the mean over chains.
+
+    Args:
+        statistics: for every part of the batch, rows of `state_statistics` by chain.
+    """
+    found = {}
+    for name in statistics[0]:
+        rows = [part[name] for part in statistics]
+        metric = RSquared(keep_in_memory=True)
+        found[f"train/{name}/r2"] = compute_over_processes(metric, rows)["mean"]["all"]
+    return {**found, "train/r2": float(np.mean(list(found.values())))} if found else {}
+
+
+def seed_step(seed: int, step: int, process_index: int) -> None:
+    """Make everything that a step draws a function of (seed, step, process)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))

@@ -1,0 +1,113 @@
+"""The log of a training: JSON lines, trackers, a progress bar, a picture of the curves.
+
+The lines are whole also after a kill and a resume.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..reports.figures import plot_training
+from ..runs.folder import progress_bar
+
+# what the bar shows of a training batch, and how it calls it
+ON_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "train/r2": "R²"}
+ON_THE_BAR |= {"images_per_second": "images/s"}
+DRAW_EVERY = 60  # seconds between two pictures while it trains
+
+
+class LossLog:
+    """What is reported of a training; what came after the step it starts from is dropped.
+
+    Args:
+        first: updates that were made before.
+        steps: updates at the end.
+        batch_size: images an update.
+        description: name on the progress bar.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        *,
+        first: int,
+        steps: int,
+        batch_size: int,
+        description: str,
+    ):
+        self.accelerator, self.path = accelerator, output_dir / "log.jsonl"
+        self.picture, self.batch_size = output_dir / "training.png", batch_size
+        self.started = self.resumed = self.drawn = time.perf_counter()
+        self.images, self.seconds = 0, 0.0
+        self.shown: dict[str, str] = {}
+        enabled = accelerator.is_main_process
+        if enabled:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [
+                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
+            ]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.bar = progress_bar(description, steps, initial=first, enabled=enabled)
+
+    def advance(self) -> None:
+        """An update was made."""
+        now = time.perf_counter()
+        self.images += self.batch_size
+        self.seconds += now - self.resumed
+        self.resumed = now
+        self.bar.update()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training: validation, checkpoints."""
+        yield
+        self.resumed = time.perf_counter()
+
+    def images_per_second(self) -> float:
+        """Training speed since this was last asked for."""
+        speed = self.images / self.seconds if self.seconds else 0.0
+        self.images, self.seconds = 0, 0.0
+        return speed
+
+    def write(self, step: int, values: dict[str, float], *, show: int = 0) -> None:
+        """Append values, and the seconds since this process began.
+
+        Args:
+            show: so many of the last values go to the bar, besides those that always do.
+        """
+        self.accelerator.log(values, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        elapsed = round(time.perf_counter() - self.started, 2)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
+        names = {**ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
+        shown = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
+        self.shown |= shown
+        self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
+
+    def draw(self, *, now: bool = True) -> None:
+        """Draw the curves beside the checkpoints; with `now` off only once in a while."""
+        late = time.perf_counter() - self.drawn > DRAW_EVERY
+        if self.accelerator.is_main_process and (now or late):
+            plot_training(read_log(self.path.parent), self.picture)
+            self.drawn = time.perf_counter()
+
+    def close(self) -> None:
+        """End the bar and the trackers."""
+        self.bar.close()
+        # not end_training, which would leave no process group to what comes after
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def read_log(output_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of a run's log."""
+    lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

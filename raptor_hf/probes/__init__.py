@@ -1,0 +1,1 @@
+"""Linear probes on frozen backbones, and what is measured beside them."""

@@ -1,0 +1,187 @@
+"""Features of a frozen backbone that are computed once and kept in files."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from ..modeling_raptor import PatchFrame
+from ..runs.folder import progress_bar, read_json, write_json
+from ..runs.processes import process_state
+from ..tasks.task import Task
+from ..teachers import weights_digest
+from .images import ProbeImages, check_one_size
+
+FILES = ("features", "targets")
+
+
+@torch.no_grad()
+def backbone_features(
+    backbone: PreTrainedModel, task: Task, pixel_values: torch.Tensor
+) -> torch.Tensor:
+    """What a head of the task looks at, for images of any size where the task is dense."""
+    pixel_values = pixel_values.to(backbone.device)
+    if task.dense:
+        pixel_values = PatchFrame.of(pixel_values.shape[-2:], backbone.config).pad(pixel_values)
+    outputs = backbone(pixel_values, output_hidden_states=False)
+    return task.features(outputs.last_hidden_state)
+
+
+class StoredFeatures(Dataset):
+    """Features and targets in two memory-mapped files; row r is image r mod n.
+
+    Args:
+        folder: made by `store_features`.
+        image_ids: of the images to take; default: all that could be read.
+    """
+
+    def __init__(self, folder: Path, image_ids: np.ndarray | None = None):
+        self.folder = folder
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        self.targets = np.load(folder / "targets.npy", mmap_mode="r")
+        stored = np.array(read_json(folder / "complete.json")["image_ids"])  # −1: unreadable
+        wanted = stored >= 0 if image_ids is None else np.isin(stored, image_ids)
+        self.rows, self.image_ids = np.flatnonzero(wanted), stored[wanted]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """A batch of `features`, `target` and `image_id`."""
+        chosen = np.asarray(rows) % len(self)
+        target = torch.from_numpy(self.targets[self.rows[chosen]])
+        return {
+            "features": torch.from_numpy(self.features[self.rows[chosen]]),
+            "target": target.long() if target.dtype == torch.uint8 else target,
+            "image_id": torch.from_numpy(self.image_ids[chosen]),
+        }
+
+    def subset(self, image_ids: np.ndarray) -> "StoredFeatures":
+        """Some of the images, without those that could not be read."""
+        return StoredFeatures(self.folder, image_ids)
+
+    def batches(self, batch_size: int, *, share: bool = False) -> Iterator[dict]:
+        """All rows in order, the last batch as ragged as it comes; or this process' share."""
+        state = process_state()
+        first, step = (state.process_index, state.num_processes) if share else (0, 1)
+        rows = list(range(first, len(self), step))
+        for start in range(0, len(rows), batch_size):
+            yield self.__getitems__(rows[start : start + batch_size])
+
+
+def store_features(
+    folder: str | Path,
+    backbone: PreTrainedModel,
+    task: Task,
+    images: ProbeImages,
+    *,
+    batch_size: int,
+) -> StoredFeatures:
+    """Features of images, computed by all processes together unless the folder holds them already.
+
+    Args:
+        folder: where features are kept; each (model, task, images) has a folder of its own in it,
+            which gets its name when it is complete.
+
+    Raises:
+        OSError: the disk is too small.
+    """
+    state = process_state()
+    folder = Path(folder) / features_key(backbone, task, images)
+    if not (folder / "complete.json").exists():
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        rows = np.array_split(np.arange(len(images)), state.num_processes)[state.process_index]
+        files = None
+        if state.is_main_process:
+            first = images.__getitems__([0])
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            files = create_files(unfinished, len(images), backbone, task, first)
+        state.wait_for_everyone()
+        files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in FILES]
+        written = []
+        with progress_bar(
+            "features", len(rows), unit="image", enabled=state.is_main_process
+        ) as bar:
+            for start in range(0, len(rows), batch_size):
+                chosen = rows[start : start + batch_size]
+                batch = images.__getitems__(chosen.tolist())
+                chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
+                if len(chosen):
+                    write_batch(files, chosen, backbone, task, batch)
+                written += chosen.tolist()
+                bar.update(min(batch_size, len(rows) - start))
+        for file in files:
+            file.flush()
+        written = gather_object(written)
+        if state.is_main_process:
+            readable = np.isin(np.arange(len(images)), written)
+            image_ids = np.where(readable, images.rows, -1).tolist()
+            write_json(unfinished / "complete.json", {"image_ids": image_ids})
+            os.replace(unfinished, folder)
+        state.wait_for_everyone()
+    return StoredFeatures(folder)
+
+
+def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> None:
+    """Features and targets of a batch go to their rows of the files.
+
+    Raises:
+        ValueError: images of another size than the first ones.
+    """
+    check_one_size({tuple(batch["target"].shape[1:]), files[1].shape[1:]})
+    files[0][rows] = backbone_features(backbone, task, batch["pixel_values"]).float().cpu().numpy()
+    files[1][rows] = batch["target"].numpy()
+
+
+def create_files(folder, number: int, backbone, task: Task, batch: dict) -> list[np.memmap]:
+    """Empty files for features (float32) and targets as large as those of a batch."""
+    features = backbone_features(backbone, task, batch["pixel_values"][:1])
+    target = batch["target"]
+    # classes of pixels fit into a byte (`IGNORED` is 255); labels and metres stay as they are
+    small = target.ndim > 1 and not target.is_floating_point()
+    kinds = ("float32", "uint8" if small else str(target.numpy().dtype))
+    shapes = ((number, *features.shape[1:]), (number, *target.shape[1:]))
+    needed = sum(int(np.prod(s)) * np.dtype(k).itemsize for s, k in zip(shapes, kinds, strict=True))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"Features of {number:,} images need {needed / 1e9:.3g} GB in {folder.parent}; only "
+            f"{free / 1e9:.3g} GB are free. Choose another --features_dir."
+        )
+    return [
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+        for name, kind, shape in zip(FILES, kinds, shapes, strict=True)
+    ]
+
+
+def features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) -> str:
+    """A name for features: other weights, files, sizes or preprocessing give another one."""
+    config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
+    facts = {
+        "weights": weights_digest(backbone),
+        "config": config,
+        "task": task.name,
+        "resolution": images.resolution,
+        "processor": images.processor.to_dict(),
+        "rows": hashlib.sha256(images.rows.tobytes()).hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    cells = images.images.cells.select(images.rows)
+    for name in cells.column_names:
+        for cell in cells[name]:
+            file = cell if isinstance(cell, dict) else {"path": None, "bytes": str(cell).encode()}
+            if file["bytes"] is not None:
+                digest.update(hashlib.sha256(file["bytes"]).digest())
+            elif os.path.exists(file["path"]):
+                status = os.stat(file["path"])
+                digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
+    return f"{task.name}_{digest.hexdigest()[:16]}"

@@ -1,0 +1,170 @@
+"""One task for the teacher and all models: probes, results, models with heads, pictures."""
+
+import dataclasses
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import DPTImageProcessorPil, PreTrainedModel
+
+from ..activations.online import OnlineActivations
+from ..distillation.fidelity import model_facts, trajectory_r2
+from ..distillation.provenance import public_name, training_facts
+from ..loop.checkpoints import remove_checkpoints
+from ..reports.figures import plot_class_maps, plot_depth_maps
+from ..runs.folder import environment, write_json
+from ..runs.processes import process_state
+from ..tasks.heads import attach_head, load_linear_head
+from ..tasks.task import TASKS, Task
+from ..teachers import load_backbone, load_processor
+from .arguments import ProbeArguments
+from .baselines import constant_metrics, nearest_neighbours
+from .datasets import ProbeData, ProbeImageSets
+from .training import Probe, check_head, original_size_metrics, train_probe
+
+PICTURES = 4  # validation images that are drawn
+
+
+class Evaluation:
+    """A task's images, and a folder for what is measured on them.
+
+    `results/` gets a JSON a model, `models/` every Raptor with its head, `predictions/` what the
+    picture is drawn from. All processes work on the same model; the main one writes.
+
+    Args:
+        teacher: folder or Hub id.
+    """
+
+    def __init__(self, arguments: ProbeArguments, teacher: str):
+        self.arguments, self.teacher, self.state = arguments, teacher, process_state()
+        self.output_dir = Path(arguments.output_dir)
+        self.features_dir = Path(arguments.features_dir or self.output_dir / "features")
+        self.processor = load_processor(teacher)
+        self.images = ProbeImageSets(arguments, TASKS[arguments.task], self.processor)
+        for folder in ("results", "models"):
+            (self.output_dir / folder).mkdir(exist_ok=True)
+
+    @cached_property
+    def teacher_model(self) -> PreTrainedModel:
+        """The teacher, which every Raptor's states are compared with."""
+        return load_backbone(self.teacher).to(self.state.device)
+
+    def result_file(self, name: str, task: str) -> Path:
+        """Where a model's result goes."""
+        return self.output_dir / "results" / f"{name}_{task}.json"
+
+    def judge(self, name: str, folder: str) -> None:
+        """Probe one model, unless its result is there already.
+
+        The first one to be judged should be the teacher: with it comes the constant baseline.
+        """
+        arguments = self.arguments
+        if self.result_file(name, arguments.task).exists():
+            return
+        self.state.print(f"{name}: {folder}", flush=True)
+        model = load_backbone(folder).to(self.state.device)
+        facts = model_facts(model)
+        if facts["phases"] and (training := training_facts(folder, self.teacher_model)):
+            facts["training"] = training
+        task = arguments.make_task(model.config, self.images.train.class_names)
+        head, size = None, model.config.hidden_size
+        if arguments.head:
+            head, _ = load_linear_head(arguments.head, hidden_size=size, task=type(task))
+            check_head(task, head)
+        data = self.images.data(model, task, self.features_dir)
+        number = len(data.validation)  # without what could not be read
+        probe_dir = self.output_dir / "probes" / name
+        own = dataclasses.replace(arguments, output_dir=str(probe_dir))
+        probe = train_probe(task, data, own, model, head)
+        more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
+        if data.voters is not None:
+            more["knn"] = nearest_neighbours(data.voters, data.validation, task)
+        if arguments.resolution and task.name == "segmentation":
+            probe.metrics["original_size"] = original_size_metrics(
+                task, probe.head, data.validation, self.images.validation, arguments.resolution
+            )
+        if name == "teacher":
+            constant = constant_metrics(
+                task, self.images.train, data.validation, skip_corrupt=arguments.skip_corrupt
+            )
+            facts_of_none = {"phases": None, "block_parameters": None}
+            self.save("constant", task.name, constant, facts_of_none, number)
+        elif facts["phases"] and task.name == "classification":
+            plain = self.images.plain(self.images.validation, self.images.validation_rows)
+            states = OnlineActivations(self.teacher_model, plain)
+            self.save(name, "r2", trajectory_r2(model, states), facts, number)
+        if self.state.is_main_process:
+            if facts["phases"]:  # a Raptor, not the teacher or a baseline
+                self.save_model(name, model, task, probe, data)
+            if task.dense:
+                self.save_predictions(name, task, probe, data)
+            self.save(name, task.name, probe.metrics, {**more, **facts}, number)
+            remove_checkpoints(probe_dir)
+            if arguments.features_dir is None:
+                shutil.rmtree(self.features_dir, ignore_errors=True)
+        best = probe.best_on_validation
+        self.state.print(
+            f"{name}: {task.score} {probe.metrics[task.score]:.4f} after the last epoch, best on "
+            f"validation {best['metrics'][task.score]:.4f} (epoch {best['epoch']}), learning rate "
+            f"{probe.selected['learning_rate']:g}, head on {probe.selected['pooling']}",
+            flush=True,
+        )
+        self.state.wait_for_everyone()
+
+    def save(self, name: str, task: str, metrics: dict, more: dict, num_images: int) -> None:
+        """Write a result: what was measured, of whom, on what."""
+        if self.state.is_main_process:
+            arguments = self.arguments
+            result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
+            data = {"dataset": public_name(arguments.dataset), "split": arguments.test_split}
+            data |= {"num_images": num_images, "environment": environment()}
+            write_json(self.result_file(name, task), {**result, **more, **data})
+
+    def save_model(
+        self, name: str, model: PreTrainedModel, task: Task, probe: Probe, data: ProbeData
+    ) -> None:
+        """A Raptor with its head and its processor in one folder, for the Auto classes."""
+        folder = self.output_dir / "models" / name
+        names, processor = self.images.train.class_names, self.processor
+        fields = task.config_fields()
+        attach_head(
+            model.cpu(), probe.head, names, model_class=task.model_class, **fields
+        ).save_pretrained(folder)
+        if task.dense:
+            # the pipelines for dense tasks ask the processor to undo its resizing: this one can
+            height, width = data.validation.targets.shape[1:]
+            processor = DPTImageProcessorPil(
+                size={"height": height, "width": width},
+                image_mean=processor.image_mean,
+                image_std=processor.image_std,
+            )
+        processor.save_pretrained(folder)
+
+    @torch.no_grad()
+    def save_predictions(self, name: str, task: Task, probe: Probe, data: ProbeData) -> None:
+        """What a head says about some validation images."""
+        chosen = np.linspace(0, len(data.validation) - 1, PICTURES).astype(int)
+        batch = data.validation.__getitems__(chosen.tolist())
+        logits = task.logits(probe.head, batch["features"], batch["target"])
+        prediction = task.predict(logits, batch["target"]).numpy()
+        (self.output_dir / "predictions").mkdir(exist_ok=True)
+        path = self.output_dir / "predictions" / f"{name}.npz"
+        np.savez(path, prediction=prediction, rows=batch["image_id"].numpy())
+
+    def draw_predictions(self, names: list[str]) -> Path | None:
+        """Image, truth and what every model makes of it, side by side; None for whole images."""
+        if not TASKS[self.arguments.task].dense or not self.state.is_main_process:
+            return None
+        files = [np.load(self.output_dir / "predictions" / f"{name}.npz") for name in names]
+        plain = self.images.plain(self.images.validation)
+        pairs = [plain.view(*plain.images.read(row), (0,)) for row in files[0]["rows"].tolist()]
+        images, targets = zip(*pairs, strict=True)
+        maps = {"truth": targets, **{n: f["prediction"] for n, f in zip(names, files, strict=True)}}
+        path = self.output_dir / "results" / f"{self.arguments.task}.png"
+        if self.arguments.task == "depth":
+            plot_depth_maps(images, maps, path)
+        else:
+            plot_class_maps(images, maps, self.images.train.class_names, path)
+        return path

@@ -1,0 +1,200 @@
+"""The report: tables and figures of result files, as one Markdown page."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..runs.folder import read_json
+from .figures import plot_bars, plot_early_exit, plot_r2_per_layer
+from .tables import (
+    ABLATION,
+    ablation_table,
+    load_results,
+    markdown_table,
+    mean_std,
+    model_names,
+    probes_table,
+    results_table,
+    values_of,
+)
+
+FIGURES = {
+    "accuracy and R² against k": "against_k.png",
+    "R² per layer": "r2_per_layer.png",
+    "layer distances": "layer_distance.png",
+    "segmentation: image, truth, predictions": "segmentation.png",
+    "depth: image, truth, predictions": "depth.png",
+}
+MEANING = {
+    "classification": "accuracy of a linear probe on the frozen backbone",
+    "segmentation": "mean IoU of a linear layer on the patches",
+    "depth": "RMSE of a linear layer on patches and cls, in metres",
+    "r2": "R² of a student's states against the teacher's, mean over layers 1 … L (the reference "
+    "code pools layers, tokens and channels and divides by the spread of the prediction)",
+}
+
+
+def data_section(results: list[dict]) -> list[str]:
+    """What was measured on which images, a line a task."""
+    lines = []
+    for task, meaning in MEANING.items():
+        facts = next((result for result in results if result["task"] == task), None)
+        if facts:
+            images = f"{facts['num_images']} images of {facts['dataset']!r} ({facts['split']})"
+            lines.append(f"- {task}: {meaning}, on {images}")
+    seeds = sorted({result["seed"] for result in results})
+    text = (
+        f"Seeds {seeds}. Teacher and Raptors go through the same code. `constant` looks at no "
+        "image: it answers with the most frequent class, or the mean depth, of the training images."
+    )
+    return [text, "\n".join(lines)]
+
+
+def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
+    """The section of the report for a folder of `training/ablate.sh`, as paragraphs."""
+    # the teacher is judged beside the tuned head too
+    folders = sorted(Path(folder).rglob("results"))
+    results = [r for f in folders for r in load_results([f]) if r["model"] in ABLATION]
+    seeds = sorted({result["seed"] for result in results})
+    made_by = ""
+    if (Path(folder) / "time.json").exists():
+        time = read_json(Path(folder) / "time.json")
+        made_by = f"Made by `{time['command']}` in {time['seconds'] / 60:.0f} minutes; "
+    return [
+        "## Ablation",
+        f"{made_by}seeds {seeds}. Every row is the recipe of the row before and one thing more: "
+        "blocks that learn each layer from the teacher's own states; from their own states within "
+        "a phase; told the layer that they make; the cls token as heavy as all patches in the last "
+        "block's loss; all blocks trained end to end. These rows are judged with the teacher's own "
+        "linear head as it is; the last row fine-tunes that head on the same blocks.",
+        ablation_table(results, published),
+    ]
+
+
+def pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
+    """Two models that differ only in how their blocks started (teacher, random).
+
+    Raises:
+        ValueError: no R² results of one of the two.
+    """
+    for name in pair:
+        if not len(values_of(results, name, "r2", "mean", "all")):
+            raise ValueError(f"There is no R² result of {name!r}; check --pair {' '.join(pair)}.")
+    rows = [
+        [name, start]
+        + [mean_std(values_of(results, name, "r2", "mean", group), 3) for group in ("all", "cls")]
+        for name, start in zip(pair, ("the teacher's layers", "random"), strict=True)
+    ]
+    return [
+        "## Blocks that start from the teacher's layers, against random ones",
+        "Same data, same number of steps in both stages, same seeds.",
+        markdown_table(["model", "start", "R², all tokens", "R², cls"], rows),
+    ]
+
+
+def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
+    """The section on fewer applications, as paragraphs, and its figure; empty without results."""
+    found = [result for result in results if result["task"] == "early_exit"]
+    if not found:
+        return []
+    first = min(result["seed"] for result in found)
+    curves = {r["model"]: r["metrics"]["curves"] for r in found if r["seed"] == first}
+    names = [name for name in model_names(results) if name in curves]
+    plot_early_exit({name: curves[name] for name in names}, output_dir / "early_exit.png")
+    rows = [
+        [name, way]
+        + [
+            mean_std(100 * values_of(found, name, "early_exit", "chosen", way, key), 1)
+            for key in ("saved", "lost")
+        ]
+        for name in names
+        for way in curves[name]
+    ]
+    return [
+        "## Fewer applications",
+        "*angle*: an image stops once an application of the last block turns its cls token by less "
+        "than an angle (`exit_angle`). *spread*: so many applications, their depths spread over "
+        "all layers (`num_applications`). *first*: all images stop after the same layer. The "
+        "Raptors were trained for all applications. What loses at most 1 % of accuracy on training "
+        "images is chosen; the table says what that saves and loses on test images.",
+        markdown_table(["model", "way", "applications saved (%)", "accuracy lost (%)"], rows),
+        "![accuracy against applications](early_exit.png)",
+    ]
+
+
+def draw_figures(
+    results: list[dict], names: list[str], output_dir: Path, baseline: str | None
+) -> None:
+    """`against_k.png` and `r2_per_layer.png` of some Raptors."""
+    facts = {result["model"]: result for result in results}
+    judged = values_of(results, "teacher", "classification", "accuracy")
+    teacher = judged.mean() / 100 if len(judged) else np.nan
+    bars, curves = {}, {}
+    for name in names:
+        accuracy = values_of(results, name, "classification", "accuracy") / teacher
+        label = f"{name}\nk = {len(facts[name]['phases'])}"
+        bars[label] = (accuracy, values_of(results, name, "r2", "mean", "all"))
+        layers = {
+            group: values_of(results, name, "r2", "layers", group)
+            for group in ("cls", "registers", "patches")
+        }
+        curves[name] = {group: r2.mean(axis=0) for group, r2 in layers.items() if len(r2)}
+    line = None
+    if baseline:
+        share = values_of(results, baseline, "classification", "accuracy") / teacher
+        if not len(share):
+            raise ValueError(
+                f"There is no result for the baseline {baseline!r}; the models are "
+                f"{', '.join(model_names(results))}."
+            )
+        line = (baseline, share.mean())
+    if not names:
+        raise ValueError("The report is about Raptors; there are only results of other models.")
+    if len(judged):
+        plot_bars(bars, output_dir / "against_k.png", baseline=line)
+    curves = {name: curve for name, curve in curves.items() if curve}
+    if curves:
+        plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
+
+
+def write_report(
+    results: list[dict],
+    output_dir: str | Path,
+    *,
+    pair: tuple[str, str] | None = None,
+    baseline: str | None = None,
+    published: dict | None = None,
+    ablation: str | Path | None = None,
+) -> str:
+    """Write `report.md` and its figures; returns the Markdown of the main table.
+
+    Args:
+        pair: two models that differ only in how their blocks started (teacher, random).
+        baseline: a smaller model among the results, drawn as a line (the paper's ViT-S).
+        published: `evaluation/results/published.json`, shown beside ours and marked.
+        ablation: folder of `training/ablate.sh`.
+    """
+    output_dir = Path(output_dir)
+    table = results_table(results, published)
+    raptors = {result["model"] for result in results if result["phases"]}
+    names = [name for name in model_names(results) if name in raptors]
+    draw_figures(results, [n for n in names if pair is None or n != pair[1]], output_dir, baseline)
+    sections = [
+        "# Raptor report",
+        *data_section(results),
+        table,
+    ]
+    if published:
+        sections.append(
+            "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
+            f"{published['source']['citation']}. {published['source']['note']}"
+        )
+    if any("best_on_validation" in result for result in results):
+        sections += ["## Probes", probes_table(results)]
+    for title, name in FIGURES.items():
+        sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
+    sections += early_exit_section(results, output_dir)
+    sections += pair_section(results, pair) if pair else []
+    sections += ablation_section(ablation, published) if ablation else []
+    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n")
+    return table

@@ -1,0 +1,264 @@
+"""Output folders that describe themselves: made by whom, from what, and whether finished."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from .processes import process_state
+
+# a list of numbers, as json writes it over several lines; no string holds a line break
+NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
+# arguments that change how a run is watched or stored, never what it computes
+WATCHING = (
+    "output_dir",
+    "resume",
+    "dry_run",
+    "report_to",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "per_device_batch_size",
+    "gradient_checkpointing",
+    "num_workers",
+    "features_dir",
+    "planned_epochs",
+    "planned_spans",
+    "validate_every",
+    "validation_dataset",
+    "validation_split",
+    "validation_images",
+    "validation_head",
+)
+
+
+def parse_arguments(arguments_class: type):
+    """The command line as an instance of a dataclass: `program [recipe.yaml] [--flag value …]`.
+
+    A recipe holds flags by name; flags on the command line win over it.
+
+    Raises:
+        ValueError: a recipe that is not a mapping, or with a key that the program does not know.
+    """
+    argv = sys.argv[1:]
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipe = read_recipe(argv[0], [field.name for field in dataclasses.fields(arguments_class)])
+        flags = []
+        for name, value in recipe.items():
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        argv = flags + argv[1:]
+    return HfArgumentParser(arguments_class).parse_args_into_dataclasses(argv)[0]
+
+
+def read_recipe(path: str | Path, known: list[str]) -> dict:
+    """A recipe file as a dict; errors as `parse_arguments`."""
+    recipe = yaml.safe_load(Path(path).read_text()) or {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: a recipe holds lines like `steps: 100`; got {recipe!r}.")
+    for key in recipe:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, cutoff=0.0)[0]
+            raise ValueError(
+                f"{path}: {Path(sys.argv[0]).name} has no argument {key!r}; "
+                f"the nearest one is {near!r}."
+            )
+    return recipe
+
+
+def progress_bar(
+    description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
+) -> tqdm:
+    """A progress bar that draws often on a terminal and rarely into a log file."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not enabled,
+        mininterval=0.2 if sys.stderr.isatty() else 20,
+        dynamic_ncols=True,
+    )
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in a readable unit: `5.21 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a JSON file whole or not at all; a list of numbers takes one line."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
+def rounded(content, digits: int = 6):
+    """Nested dicts and lists with all numbers at so many significant digits; NaN as None."""
+    if isinstance(content, dict):
+        return {key: rounded(value, digits) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value, digits) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.{digits}g}") if math.isfinite(content) else None
+    return content
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 of what a folder of ours holds: its weights, its manifest or its result.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind in the folder.
+    """
+    path = Path(path)
+    names = ("*.safetensors", "manifest.json", "phases.json")
+    files = sorted(file for name in names for file in path.glob(name))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds none of {', '.join(names)}: run the stage that makes it first."
+        )
+    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def environment() -> dict:
+    """Versions, commit and number of processes that a result was made with."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:  # a machine without git
+        commit = None
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit,
+        "num_processes": process_state().num_processes,
+    }
+
+
+def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
+    """Claim `arguments.output_dir` for a run; True where the same run is finished there already.
+
+    Of several processes the main one claims it, and the others wait for the answer.
+
+    Args:
+        arguments: a dataclass with `output_dir` and `resume`.
+        inputs: digests of what the run reads, by name: other inputs make another run.
+
+    Raises:
+        ValueError: the folder holds something else, a run with other arguments or inputs, or an
+            unfinished run while `resume` is off.
+    """
+    state = process_state()
+    if state.is_main_process:
+        claim_output_dir(arguments, inputs or {})
+    state.wait_for_everyone()
+    finished = read_json(Path(arguments.output_dir) / "run.json")["finished"]
+    if finished:
+        state.print(f"{arguments.output_dir}: finished already, nothing to do", flush=True)
+    return finished
+
+
+def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
+    """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
+    output_dir = Path(arguments.output_dir)
+    record = output_dir / "run.json"
+    wanted = {
+        "program": Path(sys.argv[0]).stem,
+        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in WATCHING},
+        "inputs": inputs,
+    }
+    files = {file.name for file in output_dir.iterdir()} if output_dir.exists() else set()
+    files -= {"run.json.tmp"}  # of a run that was killed in the act of writing it
+    if files and not record.exists():
+        raise ValueError(
+            f"{output_dir} is not empty and was not made by this program. "
+            "Choose another --output_dir, or delete it."
+        )
+    if files <= {record.name} and not (files and read_json(record)["finished"]):
+        # empty, or claimed by a run that stopped before it made anything
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**wanted, "environment": environment(), "finished": False})
+        return
+    found = read_json(record)
+    if found["program"] != wanted["program"]:
+        raise ValueError(
+            f"{output_dir} was made by {found['program']}, not by {wanted['program']}. "
+            "Choose another --output_dir."
+        )
+    # arguments that did not exist yet when it was made had what is now their default
+    found["arguments"] = defaults_of(arguments) | found["arguments"]
+    differences = [
+        f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
+        for part in ("arguments", "inputs")
+        for name in sorted({*found[part], *wanted[part]})
+        if found[part].get(name) != json.loads(json.dumps(wanted[part].get(name)))
+    ]
+    if differences:
+        raise ValueError(
+            f"{output_dir} was made with other arguments or inputs:\n"
+            + "\n".join(differences)
+            + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
+        )
+    if not found["finished"] and not arguments.resume:
+        raise ValueError(
+            f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
+        )
+
+
+def defaults_of(arguments) -> dict:
+    """The default of every argument of a dataclass that has one, but of those that only watch."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(arguments)
+        if field.default is not dataclasses.MISSING and field.name not in WATCHING
+    }
+
+
+def reopen_run(output_dir: str | Path) -> None:
+    """Mark a run as unfinished: something of it was lost."""
+    mark_run(output_dir, finished=False)
+
+
+def finish_run(output_dir: str | Path) -> None:
+    """Mark a run as finished."""
+    mark_run(output_dir, finished=True)
+
+
+def mark_run(output_dir: str | Path, *, finished: bool) -> None:
+    """Set whether a run is finished."""
+    record = Path(output_dir) / "run.json"
+    write_json(record, {**read_json(record), "finished": finished})

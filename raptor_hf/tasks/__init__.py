@@ -1,0 +1,1 @@
+"""The tasks that backbones are judged by: classification, segmentation, depth."""

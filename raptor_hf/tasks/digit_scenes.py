@@ -1,0 +1,121 @@
+"""Digit scenes: real handwritten digits that stand on receding ground, with class and depth.
+
+The embedded dataset for dense tasks: nothing is downloaded, every pixel has a class and a depth.
+`python -m raptor_hf.tasks.digit_scenes --output scenes.png` shows a sheet of them.
+
+A pinhole camera looks at level ground up to a dark wall. A digit at z metres is `40 / z` pixels
+high and stands where the ground is z metres away; nearer digits cover farther ones.
+"""
+
+import argparse
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..data import load_digits
+
+HEIGHT, WIDTH = 48, 64
+HORIZON = 16  # the row where the ground would end if it went on for ever
+GROUND = 48.0  # metres × rows: it is GROUND / (row − HORIZON) metres away, 1.5 at the bottom
+DIGIT_HEIGHT = 40.0  # metres × rows
+WALL = 10.0  # metres
+NEAREST, FARTHEST = 1.5, 3.0  # metres, of the digits
+INK = 0.2  # how opaque a pixel must be to belong to the digit
+NUMBER = {"train": 1000, "test": 250}
+CLASSES = [str(digit) for digit in range(10)] + ["ground"]
+
+FEATURES = datasets.Features(
+    image=datasets.Image(),  # grey, 8 bit
+    mask=datasets.Image(),  # 8 bit: classes of CLASSES
+    depth=datasets.Image(),  # 16 bit: millimetres
+)
+
+
+def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
+    """Scenes of 48×64 pixels with 2 to 4 digits each; always the same ones.
+
+    The ground and the wall behind it are a class of their own, the eleventh. The digits of the test
+    scenes are those of the test split of `load_digits`: no training scene shows them.
+
+    Args:
+        split: `"train"` (1,000 scenes) or `"test"` (250).
+        num_scenes: only so many.
+
+    Returns:
+        Columns `image`, `mask` (classes) and `depth` (millimetres), all images.
+
+    Raises:
+        ValueError: another split.
+    """
+    digits = load_digits(split).with_format("numpy")
+    images, labels = np.stack(digits["image"][:]) / 255, np.asarray(digits["label"][:])
+    columns: dict[str, list] = {name: [] for name in FEATURES}
+    for number in range(num_scenes or NUMBER[split]):
+        scene = draw_scene(images, labels, np.random.default_rng((0, split == "test", number)))
+        for name, pixels in scene.items():
+            columns[name].append(pixels)
+    return datasets.Dataset.from_dict(columns, features=FEATURES)
+
+
+def draw_scene(
+    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """One scene of some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask`, `depth`."""
+    rows = np.arange(HEIGHT)[:, None] + np.zeros((1, WIDTH))
+    depth = np.minimum(GROUND / np.maximum(rows - HORIZON, 1e-3), WALL)
+    depth[rows <= HORIZON] = WALL
+    # darker with distance, and rough
+    image = 30 * NEAREST / depth + rng.normal(0, 2, size=depth.shape)
+    mask = np.full((HEIGHT, WIDTH), CLASSES.index("ground"))
+    number = rng.integers(2, 5)
+    distances = np.exp(rng.uniform(np.log(NEAREST), np.log(FARTHEST), size=number))
+    for distance in np.sort(distances)[::-1]:  # from far to near
+        chosen = rng.integers(len(images))
+        size = round(DIGIT_HEIGHT / distance)
+        left = rng.integers(-size // 4, WIDTH - 3 * size // 4)
+        bottom = round(HORIZON + GROUND / distance)
+        ink = np.asarray(
+            Image.fromarray(images[chosen].astype(np.float32)).resize(
+                (size, size), Image.Resampling.BICUBIC
+            )
+        ).clip(0, 1)
+        top, right = bottom - size, left + size
+        window = np.s_[max(top, 0) : min(bottom, HEIGHT), max(left, 0) : min(right, WIDTH)]
+        ink = ink[window[0].start - top :, window[1].start - left :]
+        ink = ink[: window[0].stop - window[0].start, : window[1].stop - window[1].start]
+        # a nearer digit is brighter, so that it stands out from those behind it
+        brightness = 120 + 135 * NEAREST / distance
+        image[window] = (1 - ink) * image[window] + ink * brightness
+        covered = ink > INK
+        mask[window][covered] = labels[chosen]
+        depth[window][covered] = distance
+    return {
+        "image": image.round().clip(0, 255).astype(np.uint8),
+        "mask": mask.astype(np.uint8),
+        "depth": (1000 * depth).round().astype(np.uint16),
+    }
+
+
+def main() -> None:
+    """Draw a sheet of scenes: image, classes and depth side by side."""
+    from ..reports.figures import plot_scenes  # matplotlib, which making scenes does not need
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", default="digit_scenes.png", help="the PNG to write")
+    parser.add_argument("--split", choices=list(NUMBER), default="train")
+    parser.add_argument("--number", type=int, default=8, help="scenes on the sheet")
+    arguments = parser.parse_args()
+    scenes = digit_scenes(arguments.split, arguments.number)
+    plot_scenes(
+        list(scenes["image"]),
+        [np.asarray(mask) for mask in scenes["mask"]],
+        [np.asarray(depth) / 1000 for depth in scenes["depth"]],
+        CLASSES,
+        arguments.output,
+    )
+    print(f"sheet: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Linear heads: published by DINOv2, or of saved models; and Raptors with a head."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig
+
+from ..modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
+from ..original_checkpoint import BROKEN
+from ..teachers import check_weight_files
+from .task import Classification, Task
+
+# what torch.load raises for a file that is broken, of another kind, or holds more than tensors
+UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
+
+
+def load_linear_head(
+    source: str | Path, *, hidden_size: int, task: type[Task] = Classification
+) -> tuple[nn.Linear, list[str] | None]:
+    """The linear head of a task, and the names of its classes.
+
+    For classification DINOv2's own heads and the classifiers of transformers' Dinov2 models put
+    the features in the same order, cls before the mean of the patches, and leave registers out.
+
+    Args:
+        source: DINOv2's `dinov2_vit*_linear_head.pth` or a `.safetensors` file, with `weight`
+            (classes, 2·D) and `bias` (classes,), or a folder or Hub id of a model of transformers
+            with such a head (a Raptor; for classification DINOv2 too).
+        hidden_size: D of the backbone that the head is for.
+        task: segmentation has heads (classes, D), depth (bins, 2·D).
+
+    Returns:
+        The head in float32, and its class names where the source has them.
+
+    Raises:
+        ValueError: a source that is no such head, or a head for another width.
+        OSError: no such file, folder or model.
+    """
+    names = None
+    if Path(source).suffix in (".pth", ".pt", ".safetensors") and not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such head file.")
+    if Path(source).is_file():
+        weights = read_head_file(Path(source))
+    else:
+        weights, names = read_classifier(str(source), task)
+    weight, bias = weights["weight"], weights["bias"]
+    width = task.head_width(hidden_size)
+    if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{source}: expected a head with weight (classes, {width}) and bias "
+            f"(classes,) for a backbone of {hidden_size} channels; got {tuple(weight.shape)} and "
+            f"{tuple(bias.shape)}. Use the head of this backbone's size."
+        )
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+    return head.requires_grad_(False), names
+
+
+def read_head_file(path: Path) -> dict[str, torch.Tensor]:
+    """`weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        # not torch's own words: for a file that holds more than tensors they advise to run it
+        raise ValueError(
+            f"{path}: a linear head is a file of the tensors 'weight' and 'bias'; this one is "
+            "broken, of another kind, or holds more than tensors. It was refused, and nothing in "
+            "it was run."
+        ) from error
+    if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
+        found = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
+        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {found}.")
+    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        found = {name: type(weight).__name__ for name, weight in weights.items()}
+        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {found}.")
+    return weights
+
+
+def read_classifier(
+    name_or_path: str, task: type[Task]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights and class names of the linear head of a saved model."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type not in task.head_types:
+        raise ValueError(
+            f"{name_or_path}: expected a {task.name} model on {' and '.join(task.looks_at)}, of "
+            f"the type {', '.join(task.head_types)}; got {config.model_type}, whose head reads "
+            "other features."
+        )
+    if config.model_type == "raptor" and config.architectures != [task.model_class.__name__]:
+        raise ValueError(
+            f"{name_or_path} holds {config.architectures}, not a {task.name} head "
+            f"({task.model_class.__name__})."
+        )
+    check_weight_files(name_or_path, config)
+    model, loaded = task.auto_class.from_pretrained(
+        name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if not isinstance(getattr(model, "classifier", None), nn.Linear) or loaded["missing_keys"]:
+        raise ValueError(
+            f"{name_or_path} has no trained linear classifier (missing: "
+            f"{sorted(loaded['missing_keys'])[:3]}). Give the folder of such a model, or a "
+            "head file."
+        )
+    return model.classifier.state_dict(), [config.id2label[i] for i in range(config.num_labels)]
+
+
+def attach_head(
+    backbone: RaptorModel,
+    head: nn.Linear,
+    class_names: list[str] | None = None,
+    *,
+    model_class: type[RaptorPreTrainedModel] = RaptorForImageClassification,
+    **fields,
+) -> RaptorPreTrainedModel:
+    """A Raptor and a linear head as one model for the Auto classes.
+
+    Args:
+        class_names: default `LABEL_0`, `LABEL_1`, … as in transformers.
+        model_class: `RaptorForSemanticSegmentation`, `RaptorForDepthEstimation`, … .
+        fields: of the configuration: `depth_bins`, `min_depth`, `max_depth`.
+
+    Raises:
+        ValueError: another number of names than the head has classes.
+    """
+    config = type(backbone.config).from_dict({**backbone.config.to_dict(), **fields})
+    if "depth_bins" not in fields:
+        names = class_names or [f"LABEL_{label}" for label in range(head.out_features)]
+        if len(names) != head.out_features:
+            raise ValueError(f"The head has {head.out_features} classes; got {len(names)} names.")
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: label for label, name in enumerate(names)}
+    model = model_class(config)
+    model.raptor.load_state_dict(backbone.state_dict())
+    model.classifier.load_state_dict(head.state_dict())
+    return model.eval()

@@ -1,0 +1,271 @@
+"""Labelled images of the three tasks, in the layouts that people have them in.
+
+Images, masks and depth maps stay undecoded until a row is read: what can't be read is named.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..data import load_images
+from .digit_scenes import CLASSES, digit_scenes
+
+IGNORED = 255  # label of a pixel without a class
+ADE20K_CLASSES = 150
+NYU_MILLIMETRES = 1000  # units of 16-bit depth images in a metre
+NYU_TRAIN_METRES = 10.0  # depth of the value 255 in NYUv2's 8-bit training images
+# what PIL raises for files that are missing, cut off, of another kind, or absurdly large
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and what is to be told of them.
+
+    Args:
+        cells: a dataset of two columns, the undecoded `image` and its target.
+        read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
+        class_names: None where the target is no class.
+    """
+
+    cells: datasets.Dataset
+    read_target: Callable[[object, str], int | np.ndarray]
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def read(self, row: int) -> tuple[Image.Image, int | np.ndarray]:
+        """An image in RGB and its target.
+
+        Raises:
+            ValueError: a file that is missing or can't be decoded, a target that is no class or has
+                another bit depth, or a target of another size than its image.
+        """
+        cell_name, target_name = self.cells.column_names
+        cells = self.cells[row]
+        image = open_image(cells[cell_name], name=f"image {row}").convert("RGB")
+        target = self.read_target(cells[target_name], f"{target_name} {row}")
+        if isinstance(target, np.ndarray):
+            check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
+        return image, target
+
+    def target(self, row: int) -> np.ndarray:
+        """The target of a row alone."""
+        name = self.cells.column_names[1]
+        return self.read_target(self.cells[row][name], f"{name} {row}")
+
+
+def load_classification(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+    """Images and their classes; names and errors as `load_images`.
+
+    Raises:
+        ValueError: also for a split without images or without class names.
+    """
+    dataset = load_images(name, split).select_columns(["image", "label"])
+    if not len(dataset):
+        raise ValueError(f"{name} ({split}) holds no images: the split is empty.")
+    label = dataset.features["label"]
+    if not isinstance(label, datasets.ClassLabel):
+        raise ValueError(f"{name} ({split}): the column 'label' must be a ClassLabel; got {label}.")
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    return LabelledImages(dataset, partial(read_label, num_classes=label.num_classes), label.names)
+
+
+def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+    """Images and their masks.
+
+    Args:
+        name: `"digit_scenes"` (embedded) or the folder `ADEChallengeData2016` of SceneParse150.
+        split: `"train"` and `"test"`; of ADE20k `"training"` and `"validation"`.
+        missing_ok: leave it to `read` to complain of files that are missing.
+
+    Raises:
+        FileNotFoundError: no such folder, or an image without its mask.
+        ValueError: no images in it.
+    """
+    if name == "digit_scenes":
+        cells = undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        read = partial(read_mask, num_classes=len(CLASSES), zero_is_background=False)
+        return LabelledImages(cells, read, CLASSES)
+    images, masks = Path(name) / "images" / split, Path(name) / "annotations" / split
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: no such folder. Expected ADE20k's ADEChallengeData2016 with "
+                "images/{training,validation} and annotations/{training,validation}."
+            )
+    files = sorted(file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".png"))
+    columns = {"image": files, "mask": [masks / f"{file.stem}.png" for file in files]}
+    cells = paired_files(columns, where=images, missing_ok=missing_ok)
+    read = partial(read_mask, num_classes=ADE20K_CLASSES, zero_is_background=True)
+    return LabelledImages(cells, read, ade20k_class_names(Path(name) / "objectInfo150.txt"))
+
+
+def ade20k_class_names(path: Path) -> list[str]:
+    """Names of the 150 classes, of ADE20k's own table (last column), or numbers without it.
+
+    Raises:
+        ValueError: a table of another number of classes.
+    """
+    if not path.is_file():
+        return [f"class {number}" for number in range(ADE20K_CLASSES)]
+    lines = path.read_text().splitlines()[1:]
+    names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
+    if len(names) != ADE20K_CLASSES:
+        raise ValueError(f"{path}: expected a heading and 150 classes; got {len(names)} classes.")
+    return names
+
+
+def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+    """Images and their depth.
+
+    Args:
+        name: `"digit_scenes"` (embedded) or NYUv2's folder `nyu_data`, with
+            `data/nyu2_{train,test}.csv`, whose lines are `rgb path,depth path` below that folder.
+            The training images have depth of 8 bits, those of other splits of 16.
+        split: `"train"` or `"test"`.
+        missing_ok: leave it to `read` to complain of files that are missing.
+
+    Raises:
+        FileNotFoundError: no such list, or a file that it names is missing.
+        ValueError: an empty list, a line without two paths, or a path out of the folder.
+    """
+    if name == "digit_scenes":
+        cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        return LabelledImages(cells, partial(read_depth, bits=16))
+    table = Path(name) / "data" / f"nyu2_{split}.csv"
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"{table}: no such file. Expected NYUv2's folder nyu_data with data/nyu2_train.csv and "
+            "data/nyu2_test.csv."
+        )
+    with table.open(newline="") as file:
+        lines = [line for line in csv.reader(file) if line]
+    for number, line in enumerate(lines, start=1):
+        if len(line) != 2:
+            raise ValueError(f"{table}, line {number}: expected `rgb path,depth path`; got {line}.")
+        if any(os.path.isabs(p) or os.path.normpath(p).startswith("..") for p in line):
+            raise ValueError(f"{table}, line {number}: a path leaves {name}; got {line}.")
+    columns = {
+        "image": [Path(name) / line[0] for line in lines],
+        "depth": [Path(name) / line[1] for line in lines],
+    }
+    cells = paired_files(columns, where=table, missing_ok=missing_ok)
+    return LabelledImages(cells, partial(read_depth, bits=8 if split == "train" else 16))
+
+
+def paired_files(
+    columns: dict[str, list[Path]], *, where: Path, missing_ok: bool
+) -> datasets.Dataset:
+    """Files as a dataset of undecoded images; errors as in the loaders."""
+    if not columns["image"]:
+        raise ValueError(f"{where} holds no images: the split is empty.")
+    missing = [str(file) for files in columns.values() for file in files if not file.is_file()]
+    if missing and not missing_ok:
+        raise FileNotFoundError(
+            f"{len(missing)} of the files that belong to {where} are missing: "
+            f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+        )
+    features = datasets.Features({name: datasets.Image(decode=False) for name in columns})
+    paths = {name: [str(file) for file in files] for name, files in columns.items()}
+    return datasets.Dataset.from_dict(paths, features=features)
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The same dataset with images as `{"path", "bytes"}`."""
+    for name in dataset.column_names:
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def open_image(cell: dict, *, name: str) -> Image.Image:
+    """A decoded image of an undecoded cell.
+
+    Args:
+        name: what the error calls it where the cell has no path.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+    try:
+        image = Image.open(source)
+        image.load()
+    except UNREADABLE as error:
+        raise ValueError(f"{cell['path'] or name} can't be decoded: {error}") from error
+    return image
+
+
+def read_label(label: int, name: str, *, num_classes: int) -> int:
+    """A class, as it is.
+
+    Raises:
+        ValueError: no class; −1 is what datasets without labels have.
+    """
+    if label is None or not 0 <= label < num_classes:
+        raise ValueError(f"{name}: expected a class from 0 to {num_classes - 1}; got {label}.")
+    return label
+
+
+def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bool) -> np.ndarray:
+    """Classes (H, W), int64, `IGNORED` where there is none.
+
+    Args:
+        zero_is_background: 0 in the file is ignored and 1, 2, … are the classes 0, 1, … (ADE20k).
+
+    Raises:
+        ValueError: not a single-channel image, or a label that is no class.
+    """
+    mask = np.asarray(open_image(cell, name=name))
+    if mask.ndim != 2:
+        raise ValueError(f"{cell['path'] or name}: a mask has one channel; got {mask.shape}.")
+    mask = mask.astype(np.int64)
+    if zero_is_background:
+        mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
+    wrong = mask[(mask != IGNORED) & ((mask < 0) | (mask >= num_classes))]
+    if wrong.size:
+        raise ValueError(
+            f"{cell['path'] or name}: a mask holds the classes 0 … {num_classes - 1}, or "
+            f"{IGNORED} for none; got {wrong.min()} … {wrong.max()}."
+        )
+    return mask
+
+
+def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
+    """Depth (H, W) in metres, float32, 0 where it is unknown.
+
+    Args:
+        bits: 16 for millimetres (NYUv2's test images, digit scenes), 8 for images whose 255 is
+            10 m (NYUv2's training images).
+
+    Raises:
+        ValueError: an image of another bit depth, or with several channels.
+    """
+    image = open_image(cell, name=name)
+    expected = {8: ("L",), 16: ("I;16", "I;16B", "I")}[bits]
+    if image.mode not in expected:
+        raise ValueError(
+            f"{cell['path'] or name}: expected a depth image of {bits} bits and one channel "
+            f"(mode {' or '.join(expected)}); got mode {image.mode}. NYUv2 has 8 bits in its "
+            "training and 16 in its test images."
+        )
+    depth = np.asarray(image).astype(np.float32)
+    return depth / NYU_MILLIMETRES if bits == 16 else depth / 255 * NYU_TRAIN_METRES
+
+
+def check_pair(image: Image.Image, target: np.ndarray, *, name: str) -> None:
+    """Refuse a mask or depth of another size than its image."""
+    if target.shape != (image.height, image.width):
+        raise ValueError(
+            f"{name}: image and target must have the same size; got {image.height}×{image.width} "
+            f"and {target.shape[0]}×{target.shape[1]}."
+        )

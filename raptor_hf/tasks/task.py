@@ -1,0 +1,272 @@
+"""The tasks that frozen backbones are judged on. Whatever depends on the task is in its class.
+
+Every head is one linear layer on the tokens after the final norm. Teacher and Raptor are asked
+alike: a task only needs to know the configuration of the backbone.
+"""
+
+from abc import ABC, abstractmethod
+
+import evaluate
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+)
+
+from ..metrics import (
+    Accuracy,
+    DepthError,
+    MeanIoU,
+    depth_statistics,
+    label_ranks,
+    segmentation_statistics,
+)
+from ..modeling_raptor import (
+    PatchFrame,
+    RaptorForDepthEstimation,
+    RaptorForImageClassification,
+    RaptorForSemanticSegmentation,
+    depth_logits,
+    depth_loss,
+    drop_registers,
+    expected_depth,
+    pool_tokens,
+    resize_maps,
+    segmentation_logits,
+)
+from .labelled_images import IGNORED, load_classification, load_depth, load_segmentation
+
+
+class Task(ABC):
+    """What a linear head is asked, and how its answers are judged.
+
+    Args:
+        config: of the backbone.
+        num_outputs: classes, or bins of depth.
+
+    Attributes:
+        name: among `TASKS`, and in result files.
+        score: the figure that decides, a key of the metric's result.
+        higher_is_better: whether the largest score is the best one.
+        dense: an answer at every pixel, for images of any size.
+        looks_at: the tokens that go into a head together, each of D channels.
+        poolings: the tokens that heads look at; first all, then what a head may look at alone.
+        model_class, auto_class: the Raptor with such a head, and how transformers loads it.
+        head_types: model types whose classifier is such a head.
+    """
+
+    name: str
+    score: str
+    higher_is_better = True
+    dense = True
+    looks_at: tuple[str, ...]
+    poolings: tuple[str, ...]
+    metric: type[evaluate.Metric]
+    model_class: type
+    auto_class: type
+    head_types: tuple[str, ...] = ("raptor",)
+
+    def __init__(self, config: PreTrainedConfig, num_outputs: int):
+        self.config, self.num_outputs = config, num_outputs
+
+    @staticmethod
+    @abstractmethod
+    def load(name: str, split: str, *, missing_ok: bool = False):
+        """A dataset of this task as `LabelledImages`."""
+
+    @abstractmethod
+    def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """What heads look at of the tokens (B, N, D) after the final norm."""
+
+    @abstractmethod
+    def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """A head's logits; of the target (B, …) only the size counts."""
+
+    @abstractmethod
+    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The training loss, a scalar."""
+
+    @abstractmethod
+    def predict(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What the logits say about images as large as the target (B, …)."""
+
+    @abstractmethod
+    def statistics(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, list]:
+        """Rows for the metric, one an image."""
+
+    @abstractmethod
+    def constant(self, targets: list) -> torch.Tensor:
+        """The one answer that fits some training targets best: a prediction without its axes of
+        images and pixels.
+        """
+
+    @classmethod
+    def head_width(cls, hidden_size: int) -> int:
+        """Inputs of a head on a backbone of `hidden_size` channels."""
+        return len(cls.looks_at) * hidden_size
+
+    def config_fields(self) -> dict:
+        """What a Raptor's configuration says of a head of this task, beside the class names."""
+        return {}
+
+    def best(self, scores: list[float]) -> int:
+        """Which of several scores is the best; the first of equal ones."""
+        return int(np.argmax(scores) if self.higher_is_better else np.argmin(scores))
+
+
+class Classification(Task):
+    """A class an image, from [cls, mean of patches] as in DINOv2, or one of the two alone."""
+
+    name, score, dense = "classification", "accuracy", False
+    looks_at = ("cls", "mean of patches")
+    poolings = ("cls_patches", "cls", "patches")
+    metric = Accuracy
+    model_class, auto_class = RaptorForImageClassification, AutoModelForImageClassification
+    # the width does not tell them: ViT-B's head on cls alone is as wide as DINOv2-S's on both
+    head_types = ("dinov2", "dinov2_with_registers", "raptor")
+    load = staticmethod(load_classification)
+
+    def features(self, last_hidden_state):
+        """(B, 2·D)."""
+        return pool_tokens(last_hidden_state, self.config)
+
+    def logits(self, head, features, target):
+        """(B, classes)."""
+        return head(features)
+
+    def loss(self, logits, target):
+        """Cross-entropy."""
+        return nn.functional.cross_entropy(logits, target)
+
+    def predict(self, logits, target):
+        """The logits themselves: the metric looks at the first five."""
+        return logits
+
+    def statistics(self, prediction, target):
+        """`label_ranks`."""
+        return label_ranks(logits=prediction, labels=target)
+
+    def constant(self, targets):
+        """How often each class occurs (classes,): as logits they name the most frequent ones."""
+        return torch.bincount(torch.tensor(targets), minlength=self.num_outputs).float()
+
+
+class Segmentation(Task):
+    """A class a pixel, from its patch."""
+
+    name, score = "segmentation", "miou"
+    looks_at = ("patch",)
+    poolings = ("patches",)
+    metric = MeanIoU
+    model_class, auto_class = RaptorForSemanticSegmentation, AutoModelForSemanticSegmentation
+    load = staticmethod(load_segmentation)
+
+    def features(self, last_hidden_state):
+        """(B, 1 + h·w, D), cls and patches."""
+        return drop_registers(last_hidden_state, self.config)
+
+    def logits(self, head, features, target):
+        """(B, classes, H, W)."""
+        frame = PatchFrame.of(target.shape[1:], self.config)
+        return frame.interpolate(segmentation_logits(head, features, frame.grid))
+
+    def loss(self, logits, target):
+        """Cross-entropy over the pixels that have a class."""
+        loss = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+        return loss / (target != IGNORED).sum().clamp(min=1)
+
+    def predict(self, logits, target):
+        """(B, H, W) classes; of a target of another size than the images, at its size."""
+        if logits.shape[-2:] != target.shape[-2:]:
+            logits = resize_maps(logits, target.shape[-2:])
+        return logits.argmax(dim=1)
+
+    def statistics(self, prediction, target):
+        """`segmentation_statistics`."""
+        return segmentation_statistics(
+            prediction=prediction, target=target, num_classes=self.num_outputs, ignore_index=IGNORED
+        )
+
+    def constant(self, targets):
+        """The most frequent class."""
+        counts = sum(
+            np.bincount(t[t != IGNORED], minlength=self.num_outputs)
+            for t in map(np.asarray, targets)
+        )
+        return torch.tensor(int(np.argmax(counts)))
+
+
+class Depth(Task):
+    """Metres at every pixel, from [patch, cls], with DINOv2's bins of depth.
+
+    Args:
+        min_depth, max_depth: where the bins begin and end, in metres; other pixels don't count.
+        eval_crop: rows and columns (top, bottom, left, right) that are judged, as Eigen's crop of
+            NYUv2; all where it is None.
+    """
+
+    name, score, higher_is_better = "depth", "rmse_m", False
+    looks_at = ("patch", "cls")
+    poolings = ("cls_patches",)
+    metric = DepthError
+    model_class, auto_class = RaptorForDepthEstimation, AutoModelForDepthEstimation
+    load = staticmethod(load_depth)
+
+    def __init__(self, config, num_outputs, *, min_depth=0.001, max_depth=10.0, eval_crop=None):
+        super().__init__(config, num_outputs)
+        self.limits = {"min_depth": min_depth, "max_depth": max_depth}
+        self.eval_crop = eval_crop
+
+    def config_fields(self):
+        """Number and range of the bins."""
+        return {"depth_bins": self.num_outputs, **self.limits}
+
+    def features(self, last_hidden_state):
+        """(B, 1 + h·w, D), cls and patches."""
+        return drop_registers(last_hidden_state, self.config)
+
+    def logits(self, head, features, target):
+        """(B, bins, 4·h, 4·w), over the padded image."""
+        return depth_logits(head, features, PatchFrame.of(target.shape[1:], self.config).grid)
+
+    def loss(self, logits, target):
+        """`depth_loss`."""
+        frame = PatchFrame.of(target.shape[1:], self.config)
+        depth = self.predict(logits, target)
+        return depth_loss(logits, depth, target, frame, **self.limits)
+
+    def predict(self, logits, target):
+        """(B, H, W) in metres."""
+        return expected_depth(logits, PatchFrame.of(target.shape[1:], self.config), **self.limits)
+
+    def statistics(self, prediction, target):
+        """`depth_statistics`, of the pixels of the crop whose depth is known and within the bins.
+
+        Raises:
+            ValueError: images smaller than the crop.
+        """
+        valid = (target >= self.limits["min_depth"]) & (target <= self.limits["max_depth"])
+        if self.eval_crop:
+            top, bottom, left, right = self.eval_crop
+            if bottom > target.shape[1] or right > target.shape[2]:
+                raise ValueError(
+                    f"eval_crop judges rows {top}–{bottom} and columns {left}–{right}, but the "
+                    f"images have {target.shape[1]}×{target.shape[2]} pixels."
+                )
+            inside = torch.zeros_like(valid)
+            inside[:, top:bottom, left:right] = True
+            valid &= inside
+        return depth_statistics(prediction=prediction, target=target, valid=valid)
+
+    def constant(self, targets):
+        """The mean depth, which has the smallest RMSE."""
+        depth = np.concatenate([np.asarray(target).ravel() for target in targets])
+        low, high = self.limits["min_depth"], self.limits["max_depth"]
+        return torch.tensor(float(depth[(depth >= low) & (depth <= high)].mean()))
+
+
+TASKS = {task.name: task for task in (Classification, Segmentation, Depth)}
