@@ -23,7 +23,8 @@ from raptor_hf.benchmarks.activations import TEACHERS, benchmark_activations, be
 from raptor_hf.benchmarks.figures import plot_ratios, plot_recipes
 from raptor_hf.benchmarks.recipes import benchmark_recipes, recipe_tables
 from raptor_hf.benchmarks.speed import FORMS, benchmark_model, benchmark_train_step
-from raptor_hf.runs.folder import environment, write_json
+from raptor_hf.runs.files import write_json
+from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
 
 

@@ -18,9 +18,11 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from raptor_hf.phases.partitions import METHODS, find_phases, load_distance, partition_quality  # noqa: E402
+from raptor_hf.phases.distance import load_distance
+from raptor_hf.phases.partitions import METHODS, find_phases, partition_quality
 from raptor_hf.reports.tables import markdown_table, mean_std  # noqa: E402
-from raptor_hf.runs.folder import parse_arguments, write_json  # noqa: E402
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import run_program
 
 MEASURES = ("cut_share", "within", "between", "contrast")

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from raptor_hf.demo.analysis import load_pair, pick_examples
 from raptor_hf.demo.page import build_page, serve
-from raptor_hf.distillation.provenance import public_name
-from raptor_hf.runs.folder import parse_arguments
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import public_name
 from raptor_hf.runs.processes import run_program
 
 

@@ -13,22 +13,14 @@ which is analysed without any model if none is given. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.distillation.provenance import public_name
 from raptor_hf.dynamics.claims import judge_claims
 from raptor_hf.dynamics.figures import draw_study
 from raptor_hf.dynamics.report import claims_page, png, walk_rows, walk_through, write_report
 from raptor_hf.dynamics.study import StudyArguments, study_models
 from raptor_hf.dynamics.systems import System, is_store, load_inputs
-from raptor_hf.runs.folder import (
-    environment,
-    finish_run,
-    folder_digest,
-    parse_arguments,
-    read_json,
-    rounded,
-    start_run,
-    write_json,
-)
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import folder_digest, public_name, read_json, rounded, write_json
+from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import require_one_process, run_program
 
 TEMPLATE = Path(__file__).parent / "dynamics.html"

@@ -16,17 +16,11 @@ from transformers import AutoModelForImageClassification
 
 from raptor_hf.activations.online import choose_images
 from raptor_hf.data import ImageViews, load_images
-from raptor_hf.distillation.fidelity import model_facts
-from raptor_hf.distillation.provenance import public_name
+from raptor_hf.distillation.provenance import model_facts
 from raptor_hf.probes.early_exit import judge_early_exit
-from raptor_hf.runs.folder import (
-    environment,
-    finish_run,
-    folder_digest,
-    parse_arguments,
-    start_run,
-    write_json,
-)
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import folder_digest, public_name, write_json
+from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import require_one_process, run_program
 from raptor_hf.teachers import load_processor
 

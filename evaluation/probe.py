@@ -16,7 +16,9 @@ from transformers import AutoConfig
 from raptor_hf.dry_runs.plans import print_probe_plan
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.judge import Evaluation
-from raptor_hf.runs.folder import file_digest, finish_run, folder_digest, parse_arguments, start_run
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import file_digest, folder_digest
+from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import run_program
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from raptor_hf.reports.report import write_report
 from raptor_hf.reports.tables import TASKS, load_results
-from raptor_hf.runs.folder import parse_arguments, read_json
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import run_program
 
 PUBLISHED = Path(__file__).parent / "results" / "published.json"

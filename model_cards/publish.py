@@ -20,7 +20,8 @@ from raptor_hf.hub.publishing import (
     write_files,
 )
 from raptor_hf.reports.tables import load_results
-from raptor_hf.runs.folder import parse_arguments, size
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import size
 from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "template.md"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from raptor_hf.hub.model_card import planned_card, write_model_card
 from raptor_hf.reports.tables import load_results
-from raptor_hf.runs.folder import parse_arguments, read_json
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import run_program
 
 HERE = Path(__file__).parent

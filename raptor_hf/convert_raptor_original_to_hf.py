@@ -20,7 +20,8 @@ from transformers import HfArgumentParser, PreTrainedModel
 from .distillation.blocks import ARCHITECTURE, Span, make_span, parse_span, save_blocks
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
-from .runs.folder import environment, file_digest, write_json
+from .runs.files import file_digest, write_json
+from .runs.folder import environment
 from .tasks.heads import attach_head, load_linear_head
 from .teachers import load_backbone, load_processor, teacher_identity
 

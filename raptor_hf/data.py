@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from .runs.folder import progress_bar
-from .runs.processes import process_state
+from .runs.processes import process_state, progress_bar
 
 
 def load_images(name: str, split: str) -> datasets.Dataset:

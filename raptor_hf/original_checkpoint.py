@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+
+from .weights import BROKEN, load_tensors
 
 ORIGINAL_EPS = 1e-5  # of the blocks' LayerNorms where a file does not say
 
@@ -46,10 +46,6 @@ NAMES = {
     "t_proj.0.": "depth_scaling.fc1.",
     "t_proj.2.": "depth_scaling.fc2.",
 }
-
-
-# what torch.load raises for a file that is broken or no torch file
-BROKEN = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 
 class PickledModule:
@@ -132,14 +128,6 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
         facts.get("num_heads"),
         facts.get("block_norm_eps", ORIGINAL_EPS),
     )
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a `.safetensors` file; a ValueError says that it is broken."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def load_pickle(path: Path):

@@ -1,9 +1,14 @@
-"""Patch tokens as colours: the first three principal components of an image's patches, as RGB."""
+"""Patch tokens as colours, pixels as the models see them, pictures inside a page."""
 
+import base64
+import io
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image
 
 # a component whose spread is that much below the states' own size is rounding, not structure
 ROUNDING = 1e-6
@@ -77,3 +82,25 @@ def unit_range(scores: np.ndarray) -> np.ndarray:
     spread = high - low
     scaled = (scores - low) / np.where(spread > 0, spread, 1)
     return np.where(spread > 0, scaled, 0.5)
+
+
+def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
+    """Pixel values (3, H, W) as an image (H, W, 3) of bytes: the processor's work undone."""
+    pixels = pixel_values.cpu().numpy().transpose(1, 2, 0)
+    if processor.do_normalize:
+        pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
+    return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A picture as an address that holds it whole."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(pixels: np.ndarray, alt: str) -> str:
+    """Pixels (H, W, 3), bytes or numbers from 0 to 1, as an <img> that enlarges without blur."""
+    if pixels.dtype != np.uint8:
+        pixels = (255 * pixels).round().astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return f'<img class="pixels" alt="{escape(alt)}" src="{data_uri(file.getvalue(), "png")}">'

@@ -5,8 +5,6 @@ returns the states of its layers; a Raptor can be made of the families that `loa
 """
 
 import copy
-import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -19,9 +17,10 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
+from transformers.utils import logging
 
 from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
+from .weights import check_weight_files, weights_digest
 
 
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
@@ -80,33 +79,6 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     return model.eval().requires_grad_(False)
 
 
-def check_weight_files(
-    name_or_path: str, config: PreTrainedConfig, revision: str | None = None
-) -> None:
-    """Refuse a model whose index of shards or configuration names a pickle, or a foreign folder.
-
-    `use_safetensors=True` alone looks for an index, and follows it wherever it leads.
-
-    Raises:
-        ValueError: it does; the files are named.
-    """
-    index = cached_file(
-        name_or_path,
-        SAFE_WEIGHTS_INDEX_NAME,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    files = {getattr(config, "transformers_weights", None)} - {None}
-    if index:
-        files |= set(json.loads(Path(index).read_text())["weight_map"].values())
-    foreign = [f for f in sorted(files) if not f.endswith(".safetensors") or Path(f).name != f]
-    if foreign:
-        raise ValueError(
-            f"The weights of {name_or_path} must lie in safetensors beside its configuration; it "
-            f"names {foreign[:3]}, which are not opened."
-        )
-
-
 def load_processor(name_or_path: str, revision: str | None = None):
     """The image processor that belongs to a teacher or a Raptor.
 
@@ -129,15 +101,6 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
         return None
     config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def teacher_identity(

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
+from raptor_hf.activations.arguments import ActivationArguments
 from raptor_hf.activations.online import (
-    ActivationArguments,
     OnlineActivations,
     check_all_layers,
     choose_images,
@@ -26,7 +26,7 @@ from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.sampler import BatchShare, StepSampler
 from raptor_hf.modeling_raptor import RaptorModel
-from raptor_hf.phases.partitions import layer_distance
+from raptor_hf.phases.distance import layer_distance
 from raptor_hf.teachers import trajectory, up_to_layer
 
 

@@ -16,7 +16,7 @@ from raptor_hf.dynamics.figures import draw_study
 from raptor_hf.dynamics.report import claims_page
 from raptor_hf.dynamics.study import ANALYSES, StudyArguments, study_models
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
-from raptor_hf.runs.folder import read_json
+from raptor_hf.runs.files import read_json
 from tests.programs import ROOT
 from tests.test_dynamics import LAYOUT
 from tests.test_modeling_raptor import randomised

@@ -8,10 +8,10 @@ import torch
 
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.configuration_raptor import token_layout
-from raptor_hf.distillation.blocks import Chain, ComputeArguments, make_span
+from raptor_hf.distillation.blocks import Chain, make_span
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.distillation.objective import ObjectiveArguments
-from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.guards import DivergenceGuard

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from raptor_hf.distillation.matching import StepResult
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
-from raptor_hf.loop.fit import fit
+from raptor_hf.loop.fit import StepResult, fit
 from raptor_hf.loop.sampler import BatchShare, StepSampler
 
 

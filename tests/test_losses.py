@@ -12,12 +12,8 @@ from raptor_hf.distillation.blocks import (
     save_blocks,
 )
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.distillation.objective import (
-    ObjectiveArguments,
-    parse_token_weights,
-    rollout,
-    token_loss,
-)
+from raptor_hf.distillation.objective import ObjectiveArguments, parse_token_weights, token_loss
+from raptor_hf.distillation.rollout import rollout
 from tests.test_modeling_raptor import randomised
 
 GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}

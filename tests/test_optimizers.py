@@ -4,12 +4,13 @@ import torch
 from raptor_hf import RaptorModel
 from raptor_hf.activations.store import load_activations
 from raptor_hf.distillation.blocks import Chain, Span
+from raptor_hf.distillation.compute import optimizer_flops
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
 from raptor_hf.distillation.objective import ObjectiveArguments
-from raptor_hf.dry_runs.plans import optimizer_flops
 from raptor_hf.loop.checkpoints import newest_checkpoint
-from raptor_hf.loop.engine import Engine, layer_matrices
+from raptor_hf.loop.engine import Engine
 from raptor_hf.loop.fit import fit
+from raptor_hf.loop.optimizers import layer_matrices
 from tests.test_loop import Killed, arguments, noisy_network
 from tests.test_modeling_raptor import randomised
 

@@ -10,14 +10,9 @@ import torch
 
 from evaluation import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.phases.distance import layer_distance, load_distance
 from raptor_hf.phases.max_cut import max_cut, recursive_max_cut
-from raptor_hf.phases.partitions import (
-    find_phases,
-    layer_distance,
-    load_distance,
-    partition_quality,
-    phase_contrast,
-)
+from raptor_hf.phases.partitions import find_phases, partition_quality, phase_contrast
 from tests.programs import ROOT, run
 from training import find_phases as find_phases_program
 

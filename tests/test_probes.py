@@ -7,7 +7,8 @@ from torch import nn
 
 from raptor_hf import RaptorModel
 from raptor_hf.activations.online import OnlineActivations
-from raptor_hf.distillation.fidelity import model_facts, trajectory_r2
+from raptor_hf.distillation.fidelity import trajectory_r2
+from raptor_hf.distillation.provenance import model_facts
 from raptor_hf.probes.arguments import Candidate, ProbeArguments, candidates_of
 from raptor_hf.probes.baselines import constant_metrics, nearest_neighbours
 from raptor_hf.probes.datasets import ProbeData

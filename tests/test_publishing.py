@@ -13,11 +13,11 @@ from transformers import DPTImageProcessorPil
 from evaluation.report import PUBLISHED
 from raptor_hf.activations.store import load_activations
 from raptor_hf.data import make_processor
-from raptor_hf.distillation.provenance import public_name, training_facts
+from raptor_hf.distillation.provenance import training_facts
 from raptor_hf.hub.model_card import make_model_card, planned_card, task_of
 from raptor_hf.hub.publishing import activation_files, check_read_back, stage_model, write_files
 from raptor_hf.modeling_raptor import AUTO_CLASSES, RaptorModel
-from raptor_hf.runs.folder import read_json
+from raptor_hf.runs.files import public_name, read_json
 from raptor_hf.tasks.task import TASKS
 from tests.hub_server import Blob, Repository, hub_server
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE

@@ -12,7 +12,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from raptor_hf.configuration_raptor import RaptorConfig
 from raptor_hf.data import make_processor
-from raptor_hf.dry_runs.plans import application_flops
+from raptor_hf.distillation.compute import application_flops
 from raptor_hf.modeling_raptor import RaptorModel
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from evaluation.report import PUBLISHED
 from raptor_hf.reports.figures import axis_limits
 from raptor_hf.reports.report import write_report
 from raptor_hf.reports.tables import ABLATION, load_results, mean_std, results_table
-from raptor_hf.runs.folder import read_json
+from raptor_hf.runs.files import read_json
 
 
 def result(model, task, seed, metrics, phases=None, parameters=1200):

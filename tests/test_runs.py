@@ -5,15 +5,9 @@ import sys
 import pytest
 
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.runs.folder import (
-    finish_run,
-    folder_digest,
-    parse_arguments,
-    read_json,
-    rounded,
-    start_run,
-    write_json,
-)
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import folder_digest, read_json, rounded, write_json
+from raptor_hf.runs.folder import finish_run, start_run
 from tests.programs import TWO_PROCESSES, run
 
 

@@ -18,7 +18,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
-from raptor_hf.phases.partitions import find_phases, layer_distance
+from raptor_hf.phases.distance import layer_distance
+from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
     hub_commit,
     infer_token_layout,

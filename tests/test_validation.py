@@ -4,12 +4,12 @@ from torch import nn
 
 from raptor_hf import RaptorModel
 from raptor_hf.distillation.blocks import Chain, Span
-from raptor_hf.distillation.objective import rollout
-from raptor_hf.distillation.validation import (
+from raptor_hf.distillation.fidelity import (
     TrajectoryValidation,
     ValidationArguments,
     make_validation,
 )
+from raptor_hf.distillation.rollout import rollout
 from raptor_hf.metrics import RSquared, state_statistics
 from raptor_hf.modeling_raptor import pool_tokens
 from raptor_hf.teachers import trajectory

@@ -9,13 +9,15 @@ DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.activations.format import lost_shards
-from raptor_hf.activations.online import ImageArguments
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.dry_runs.extraction import print_extraction_plan
-from raptor_hf.runs.folder import finish_run, parse_arguments, reopen_run, start_run
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
-from raptor_hf.teachers import load_backbone, weights_digest
+from raptor_hf.teachers import load_backbone
+from raptor_hf.weights import weights_digest
 
 
 @dataclass(kw_only=True)

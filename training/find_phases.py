@@ -20,17 +20,13 @@ from transformers import PreTrainedModel
 from raptor_hf.activations.online import OnlineActivations, check_all_layers, stream_states
 from raptor_hf.activations.store import load_activations
 from raptor_hf.data import ImageViews, load_images
+from raptor_hf.phases.distance import layer_distance, load_distance
 from raptor_hf.phases.max_cut import recursive_max_cut
-from raptor_hf.phases.partitions import find_phases, layer_distance, load_distance
+from raptor_hf.phases.partitions import find_phases
 from raptor_hf.reports.figures import plot_layer_distance
-from raptor_hf.runs.folder import (
-    file_digest,
-    finish_run,
-    folder_digest,
-    parse_arguments,
-    start_run,
-    write_json,
-)
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import file_digest, folder_digest, write_json
+from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
 

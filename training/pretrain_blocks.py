@@ -11,30 +11,20 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from raptor_hf.activations.online import ActivationArguments
+from raptor_hf.activations.arguments import ActivationArguments
 from raptor_hf.configuration_raptor import phase_spans, token_layout
-from raptor_hf.distillation.blocks import (
-    BlockArguments,
-    Chain,
-    ComputeArguments,
-    make_span,
-    parse_span,
-    save_blocks,
-)
+from raptor_hf.distillation.blocks import BlockArguments, Chain, make_span, parse_span, save_blocks
+from raptor_hf.distillation.fidelity import ValidationArguments, make_validation
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_explanation, matching_loss
 from raptor_hf.distillation.objective import ObjectiveArguments, parse_token_weights
 from raptor_hf.distillation.refit import RefitArguments
-from raptor_hf.distillation.validation import ValidationArguments, make_validation
 from raptor_hf.dry_runs.plans import print_training_plan
-from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import remove_checkpoints
 from raptor_hf.loop.fit import fit
-from raptor_hf.runs.folder import (
-    finish_run,
-    parse_arguments,
-    read_json,
-    start_run,
-)
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.files import read_json
+from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 from raptor_hf.teachers import load_backbone
 

@@ -14,13 +14,12 @@ from transformers import (
 )
 
 from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.distillation.blocks import ComputeArguments
-from raptor_hf.distillation.matching import StepResult
 from raptor_hf.dry_runs.plans import print_teacher_plan
-from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import remove_checkpoints
-from raptor_hf.loop.fit import fit
-from raptor_hf.runs.folder import finish_run, parse_arguments, start_run
+from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 

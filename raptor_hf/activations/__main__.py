@@ -1,6 +1,6 @@
 """`python -m raptor_hf.activations verify FOLDER`: check an activation dataset."""
 
-from .store import main
+from .verify import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..runs.folder import read_json
+from ..runs.files import read_json
 
 SCALARS = ("label", "image_id", "view")
 MANIFEST = "manifest.json"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from ..runs.folder import read_json, write_json
+from ..runs.files import read_json, write_json
 from .format import MANIFEST, shard_digest
 
 WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data import ImageViews, keep_batch
-from ..runs.folder import environment, progress_bar, size, write_json
-from ..runs.processes import process_state
+from ..runs.files import size, write_json
+from ..runs.folder import environment
+from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
 from .format import (
     MANIFEST,

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from ..configuration_raptor import RaptorConfig
-from ..dry_runs.plans import application_flops
+from ..distillation.compute import application_flops
 from ..modeling_raptor import RaptorBlock, RaptorModel
 from .activations import TEACHERS
 

@@ -28,17 +28,23 @@ from ..activations.online import Activations, OnlineActivations
 from ..activations.store import load_activations
 from ..configuration_raptor import RaptorConfig
 from ..data import ImageViews, load_images
-from ..distillation.blocks import BlockArguments, Chain, ComputeArguments, Span
+from ..distillation.blocks import BlockArguments, Chain, Span
+from ..distillation.compute import (
+    application_flops,
+    optimizer_flops,
+    rollouts_per_step,
+    teacher_layer,
+)
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.matching import TrajectoryMatching, matching_loss
 from ..distillation.objective import ObjectiveArguments, parse_token_weights
 from ..distillation.refit import RefitArguments
-from ..dry_runs.plans import application_flops, optimizer_flops, rollouts_per_step, teacher_layer
-from ..loop.arguments import LoopArguments
+from ..loop.arguments import ComputeArguments, LoopArguments
 from ..loop.fit import fit
 from ..modeling_raptor import RaptorModel
 from ..reports.tables import markdown_table, mean_std
-from ..runs.folder import progress_bar, read_json
+from ..runs.files import read_json
+from ..runs.processes import progress_bar
 from ..teachers import load_backbone, load_processor
 from .timing import PROCESSES
 

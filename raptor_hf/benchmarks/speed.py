@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..distillation.blocks import ComputeArguments
+from ..loop.arguments import ComputeArguments
 from .models import RAPTORS, Candidates, roll
 from .timing import PROCESSES, interleaved, median_ratio
 

@@ -16,7 +16,7 @@ from ..configuration_raptor import token_layout
 from ..data import load_images
 from ..dynamics.measures import angles, directions
 from ..modeling_raptor import RaptorModel, patch_sides, pool_tokens
-from ..pictures import PatchMaps, patch_pca_maps
+from ..pictures import PatchMaps, as_seen, patch_pca_maps
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..teachers import load_backbone, load_processor
@@ -205,14 +205,6 @@ def analyse(pair: Pair, image: Image.Image) -> Analysis:
         {name: state_cosines(teacher, raptor, groups[name]) for name in ("cls", "patches")},
         *tops,
     )
-
-
-def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
-    """Pixel values (3, H, W) as an image (H, W, 3) of bytes: the processor's work undone."""
-    pixels = pixel_values.cpu().numpy().transpose(1, 2, 0)
-    if processor.do_normalize:
-        pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
-    return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
 
 
 def state_cosines(teacher: torch.Tensor, raptor: torch.Tensor, group: slice) -> np.ndarray:

@@ -1,6 +1,5 @@
 """What the demo shows of an image, as HTML that holds its pictures; no server in here."""
 
-import base64
 import io
 from html import escape
 
@@ -8,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..pictures import data_uri, picture
 from .analysis import Analysis
 
 TEACHER, RAPTOR, GREY = "#1f6fb4", "#d2550f", "#444444"
@@ -16,20 +16,6 @@ COLOURS = (
     "their basis and scale at each layer, so the more alike the colours, the more alike the "
     "states. Colours of different layers can't be compared: each has a basis of its own."
 )
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """A picture as an address that holds it whole."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture(pixels: np.ndarray, alt: str) -> str:
-    """Pixels (H, W, 3), bytes or numbers from 0 to 1, as an <img> that enlarges without blur."""
-    if pixels.dtype != np.uint8:
-        pixels = (255 * pixels).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return f'<img class="pixels" alt="{escape(alt)}" src="{data_uri(file.getvalue(), "png")}">'
 
 
 def block_names(spans: list[tuple[int, int]]) -> list[str]:

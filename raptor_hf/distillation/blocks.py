@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig
+from ..loop.arguments import ComputeArguments
 from ..modeling_raptor import RaptorModel
 
 # what blocks of one folder share, beside their teacher
@@ -37,25 +38,6 @@ class BlockArguments:
     def block_options(self) -> dict:
         """The options as keyword arguments of `RaptorModel.from_teacher`."""
         return {name: getattr(self, name) for name in BlockArguments.__dataclass_fields__}
-
-
-@dataclass(kw_only=True)
-class ComputeArguments:
-    """How the layers of a model compute; none of it changes what they compute."""
-
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "keep the states between layers only: less memory, a quarter more time"},
-    )
-
-    def set_up(self, model: PreTrainedModel) -> None:
-        """Make a model compute like this."""
-        model.set_attn_implementation(self.attn_implementation)
-        if self.gradient_checkpointing and hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable()
-        elif self.gradient_checkpointing:  # what older transformers call it
-            model.gradient_checkpointing_enable()
 
 
 class Span(NamedTuple):

@@ -1,16 +1,31 @@
 """How well a student follows its teacher: R² of its states, and how large it is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations, check_all_layers
-from ..configuration_raptor import teacher_family
-from ..data import batches
-from ..metrics import RSquared, compute_over_processes, r2_reference, state_statistics
-from ..teachers import trajectory
+from ..configuration_raptor import teacher_family, token_layout
+from ..data import ImageViews, batches, load_images
+from ..metrics import (
+    Accuracy,
+    RSquared,
+    compute_over_processes,
+    label_ranks,
+    r2_reference,
+    state_statistics,
+)
+from ..modeling_raptor import pool_tokens
+from ..runs.processes import process_state
+from ..tasks.heads import load_linear_head
+from ..teachers import load_processor, trajectory
+from .blocks import Chain
+from .rollout import rollout
 
 
 @torch.no_grad()
@@ -54,11 +69,120 @@ def trajectory_r2(
     return {**result, "reference": mean}
 
 
-def model_facts(model: PreTrainedModel) -> dict:
-    """Phases (None for a teacher) and the parameters of the blocks or of the teacher's layers."""
-    phases = getattr(model.config, "phases", None)
-    layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
-    return {
-        "phases": phases,
-        "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
-    }
+@dataclass(kw_only=True)
+class ValidationArguments:
+    """On what, and how often, a training program validates; without a dataset it does not."""
+
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "digits, an image folder or a Hub id; none: no validation"}
+    )
+    validation_split: str = "test"
+    validation_images: int = field(default=2048, metadata={"help": "images to look at, at most"})
+    validation_head: str | None = field(
+        default=None,
+        metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
+    )
+    validate_every: int = field(
+        default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
+    )
+
+
+class TrajectoryValidation:
+    """Accuracy and R² of chains of blocks in training.
+
+    Each chain starts from the teacher's state, and its last state goes through the *teacher's*
+    remaining layers, final norm and linear head, as the reference trainer does. R² is the mean over
+    the chain's layers, over all tokens (`RSquared`). The processes share the images.
+
+    Args:
+        teacher: the backbone; it is moved to this process' device.
+        head: its linear head on [cls, mean of patches]; None leaves the accuracy out.
+        images: the labelled images.
+        chains: the chains in training.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        head: nn.Linear | None,
+        images: ImageViews,
+        chains: list[Chain],
+        *,
+        num_images: int = 2048,
+        batch_size: int = 64,
+    ):
+        self.state = process_state()
+        self.teacher = teacher.to(self.state.device)
+        self.head = None if head is None else head.to(self.state.device)
+        self.images, self.chains, self.batch_size = images, chains, batch_size
+        rows = np.random.default_rng(0).permutation(len(images))[:num_images]
+        self.rows = np.sort(rows)[self.state.process_index :: self.state.num_processes].tolist()
+
+    def __call__(self) -> dict[str, float]:
+        """`<chain>/r2` and, where there is a head, `<chain>/accuracy` of every chain."""
+        groups = token_layout(self.teacher.config).groups()
+        states_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
+        label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
+        for start in range(0, len(self.rows), self.batch_size):
+            batch = self.images.__getitems__(self.rows[start : start + self.batch_size])
+            states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
+            for chain in self.chains:
+                first, last = chain.spans[0].start, chain.spans[-1].stop
+                target = states[:, first : last + 1]
+                prediction = rollout(chain.spans, target, resets={first})
+                whole = torch.cat([target[:, :1], prediction], dim=1)
+                rows = state_statistics(prediction=whole, target=target, groups=groups)
+                states_rows[chain.name].append(rows)
+                if self.head is not None:
+                    logits = self.head(self.finish(prediction[:, -1], last))
+                    labels = batch["label"].to(logits.device)
+                    label_rows[chain.name].append(label_ranks(logits=logits, labels=labels))
+        scalars = {}
+        for name, rows in states_rows.items():
+            if self.head is not None:
+                accuracy = Accuracy(keep_in_memory=True)
+                right = compute_over_processes(accuracy, label_rows[name])
+                scalars[f"{name}/accuracy"] = right["accuracy"]
+            r2 = compute_over_processes(RSquared(keep_in_memory=True), rows)
+            scalars[f"{name}/r2"] = r2["mean"]["all"]
+        return scalars
+
+    def finish(self, states: torch.Tensor, start: int) -> torch.Tensor:
+        """States (B, N, D) after layer `start`, through the rest of the teacher, as (B, 2·D)."""
+        family = teacher_family(self.teacher.config)
+        for layer in self.teacher.get_submodule(family.layers)[start:]:
+            states = layer(states)
+        states = self.teacher.get_submodule(family.final_norm)(states)
+        return pool_tokens(states, self.teacher.config)
+
+
+def make_validation(
+    arguments: ValidationArguments, teacher: PreTrainedModel, chains: list[Chain]
+) -> TrajectoryValidation | None:
+    """The validation that a program's arguments ask for; None where they ask for none.
+
+    Args:
+        arguments: of a program that also has `teacher`, its folder or Hub id, and `revision`.
+
+    Raises:
+        ValueError: an interval or a head without a dataset, or a head that doesn't fit the teacher.
+    """
+    if arguments.validation_dataset is None:
+        for name in ("validate_every", "validation_head"):
+            if getattr(arguments, name):
+                raise ValueError(f"{name}={getattr(arguments, name)} needs --validation_dataset.")
+        return None
+    source = arguments.validation_head
+    architectures = teacher.config.architectures or []
+    if source is None and any(name.endswith("ForImageClassification") for name in architectures):
+        source = arguments.teacher
+    head = None
+    if source is not None:
+        head, _ = load_linear_head(source, hidden_size=teacher.config.hidden_size)
+    images = ImageViews(
+        load_images(arguments.validation_dataset, arguments.validation_split),
+        load_processor(arguments.teacher, arguments.revision),
+    )
+    return TrajectoryValidation(
+        teacher, head, images, chains, num_images=arguments.validation_images
+    )

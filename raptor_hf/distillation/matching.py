@@ -8,23 +8,11 @@ import torch
 from torch import nn
 
 from ..activations.online import Activations
+from ..loop.fit import StepResult
 from ..metrics import state_statistics
 from .blocks import Chain
-from .objective import ObjectiveArguments, rollout, token_loss
-
-
-class StepResult(NamedTuple):
-    """What `compute_loss` tells `fit` of a batch.
-
-    Args:
-        loss: the mean over the batch's images, to be minimised.
-        scalars: for the log, means over the images too.
-        statistics: functions that give rows for `RSquared`, by name; called when R² is logged.
-    """
-
-    loss: torch.Tensor
-    scalars: dict[str, torch.Tensor] = {}
-    statistics: dict[str, Callable[[], dict]] = {}
+from .objective import ObjectiveArguments, token_loss
+from .rollout import rollout
 
 
 class Followed(NamedTuple):

@@ -11,14 +11,11 @@ them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.Traje
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.nn import functional
-
-from .blocks import Span
 
 TOKEN_GROUPS = ("cls", "registers", "patches")
 
@@ -153,67 +150,6 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
             f"like 0.45,0.10,0.45, or none; got {text!r}."
         )
     return dict(zip(TOKEN_GROUPS, weights, strict=True))
-
-
-def rollout(
-    spans: list[Span],
-    trajectory: torch.Tensor,
-    *,
-    resets: Collection[int],
-    noise_std: float = 0.0,
-    queries: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Predict the states after the layers start + 1 … stop of consecutive spans.
-
-    Args:
-        spans: spans that follow each other and cover S layers.
-        trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
-        resets: layers whose *teacher* state is fed to the block that makes the next one.
-        noise_std: standard deviation of Gaussian noise that is added to every block's input.
-        queries: predict the tokens (Q,) alone; for teacher forcing, as a rollout needs all.
-
-    Returns:
-        (B, S, N, D), the states after every one of these layers, or (B, S, Q, D).
-
-    Raises:
-        ValueError: the first layer of the first span is not a reset, the spans leave a gap, the
-            trajectory is not as long as they are, or `queries` in a rollout.
-    """
-    first, last = spans[0].start, spans[-1].stop
-    if first not in resets:
-        raise ValueError(f"The resets must contain the first layer, {first}; got {resets}.")
-    if trajectory.shape[1] != last - first + 1:
-        raise ValueError(
-            f"The spans {first}-{last} need the states of {last - first + 1} layers; the "
-            f"trajectory has {trajectory.shape[1]}."
-        )
-
-    if queries is not None and not all(layer in resets for layer in range(first, last)):
-        raise ValueError("A rollout needs all tokens: queries are for teacher forcing.")
-
-    def noisy(states: torch.Tensor) -> torch.Tensor:
-        return states + noise_std * torch.randn_like(states) if noise_std else states
-
-    predictions, state, reached = [], None, first
-    for block, start, stop in spans:
-        if start != reached:
-            raise ValueError(
-                f"Spans must follow each other: one stops at {reached}, the next starts at {start}."
-            )
-        reached = stop
-        if all(layer in resets for layer in range(start, stop)):
-            # teacher forcing: the layers of a span are independent, one batched call makes all
-            depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
-            inputs = noisy(trajectory[:, start - first : stop - first])
-            predictions.append(block(inputs, depths, queries=queries))
-            state = predictions[-1][:, -1]
-            continue
-        for depth in range(start + 1, stop + 1):
-            if depth - 1 in resets:
-                state = trajectory[:, depth - 1 - first]
-            state = block(noisy(state), torch.full((1,), depth, device=state.device))
-            predictions.append(state[:, None])
-    return torch.cat(predictions, dim=1)
 
 
 def token_loss(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ..runs.folder import read_json
+from ..configuration_raptor import teacher_family
+from ..runs.files import public_name, read_json
 from ..teachers import teacher_identity
 
 # the arguments of a training that make its recipe; the others are names of files, or say how a run
@@ -32,14 +33,6 @@ RECIPE = (
 )
 # say nothing of blocks that are there already
 OF_NEW_BLOCKS = ("init", "refit", "ffn", "depth_scaling")
-
-
-def public_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a path its last part: nobody else has the folders of this machine."""
-    looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
-    if looks_like_one or (name_or_path and Path(name_or_path).exists()):
-        return Path(name_or_path).resolve().name
-    return name_or_path
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
@@ -103,3 +96,13 @@ def training_seconds(folder: Path) -> float:
             total += last
         last = seconds
     return round(total + last, 1)
+
+
+def model_facts(model: PreTrainedModel) -> dict:
+    """Phases (None for a teacher) and the parameters of the blocks or of the teacher's layers."""
+    phases = getattr(model.config, "phases", None)
+    layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
+    return {
+        "phases": phases,
+        "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
+    }

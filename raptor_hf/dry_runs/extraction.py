@@ -12,18 +12,17 @@ from transformers import AutoModel
 
 from ..activations.online import choose_images
 from ..distillation.blocks import parse_span
-from ..runs.folder import size
+from ..distillation.compute import application_flops, teacher_layer
+from ..runs.files import size
 from ..runs.processes import process_state
-from .plans import (
+from .describe import (
     TeacherFacts,
-    application_flops,
     cost,
     count_images,
     describe_images,
     describe_teacher,
     print_plan,
     teacher_facts,
-    teacher_layer,
 )
 
 MEASURED_SECONDS = 2.0

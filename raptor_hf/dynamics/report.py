@@ -18,12 +18,10 @@ from PIL import Image
 from ..activations.store import StoredActivations
 from ..configuration_raptor import TokenLayout, phase_spans
 from ..data import ImageViews
-from ..demo.analysis import as_seen
-from ..demo.html import data_uri
 from ..modeling_raptor import patch_sides
-from ..pictures import patch_pca_maps
+from ..pictures import as_seen, data_uri, patch_pca_maps
 from ..reports.tables import markdown_table
-from ..runs.folder import rounded
+from ..runs.files import rounded
 from .measures import angles, directions
 from .study import plain_images
 from .systems import Inputs, System

@@ -10,7 +10,8 @@ import torch
 from ..activations.store import StoredActivations
 from ..configuration_raptor import phase_spans
 from ..data import ImageViews, batches
-from ..phases.partitions import check_partition, image_distances, phase_contrast
+from ..phases.distance import image_distances
+from ..phases.partitions import check_partition, phase_contrast
 from .class_basins import ClassBasins, check_classes
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
 from .linear_modes import LinearModes

@@ -14,8 +14,8 @@ from ..activations.online import OnlineActivations, check_all_layers
 from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, load_images
-from ..distillation.provenance import public_name
 from ..modeling_raptor import pool_tokens
+from ..runs.files import public_name
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ..activations.format import MANIFEST, dataset_card, read_manifest
-from ..activations.store import verify_activations
-from ..distillation.provenance import public_name
+from ..activations.verify import verify_activations
+from ..runs.files import public_name
 from ..teachers import load_processor
 from .model_card import make_model_card, run_snippet, task_of, usage_snippet
 

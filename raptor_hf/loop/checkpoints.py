@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from ..runs.folder import file_digest, read_json, size, write_json
+from ..runs.files import file_digest, read_json, size, write_json
 
 logger = logging.getLogger(__name__)
 

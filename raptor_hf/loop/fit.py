@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import keep_batch
-from ..distillation.matching import StepResult
 from ..metrics import RSquared, compute_over_processes
 from ..runs.processes import Interrupted, StopSignals, ignore_stop_signals
 from .arguments import LoopArguments
@@ -29,6 +29,20 @@ from .engine import Engine
 from .guards import DivergenceGuard, check_finite_loss, memory_in_words
 from .log import LossLog
 from .sampler import StepSampler
+
+
+class StepResult(NamedTuple):
+    """What `compute_loss` tells `fit` of a batch.
+
+    Args:
+        loss: the mean over the batch's images, to be minimised.
+        scalars: for the log, means over the images too.
+        statistics: functions that give rows for `RSquared`, by name; called when R² is logged.
+    """
+
+    loss: torch.Tensor
+    scalars: dict[str, torch.Tensor] = {}
+    statistics: dict[str, Callable[[], dict]] = {}
 
 
 def fit(

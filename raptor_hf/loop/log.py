@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 from accelerate import Accelerator
 
-from ..reports.figures import plot_training
-from ..runs.folder import progress_bar
+from ..runs.processes import progress_bar
 
 # what the bar shows of a training batch, and how it calls it
 ON_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "train/r2": "R²"}
@@ -111,3 +111,30 @@ def read_log(output_dir: str | Path) -> list[dict[str, float]]:
     """The lines of a run's log."""
     lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def plot_training(log: list[dict[str, float]], path: str | Path) -> None:
+    """Curves of a training against its steps: errors on the left, qualities on the right.
+
+    Args:
+        log: lines of a run's log (`loss_log.read_log`).
+    """
+    watching = {"step", "seconds", "learning_rate", "images_per_second"}
+    names = list(dict.fromkeys(name for line in log for name in line if name not in watching))
+    qualities = [name for name in names if name.endswith(("accuracy", "r2", "top5", "miou"))]
+    errors = [name for name in names if name not in qualities]
+    panels = [(errors, "log", "loss"), (qualities, "linear", "score (1 is perfect)")]
+    panels = [panel for panel in panels if panel[0]]
+    figure, axes = plt.subplots(
+        1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (shown, scale, label) in zip(axes[0], panels, strict=False):
+        for name in shown:
+            points = [(line["step"], line[name]) for line in log if name in line]
+            few = len(points) < 20
+            axis.plot(*zip(*points, strict=True), ".-" if few else "-", lw=1, label=name)
+        axis.set(xlabel="step", ylabel=label, yscale=scale)
+        axis.legend(fontsize="x-small", ncols=1 + len(shown) // 12)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

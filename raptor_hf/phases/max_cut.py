@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .distance import check_distance
+
 MIN_SPLIT = 4  # the recursion does not split groups of fewer layers
 MAX_EXACT = 26  # 2^25 bipartitions: seconds
 
@@ -79,15 +81,3 @@ def phase_lengths(groups: list[np.ndarray]) -> list[int]:
                 "methods maxcut and ncut look at runs alone."
             )
     return [len(group) for group in ordered]
-
-
-def check_distance(distance: np.ndarray) -> np.ndarray:
-    """A layer distance matrix as float64, or a ValueError that says what is wrong with it."""
-    distance = np.asarray(distance, dtype=np.float64)
-    if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
-        raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")
-    if not np.isfinite(distance).all():
-        raise ValueError("The layer distance matrix holds NaN or infinite values.")
-    if not np.allclose(distance, distance.T):
-        raise ValueError("A layer distance matrix is symmetric; the one given is not.")
-    return distance

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..modeling_raptor import PatchFrame
-from ..runs.folder import progress_bar, read_json, write_json
-from ..runs.processes import process_state
+from ..runs.files import read_json, write_json
+from ..runs.processes import process_state, progress_bar
 from ..tasks.task import Task
-from ..teachers import weights_digest
+from ..weights import weights_digest
 from .images import ProbeImages, check_one_size
 
 FILES = ("features", "targets")

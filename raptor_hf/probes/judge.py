@@ -10,13 +10,14 @@ import torch
 from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from ..activations.online import OnlineActivations
-from ..distillation.fidelity import model_facts, trajectory_r2
-from ..distillation.provenance import public_name, training_facts
+from ..distillation.fidelity import trajectory_r2
+from ..distillation.provenance import model_facts, training_facts
 from ..loop.checkpoints import remove_checkpoints
-from ..reports.figures import plot_class_maps, plot_depth_maps
-from ..runs.folder import environment, write_json
+from ..runs.files import public_name, write_json
+from ..runs.folder import environment
 from ..runs.processes import process_state
 from ..tasks.heads import attach_head, load_linear_head
+from ..tasks.pictures import plot_class_maps, plot_depth_maps
 from ..tasks.task import TASKS, Task
 from ..teachers import load_backbone, load_processor
 from .arguments import ProbeArguments

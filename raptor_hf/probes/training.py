@@ -15,8 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
-from ..distillation.matching import StepResult
-from ..loop.fit import fit
+from ..loop.fit import StepResult, fit
 from ..loop.log import read_log
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state

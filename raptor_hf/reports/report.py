@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runs.folder import read_json
+from ..runs.files import read_json
 from .figures import plot_bars, plot_early_exit, plot_r2_per_layer
 from .tables import (
     ABLATION,

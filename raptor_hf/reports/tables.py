@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..runs.folder import read_json
+from ..runs.files import read_json
 
 
 class Column(NamedTuple):

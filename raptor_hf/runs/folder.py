@@ -1,26 +1,16 @@
 """Output folders that describe themselves: made by whom, from what, and whether finished."""
 
 import dataclasses
-import difflib
-import hashlib
 import json
-import math
-import os
 import platform
-import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
-from tqdm.auto import tqdm
-from transformers import HfArgumentParser
-
+from .files import read_json, write_json
 from .processes import process_state
 
-# a list of numbers, as json writes it over several lines; no string holds a line break
-NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments that change how a run is watched or stored, never what it computes
 WATCHING = (
@@ -43,115 +33,6 @@ WATCHING = (
     "validation_images",
     "validation_head",
 )
-
-
-def parse_arguments(arguments_class: type):
-    """The command line as an instance of a dataclass: `program [recipe.yaml] [--flag value …]`.
-
-    A recipe holds flags by name; flags on the command line win over it.
-
-    Raises:
-        ValueError: a recipe that is not a mapping, or with a key that the program does not know.
-    """
-    argv = sys.argv[1:]
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        recipe = read_recipe(argv[0], [field.name for field in dataclasses.fields(arguments_class)])
-        flags = []
-        for name, value in recipe.items():
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        argv = flags + argv[1:]
-    return HfArgumentParser(arguments_class).parse_args_into_dataclasses(argv)[0]
-
-
-def read_recipe(path: str | Path, known: list[str]) -> dict:
-    """A recipe file as a dict; errors as `parse_arguments`."""
-    recipe = yaml.safe_load(Path(path).read_text()) or {}
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path}: a recipe holds lines like `steps: 100`; got {recipe!r}.")
-    for key in recipe:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, cutoff=0.0)[0]
-            raise ValueError(
-                f"{path}: {Path(sys.argv[0]).name} has no argument {key!r}; "
-                f"the nearest one is {near!r}."
-            )
-    return recipe
-
-
-def progress_bar(
-    description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
-) -> tqdm:
-    """A progress bar that draws often on a terminal and rarely into a log file."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        disable=not enabled,
-        mininterval=0.2 if sys.stderr.isatty() else 20,
-        dynamic_ncols=True,
-    )
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in a readable unit: `5.21 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
-
-
-def write_json(path: str | Path, content: dict) -> None:
-    """Write a JSON file whole or not at all; a list of numbers takes one line."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
-
-
-def rounded(content, digits: int = 6):
-    """Nested dicts and lists with all numbers at so many significant digits; NaN as None."""
-    if isinstance(content, dict):
-        return {key: rounded(value, digits) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [rounded(value, digits) for value in content]
-    if isinstance(content, float):
-        return float(f"{content:.{digits}g}") if math.isfinite(content) else None
-    return content
-
-
-def read_json(path: str | Path) -> dict:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text())
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def folder_digest(path: str | Path) -> str:
-    """SHA-256 of what a folder of ours holds: its weights, its manifest or its result.
-
-    Raises:
-        FileNotFoundError: there is nothing of the kind in the folder.
-    """
-    path = Path(path)
-    names = ("*.safetensors", "manifest.json", "phases.json")
-    files = sorted(file for name in names for file in path.glob(name))
-    if not files:
-        raise FileNotFoundError(
-            f"{path} holds none of {', '.join(names)}: run the stage that makes it first."
-        )
-    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def environment() -> dict:

@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -185,3 +186,18 @@ def how_to_resume() -> str:
     start = "… " if launched else "python "  # accelerate launch or torchrun, and their options
     resume = [] if "--resume" in sys.argv else ["--resume"]
     return f"Resume with: {start}{shlex.join([*sys.argv, *resume])}"
+
+
+def progress_bar(
+    description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
+) -> tqdm:
+    """A progress bar that draws often on a terminal and rarely into a log file."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=unit,
+        disable=not enabled,
+        mininterval=0.2 if sys.stderr.isatty() else 20,
+        dynamic_ncols=True,
+    )

@@ -99,7 +99,7 @@ def draw_scene(
 
 def main() -> None:
     """Draw a sheet of scenes: image, classes and depth side by side."""
-    from ..reports.figures import plot_scenes  # matplotlib, which making scenes does not need
+    from .pictures import plot_scenes
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", default="digit_scenes.png", help="the PNG to write")

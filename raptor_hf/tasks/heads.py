@@ -1,21 +1,14 @@
 """Linear heads: published by DINOv2, or of saved models; and Raptors with a head."""
 
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
 from ..modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
-from ..original_checkpoint import BROKEN
-from ..teachers import check_weight_files
+from ..weights import check_weight_files, read_head_file
 from .task import Classification, Task
-
-# what torch.load raises for a file that is broken, of another kind, or holds more than tensors
-UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
 
 
 def load_linear_head(
@@ -58,29 +51,6 @@ def load_linear_head(
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
     return head.requires_grad_(False), names
-
-
-def read_head_file(path: Path) -> dict[str, torch.Tensor]:
-    """`weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        # not torch's own words: for a file that holds more than tensors they advise to run it
-        raise ValueError(
-            f"{path}: a linear head is a file of the tensors 'weight' and 'bias'; this one is "
-            "broken, of another kind, or holds more than tensors. It was refused, and nothing in "
-            "it was run."
-        ) from error
-    if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
-        found = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
-        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {found}.")
-    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        found = {name: type(weight).__name__ for name, weight in weights.items()}
-        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {found}.")
-    return weights
 
 
 def read_classifier(

@@ -1,0 +1,41 @@
+"""How many floating-point operations blocks and their training take."""
+
+from transformers import PreTrainedConfig
+
+from ..configuration_raptor import RaptorConfig
+from .objective import ObjectiveArguments
+
+
+def application_flops(config: RaptorConfig, num_tokens: int) -> int:
+    """FLOP of one application of a block to one image, forward only."""
+    size = config.hidden_size
+    linear = 4 * size * size + (3 if config.ffn == "swiglu" else 2) * size * config.ffn_size
+    return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * size
+
+
+def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> int:
+    """FLOP of the matrix products of an update: Muon's five Newton-Schulz iterations; AdamW's 0.
+
+    For a matrix of m ≤ n: X·Xᵀ, the square of that, and its product with X.
+    """
+    if optimizer != "muon":
+        return 0
+    size, hidden = config.hidden_size, config.ffn_size
+    fc1 = (2 if config.ffn == "swiglu" else 1) * hidden
+    shapes = [sorted(s) for s in ((size, 3 * size), (size, size), (size, fc1), (hidden, size))]
+    return num_blocks * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+
+
+def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
+    """A configuration whose block costs what a layer of the teacher does."""
+    width = getattr(config, "mlp_ratio", 4) * config.hidden_size
+    phases = [config.num_hidden_layers]
+    return RaptorConfig(teacher_config=config, phases=phases, intermediate_size=width)
+
+
+def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
+    """How often a step goes through a chain on average: with forcing and without may be both."""
+    if objective.annealing == "drawn":
+        return 1.0
+    half = [objective.forcing(step / steps) for step in range(steps)]
+    return sum((forcing > 0) + (forcing < 1) for forcing in half) / max(1, steps)

@@ -1,0 +1,115 @@
+"""What a dry run says: teachers, folders and images in a line each, costs, the printed plan."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..configuration_raptor import token_layout
+from ..modeling_raptor import PatchFrame
+from ..runs.files import size
+from ..runs.processes import process_state
+from ..tasks.digit_scenes import NUMBER
+from ..teachers import load_processor
+
+ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
+
+
+class TeacherFacts(NamedTuple):
+    """What a plan needs to know of a teacher."""
+
+    config: PreTrainedConfig
+    height: int
+    width: int
+    num_tokens: int
+    num_prefix_tokens: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state of one image in float16."""
+        return 2 * self.num_tokens * self.config.hidden_size
+
+
+def teacher_facts(
+    name_or_path: str, revision: str | None = None, resolution: tuple[int, int] | None = None
+) -> TeacherFacts:
+    """Configuration and token count of a teacher, for images as its processor makes them.
+
+    Args:
+        resolution: height and width of the images, if the processor doesn't make them.
+
+    Raises:
+        OSError: no such model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    processor = load_processor(name_or_path, revision)
+    pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    height, width = resolution or pixel_values.shape[-2:]
+    rows, columns = PatchFrame.of((height, width), config).grid
+    prefix = token_layout(config).num_prefix_tokens
+    return TeacherFacts(config, height, width, prefix + rows * columns, prefix)
+
+
+def cost(flop: float) -> str:
+    """A number of FLOP, and how long it takes at the assumed rates."""
+    times = []
+    for dtype, rate in ASSUMED_TFLOPS.items():
+        seconds = flop / (rate * 1e12)
+        time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.3g} s"
+        times.append(f"{time} at {rate} TFLOP/s ({dtype})")
+    return f"{flop:.3g} FLOP: {', '.join(times)}, if one GPU sustains that"
+
+
+def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
+    """A teacher in one line."""
+    config = facts.config
+    return (
+        f"{name_or_path}: {config.model_type}, {config.num_hidden_layers} layers × "
+        f"{config.hidden_size} channels, {facts.num_tokens} tokens at {facts.height}×{facts.width}"
+    )
+
+
+def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
+    """A folder and what its files take, or that it is missing."""
+    path = Path(path)
+    if not path.is_dir():
+        return f"{path}: {absent}"
+    files = [file for file in path.rglob("*") if file.is_file()]
+    return f"{path}: {len(files):,} files, {size(sum(file.stat().st_size for file in files))}"
+
+
+def count_images(dataset: str, split: str) -> int | None:
+    """Images of a split of a local dataset; None for a Hub dataset or one that is missing."""
+    embedded = {"digits": {"train": 1437, "test": 360}, "digit_scenes": NUMBER}
+    if dataset in embedded:
+        return embedded[dataset].get(split)
+    table = Path(dataset) / "data" / f"nyu2_{split}.csv"
+    if table.is_file():
+        return len(table.read_text().splitlines())
+    ade20k = Path(dataset) / "images" / split
+    folder = ade20k if ade20k.is_dir() else Path(dataset) / split
+    if not folder.is_dir():
+        return None
+    return sum(
+        len([name for name in names if not name.startswith(".")]) for _, _, names in os.walk(folder)
+    )
+
+
+def describe_images(dataset: str, split: str) -> str:
+    """A dataset's split and its number of images, as far as they can be told offline."""
+    number = count_images(dataset, split)
+    if number is None:
+        known = "no such folder; taken for a Hub dataset, which a dry run does not download"
+        return f"{dataset} ({split}): {known}"
+    return f"{dataset} ({split}): {number:,} images"
+
+
+def print_plan(title: str, lines: list[tuple[str, str]]) -> None:
+    """Print a plan, one topic a line; of several processes the main one does."""
+    if not process_state().is_main_process:
+        return
+    print(f"{title}\nA dry run: nothing is trained, nothing is written.")
+    for topic, text in lines:
+        print(f"  {topic:<12} {text}")

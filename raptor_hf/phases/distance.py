@@ -1,0 +1,85 @@
+"""Distances between the layers of a model: measured on states, or read from a file."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.nn import functional
+
+from ..configuration_raptor import TokenLayout
+from ..runs.processes import process_state
+
+
+def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) -> np.ndarray:
+    """Mean cosine distance between layers 1 … L, over images and over {cls, mean patch}.
+
+    Args:
+        trajectories: batches (B, L + 1, N, D), of several processes each its share; they are
+            streamed, memory does not grow.
+        layout: token layout of the states.
+
+    Returns:
+        (L, L) symmetric, float64, zero diagonal; the same in all processes.
+
+    Raises:
+        ValueError: no trajectory at all.
+    """
+    process_state()  # knows of the others before all gather
+    total, count = 0.0, 0
+    for states in trajectories:
+        distances = image_distances(states, layout)
+        total, count = total + distances.sum(dim=0), count + len(distances)
+    shares = gather_object([(total.cpu().numpy(), count)] if count else [])
+    if not shares:
+        raise ValueError("layer_distance needs at least one trajectory; got none.")
+    distance = sum(total for total, _ in shares) / sum(count for _, count in shares)
+    np.fill_diagonal(distance, 0.0)
+    return (distance + distance.T) / 2
+
+
+def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    """The distances of `layer_distance` in every image, the mean patch's and then the cls token's.
+
+    Args:
+        states: (B, L + 1, N, D).
+
+    Returns:
+        (2·B, L, L) in float64, or (B, L, L) without a cls token.
+    """
+    groups, states = layout.groups(), states[:, 1:].double()
+    vectors = [
+        states[..., groups[name], :].mean(dim=2) for name in ("patches", "cls") if name in groups
+    ]
+    directions = functional.normalize(torch.cat(vectors), dim=-1)
+    return 1 - directions @ directions.transpose(1, 2)
+
+
+def load_distance(path: str | Path) -> np.ndarray:
+    """The matrix (L, L) under the key `"distance"` of a JSON file, such as our `phases.json`.
+
+    Raises:
+        ValueError: no such key, or not a layer distance matrix.
+        OSError: no such file.
+    """
+    content = json.loads(Path(path).read_text())
+    if not isinstance(content, dict) or "distance" not in content:
+        raise ValueError(
+            f"{path} must be a JSON object with the layer distances, rows of numbers, under the "
+            "key 'distance', as the phases.json of training/find_phases.py."
+        )
+    return check_distance(content["distance"])
+
+
+def check_distance(distance: np.ndarray) -> np.ndarray:
+    """A layer distance matrix as float64, or a ValueError that says what is wrong with it."""
+    distance = np.asarray(distance, dtype=np.float64)
+    if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
+        raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")
+    if not np.isfinite(distance).all():
+        raise ValueError("The layer distance matrix holds NaN or infinite values.")
+    if not np.allclose(distance, distance.T):
+        raise ValueError("A layer distance matrix is symmetric; the one given is not.")
+    return distance

@@ -1,0 +1,80 @@
+"""Small files: JSON that is written whole, digests, sizes in words."""
+
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+# a list of numbers, as json writes it over several lines; no string holds a line break
+NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in a readable unit: `5.21 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a JSON file whole or not at all; a list of numbers takes one line."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+
+
+def rounded(content, digits: int = 6):
+    """Nested dicts and lists with all numbers at so many significant digits; NaN as None."""
+    if isinstance(content, dict):
+        return {key: rounded(value, digits) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value, digits) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.{digits}g}") if math.isfinite(content) else None
+    return content
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text())
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 of what a folder of ours holds: its weights, its manifest or its result.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind in the folder.
+    """
+    path = Path(path)
+    names = ("*.safetensors", "manifest.json", "phases.json")
+    files = sorted(file for name in names for file in path.glob(name))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds none of {', '.join(names)}: run the stage that makes it first."
+        )
+    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def public_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a path its last part: nobody else has the folders of this machine."""
+    looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
+    if looks_like_one or (name_or_path and Path(name_or_path).exists()):
+        return Path(name_or_path).resolve().name
+    return name_or_path
