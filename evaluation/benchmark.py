@@ -17,12 +17,8 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
-from raptor_hf.benchmarks.activations import TEACHERS, benchmark_activations, benchmark_memory
-from raptor_hf.benchmarks.figures import plot_ratios, plot_recipes
-from raptor_hf.benchmarks.recipes import benchmark_recipes, recipe_tables
-from raptor_hf.benchmarks.speed import FORMS, benchmark_model, benchmark_train_step
+from raptor_hf import benchmarks
+from raptor_hf.benchmarks.settings import FORMS, TEACHERS
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
@@ -69,23 +65,29 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
     """The result of a benchmark, printed, and which of the arguments it depends on."""
     folder = Path(arguments.folder)
     if arguments.benchmark == "activations":
-        result = benchmark_activations(
+        result = benchmarks.benchmark_activations(
             arguments.teacher, arguments.images, arguments.rounds, folder
         )
         return print_table(result.items()), ["teacher", "images", "rounds"]
     if arguments.benchmark == "memory":
-        result = benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
+        result = benchmarks.benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
         return print_table(result.items()), []
     if arguments.benchmark == "recipe":
         budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
-        result = benchmark_recipes(
+        result = benchmarks.benchmark_recipes(
             arguments.digits, folder / "recipe", ks=arguments.k, budgets=budgets,
             seeds=arguments.seeds, processes=arguments.processes,
         )  # fmt: skip
-        print(recipe_tables(result["table"]))
+        print(benchmarks.recipe_tables(result["table"]))
         return result, ["k", "budgets", "seeds"]
+    import torch
+
     torch.set_num_threads(arguments.threads)
-    run = benchmark_model if arguments.benchmark == "model" else benchmark_train_step
+    run = (
+        benchmarks.benchmark_model
+        if arguments.benchmark == "model"
+        else benchmarks.benchmark_train_step
+    )
     batches = arguments.batch_sizes or ([1, 8] if arguments.benchmark == "model" else [2])
     dtype = getattr(torch, arguments.dtype)
     settings = (arguments.rounds, arguments.device, dtype, arguments.forms)
@@ -103,11 +105,13 @@ def main() -> None:
     if arguments.device == "cuda":
         name += "_cuda"
     if arguments.benchmark == "recipe":
-        plot_recipes(result, output_dir / f"{name}.png")
+        benchmarks.plot_recipes(result, output_dir / f"{name}.png")
     elif arguments.benchmark != "memory":
-        plot_ratios(result, output_dir / f"{name}.png")
+        benchmarks.plot_ratios(result, output_dir / f"{name}.png")
     machine = platform.machine()
     if arguments.device == "cuda":
+        import torch
+
         machine = torch.cuda.get_device_name()
     settings = {key: getattr(arguments, key) for key in depends_on}
     content = {"result": result, "settings": settings, "machine": machine}

@@ -12,15 +12,10 @@ on the published matrix: recursive and ncut 0.46, maxcut 0.36, random 0.35 ± 0.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from raptor_hf.phases.distance import load_distance
-from raptor_hf.phases.partitions import METHODS, find_phases, partition_quality
-from raptor_hf.reports.tables import markdown_table, mean_std  # noqa: E402
+import raptor_hf
+from raptor_hf import phases, reports
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import run_program
@@ -46,12 +41,12 @@ def compare(distance: np.ndarray, k: int, method: str, draws: int) -> dict:
     row = {"method": method, "k": k, "phases": []}
     try:
         for seed in range(draws if method == "random" else 1):
-            row["phases"].append(find_phases(distance, k, method, seed=seed))
+            row["phases"].append(phases.find_phases(distance, k, method, seed=seed))
     except ValueError as error:
         if method not in ("recursive", "ncut"):
             raise
         row["refused"] = str(error)
-    qualities = [partition_quality(distance, phases) for phases in row["phases"]]
+    qualities = [phases.partition_quality(distance, lengths) for lengths in row["phases"]]
     return row | {name: [quality[name] for quality in qualities] for name in MEASURES}
 
 
@@ -63,15 +58,16 @@ def table(rows: list[dict]) -> str:
         # None: a partition without such a pair of layers
         values = [np.array([] if None in row[name] else row[name]) for name in MEASURES]
         cells = [row["method"], str(row["k"]), row.get("refused", found)]
-        lines.append(cells + [mean_std(value, 3) for value in values])
+        lines.append(cells + [reports.mean_std(value, 3) for value in values])
     heading = ["method", "k", "phases", "share cut", "within", "between", "contrast"]
-    return markdown_table(heading, lines)
+    return reports.markdown_table(heading, lines)
 
 
 def plot_partitions(rows: list[dict], path: Path) -> None:
     """The first partition of every row as a bar over the layers, one colour a phase."""
     rows = [row for row in rows if row["phases"]]
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.28 * len(rows)), layout="constrained")
+    size = (7, 0.8 + 0.28 * len(rows))
+    figure, axes = raptor_hf.pictures.make_figure(figsize=size, layout="constrained")
     for y, row in enumerate(rows):
         start = 0.5
         for phase, length in enumerate(row["phases"][0]):
@@ -81,16 +77,15 @@ def plot_partitions(rows: list[dict], path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="layer", xlim=(0.5, start), title="Phases by method (random: first draw)")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main() -> None:
     """Cut with every method, measure, print, write; it is cheap and always made anew."""
-    arguments = parse_arguments(Arguments)
-    distance, output_dir = load_distance(arguments.distance), Path(arguments.output_dir)
+    (arguments,) = parse_arguments(Arguments)
+    distance, output_dir = phases.load_distance(arguments.distance), Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     draws = arguments.random_draws
-    rows = [compare(distance, k, method, draws) for k in arguments.k for method in METHODS]
+    rows = [compare(distance, k, method, draws) for k in arguments.k for method in phases.METHODS]
     print(table(rows))
     write_json(output_dir / "comparison.json", {"distance": arguments.distance, "rows": rows})
     plot_partitions(rows, output_dir / "partitions.png")

@@ -17,8 +17,7 @@ DEMO_DATASET and DEMO_SPLIT. Host and port are what the Space sets.
 import os
 from dataclasses import dataclass, field
 
-from raptor_hf.demo.analysis import load_pair, pick_examples
-from raptor_hf.demo.page import build_page, serve
+from raptor_hf import demo
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import public_name
 from raptor_hf.runs.processes import run_program
@@ -64,8 +63,8 @@ class Arguments:
 
 def main() -> None:
     """Load both models, build the page, serve it."""
-    arguments = parse_arguments(Arguments)
-    pair = load_pair(
+    (arguments,) = parse_arguments(Arguments)
+    pair = demo.load_pair(
         arguments.model,
         arguments.teacher,
         teacher_head=arguments.teacher_head or None,
@@ -74,10 +73,10 @@ def main() -> None:
     )
     examples = []
     if arguments.dataset != "none":
-        examples = pick_examples(arguments.dataset, arguments.split)
+        examples = demo.pick_examples(arguments.dataset, arguments.split)
     names = {name: public_name(getattr(arguments, name)) for name in ("model", "teacher")}
-    page = build_page(pair, names, examples, max_pixels=int(arguments.max_megapixels * 1e6))
-    serve(
+    page = demo.build_page(pair, names, examples, max_pixels=int(arguments.max_megapixels * 1e6))
+    demo.serve(
         page,
         host=arguments.host,
         port=arguments.port,

@@ -11,18 +11,14 @@ and judged on the test split; evaluation/report.py draws the curves.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageClassification
+import transformers
 
-from raptor_hf.activations.online import choose_images
-from raptor_hf.data import ImageViews, load_images
-from raptor_hf.distillation.provenance import model_facts
-from raptor_hf.probes.early_exit import judge_early_exit
-from raptor_hf.runs.arguments import parse_arguments
+import raptor_hf
+from raptor_hf import distillation, probes
+from raptor_hf.runs.arguments import Watching, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
-from raptor_hf.runs.processes import require_one_process, run_program
-from raptor_hf.teachers import load_processor
+from raptor_hf.runs.processes import process_state, require_one_process, run_program
 
 
 @dataclass(kw_only=True)
@@ -31,18 +27,20 @@ class Arguments:
 
     models: list[str] = field(metadata={"help": "Raptors that classify, as name=folder"})
     dataset: str = field(metadata={"help": "digits, an image folder or a Hub id, with labels"})
-    output_dir: str = field(metadata={"help": "folder of results/, a JSON a model"})
+    output_dir: Watching[str] = field(metadata={"help": "folder of results/, a JSON a model"})
     train_split: str = field(default="train", metadata={"help": "images to choose on"})
     test_split: str = field(default="test", metadata={"help": "images to judge on"})
     train_images: int = field(default=2000, metadata={"help": "at most, chosen at random"})
     seed: int = field(default=0, metadata={"help": "of the models, for the report"})
-    resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
+    resume: Watching[bool] = field(
+        default=False, metadata={"help": "leave a finished run as it is"}
+    )
 
 
 def main() -> None:
     """Judge every model, write the results."""
+    (arguments,) = parse_arguments(Arguments)
     require_one_process()
-    arguments = parse_arguments(Arguments)
     folders = dict(pair.split("=", 1) for pair in arguments.models if "=" in pair)
     if len(folders) != len(arguments.models):
         raise ValueError(f"--models takes NAME=FOLDER, each name once; got {arguments.models}.")
@@ -51,17 +49,22 @@ def main() -> None:
         return
     results = Path(arguments.output_dir) / "results"
     results.mkdir(exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train = load_images(arguments.dataset, arguments.train_split)
-    test = load_images(arguments.dataset, arguments.test_split)
-    chosen = choose_images(len(train), min(len(train), arguments.train_images), 0)
+    train = raptor_hf.data.load_images(arguments.dataset, arguments.train_split)
+    test = raptor_hf.data.load_images(arguments.dataset, arguments.test_split)
+    chosen = raptor_hf.data.choose_images(len(train), min(len(train), arguments.train_images), 0)
     for name, folder in folders.items():
-        model = AutoModelForImageClassification.from_pretrained(folder).to(device).eval()
-        processor = load_processor(folder)
-        images = ImageViews(test, processor)
-        metrics = judge_early_exit(model, ImageViews(train, processor, image_ids=chosen), images)
+        model = transformers.AutoModelForImageClassification.from_pretrained(folder)
+        model.to(process_state().device).eval()
+        processor = raptor_hf.teachers.load_processor(folder)
+        images = raptor_hf.data.ImageViews(test, processor)
+        metrics = probes.evaluate_early_exit(
+            model, raptor_hf.data.ImageViews(train, processor, image_ids=chosen), images
+        )
         result = {"model": name, "task": "early_exit", "seed": arguments.seed, "metrics": metrics}
-        result |= {**model_facts(model.raptor), "dataset": public_name(arguments.dataset)}
+        result |= {
+            **distillation.model_facts(model.raptor),
+            "dataset": public_name(arguments.dataset),
+        }
         result |= {"split": arguments.test_split, "num_images": len(images)}
         write_json(results / f"{name}_early_exit.json", {**result, "environment": environment()})
         for kind, point in metrics["chosen"].items():

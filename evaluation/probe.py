@@ -11,11 +11,11 @@ picture of some predictions.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoConfig
+import transformers
 
-from raptor_hf.dry_runs.plans import print_probe_plan
+from raptor_hf import dry_runs, probes
+from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
-from raptor_hf.probes.judge import Evaluation
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
@@ -23,8 +23,10 @@ from raptor_hf.runs.processes import run_program
 
 
 @dataclass(kw_only=True)
-class Arguments(ProbeArguments):
-    """Which models to judge, and the recipe of the task."""
+class Arguments:
+    """Which models to judge."""
+
+    _argument_group_name = "models"
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher; it is judged too"})
     models: list[str] = field(
@@ -32,11 +34,13 @@ class Arguments(ProbeArguments):
     )
 
 
-def main() -> None:
-    """Probe the teacher and every model, write the results."""
-    arguments = parse_arguments(Arguments)
-    folders = {"teacher": arguments.teacher}
-    for pair in arguments.models:
+PARTS = (Arguments, ProbeArguments, LoopArguments)
+
+
+def read_folders(own: Arguments) -> dict[str, str]:
+    """Return the folder or Hub id of every model by its name, the teacher's first."""
+    folders = {"teacher": own.teacher}
+    for pair in own.models:
         name, _, folder = pair.partition("=")
         if not folder or name in folders or name == "constant":
             raise ValueError(
@@ -44,24 +48,33 @@ def main() -> None:
                 f"got {pair!r}."
             )
         folders[name] = folder
-    if arguments.dry_run:
-        return print_probe_plan(arguments, folders)
+    return folders
+
+
+def main() -> None:
+    """Probe the teacher and every model, write the results."""
+    # by default as many steps as the recipe's epochs have
+    parts = parse_arguments(*PARTS, defaults={"steps": None})
+    own, recipe, training = parts
+    folders = read_folders(own)
+    if training.dry_run:
+        return dry_runs.print_probe_plan(recipe, training, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
-    if arguments.head and Path(arguments.head).exists():
-        digest = folder_digest if Path(arguments.head).is_dir() else file_digest
-        inputs["head"] = digest(arguments.head)
-    for folder in folders.values():
-        AutoConfig.from_pretrained(folder)  # a name that is no model is said now, not hours later
-    if start_run(arguments, inputs=inputs):
+    if recipe.head and Path(recipe.head).exists():
+        digest = folder_digest if Path(recipe.head).is_dir() else file_digest
+        inputs["head"] = digest(recipe.head)
+    for folder in folders.values():  # a name that is no model is said now, not hours later
+        transformers.AutoConfig.from_pretrained(folder)
+    if start_run(*parts, inputs=inputs):
         return
-    evaluation = Evaluation(arguments, arguments.teacher)
+    evaluation = probes.Evaluation(recipe, training, own.teacher)
     for name, folder in folders.items():
-        evaluation.judge(name, folder)
+        evaluation.evaluate_model(name, folder)
     picture = evaluation.draw_predictions(list(folders))
     if evaluation.state.is_main_process:
         if picture:
             print(f"predictions: {picture}")
-        finish_run(arguments.output_dir)
+        finish_run(training.output_dir)
     evaluation.state.wait_for_everyone()
 
 

@@ -11,8 +11,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.reports.report import write_report
-from raptor_hf.reports.tables import TASKS, load_results
+from raptor_hf import reports
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import run_program
@@ -39,18 +38,20 @@ class Arguments:
 
 def main() -> None:
     """Read, write, print the table; a report is cheap and always made anew."""
-    arguments = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.phases:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
     # pictures of predictions: where several seeds have one, the first wins
-    pictures = [Path(folder) / f"{task}.png" for folder in arguments.results for task in TASKS]
+    pictures = [
+        Path(folder) / f"{task}.png" for folder in arguments.results for task in reports.TASKS
+    ]
     for picture in reversed(pictures):
         if picture.exists() and picture.parent.resolve() != output_dir.resolve():
             shutil.copy(picture, output_dir)
-    table = write_report(
-        load_results(arguments.results),
+    table = reports.write_report(
+        reports.load_results(arguments.results),
         output_dir,
         pair=tuple(arguments.pair) or None,
         baseline=arguments.baseline,

@@ -12,14 +12,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.hub.publishing import (
-    activation_files,
-    publish_activations,
-    publish_model,
-    stage_model,
-    write_files,
-)
-from raptor_hf.reports.tables import load_results
+from raptor_hf import hub, reports
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import size
 from raptor_hf.runs.processes import run_program
@@ -54,7 +47,7 @@ class Arguments:
 
 def main() -> None:
     """Check, write, try; push unless it is a dry run."""
-    arguments = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments)
     if bool(arguments.model) == bool(arguments.activations):
         raise ValueError("Publish what? Give either --model FOLDER or --activations FOLDER.")
     if bool(arguments.model) != bool(arguments.results):
@@ -67,8 +60,8 @@ def main() -> None:
         return activations(arguments, dry)
     with tempfile.TemporaryDirectory() as scratch:
         folder = dry if arguments.dry_run else Path(scratch) / name
-        results = load_results(arguments.results)
-        stage_model(
+        results = reports.load_results(arguments.results)
+        hub.stage_model(
             arguments.model, folder, results, TEMPLATE,
             title=arguments.repo_id, license=arguments.license,
         )  # fmt: skip
@@ -78,20 +71,20 @@ def main() -> None:
         if arguments.dry_run:
             print(f"folder:  {folder} (nothing was pushed)")
             return
-        commit = publish_model(folder, arguments.repo_id, private=arguments.private)
+        commit = hub.publish_model(folder, arguments.repo_id, private=arguments.private)
     print(f"model:   {arguments.repo_id}, to be loaded with revision {commit}")
 
 
 def activations(arguments: Arguments, dry: Path) -> None:
     """Check a dataset and push it, or write the folder of a dry run."""
-    files = activation_files(arguments.activations)
+    files = hub.activation_files(arguments.activations)
     total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in files.values())
     print(f"checked: {len(files)} files, {size(total)}")
     if arguments.dry_run:
-        write_files(files, dry)
+        hub.write_files(files, dry)
         print(f"folder:  {dry} (shards are links; nothing was pushed)")
         return
-    commit = publish_activations(files, arguments.repo_id, private=arguments.private)
+    commit = hub.publish_activations(files, arguments.repo_id, private=arguments.private)
     print(f"dataset: {arguments.repo_id}, revision {commit}")
 
 

@@ -9,8 +9,7 @@ python model_cards/render.py --recipes training/recipes/imagenet_raptor_k3.yaml 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf.hub.model_card import planned_card, write_model_card
-from raptor_hf.reports.tables import load_results
+from raptor_hf import hub, reports
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import run_program
@@ -38,20 +37,20 @@ class Arguments:
 
 def main() -> None:
     """Write every card and say where."""
-    arguments = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments)
     if bool(arguments.models) != bool(arguments.results) or not (
         arguments.models or arguments.recipes
     ):
         raise ValueError("Give --models with --results, or --recipes.")
     if arguments.title and len(arguments.models) != 1:
         raise ValueError(f"--title is for one model; got {len(arguments.models)}.")
-    results = load_results(arguments.results) if arguments.results else []
+    results = reports.load_results(arguments.results) if arguments.results else []
     template = HERE / "template.md"
     for model in arguments.models:
         print(f"model:   {model}")
-        print(f"card:    {write_model_card(model, results, template, title=arguments.title)}")
+        print(f"card:    {hub.write_model_card(model, results, template, title=arguments.title)}")
     for recipe in arguments.recipes:
-        card = planned_card(recipe, read_json(PUBLISHED), HERE / "planned.md")
+        card = hub.planned_card(recipe, read_json(PUBLISHED), HERE / "planned.md")
         path = Path(arguments.output_dir) / f"{Path(recipe).stem}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         card.save(path)

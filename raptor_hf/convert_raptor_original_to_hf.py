@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser, PreTrainedModel
 
-from .distillation.blocks import ARCHITECTURE, Span, make_span, parse_span, save_blocks
+from .distillation.arguments import parse_span
+from .distillation.blocks import ARCHITECTURE, Span, make_span, save_blocks
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
 from .runs.files import file_digest, write_json

@@ -186,3 +186,16 @@ def batches(
         for share, batch in zip(shares, loader, strict=True):
             yield batch
             bar.update(len(share))
+
+
+def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
+    """Which of so many images are looked at: all of them, or some at random, in order.
+
+    Raises:
+        ValueError: more are wanted than there are.
+    """
+    if wanted is None:
+        return np.arange(number)
+    if not 1 <= wanted <= number:
+        raise ValueError(f"num_images must lie between 1 and {number:,}; got {wanted:,}.")
+    return np.sort(np.random.default_rng(seed).permutation(number)[:wanted])

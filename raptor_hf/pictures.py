@@ -14,6 +14,19 @@ from PIL import Image
 ROUNDING = 1e-6
 
 
+def make_figure(rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options):
+    """Make a figure and its axes as `pyplot.subplots` does, without a window or a global state.
+
+    Args:
+        options: of `matplotlib.figure.Figure`, and `sharex`, `sharey` of its `subplots`.
+    """
+    from matplotlib.figure import Figure
+
+    shared = {name: options.pop(name) for name in ("sharex", "sharey") if name in options}
+    figure = Figure(**options)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze, **shared)
+
+
 class PatchMaps(NamedTuple):
     """The colours of an image's patches at every layer, comparable between models."""
 

@@ -11,10 +11,11 @@ from raptor_hf import RaptorModel
 from raptor_hf.activations.store import StoredActivations, load_activations
 from raptor_hf.benchmarks.timing import peak_memory
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.dynamics.arguments import ANALYSES, StudyArguments
 from raptor_hf.dynamics.claims import CLAIMS, judge_claims
 from raptor_hf.dynamics.figures import draw_study
 from raptor_hf.dynamics.report import claims_page
-from raptor_hf.dynamics.study import ANALYSES, StudyArguments, study_models
+from raptor_hf.dynamics.study import study_models
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
 from raptor_hf.runs.files import read_json
 from tests.programs import ROOT

@@ -7,8 +7,8 @@ from raptor_hf import RaptorForImageClassification, RaptorModel
 from raptor_hf.probes.early_exit import (
     applications_after_exit,
     cheapest,
+    evaluate_early_exit,
     exit_curves,
-    judge_early_exit,
 )
 from raptor_hf.reports.report import early_exit_section
 from tests.test_modeling_raptor import randomised
@@ -77,7 +77,7 @@ def test_the_cheapest_point_that_loses_little():
 
 
 def test_what_is_saved_is_told_in_the_report(classifier, images, tmp_path):
-    metrics = judge_early_exit(classifier, images, images)
+    metrics = evaluate_early_exit(classifier, images, images)
     for kind, point in metrics["chosen"].items():
         assert point["saved"] == pytest.approx(1 - point["applications"] / 6)
         assert point["lost"] <= 0.01 and not math.isnan(point["lost"])

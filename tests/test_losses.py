@@ -3,16 +3,16 @@ import torch
 
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.distillation.arguments import ObjectiveArguments, parse_span, parse_token_weights
 from raptor_hf.distillation.blocks import (
     Chain,
     Span,
     make_span,
-    parse_span,
     raptor_from_blocks,
     save_blocks,
 )
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.distillation.objective import ObjectiveArguments, parse_token_weights, token_loss
+from raptor_hf.distillation.objective import loss_weights, token_loss
 from raptor_hf.distillation.rollout import rollout
 from tests.test_modeling_raptor import randomised
 
@@ -255,7 +255,7 @@ def test_a_drawn_objective_is_the_weighted_one_on_average(raptor, trajectory):
     forced = torch.isclose(losses, both["teacher_forcing"])
     assert (forced | torch.isclose(losses, both["autoregressive"])).all()
     assert 0.63 < forced.float().mean() < 0.77  # three standard deviations around 0.7
-    assert drawn.arguments.weights(1.0) == (0, 1)  # nothing to draw
+    assert loss_weights(drawn.arguments, 1.0) == (0, 1)  # nothing to draw
 
 
 @pytest.mark.parametrize("weights", [None, {"cls": 0.45, "registers": 0.1, "patches": 0.45}])

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from raptor_hf.data import make_processor
+from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.modeling_raptor import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.datasets import ProbeImageSets
 from raptor_hf.probes.features import store_features
 from raptor_hf.probes.images import ProbeImages
 from raptor_hf.probes.transforms import Augmentation
+from raptor_hf.runs.arguments import build_arguments
 from raptor_hf.tasks.labelled_images import load_classification, load_segmentation
 from raptor_hf.tasks.task import Classification, Segmentation
 from tests.layouts import write_ade20k
@@ -131,8 +133,9 @@ def test_a_full_disk_is_said_before_it_is_filled(teacher, tmp_path, monkeypatch)
 
 def test_a_share_of_the_training_images_selects(tmp_path):
     def sets(**values):
-        arguments = ProbeArguments(output_dir=str(tmp_path), **values)
-        return ProbeImageSets(arguments, Classification, make_processor(8))
+        values = {"output_dir": str(tmp_path), "steps": None, **values}
+        recipe, loop = build_arguments(values, ProbeArguments, LoopArguments)
+        return ProbeImageSets(recipe, loop, Classification, make_processor(8))
 
     alone = sets()
     assert len(alone.train_rows) == 1437 and len(alone.selection_rows) == 0

@@ -9,11 +9,13 @@ from raptor_hf import RaptorModel
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.provenance import model_facts
-from raptor_hf.probes.arguments import Candidate, ProbeArguments, candidates_of
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.baselines import constant_metrics, nearest_neighbours
-from raptor_hf.probes.datasets import ProbeData
+from raptor_hf.probes.datasets import Candidate, ProbeData, head_grid
 from raptor_hf.probes.features import StoredFeatures
 from raptor_hf.probes.training import PooledLinear, ProbeHeads, best_epoch, train_probe
+from raptor_hf.runs.arguments import build_arguments
 from raptor_hf.tasks.heads import attach_head
 from raptor_hf.tasks.labelled_images import LabelledImages
 from raptor_hf.tasks.task import Classification, Depth, Segmentation
@@ -44,16 +46,15 @@ def linear_task(tmp_path, teacher):
 
 def probe_arguments(tmp_path, **values):
     defaults = {"epochs": 20, "batch_size": 100, "learning_rate": 0.05, "warmup_steps": 2}
-    return ProbeArguments(
-        output_dir=str(tmp_path / "run"), report_to="none", **{**defaults, **values}
-    )
+    defaults |= {"output_dir": str(tmp_path / "run"), "report_to": "none", "steps": None}
+    return build_arguments(defaults | values, ProbeArguments, LoopArguments)
 
 
 def test_the_best_head_of_a_grid_is_selected_apart_from_validation(linear_task, tmp_path, teacher):
     task, data = linear_task
     poolings = ["cls_patches", "cls", "patches"]
     arguments = probe_arguments(tmp_path, learning_rate_grid=[0.001, 1], poolings=poolings)
-    probe = train_probe(task, data, arguments, teacher)
+    probe = train_probe(task, data, *arguments, teacher)
     # the second half of the features says nothing, and a rate of 5e-5 learns nothing
     assert probe.selected["learning_rate"] == 0.05 and probe.selected["pooling"] != "patches"
     assert probe.metrics["accuracy"] > 0.85
@@ -69,9 +70,9 @@ def test_the_best_head_of_a_grid_is_selected_apart_from_validation(linear_task, 
 
 def test_heads_of_a_grid_learn_as_if_each_were_alone(linear_task, tmp_path, teacher):
     task, data = linear_task
-    alone = train_probe(task, data, probe_arguments(tmp_path / "a", epochs=3), teacher)
+    alone = train_probe(task, data, *probe_arguments(tmp_path / "a", epochs=3), teacher)
     grid = probe_arguments(tmp_path / "b", epochs=3, learning_rate_grid=[1, 0.3])
-    among = train_probe(task, data, grid, teacher)
+    among = train_probe(task, data, *grid, teacher)
     assert among.selected["learning_rate"] == 0.05
     torch.testing.assert_close(among.head.weight, alone.head.weight)
 
@@ -94,7 +95,7 @@ def test_twins_never_see_the_images_that_select(linear_task, teacher):
 
 def test_a_head_on_cls_alone_is_zero_elsewhere_and_stays_so(linear_task, tmp_path, teacher):
     task, data = linear_task
-    probe = train_probe(task, data, probe_arguments(tmp_path, poolings=["cls"]), teacher)
+    probe = train_probe(task, data, *probe_arguments(tmp_path, poolings=["cls"]), teacher)
     assert (probe.head.weight[:, 24:] == 0).all() and (probe.head.weight[:, :24] != 0).all()
     given = nn.Linear(48, 3)
     pooled = PooledLinear(task, "patches")
@@ -107,13 +108,13 @@ def test_a_given_head_is_judged_as_it_is(linear_task, tmp_path, teacher):
     task, data = linear_task
     head = nn.Linear(48, 3)
     arguments = probe_arguments(tmp_path, steps=0, learning_rate_grid=[0.1, 1])
-    assert candidates_of(arguments, Classification) == [Candidate(0.05, "cls_patches")]
-    probe = train_probe(task, data, arguments, teacher, head)
+    assert head_grid(*arguments, Classification) == [Candidate(0.05, "cls_patches")]
+    probe = train_probe(task, data, *arguments, teacher, head)
     assert torch.equal(probe.head.weight, head.weight)
     with pytest.raises(ValueError, match="The head has 4 classes, but 3 are asked for"):
-        train_probe(task, data, arguments, teacher, nn.Linear(48, 4))
+        train_probe(task, data, *arguments, teacher, nn.Linear(48, 4))
     with pytest.raises(ValueError, match="The head has 8 bins of depth, but 16 are asked for"):
-        train_probe(Depth(teacher.config, 16), data, arguments, teacher, nn.Linear(48, 8))
+        train_probe(Depth(teacher.config, 16), data, *arguments, teacher, nn.Linear(48, 8))
 
 
 def test_the_best_epoch_is_read_off_the_log(teacher):
@@ -193,7 +194,7 @@ def test_contradictions_of_a_recipe_are_refused(values, message, tmp_path):
 def test_poolings_are_those_of_the_task(tmp_path):
     arguments = probe_arguments(tmp_path, poolings=["cls"])
     with pytest.raises(ValueError, match=r"poolings of segmentation are patches; got \['cls'\]"):
-        candidates_of(arguments, Segmentation)
+        head_grid(*arguments, Segmentation)
 
 
 def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, images):

@@ -7,7 +7,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.benchmarks.recipes import (
-    Recipe,
+    recipe_arguments,
     recipe_tables,
     recipes,
     step_units,
@@ -26,20 +26,22 @@ def config_of(**options):
     return RaptorConfig(teacher_config=teacher, phases=[5, 4, 3], **options)
 
 
+def units_of(recipe, config):
+    *_, objective, loop = recipe_arguments(recipe | {"output_dir": ""})
+    return step_units(objective, loop, config, 21)
+
+
 def test_units_by_hand():
-    matched = Recipe(output_dir="", batch_size=64, objective="autoregressive")
-    assert step_units(matched, config_of(), 21) == 1
+    assert units_of({"batch_size": 64, "objective": "autoregressive"}, config_of()) == 1
     # SwiGLU of hidden 4·D: 16 D² instead of 12 D², beside attention's 2·N·D; a quarter of the steps
     # goes through both passes
-    reference = Recipe(**recipes()["reference"], output_dir="")
     published = config_of(ffn="swiglu", intermediate_size=256)
     ratio = (16 * 64 + 2 * 21) / (12 * 64 + 2 * 21)
-    assert step_units(reference, published, 21) == pytest.approx(1.25 * ratio, rel=1e-2)
+    assert units_of(recipes()["reference"], published) == pytest.approx(1.25 * ratio, rel=1e-2)
     # a quarter of the images, and Muon's products in three blocks
-    ours = Recipe(**recipes()["ours"] | {"output_dir": ""})
     products = 3 * sum(5 * (4 * 64 * 64 * n + 2 * 64**3) for n in (192, 64, 256, 256))
     step = 3 * 64 * 12 * 2 * 21 * (12 * 64 * 64 + 2 * 21 * 64)
-    assert step_units(ours, config_of(), 21) == pytest.approx(0.25 + products / step)
+    assert units_of(recipes()["ours"], config_of()) == pytest.approx(0.25 + products / step)
 
 
 def test_rates_are_doubled_and_halved_as_long_as_that_helps():

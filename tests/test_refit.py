@@ -7,7 +7,7 @@ from raptor_hf import RaptorModel
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.distillation.blocks import Span
-from raptor_hf.distillation.refit import RefitArguments, refit_spans
+from raptor_hf.distillation.refit import RefitArguments, refit_blocks, refit_spans
 
 
 def spans_of(model):
@@ -97,8 +97,8 @@ def test_there_must_be_something_to_refit(teacher, store):
     model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
     spans = spans_of(model)
     before = copy.deepcopy(model.state_dict())
-    RefitArguments().refit_blocks(spans, activations, init="random")  # none asked for
+    refit_blocks(spans, activations, RefitArguments(), init="random")  # none asked for
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     for init in ("random", ""):
         with pytest.raises(ValueError, match="--refit scales needs new blocks"):
-            RefitArguments(refit="scales").refit_blocks(spans, activations, init=init)
+            refit_blocks(spans, activations, RefitArguments(refit="scales"), init=init)

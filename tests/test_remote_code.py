@@ -89,7 +89,7 @@ def test_models_and_pipelines_run_without_this_package(folders, pixel_values):
     classes = [(auto_class, folder) for folder, auto_class in FOLDERS.items()]
     classes += [("AutoModel", "depth-estimation"), ("AutoBackbone", "image-classification")]
     code = WITHOUT_THE_PACKAGE + LOAD
-    done = run(sys.executable, "-c", code, folders, json.dumps(classes))
+    done = run(sys.executable, "-c", code, folders, json.dumps(classes), new_process=True)
     for auto_class, folder in classes:
         model = AUTO_CLASSES[auto_class].from_pretrained(folders / folder)
         expected = tensors(model(pixel_values, output_attentions=True))

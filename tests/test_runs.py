@@ -5,26 +5,27 @@ import sys
 import pytest
 
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import Watching, build_arguments, marked_names, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json, rounded, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from tests.programs import TWO_PROCESSES, run
 
 
 @dataclasses.dataclass
-class Arguments(LoopArguments):
+class Arguments:
     teacher: str
     spans: list[str] = dataclasses.field(default_factory=list)
 
 
 def arguments(path, **changes):
-    return Arguments(**({"teacher": "t", "output_dir": str(path)} | changes))
+    values = {"teacher": "t", "output_dir": str(path)} | changes
+    return build_arguments(values, Arguments, LoopArguments)
 
 
 def test_a_finished_run_is_skipped_and_says_so(tmp_path, capsys):
-    assert start_run(arguments(tmp_path / "run")) is False
+    assert start_run(*arguments(tmp_path / "run")) is False
     finish_run(tmp_path / "run")
-    assert start_run(arguments(tmp_path / "run", resume=True, log_every=7)) is True
+    assert start_run(*arguments(tmp_path / "run", resume=True, log_every=7)) is True
     assert "finished already" in capsys.readouterr().out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["arguments"]["steps"] == 1000
@@ -32,48 +33,62 @@ def test_a_finished_run_is_skipped_and_says_so(tmp_path, capsys):
 
 
 def test_an_unfinished_run_wants_resume(tmp_path):
-    start_run(arguments(tmp_path))
+    start_run(*arguments(tmp_path))
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match="unfinished run. Add --resume"):
-        start_run(arguments(tmp_path))
-    assert start_run(arguments(tmp_path, resume=True)) is False
+        start_run(*arguments(tmp_path))
+    assert start_run(*arguments(tmp_path, resume=True)) is False
 
 
 def test_a_run_that_made_nothing_may_be_started_anew(tmp_path):
-    start_run(arguments(tmp_path, steps=7))
-    assert start_run(arguments(tmp_path, steps=8)) is False
+    start_run(*arguments(tmp_path, steps=7))
+    assert start_run(*arguments(tmp_path, steps=8)) is False
     assert json.loads((tmp_path / "run.json").read_text())["arguments"]["steps"] == 8
 
 
 def test_other_arguments_and_inputs_are_said_in_words(tmp_path):
-    start_run(arguments(tmp_path), inputs={"activations": "abc"})
+    start_run(*arguments(tmp_path), inputs={"activations": "abc"})
     finish_run(tmp_path)
     with pytest.raises(ValueError, match="steps: made with 1000, now asked for 50"):
-        start_run(arguments(tmp_path, steps=50), inputs={"activations": "abc"})
+        start_run(*arguments(tmp_path, steps=50), inputs={"activations": "abc"})
     with pytest.raises(ValueError, match="activations: made with 'abc', now asked for 'def'"):
-        start_run(arguments(tmp_path), inputs={"activations": "def"})
+        start_run(*arguments(tmp_path), inputs={"activations": "def"})
 
 
 def test_a_run_from_before_an_argument_existed_had_its_default(tmp_path):
-    start_run(arguments(tmp_path))
+    start_run(*arguments(tmp_path))
     finish_run(tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     del record["arguments"]["optimizer"]
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert start_run(arguments(tmp_path)) is True
+    assert start_run(*arguments(tmp_path)) is True
     with pytest.raises(ValueError, match="optimizer: made with 'adamw', now asked for 'muon'"):
-        start_run(arguments(tmp_path, optimizer="muon"))
+        start_run(*arguments(tmp_path, optimizer="muon"))
+
+
+def test_what_an_argument_is_its_type_says():
+    @dataclasses.dataclass
+    class Few:
+        wide: Watching[int] = 3
+        name: Watching[str | None] = None
+        depth: int = 2
+
+    assert marked_names(Watching, Few) == marked_names(Watching, Few()) == ["wide", "name"]
+    watching = marked_names(Watching, LoopArguments)
+    assert {"log_every", "output_dir", "resume"} <= set(watching) and "steps" not in watching
+    with pytest.raises(TypeError, match="No argument is called heigth"):
+        build_arguments({"depth": 1, "heigth": 2}, Few)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and was not made by this program"):
-        start_run(arguments(tmp_path, resume=True))
+        start_run(*arguments(tmp_path, resume=True))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text('{"program": "someone_else", "finished": true}')
     with pytest.raises(ValueError, match="made by someone_else"):
-        start_run(arguments(tmp_path / "other"))
+        start_run(*arguments(tmp_path / "other"))
 
 
 def test_recipe_then_flags(tmp_path, monkeypatch):
@@ -81,9 +96,9 @@ def test_recipe_then_flags(tmp_path, monkeypatch):
     recipe.write_text("steps: 5\nlearning_rate: 2.0e-3\nspans: [0-7, 7-12]\n")
     flags = ["--teacher", "t", "--output_dir", "o", "--steps", "9"]
     monkeypatch.setattr(sys, "argv", ["program", str(recipe), *flags])
-    parsed = parse_arguments(Arguments)
-    assert (parsed.steps, parsed.learning_rate) == (9, 2e-3)
-    assert parsed.spans == ["0-7", "7-12"]
+    own, loop = parse_arguments(Arguments, LoopArguments, defaults={"batch_size": 7})
+    assert (loop.steps, loop.learning_rate, loop.batch_size) == (9, 2e-3, 7)
+    assert own.spans == ["0-7", "7-12"]
 
 
 def test_an_unknown_recipe_key_is_named(tmp_path, monkeypatch, capsys):
@@ -92,7 +107,7 @@ def test_an_unknown_recipe_key_is_named(tmp_path, monkeypatch, capsys):
     flags = ["--teacher", "t", "--output_dir", "o"]
     monkeypatch.setattr(sys, "argv", ["program", str(recipe), *flags])
     with pytest.raises((SystemExit, ValueError), match="stepz"):
-        parse_arguments(Arguments)
+        parse_arguments(Arguments, LoopArguments)
 
 
 def test_digest_follows_the_content(tmp_path):
@@ -112,10 +127,10 @@ def test_an_unknown_recipe_key_is_named_with_the_nearest_one(tmp_path, monkeypat
     command = ["train.py", str(recipe), "--teacher", "t", "--output_dir", "o"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(ValueError, match="no argument 'learning_rates'.* is 'learning_rate'"):
-        parse_arguments(Arguments)
+        parse_arguments(Arguments, LoopArguments)
     recipe.write_text("- steps\n")
     with pytest.raises(ValueError, match=r"lines like `steps: 100`; got \['steps'\]"):
-        parse_arguments(Arguments)
+        parse_arguments(Arguments, LoopArguments)
 
 
 def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):

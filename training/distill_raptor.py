@@ -9,46 +9,33 @@
 recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
 
-from transformers import set_seed
+import transformers
 
-from raptor_hf.activations.arguments import ActivationArguments
-from raptor_hf.configuration_raptor import phase_spans, token_layout
-from raptor_hf.distillation.blocks import BlockArguments, Chain, Span, raptor_from_blocks
-from raptor_hf.distillation.fidelity import ValidationArguments, make_validation
-from raptor_hf.distillation.matching import TrajectoryMatching, matching_explanation, matching_loss
-from raptor_hf.distillation.objective import ObjectiveArguments, parse_token_weights
-from raptor_hf.distillation.refit import RefitArguments
-from raptor_hf.dry_runs.plans import print_training_plan
+import raptor_hf
+from raptor_hf import activations, distillation, dry_runs, loop
+from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.distillation.arguments import (
+    BlockArguments,
+    ObjectiveArguments,
+    RefitArguments,
+    ValidationArguments,
+    parse_token_weights,
+)
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.checkpoints import remove_checkpoints
-from raptor_hf.loop.fit import fit
-from raptor_hf.modeling_raptor import RaptorModel
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import all_values, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
-from raptor_hf.teachers import load_backbone, load_processor
 
 
 @dataclass(kw_only=True)
-class Arguments(
-    ActivationArguments,
-    ValidationArguments,
-    BlockArguments,
-    ComputeArguments,
-    RefitArguments,
-    ObjectiveArguments,
-    LoopArguments,
-):
-    """Which blocks to chain in which phases; objective, loop and validation."""
+class Arguments:
+    """Which layers each block makes, and which blocks to start from."""
 
-    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = "autoregressive"
-    token_weights: str = field(
-        default="0.45,0.10,0.45", metadata={"help": "of cls,registers,patches, or none: plain mean"}
-    )
+    _argument_group_name = "phases"
+
     blocks: str | None = field(
         default=None,
         metadata={"help": "folder of pretrain_blocks.py; without it blocks are new (init, ffn, …)"},
@@ -60,50 +47,69 @@ class Arguments(
     k: int | None = field(default=None, metadata={"help": "which partition of phases_file"})
 
 
+PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
+PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
+DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
+
+
+def read_phases(own: Arguments) -> list[int]:
+    """Return the phases, as they are given or from a file."""
+    from_file = own.phases_file is not None
+    if bool(own.phases) == from_file or (own.k is not None) != from_file:
+        raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
+    return read_json(own.phases_file)["phases"][str(own.k)] if from_file else own.phases
+
+
 def main() -> None:
-    """Chain, train, save the model with the teacher's image processor."""
-    arguments = parse_arguments(Arguments)
-    phases = arguments.phases
-    if arguments.blocks and arguments.block_options() != BlockArguments().block_options():
+    """Chain the blocks, train them, save the model with the teacher's image processor."""
+    parts = parse_arguments(*PARTS, defaults=DEFAULTS)
+    own, source, images, blocks, refit, objective, compute, validation, training = parts
+    if own.blocks and blocks != BlockArguments():
         raise ValueError(
-            f"--blocks {arguments.blocks} are finished blocks: init, ffn and the other options of "
+            f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
             "new blocks contradict it. Leave them out, or leave out --blocks."
         )
-    from_file = arguments.phases_file is not None
-    if bool(phases) == from_file or (arguments.k is not None) != from_file:
-        raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
-    if from_file:
-        phases = read_json(arguments.phases_file)["phases"][str(arguments.k)]
-    if arguments.dry_run:
-        return print_training_plan(arguments, [phase_spans(phases)])
-    teacher = load_backbone(arguments.teacher, arguments.revision)
-    set_seed(arguments.seed)
-    if arguments.blocks:
-        model = raptor_from_blocks(teacher, phases, arguments.blocks)
+    phases = read_phases(own)
+    if training.dry_run:
+        return dry_runs.print_training_plan(
+            "Distil a Raptor",
+            raptor_hf.configuration_raptor.phase_spans(phases),
+            source=source,
+            images=images,
+            blocks=blocks,
+            objective=objective,
+            validation=validation,
+            loop=training,
+            folder=own.blocks,
+            whole=True,
+        )
+    teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
+    transformers.set_seed(training.seed)
+    if own.blocks:
+        model = distillation.raptor_from_blocks(teacher, phases, own.blocks)
     else:
-        model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
-    arguments.set_up(model)
-    spans = [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
-    chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
-    module = TrajectoryMatching(chains, arguments, token_layout(model.config).groups())
-    activations = arguments.open(teacher, module.layers)
-    inputs = {"activations": activations.identity(), "phases": phases}
-    if arguments.blocks:
-        inputs["blocks"] = folder_digest(arguments.blocks)
-    if start_run(arguments, inputs=inputs):
+        model = raptor_hf.RaptorModel.from_teacher(teacher, phases, **asdict(blocks))
+    loop.configure_compute(model, compute)
+    chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
+    states = activations.open_source(source, images, teacher, distillation.covered_layers(chains))
+    inputs = {"activations": states.identity(), "phases": phases}
+    if own.blocks:
+        inputs["blocks"] = folder_digest(own.blocks)
+    if start_run(*parts, inputs=inputs):
         return
-    arguments.refit_blocks(spans, activations, init="" if arguments.blocks else arguments.init)
-    fit(
-        module, activations, matching_loss(activations), arguments,
-        new_views=arguments.new_views, description=f"raptor {'-'.join(map(str, phases))}",
-        validate=make_validation(arguments, teacher, chains),
-        validate_every=arguments.validate_every, explain=matching_explanation(activations),
+    init = "" if own.blocks else blocks.init
+    distillation.refit_blocks(chains[0].spans, states, refit, init=init)
+    distillation.train_chains(
+        chains, teacher, states, objective, training, validation=validation,
+        revision=source.revision, new_views=source.online and images.views == 0,
+        tracked=all_values(*parts), description=f"raptor {'-'.join(map(str, phases))}",
     )  # fmt: skip
     if process_state().is_main_process:
-        model.cpu().save_pretrained(arguments.output_dir)
-        load_processor(arguments.teacher, arguments.revision).save_pretrained(arguments.output_dir)
-        finish_run(arguments.output_dir)
-        remove_checkpoints(arguments.output_dir)
+        model.cpu().save_pretrained(training.output_dir)
+        processor = raptor_hf.teachers.load_processor(source.teacher, source.revision)
+        processor.save_pretrained(training.output_dir)
+        finish_run(training.output_dir)
+        loop.remove_checkpoints(training.output_dir)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,23 @@ DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is
 from dataclasses import dataclass, field
 from typing import Literal
 
+import raptor_hf
+from raptor_hf import activations, dry_runs
 from raptor_hf.activations.arguments import ImageArguments
-from raptor_hf.activations.format import lost_shards
-from raptor_hf.activations.writing import write_activations
-from raptor_hf.dry_runs.extraction import print_extraction_plan
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import Watching, parse_arguments
 from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
-from raptor_hf.teachers import load_backbone
-from raptor_hf.weights import weights_digest
 
 
 @dataclass(kw_only=True)
-class Arguments(ImageArguments):
+class Arguments:
     """What to extract, and where to."""
 
+    _argument_group_name = "extraction"
+
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    output_dir: str = field(metadata={"help": "folder of the activation dataset"})
+    output_dir: Watching[str] = field(metadata={"help": "folder of the activation dataset"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
-    dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     layers: list[int] = field(
         default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
@@ -37,45 +35,53 @@ class Arguments(ImageArguments):
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
     shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
-    num_workers: int = field(default=0, metadata={"help": "processes that decode images ahead"})
-    resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
-    dry_run: bool = field(
+    num_workers: Watching[int] = field(
+        default=0, metadata={"help": "processes that decode images ahead"}
+    )
+    resume: Watching[bool] = field(
+        default=False, metadata={"help": "go on with an unfinished dataset"}
+    )
+    dry_run: Watching[bool] = field(
         default=False, metadata={"help": "measure for a few seconds, advise stored or online"}
     )
-    planned_epochs: float = field(
+    planned_epochs: Watching[float] = field(
         default=16, metadata={"help": "dry_run: epochs over it in all training together"}
     )
-    planned_spans: list[str] = field(
+    planned_spans: Watching[list[str]] = field(
         default_factory=list, metadata={"help": "dry_run: spans to train (7-10); default: all"}
     )
 
 
+PARTS = (Arguments, ImageArguments)
+
+
 def main() -> None:
     """Write the shards that are missing, then the manifest."""
-    arguments = parse_arguments(Arguments)
-    if arguments.dry_run:
-        return print_extraction_plan(arguments)
+    parts = parse_arguments(*PARTS, defaults={"dataset": "digits"})
+    own, images = parts
+    if own.dry_run:
+        return dry_runs.print_extraction_plan(own, images)
     state = process_state()
-    teacher = load_backbone(arguments.teacher, arguments.revision).to(state.device)
-    if state.is_main_process and lost_shards(arguments.output_dir):
-        reopen_run(arguments.output_dir)
-    if start_run(arguments, inputs={"teacher": weights_digest(teacher)}):
+    teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
+    if state.is_main_process and activations.lost_shards(own.output_dir):
+        reopen_run(own.output_dir)
+    if start_run(*parts, inputs={"teacher": raptor_hf.weights.weights_digest(teacher)}):
         return
-    write_activations(
+    activations.write_activations(
         teacher,
-        arguments.image_views(arguments.teacher, arguments.revision),
-        arguments.output_dir,
-        layers=arguments.layers or None,
-        num_patches=arguments.tokens,
-        dtype=arguments.dtype,
-        precision=arguments.precision,
-        batch_size=arguments.batch_size,
-        shard_megabytes=arguments.shard_megabytes,
-        num_workers=arguments.num_workers,
-        revision=arguments.revision,
+        activations.image_views(images, own.teacher, own.revision),
+        own.output_dir,
+        layers=own.layers or None,
+        num_patches=own.tokens,
+        dtype=own.dtype,
+        precision=images.precision,
+        batch_size=own.batch_size,
+        shard_megabytes=own.shard_megabytes,
+        num_workers=own.num_workers,
+        revision=own.revision,
     )
     if state.is_main_process:
-        finish_run(arguments.output_dir)
+        finish_run(own.output_dir)
 
 
 if __name__ == "__main__":

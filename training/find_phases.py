@@ -15,20 +15,14 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 import numpy as np
-from transformers import PreTrainedModel
+import transformers
 
-from raptor_hf.activations.online import OnlineActivations, check_all_layers, stream_states
-from raptor_hf.activations.store import load_activations
-from raptor_hf.data import ImageViews, load_images
-from raptor_hf.phases.distance import layer_distance, load_distance
-from raptor_hf.phases.max_cut import recursive_max_cut
-from raptor_hf.phases.partitions import find_phases
-from raptor_hf.reports.figures import plot_layer_distance
-from raptor_hf.runs.arguments import parse_arguments
+import raptor_hf
+from raptor_hf import activations, phases, reports
+from raptor_hf.runs.arguments import Watching, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
-from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
@@ -37,7 +31,9 @@ OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a 
 class Arguments:
     """Which layers to cut, and how."""
 
-    output_dir: str = field(metadata={"help": "folder of phases.json and layer_distance.png"})
+    output_dir: Watching[str] = field(
+        metadata={"help": "folder of phases.json and layer_distance.png"}
+    )
     activations: str | None = field(default=None, metadata={"help": "activation dataset's folder"})
     teacher: str | None = field(default=None, metadata={"help": "vision model, to run on images"})
     distance: str | None = field(default=None, metadata={"help": "JSON file with a matrix"})
@@ -46,35 +42,41 @@ class Arguments:
     split: str = "train"
     num_images: int = field(default=10_000, metadata={"help": "images to look at, at most"})
     batch_size: int = 64
-    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    num_workers: Watching[int] = field(default=0, metadata={"help": "processes that read images"})
     k: list[int] = field(default_factory=list, metadata={"help": "numbers of phases (2 3 4)"})
     thresholds: list[float] = field(default_factory=list, metadata={"help": "instead of --k"})
     method: str = field(default="recursive", metadata={"help": "recursive, maxcut, ncut …"})
     seed: int = field(default=0, metadata={"help": "seed of the images and of random phases"})
-    resume: bool = field(default=False, metadata={"help": "go on with an unfinished run"})
+    resume: Watching[bool] = field(default=False, metadata={"help": "go on with an unfinished run"})
 
 
-def measure(arguments: Arguments, model: PreTrainedModel | None) -> tuple[np.ndarray, int | None]:
+def measure(
+    arguments: Arguments, model: "transformers.PreTrainedModel | None"
+) -> tuple[np.ndarray, int | None]:
     """The layer distances, and over how many images they are a mean (None: the file knows)."""
     if arguments.distance:
-        return load_distance(arguments.distance), None
+        return phases.load_distance(arguments.distance), None
     if model is None:
-        source = load_activations(arguments.activations)
-        check_all_layers(source)
+        source = activations.load_activations(arguments.activations)
+        activations.check_all_layers(source)
     else:
-        processor = load_processor(arguments.teacher, arguments.revision)
-        views = ImageViews(load_images(arguments.dataset, arguments.split), processor)
-        source = OnlineActivations(model.to(process_state().device), views)
+        processor = raptor_hf.teachers.load_processor(arguments.teacher, arguments.revision)
+        views = raptor_hf.data.ImageViews(
+            raptor_hf.data.load_images(arguments.dataset, arguments.split), processor
+        )
+        source = activations.OnlineActivations(model.to(process_state().device), views)
     options = {name: getattr(arguments, name) for name in OPTIONS}
-    states = stream_states(source, "layer distances", **options)
-    return layer_distance(states, source.layout), min(arguments.num_images, len(source))
+    states = activations.stream_states(source, "layer distances", **options)
+    return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))
 
 
 def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
     """The phases, by their number; printed."""
-    cuts = [(recursive_max_cut(distance, t), f" (threshold {t:g})") for t in arguments.thresholds]
+    cuts = [
+        (phases.recursive_max_cut(distance, t), f" (threshold {t:g})") for t in arguments.thresholds
+    ]
     for k in [] if cuts else arguments.k or [2, 3, 4]:
-        cuts.append((find_phases(distance, k, arguments.method, seed=arguments.seed), ""))
+        cuts.append((phases.find_phases(distance, k, arguments.method, seed=arguments.seed), ""))
     for lengths, note in cuts:
         process_state().print(f"k={len(lengths)}: phases {lengths}{note}")
     return {str(len(lengths)): lengths for lengths, _ in cuts}
@@ -82,7 +84,7 @@ def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
 
 def main() -> None:
     """Measure or read the matrix, cut, write, print."""
-    arguments = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments)
     given = [name for name in ("activations", "teacher", "distance") if getattr(arguments, name)]
     if len(given) != 1:
         raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")
@@ -91,17 +93,17 @@ def main() -> None:
     model, source = None, {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
-        model = load_vision_model(arguments.teacher, arguments.revision)
-        source = {"teacher": teacher_identity(model, arguments.revision)}
+        model = raptor_hf.teachers.load_vision_model(arguments.teacher, arguments.revision)
+        source = {"teacher": raptor_hf.teachers.teacher_identity(model, arguments.revision)}
         digest = itemgetter("weights_sha256")
     if start_run(arguments, inputs={name: digest(it) for name, it in source.items()}):
         return
     distance, number = measure(arguments, model)
-    phases = cut(distance, arguments)
+    partitions = cut(distance, arguments)
     if not process_state().is_main_process:
         return
-    plot_layer_distance(distance, phases, f"{arguments.output_dir}/layer_distance.png")
-    content = {"phases": phases, "method": arguments.method, "source": source}
+    reports.plot_layer_distance(distance, partitions, f"{arguments.output_dir}/layer_distance.png")
+    content = {"phases": partitions, "method": arguments.method, "source": source}
     content |= {"distance": distance.round(6).tolist(), "num_images": number}
     write_json(f"{arguments.output_dir}/phases.json", content)
     finish_run(arguments.output_dir)

@@ -7,92 +7,78 @@
 `--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict
 
-from transformers import set_seed
+import transformers
 
-from raptor_hf.activations.arguments import ActivationArguments
-from raptor_hf.configuration_raptor import phase_spans, token_layout
-from raptor_hf.distillation.blocks import BlockArguments, Chain, make_span, parse_span, save_blocks
-from raptor_hf.distillation.fidelity import ValidationArguments, make_validation
-from raptor_hf.distillation.matching import TrajectoryMatching, matching_explanation, matching_loss
-from raptor_hf.distillation.objective import ObjectiveArguments, parse_token_weights
-from raptor_hf.distillation.refit import RefitArguments
-from raptor_hf.dry_runs.plans import print_training_plan
+import raptor_hf
+from raptor_hf import activations, distillation, dry_runs, loop
+from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.distillation.arguments import (
+    BlockArguments,
+    ObjectiveArguments,
+    RefitArguments,
+    SpanArguments,
+    ValidationArguments,
+    parse_span,
+    parse_token_weights,
+)
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.checkpoints import remove_checkpoints
-from raptor_hf.loop.fit import fit
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import all_values, parse_arguments
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
-from raptor_hf.teachers import load_backbone
+
+PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
+PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
 
 
-@dataclass
-class Arguments(
-    ActivationArguments,
-    ValidationArguments,
-    BlockArguments,
-    ComputeArguments,
-    RefitArguments,
-    ObjectiveArguments,
-    LoopArguments,
-):
-    """Which spans to train from which activations; blocks, objective, loop and validation."""
-
-    spans: list[str] = field(
-        default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
-    )
-    phases_file: str | None = field(
-        default=None, metadata={"help": "phases.json of find_phases.py"}
-    )
-    k: list[int] = field(
-        default_factory=list, metadata={"help": "partitions of phases_file to cover"}
-    )
-    last_block_weights: str = field(
-        default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
-    )
+def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
+    """Return the spans that are given, and those of the partitions of a file, in order."""
+    if bool(own.phases_file) != bool(own.k):
+        raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
+    spans = {parse_span(text) for text in own.spans}
+    for k in own.k:
+        phases = read_json(own.phases_file)["phases"][str(k)]
+        spans |= set(raptor_hf.configuration_raptor.phase_spans(phases))
+    if not spans:
+        raise ValueError("Which layers? Give --spans 0-7 7-10 …, or --phases_file FILE --k 3.")
+    return sorted(spans)
 
 
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
-    arguments = parse_arguments(Arguments)
-    weights = parse_token_weights(arguments.token_weights)
-    last = parse_token_weights(arguments.last_block_weights)
-    if arguments.phase_fraction:
+    parts = parse_arguments(*PARTS)
+    own, source, images, blocks, refit, objective, compute, validation, training = parts
+    weights = parse_token_weights(objective.token_weights)
+    last = parse_token_weights(own.last_block_weights)
+    if objective.phase_fraction:
         raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
-    if bool(arguments.phases_file) != bool(arguments.k):
-        raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
-    spans = {parse_span(text) for text in arguments.spans}
-    for k in arguments.k:
-        spans |= set(phase_spans(read_json(arguments.phases_file)["phases"][str(k)]))
-    if not spans:
-        raise ValueError("Which layers? Give --spans 0-7 7-10 …, or --phases_file FILE --k 3.")
-    if arguments.dry_run:
-        return print_training_plan(arguments, [[span] for span in sorted(spans)])
-    teacher = load_backbone(arguments.teacher, arguments.revision)
-    set_seed(arguments.seed)
-    options = arguments.block_options()
-    blocks = [make_span(teacher, *span, compute=arguments, **options) for span in sorted(spans)]
-    num_layers = teacher.config.num_hidden_layers
-    chains = [Chain([span], last if span.stop == num_layers else weights) for span in blocks]
-    module = TrajectoryMatching(chains, arguments, token_layout(teacher.config).groups())
-    activations = arguments.open(teacher, module.layers)
-    if start_run(arguments, inputs={"activations": activations.identity()}):
+    spans = read_spans(own)
+    if training.dry_run:
+        return dry_runs.print_training_plan(
+            "Train blocks", spans, source=source, images=images, blocks=blocks,
+            objective=objective, validation=validation, loop=training,
+        )  # fmt: skip
+    teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
+    transformers.set_seed(training.seed)
+    chains = distillation.make_chains(
+        teacher, spans, weights=weights, last_weights=last, compute=compute, **asdict(blocks)
+    )
+    states = activations.open_source(source, images, teacher, distillation.covered_layers(chains))
+    if start_run(*parts, inputs={"activations": states.identity()}):
         return
-    arguments.refit_blocks(blocks, activations, init=arguments.init)
-    fit(
-        module, activations, matching_loss(activations), arguments,
-        clip_apart=list(module.blocks.values()), new_views=arguments.new_views,
-        validate=make_validation(arguments, teacher, chains),
-        validate_every=arguments.validate_every, explain=matching_explanation(activations),
-        description="blocks",
+    made = [chain.spans[0] for chain in chains]
+    distillation.refit_blocks(made, states, refit, init=blocks.init)
+    distillation.train_chains(
+        chains, teacher, states, objective, training, validation=validation,
+        revision=source.revision, clip_apart=[span.block for span in made],
+        new_views=source.online and images.views == 0, tracked=all_values(*parts),
     )  # fmt: skip
     if process_state().is_main_process:
-        save_blocks(blocks, arguments.output_dir)
-        finish_run(arguments.output_dir)
-        remove_checkpoints(arguments.output_dir)
+        distillation.save_blocks(made, training.output_dir)
+        finish_run(training.output_dir)
+        loop.remove_checkpoints(training.output_dir)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,21 @@ accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml
 
 from dataclasses import dataclass, field
 
-import torch
-from transformers import (
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    set_seed,
-)
+import transformers
 
-from raptor_hf.data import ImageViews, load_images, make_processor
-from raptor_hf.dry_runs.plans import print_teacher_plan
+import raptor_hf
+from raptor_hf import dry_runs, loop
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.checkpoints import remove_checkpoints
-from raptor_hf.loop.fit import StepResult, fit
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import all_values, parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass
-class Arguments(ComputeArguments, LoopArguments):
-    """A teacher's architecture, its data, and the loop's arguments."""
+class Arguments:
+    """A teacher's architecture and its data."""
+
+    _argument_group_name = "teacher"
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     image_size: int = field(default=16, metadata={"help": "pixels"})
@@ -39,50 +34,62 @@ class Arguments(ComputeArguments, LoopArguments):
     label_smoothing: float = 0.1
 
 
-def make_config(arguments: Arguments) -> Dinov2WithRegistersConfig:
-    """The teacher's architecture."""
+PARTS = (Arguments, ComputeArguments, LoopArguments)
+
+
+def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
+    """Return the teacher's architecture."""
     names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_register_tokens", "layerscale_value", "drop_path_rate")
-    return Dinov2WithRegistersConfig(**{name: getattr(arguments, name) for name in names})
+    options = {name: getattr(own, name) for name in names}
+    return transformers.Dinov2WithRegistersConfig(**options)
 
 
 def main() -> None:
     """Train the teacher and save it with its image processor."""
-    arguments = parse_arguments(Arguments)
-    config = make_config(arguments)
-    if arguments.dry_run:
+    import torch
+
+    parts = parse_arguments(*PARTS)
+    own, compute, training = parts
+    config = make_config(own)
+    model_class = transformers.Dinov2WithRegistersForImageClassification
+    if training.dry_run:
         with torch.device("meta"):
-            model = Dinov2WithRegistersForImageClassification(config)
-        return print_teacher_plan(arguments, model.num_parameters())
-    if start_run(arguments):
+            number = model_class(config).num_parameters()
+        depth = config.num_hidden_layers
+        return dry_runs.print_teacher_plan(own.dataset, depth, number, training)
+    if start_run(*parts):
         return
-    set_seed(arguments.seed)
-    images = load_images(arguments.dataset, "train")
+    transformers.set_seed(training.seed)
+    images = raptor_hf.data.load_images(own.dataset, "train")
     config.id2label = dict(enumerate(images.features["label"].names))
     config.label2id = {name: label for label, name in config.id2label.items()}
-    processor = make_processor(arguments.image_size)
+    processor = raptor_hf.data.make_processor(own.image_size)
     # every epoch sees each image in a view of its own
-    views = -(-arguments.steps * arguments.batch_size // len(images)) + 1
-    dataset = ImageViews(images, processor, views=views, seed=arguments.seed, plain_first=False)
+    views = -(-training.steps * training.batch_size // len(images)) + 1
+    dataset = raptor_hf.data.ImageViews(
+        images, processor, views=views, seed=training.seed, plain_first=False
+    )
 
     def compute_loss(model, batch, progress):
         logits = model(batch["pixel_values"]).logits
         loss = torch.nn.functional.cross_entropy(
-            logits, batch["label"], label_smoothing=arguments.label_smoothing
+            logits, batch["label"], label_smoothing=own.label_smoothing
         )
         right = (logits.argmax(-1) == batch["label"]).float()
-        return StepResult(loss, {"accuracy": right.mean()})
+        return loop.StepResult(loss, {"accuracy": right.mean()})
 
-    model = Dinov2WithRegistersForImageClassification(config)
+    model = model_class(config)
     # nothing is masked, and several processes wait for the gradients of all that learns
     model.base_model.embeddings.mask_token.requires_grad_(False)
-    arguments.set_up(model)
-    model = fit(model, dataset, compute_loss, arguments, description="teacher")
+    loop.configure_compute(model, compute)
+    tracked = all_values(*parts)
+    model = loop.fit(model, dataset, compute_loss, training, tracked=tracked, description="teacher")
     if process_state().is_main_process:
-        model.save_pretrained(arguments.output_dir)
-        processor.save_pretrained(arguments.output_dir)
-        finish_run(arguments.output_dir)
-        remove_checkpoints(arguments.output_dir)
+        model.save_pretrained(training.output_dir)
+        processor.save_pretrained(training.output_dir)
+        finish_run(training.output_dir)
+        loop.remove_checkpoints(training.output_dir)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ computes them from images.
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
-from ..data import batches
-from ..teachers import infer_token_layout, trajectory, up_to_layer
+from ..data import ImageViews, batches, choose_images, load_images
+from ..runs.processes import process_state
+from ..teachers import infer_token_layout, load_processor, trajectory, up_to_layer
 from ..weights import weights_digest
-from .store import StoredActivations
+from .arguments import ActivationArguments, ImageArguments, check_source
+from .store import StoredActivations, load_activations
 
 
 class OnlineActivations(Dataset):
@@ -96,6 +97,51 @@ class OnlineActivations(Dataset):
 Activations = StoredActivations | OnlineActivations
 
 
+def image_views(
+    images: ImageArguments, teacher: str, revision: str | None = None, *, views: int | None = None
+) -> ImageViews:
+    """Open images in their views, as the teacher's own processor makes them.
+
+    Args:
+        teacher: its folder or Hub id.
+        views: per image; default: those of the arguments.
+    """
+    dataset = load_images(images.dataset, images.split)
+    return ImageViews(
+        dataset,
+        load_processor(teacher, revision),
+        views=images.views if views is None else views,
+        seed=images.view_seed,
+        image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
+    )
+
+
+def open_source(
+    source: ActivationArguments,
+    images: ImageArguments,
+    teacher: PreTrainedModel,
+    layers: Sequence[int],
+) -> Activations:
+    """Open the source of these layers' states.
+
+    Raises:
+        ValueError: options that contradict each other (`check_source`), or a store that has not all
+            tokens, not these layers, or is another teacher's.
+    """
+    check_source(source, images)
+    if source.online:
+        views = image_views(images, source.teacher, source.revision, views=max(1, images.views))
+        teacher.to(process_state().device)
+        return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
+    stored = load_activations(source.activations, layers=layers, teacher=teacher)
+    if stored.manifest["num_patches"] is not None:
+        raise ValueError(
+            f"{source.activations} holds {stored.manifest['num_patches']} patches of each image. "
+            "Blocks attend to all tokens and can't learn from some: extract without --tokens."
+        )
+    return stored
+
+
 def check_all_layers(activations: Activations) -> None:
     """Refuse activations of some layers where all are needed."""
     if activations.layers != list(range(activations.depth + 1)):
@@ -122,16 +168,3 @@ def stream_states(
     rows = choose_images(len(activations), wanted, seed).tolist()
     for batch in batches(activations, batch_size, description, rows=rows, num_workers=num_workers):
         yield activations.states(batch)
-
-
-def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
-    """Which of so many images are looked at: all of them, or some at random, in order.
-
-    Raises:
-        ValueError: more are wanted than there are.
-    """
-    if wanted is None:
-        return np.arange(number)
-    if not 1 <= wanted <= number:
-        raise ValueError(f"num_images must lie between 1 and {number:,}; got {wanted:,}.")
-    return np.sort(np.random.default_rng(seed).permutation(number)[:wanted])

@@ -1,1 +1,13 @@
 """Measurements of speed, memory and recipes. Left out of the wheel."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "activations": ["benchmark_activations", "benchmark_memory"],
+        "figures": ["plot_ratios", "plot_recipes"],
+        "recipes": ["benchmark_recipes", "recipe_tables"],
+        "speed": ["benchmark_model", "benchmark_train_step"],
+    },
+)

@@ -16,15 +16,10 @@ from ..activations.store import StoredActivations, load_activations
 from ..activations.writing import make_plan, record_batches, write_activations
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, make_processor
+from .settings import TEACHERS
 from .timing import interleaved, median_ratio, peak_memory
 
 BATCH = 64
-# shapes of DINOv2 ViT-B/14 at 224 px, with a narrow FFN that makes extraction quick, and of the
-# digits teacher: 13 × 261 × 768 and 13 × 21 × 64 numbers an image
-TEACHERS = {
-    "base": dict(hidden_size=768, num_attention_heads=12, image_size=224, patch_size=14),
-    "digits": dict(hidden_size=64, num_attention_heads=4, image_size=16, patch_size=4),
-}
 
 
 def grey_images(number: int, *, size: int = 8) -> ImageViews:

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
+from ..pictures import make_figure
 from .recipes import recipes  # noqa: E402
 
 
@@ -20,7 +17,7 @@ def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
         and ": " not in name
     }
     height = sum(0.4 + 0.28 * len(row) for row in rows.values()) + 0.4
-    figure, panels = plt.subplots(
+    figure, panels = make_figure(
         len(rows), 1, figsize=(6.4, height), squeeze=False, layout="constrained",
         height_ratios=[1 + len(row) for row in rows.values()],
     )  # fmt: skip
@@ -33,7 +30,6 @@ def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
         axes.set_xlim(0, 1.15 * max([1, *row.values()]))
         axes.tick_params(labelsize="small")
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def plot_recipes(result: dict, path: str | Path) -> None:
@@ -47,7 +43,7 @@ def plot_recipes(result: dict, path: str | Path) -> None:
     """
     ks = sorted({row["k"] for row in result["table"]})
     names = [name for name in recipes() if any(r["recipe"] == name for r in result["table"])]
-    figure, panels = plt.subplots(
+    figure, panels = make_figure(
         1, len(ks), figsize=(4.2 * len(ks), 4), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, k in zip(panels[0], ks, strict=True):
@@ -81,4 +77,3 @@ def plot_recipes(result: dict, path: str | Path) -> None:
     panels[0][0].set_ylabel("R² of all tokens, test images")
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -16,7 +16,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from ..configuration_raptor import RaptorConfig
 from ..distillation.compute import application_flops
 from ..modeling_raptor import RaptorBlock, RaptorModel
-from .activations import TEACHERS
+from .settings import TEACHERS
 
 PHASES = [7, 3, 2]
 RAPTORS = ("reference", "exact", "matched")

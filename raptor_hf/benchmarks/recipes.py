@@ -14,10 +14,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +27,13 @@ from ..activations.online import Activations, OnlineActivations
 from ..activations.store import load_activations
 from ..configuration_raptor import RaptorConfig
 from ..data import ImageViews, load_images
-from ..distillation.blocks import BlockArguments, Chain, Span
+from ..distillation.arguments import (
+    BlockArguments,
+    ObjectiveArguments,
+    RefitArguments,
+    parse_token_weights,
+)
+from ..distillation.blocks import chain_of
 from ..distillation.compute import (
     application_flops,
     optimizer_flops,
@@ -36,13 +41,13 @@ from ..distillation.compute import (
     teacher_layer,
 )
 from ..distillation.fidelity import trajectory_r2
-from ..distillation.matching import TrajectoryMatching, matching_loss
-from ..distillation.objective import ObjectiveArguments, parse_token_weights
-from ..distillation.refit import RefitArguments
+from ..distillation.refit import refit_blocks
+from ..distillation.training import train_chains
 from ..loop.arguments import ComputeArguments, LoopArguments
-from ..loop.fit import fit
+from ..loop.engine import configure_compute
 from ..modeling_raptor import RaptorModel
 from ..reports.tables import markdown_table, mean_std
+from ..runs.arguments import build_arguments
 from ..runs.files import read_json
 from ..runs.processes import progress_bar
 from ..teachers import load_backbone, load_processor
@@ -58,22 +63,24 @@ VARIANTS_AT = (3, 100)  # k and units
 RECORD = "recipe_runs.jsonl"
 
 
-@dataclass(kw_only=True)
-class Recipe(BlockArguments, ComputeArguments, RefitArguments, ObjectiveArguments, LoopArguments):
-    """What `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults."""
+# what `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults
+PARTS = (BlockArguments, ComputeArguments, RefitArguments, ObjectiveArguments, LoopArguments)
+DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
 
-    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = "autoregressive"
-    token_weights: str = "0.45,0.10,0.45"
+
+def recipe_arguments(recipe: dict) -> tuple:
+    """Return the arguments that a recipe gives, an instance of each of `PARTS`."""
+    return build_arguments(DEFAULTS | recipe, *PARTS)
 
 
 def recipes() -> dict[str, dict]:
-    """What is compared: options of `Recipe`.
+    """Return what is compared: arguments by name, see `PARTS`.
 
     *ours* is the recipe of the digits as it is shipped. *reference* is the published one: a random
     start, SwiGLU of hidden width 4·D, teacher forcing that fades over the first quarter, batches of
     64. *reference, our batches* has ours and is the reference's else.
     """
-    known = {field.name for field in fields(Recipe)}
+    known = {field.name for part in PARTS for field in fields(part)}
     ours = yaml.safe_load((RECIPES / "digits_raptor.yaml").read_text())
     ours = {name: value for name, value in ours.items() if name in known}
     reference = {
@@ -136,37 +143,36 @@ def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed:
     teacher, activations, test = sources(digits)
     phases = read_json(Path(digits) / "phases" / "phases.json")["phases"][str(k)]
     with tempfile.TemporaryDirectory() as output_dir:
-        arguments = Recipe(**recipe | {
-            "output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none",
-        })  # fmt: skip
+        own = {"output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none"}
+        blocks, compute, refit, objective, loop = recipe_arguments(recipe | own)
         set_seed(seed)
-        model = RaptorModel.from_teacher(teacher, phases, **arguments.block_options())
+        model = RaptorModel.from_teacher(teacher, phases, **asdict(blocks))
         num_tokens = activations[0]["states"].shape[-2]
-        cost = step_units(arguments, model.config, num_tokens)
-        arguments.steps = max(1, round(units / cost))
-        arguments.warmup_steps = max(1, round(WARMUP * arguments.steps))
-        arguments.log_every = arguments.checkpoint_every = arguments.steps
-        arguments.set_up(model)
-        spans = [Span(b, *s) for b, s in zip(model.blocks, model.config.spans(), strict=True)]
-        arguments.refit_blocks(spans, activations, init=arguments.init)
-        chains = [Chain(spans, parse_token_weights(arguments.token_weights))]
-        module = TrajectoryMatching(chains, arguments, activations.layout.groups())
-        fit(module, activations, matching_loss(activations), arguments)
+        cost = step_units(objective, loop, model.config, num_tokens)
+        loop.steps = max(1, round(units / cost))
+        loop.warmup_steps = max(1, round(WARMUP * loop.steps))
+        loop.log_every = loop.checkpoint_every = loop.steps
+        configure_compute(model, compute)
+        chain = chain_of(model, parse_token_weights(objective.token_weights))
+        refit_blocks(chain.spans, activations, refit, init=blocks.init)
+        train_chains([chain], teacher, activations, objective, loop)
     judged = torch.linspace(0, len(activations) - 1, JUDGED_ROWS).long().tolist()
     return {
-        "units": cost * arguments.steps,
-        "steps": arguments.steps,
+        "units": cost * loop.steps,
+        "steps": loop.steps,
         "train_r2": trajectory_r2(model, activations, rows=judged)["mean"]["all"],
         "r2": trajectory_r2(model, test)["mean"],
     }
 
 
-def step_units(recipe: Recipe, config: RaptorConfig, num_tokens: int) -> float:
-    """Compute of a step on average: the student forward and backward, and its optimiser."""
-    passes = rollouts_per_step(recipe, 1000)
-    flops = 3 * passes * recipe.batch_size * config.num_hidden_layers
+def step_units(
+    objective: ObjectiveArguments, loop: LoopArguments, config: RaptorConfig, num_tokens: int
+) -> float:
+    """Return the compute of a step on average: the student both ways, and its optimiser."""
+    passes = rollouts_per_step(objective, 1000)
+    flops = 3 * passes * loop.batch_size * config.num_hidden_layers
     flops *= application_flops(config, num_tokens)
-    flops += optimizer_flops(recipe.optimizer, config, len(config.phases))
+    flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
     return flops / (3 * UNIT_IMAGES * config.num_hidden_layers * layer)
 

@@ -19,10 +19,10 @@ from torch import nn
 
 from ..loop.arguments import ComputeArguments
 from .models import RAPTORS, Candidates, roll
+from .settings import FORMS
 from .timing import PROCESSES, interleaved, median_ratio
 
 Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
-FORMS = ("plain", "compiled", "int8")
 REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
 
 

@@ -1,8 +1,7 @@
 """Spans of layers and their blocks: what stage 1 trains one by one and stage 2 chains."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -10,34 +9,11 @@ from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import ComputeArguments
+from ..loop.engine import configure_compute
 from ..modeling_raptor import RaptorModel
 
 # what blocks of one folder share, beside their teacher
 ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
-
-
-@dataclass(kw_only=True)
-class BlockArguments:
-    """What new blocks look like and start from, see `RaptorModel.from_teacher`."""
-
-    init: Literal["teacher", "random"] = field(
-        default="teacher", metadata={"help": "what blocks start from"}
-    )
-    ffn: Literal["gelu", "swiglu"] = "gelu"
-    intermediate_size: int | None = field(
-        default=None, metadata={"help": "hidden width of the FFN"}
-    )
-    depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float | None = field(
-        default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
-    )
-    block_norm_eps: float | None = field(
-        default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}
-    )
-
-    def block_options(self) -> dict:
-        """The options as keyword arguments of `RaptorModel.from_teacher`."""
-        return {name: getattr(self, name) for name in BlockArguments.__dataclass_fields__}
 
 
 class Span(NamedTuple):
@@ -65,6 +41,22 @@ class Chain(NamedTuple):
         return f"{self.spans[0].start}-{self.spans[-1].stop}"
 
 
+def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:
+    """Return all blocks of a Raptor as one chain.
+
+    Args:
+        weights: token weights of its loss; None: the plain mean over tokens.
+    """
+    spans = zip(model.blocks, model.config.spans(), strict=True)
+    return Chain([Span(block, start, stop) for block, (start, stop) in spans], weights)
+
+
+def covered_layers(chains: list[Chain]) -> range:
+    """Return the layers whose states some chains start from or learn."""
+    first = min(chain.spans[0].start for chain in chains)
+    return range(first, max(chain.spans[-1].stop for chain in chains) + 1)
+
+
 def make_span(
     teacher: PreTrainedModel,
     start: int,
@@ -87,16 +79,29 @@ def make_span(
         raise ValueError(f"A span needs 0 ≤ start < stop ≤ {num_layers}; got {start}-{stop}.")
     phases = [length for length in (start, stop - start, num_layers - stop) if length]
     model = RaptorModel.from_teacher(teacher, phases, **options)
-    (compute or ComputeArguments()).set_up(model)
+    configure_compute(model, compute or ComputeArguments())
     return Span(model.blocks[1 if start else 0], start, stop)
 
 
-def parse_span(text: str) -> tuple[int, int]:
-    """`"0-7"` as (0, 7); a ValueError says what was given."""
-    start, dash, stop = text.partition("-")
-    if not (dash and start.isdigit() and stop.isdigit()):
-        raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
-    return int(start), int(stop)
+def make_chains(
+    teacher: PreTrainedModel,
+    spans: list[tuple[int, int]],
+    *,
+    weights: dict[str, float] | None,
+    last_weights: dict[str, float] | None,
+    compute: ComputeArguments | None = None,
+    **options,
+) -> list[Chain]:
+    """Make a new block for every span of a teacher's layers, each a chain of its own.
+
+    Args:
+        weights: token weights; None: the plain mean over tokens.
+        last_weights: those of spans that end at the teacher's last layer.
+        compute, options: as for `make_span`, whose errors are raised.
+    """
+    depth = teacher.config.num_hidden_layers
+    made = [make_span(teacher, *span, compute=compute, **options) for span in spans]
+    return [Chain([span], last_weights if span.stop == depth else weights) for span in made]
 
 
 def save_blocks(spans: list[Span], folder: str | Path) -> None:

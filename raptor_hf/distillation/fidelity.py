@@ -1,7 +1,6 @@
 """How well a student follows its teacher: R² of its states, and how large it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from ..modeling_raptor import pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..teachers import load_processor, trajectory
+from .arguments import ValidationArguments
 from .blocks import Chain
 from .rollout import rollout
 
@@ -67,24 +67,6 @@ def trajectory_r2(
     mean = sum(n * r2 for n, r2 in references) / sum(n for n, _ in references)
     result = compute_over_processes(RSquared(keep_in_memory=True), statistics)
     return {**result, "reference": mean}
-
-
-@dataclass(kw_only=True)
-class ValidationArguments:
-    """On what, and how often, a training program validates; without a dataset it does not."""
-
-    validation_dataset: str | None = field(
-        default=None, metadata={"help": "digits, an image folder or a Hub id; none: no validation"}
-    )
-    validation_split: str = "test"
-    validation_images: int = field(default=2048, metadata={"help": "images to look at, at most"})
-    validation_head: str | None = field(
-        default=None,
-        metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
-    )
-    validate_every: int = field(
-        default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
-    )
 
 
 class TrajectoryValidation:
@@ -157,12 +139,17 @@ class TrajectoryValidation:
 
 
 def make_validation(
-    arguments: ValidationArguments, teacher: PreTrainedModel, chains: list[Chain]
+    arguments: ValidationArguments,
+    teacher: PreTrainedModel,
+    chains: list[Chain],
+    *,
+    revision: str | None = None,
 ) -> TrajectoryValidation | None:
-    """The validation that a program's arguments ask for; None where they ask for none.
+    """Make the validation that arguments ask for; None where they ask for none.
 
     Args:
-        arguments: of a program that also has `teacher`, its folder or Hub id, and `revision`.
+        teacher: as it was loaded: its name leads to its head and its image processor.
+        revision: of the teacher on the Hub.
 
     Raises:
         ValueError: an interval or a head without a dataset, or a head that doesn't fit the teacher.
@@ -175,13 +162,13 @@ def make_validation(
     source = arguments.validation_head
     architectures = teacher.config.architectures or []
     if source is None and any(name.endswith("ForImageClassification") for name in architectures):
-        source = arguments.teacher
+        source = teacher.name_or_path
     head = None
     if source is not None:
         head, _ = load_linear_head(source, hidden_size=teacher.config.hidden_size)
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split),
-        load_processor(arguments.teacher, arguments.revision),
+        load_processor(teacher.name_or_path, revision),
     )
     return TrajectoryValidation(
         teacher, head, images, chains, num_images=arguments.validation_images

@@ -10,8 +10,8 @@ from torch import nn
 from ..activations.online import Activations
 from ..loop.fit import StepResult
 from ..metrics import state_statistics
-from .blocks import Chain
-from .objective import ObjectiveArguments, token_loss
+from .blocks import Chain, covered_layers
+from .objective import ObjectiveArguments, loss_weights, token_loss
 from .rollout import rollout
 
 
@@ -51,17 +51,14 @@ class TrajectoryMatching(nn.Module):
         super().__init__()
         self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
         self.chains, self.arguments, self.groups = chains, arguments, groups
-        self.layers = range(
-            min(chain.spans[0].start for chain in chains),
-            max(chain.spans[-1].stop for chain in chains) + 1,
-        )
+        self.layers = covered_layers(chains)
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, Followed]:
         """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
-        forcing, rolling = self.arguments.weights(progress)
+        forcing, rolling = loss_weights(self.arguments, progress)
         found = {}
         for chain in self.chains:
             starts = {span.start for span in chain.spans}

@@ -5,34 +5,19 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..activations.arguments import ImageArguments
 from ..configuration_raptor import teacher_family
+from ..loop.arguments import LoopArguments
+from ..runs.arguments import OnCard, marked_names
 from ..runs.files import public_name, read_json
 from ..teachers import teacher_identity
+from .arguments import BlockArguments, ObjectiveArguments, RefitArguments, SpanArguments
 
 # the arguments of a training that make its recipe; the others are names of files, or say how a run
 # is watched
-RECIPE = (
-    "steps",
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "final_learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "max_grad_norm",
-    "seed",
-    "objective",
-    "annealing",
-    "phase_fraction",
-    "forcing_patches",
-    "loss",
-    "token_weights",
-    "last_block_weights",
-    "noise_std",
-    "precision",
-)
+RECIPE = marked_names(OnCard, LoopArguments, ObjectiveArguments, SpanArguments, ImageArguments)
 # say nothing of blocks that are there already
-OF_NEW_BLOCKS = ("init", "refit", "ffn", "depth_scaling")
+OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments, RefitArguments)
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:

@@ -20,13 +20,12 @@ not trained, the scales alone for one that is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
 
 from ..activations.online import Activations
+from .arguments import RefitArguments
 from .blocks import Span
 
 RIDGE_PROJECTIONS = 0.1  # shares of the mean of the squared features: measured on the digits
@@ -34,29 +33,25 @@ RIDGE_SCALES = 0.01
 IMAGES_AT_ONCE = 32
 
 
-@dataclass(kw_only=True)
-class RefitArguments:
-    """Whether new blocks are refitted before they are trained."""
+def refit_blocks(
+    spans: list[Span], activations: Activations, refit: RefitArguments, *, init: str
+) -> None:
+    """Refit blocks as the arguments say.
 
-    refit: Literal["none", "scales", "all"] = field(
-        default="none",
-        metadata={
-            "help": "refit new blocks in closed form: their depth scales, or also their output "
-            "projections (best without training, worse than none after 50 steps and more)"
-        },
-    )
-    refit_images: int = field(default=256, metadata={"help": "rows that refit looks at"})
+    Args:
+        init: what the blocks started from.
 
-    def refit_blocks(self, spans: list[Span], activations: Activations, *, init: str) -> None:
-        """Refit as the arguments say; a ValueError for blocks that there is nothing to refit of."""
-        if self.refit == "none":
-            return
-        if init != "teacher" or any(span.block.depth_scaling is None for span in spans):
-            raise ValueError(
-                f"--refit {self.refit} needs new blocks that start as the mean of the teacher's "
-                "layers (--init teacher) and have a depth scaling."
-            )
-        refit_spans(spans, activations, self.refit_images, projections=self.refit == "all")
+    Raises:
+        ValueError: blocks that there is nothing to refit of.
+    """
+    if refit.refit == "none":
+        return
+    if init != "teacher" or any(span.block.depth_scaling is None for span in spans):
+        raise ValueError(
+            f"--refit {refit.refit} needs new blocks that start as the mean of the teacher's "
+            "layers (--init teacher) and have a depth scaling."
+        )
+    refit_spans(spans, activations, refit.refit_images, projections=refit.refit == "all")
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModel
 
-from ..activations.online import choose_images
-from ..distillation.blocks import parse_span
+from ..activations.arguments import ImageArguments
+from ..data import choose_images
+from ..distillation.arguments import parse_span
 from ..distillation.compute import application_flops, teacher_layer
 from ..runs.files import size
 from ..runs.processes import process_state
@@ -137,10 +138,14 @@ def existing_parent(path: str | Path) -> Path:
     return path if path.exists() else existing_parent(path.parent)
 
 
-def print_extraction_plan(arguments) -> None:
-    """What `extract_activations.py` would do, and whether it should.
+def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
+    """Print what `extract_activations.py` would do, and whether it should.
 
     Nothing stays on the disk; the teacher's speed is that of its architecture with random weights.
+
+    Args:
+        arguments: the program's own.
+        chosen: which images.
     """
     facts = teacher_facts(arguments.teacher, arguments.revision)
     depth = facts.config.num_hidden_layers
@@ -154,16 +159,16 @@ def print_extraction_plan(arguments) -> None:
     free = shutil.disk_usage(folder).free
     spans = [parse_span(text) for text in arguments.planned_spans] or [(0, depth)]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    images = count_images(arguments.dataset, arguments.split)
+    images = count_images(chosen.dataset, chosen.split)
     lines = [
         ("teacher", describe_teacher(arguments.teacher, facts)),
-        ("reads", describe_images(arguments.dataset, arguments.split)),
+        ("reads", describe_images(chosen.dataset, chosen.split)),
         ("an image", f"{size(len(layers) * state_bytes)} ({len(layers)} states, "
                      f"{arguments.dtype}), {flop:.3g} FLOP"),
     ]  # fmt: skip
     if images is not None:
-        images = len(choose_images(images, arguments.num_images, 0))
-    rows = arguments.views * (images or 10**6)
+        images = len(choose_images(images, chosen.num_images, 0))
+    rows = chosen.views * (images or 10**6)
     per = f"{rows:,} trajectories" if images else "1M images"
     lines += [
         ("compute", f"{per}; {cost(rows * flop)}"),
@@ -171,7 +176,7 @@ def print_extraction_plan(arguments) -> None:
                    + ("" if images else " for 1M images")),
         ("free disk", f"{size(free)} in {folder}"),
     ]  # fmt: skip
-    teacher_rate = measure_teacher(facts, arguments.batch_size, arguments.precision)
+    teacher_rate = measure_teacher(facts, arguments.batch_size, chosen.precision)
     rates = Rates(teacher_rate, *measure_disk(folder))
     job = Job(
         rows=rows,

@@ -4,21 +4,26 @@ No weights are loaded and nothing is written. Compute is counted (2 FLOP a multi
 products only); hours are that count divided by an assumed rate, which the plan states.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
 
+from ..activations.arguments import ActivationArguments, ImageArguments, check_source
 from ..configuration_raptor import RaptorConfig
+from ..distillation.arguments import BlockArguments, ObjectiveArguments, ValidationArguments
 from ..distillation.compute import (
     application_flops,
     optimizer_flops,
     rollouts_per_step,
     teacher_layer,
 )
+from ..loop.arguments import LoopArguments
 from ..loop.checkpoints import ADAMW_BYTES
 from ..modeling_raptor import RaptorBlock
-from ..probes.arguments import candidates_of
+from ..probes.arguments import ProbeArguments
+from ..probes.datasets import head_grid
 from ..runs.files import read_json, size
 from ..tasks.task import TASKS
 from .describe import (
@@ -32,12 +37,13 @@ from .describe import (
 )
 
 
-def planned_config(arguments, teacher_config: PreTrainedConfig) -> RaptorConfig:
-    """The blocks that would be trained: those of `--blocks`, where they are there, or new ones."""
-    options = arguments.block_options()
-    blocks = getattr(arguments, "blocks", None)
-    if blocks and (Path(blocks) / "config.json").exists():
-        saved = RaptorConfig.from_pretrained(blocks)
+def planned_config(
+    blocks: BlockArguments, teacher_config: PreTrainedConfig, folder: str | None
+) -> RaptorConfig:
+    """Configure the blocks that would be trained: those of a folder, if it exists, or new ones."""
+    options = asdict(blocks)
+    if folder and (Path(folder) / "config.json").exists():
+        saved = RaptorConfig.from_pretrained(folder)
         options |= {name: getattr(saved, name) for name in ("ffn", "intermediate_size")}
     options = {name: options[name] for name in ("ffn", "intermediate_size", "depth_scaling")}
     phases = [teacher_config.num_hidden_layers]
@@ -45,7 +51,7 @@ def planned_config(arguments, teacher_config: PreTrainedConfig) -> RaptorConfig:
 
 
 def describe_activations(path: str | Path, num_images: int) -> str:
-    """An activation dataset, as far as it is there, and how often a run goes through it."""
+    """Describe an activation dataset, if it is there, and how often a run goes through it."""
     text, manifest = describe_folder(path), Path(path) / "manifest.json"
     if manifest.exists():
         made = read_json(manifest)
@@ -55,97 +61,131 @@ def describe_activations(path: str | Path, num_images: int) -> str:
 
 
 def describe_source(
-    arguments, facts: TeacherFacts, num_images: int, first: int, last: int
+    source: ActivationArguments,
+    images: ImageArguments,
+    facts: TeacherFacts,
+    num_images: int,
+    layers: range,
 ) -> list[tuple[str, str]]:
-    """Where the states of the layers first … last come from, and what that costs over the run."""
-    if arguments.online:
+    """Describe where the states of these layers come from, and what that costs over the run."""
+    if source.online:
         layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
+        last = layers[-1]
         return [
-            ("reads", describe_images(arguments.dataset, arguments.split)),
+            ("reads", describe_images(images.dataset, images.split)),
             ("", f"the teacher's layers 1 to {last}, online: {cost(num_images * last * layer)}"),
         ]
-    num_bytes = num_images * (last - first + 1) * facts.state_bytes
+    num_bytes = num_images * len(layers) * facts.state_bytes
     return [
-        ("reads", describe_activations(arguments.activations, num_images)),
+        ("reads", describe_activations(source.activations, num_images)),
         ("", f"{size(num_bytes)} over the run"),
     ]
 
 
-def print_training_plan(arguments, chains: list[list[tuple[int, int]]]) -> None:
-    """What `pretrain_blocks.py` (a chain a span) or `distill_raptor.py` (one chain) would do."""
-    arguments.check_source()
-    facts = teacher_facts(arguments.teacher, arguments.revision)
+def describe_validation(validation: ValidationArguments) -> list[tuple[str, str]]:
+    """Describe on what a training would validate."""
+    if not validation.validation_dataset:
+        return []
+    images = describe_images(validation.validation_dataset, validation.validation_split)
+    head = validation.validation_head or "the teacher's own, if it has one"
+    return [
+        ("validates", f"{images}, at most {validation.validation_images:,}"),
+        ("", f"linear head: {head}"),
+    ]
+
+
+def print_training_plan(
+    title: str,
+    spans: list[tuple[int, int]],
+    *,
+    source: ActivationArguments,
+    images: ImageArguments,
+    blocks: BlockArguments,
+    objective: ObjectiveArguments,
+    validation: ValidationArguments,
+    loop: LoopArguments,
+    folder: str | None = None,
+    whole: bool = False,
+) -> None:
+    """Print what a training of blocks would read, train, compute and write.
+
+    Args:
+        spans: of every block, first and last layer.
+        folder: of finished blocks to start from.
+        whole: the spans are the phases of a Raptor, and must cover the teacher's layers.
+
+    Raises:
+        ValueError: spans that the teacher has not, or arguments that contradict each other.
+    """
+    check_source(source, images)
+    facts = teacher_facts(source.teacher, source.revision)
     depth = facts.config.num_hidden_layers
-    blocks = getattr(arguments, "blocks", None)
-    config = planned_config(arguments, facts.config)
+    config = planned_config(blocks, facts.config, folder)
+    if whole:
+        RaptorConfig(teacher_config=facts.config, phases=[stop - start for start, stop in spans])
     with torch.device("meta"):
         block_parameters = sum(weight.numel() for weight in RaptorBlock(config).parameters())
-    spans = [span for chain in chains for span in chain]
-    if hasattr(arguments, "phases"):  # a whole Raptor: its phases must cover the teacher
-        RaptorConfig(teacher_config=facts.config, phases=[stop - start for start, stop in spans])
     for start, stop in spans:
         if not 0 <= start < stop <= depth:
             raise ValueError(f"A span needs 0 ≤ start < stop ≤ {depth}; got {start}-{stop}.")
+    layers = range(min(start for start, _ in spans), max(stop for _, stop in spans) + 1)
     parameters = len(spans) * block_parameters
     applications = sum(stop - start for start, stop in spans)
-    passes = rollouts_per_step(arguments, arguments.steps)
-    images = arguments.steps * arguments.batch_size
-    flop = 3 * passes * images * applications * application_flops(config, facts.num_tokens)
-    flop += arguments.steps * optimizer_flops(arguments.optimizer, config, len(spans))
-    first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    lines = [("teacher", describe_teacher(arguments.teacher, facts))]
-    lines += describe_source(arguments, facts, images, first, last)
-    if blocks:
-        lines.append(("", describe_folder(blocks, absent="not there yet, taken for default ones")))
-    if arguments.validation_dataset:
-        images_of = describe_images(arguments.validation_dataset, arguments.validation_split)
-        lines.append(("validates", f"{images_of}, at most {arguments.validation_images:,}"))
-        head = arguments.validation_head or "the teacher's own, if it has one"
-        lines.append(("", f"linear head: {head}"))
+    passes = rollouts_per_step(objective, loop.steps)
+    number = loop.steps * loop.batch_size
+    flop = 3 * passes * number * applications * application_flops(config, facts.num_tokens)
+    flop += loop.steps * optimizer_flops(loop.optimizer, config, len(spans))
+    lines = [("teacher", describe_teacher(source.teacher, facts))]
+    lines += describe_source(source, images, facts, number, layers)
+    if folder:
+        lines.append(("", describe_folder(folder, absent="not there yet, taken for default ones")))
+    lines += describe_validation(validation)
     lines += [
         ("trains", f"{len(spans)} blocks, {config.ffn} of {config.ffn_size}, "
                    f"{parameters / 1e6:.3g} M parameters: layers "
                    + ", ".join("-".join(map(str, span)) for span in spans)),
-        ("", f"{arguments.steps:,} steps of {arguments.batch_size} = {images:,} images, "
-             f"seed {arguments.seed}, {arguments.objective}, {arguments.loss}"),
+        ("", f"{loop.steps:,} steps of {loop.batch_size} = {number:,} images, "
+             f"seed {loop.seed}, {objective.objective}, {objective.loss}"),
         ("compute", f"{passes:.3g} × {applications} applications a step; {cost(flop)}"),
-        ("writes", f"{arguments.output_dir}: weights {size(4 * parameters)}, while it trains "
+        ("writes", f"{loop.output_dir}: weights {size(4 * parameters)}, while it trains "
                    f"checkpoints of {size(ADAMW_BYTES * parameters)}"),
     ]  # fmt: skip
-    print_plan("Distil a Raptor" if hasattr(arguments, "phases") else "Train blocks", lines)
+    print_plan(title, lines)
 
 
-def print_probe_plan(arguments, folders: dict[str, str]) -> None:
-    """What `evaluation/probe.py` would do."""
-    train, test = arguments.train_split, arguments.test_split
-    heads = candidates_of(arguments, TASKS[arguments.task])
+def print_probe_plan(recipe: ProbeArguments, loop: LoopArguments, folders: dict[str, str]) -> None:
+    """Print what `evaluation/probe.py` would do.
+
+    Args:
+        folders: of the models by their names, the teacher's first.
+    """
+    heads = head_grid(recipe, loop, TASKS[recipe.task])
     lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
              for name, folder in folders.items()]  # fmt: skip
-    resolution = tuple(arguments.resolution) or None
-    facts = teacher_facts(arguments.teacher, resolution=resolution)
-    steps = (
-        f"{arguments.epochs} epochs" if arguments.steps is None else f"{arguments.steps:,} steps"
-    )
-    kept = "in random views" if arguments.crop_scale else "as features that are stored once"
+    teacher, resolution = next(iter(folders.values())), tuple(recipe.resolution) or None
+    facts = teacher_facts(teacher, resolution=resolution)
+    steps = f"{recipe.epochs} epochs" if loop.steps is None else f"{loop.steps:,} steps"
+    kept = "in random views" if recipe.crop_scale else "as features that are stored once"
     lines += [
-        ("", describe_teacher(arguments.teacher, facts)),
-        ("reads", f"{describe_images(arguments.dataset, train)}, {kept}"),
-        ("", describe_images(arguments.dataset, test)),
-        ("trains", f"{len(heads)} linear heads a model: {steps}, {arguments.batch_size} images "
-                   "a step"),
+        ("", describe_teacher(teacher, facts)),
+        ("reads", f"{describe_images(recipe.dataset, recipe.train_split)}, {kept}"),
+        ("", describe_images(recipe.dataset, recipe.test_split)),
+        ("trains", f"{len(heads)} linear heads a model: {steps}, {loop.batch_size} images a step"),
         ("", "; ".join(map(str, heads))),
-        ("writes", f"{arguments.output_dir}/results: a JSON file a model"),
+        ("writes", f"{loop.output_dir}/results: a JSON file a model"),
     ]  # fmt: skip
-    print_plan(f"Probe frozen backbones: {arguments.task}", lines)
+    print_plan(f"Probe frozen backbones: {recipe.task}", lines)
 
 
-def print_teacher_plan(arguments, num_parameters: int) -> None:
-    """What `train_teacher.py` would do."""
-    images = arguments.steps * arguments.batch_size
+def print_teacher_plan(
+    dataset: str, num_layers: int, num_parameters: int, loop: LoopArguments
+) -> None:
+    """Print what `train_teacher.py` would do."""
+    images = loop.steps * loop.batch_size
     lines = [
-        ("reads", describe_images(arguments.dataset, "train")),
-        ("trains", f"{num_parameters:,} parameters, {arguments.num_hidden_layers} layers"),
-        ("", f"{arguments.steps:,} steps of {arguments.batch_size} = {images:,} images"),
-        ("writes", f"{arguments.output_dir}: {size(4 * num_parameters)}"),
+        ("reads", describe_images(dataset, "train")),
+        ("trains", f"{num_parameters:,} parameters, {num_layers} layers"),
+        ("", f"{loop.steps:,} steps of {loop.batch_size} = {images:,} images"),
+        ("writes", f"{loop.output_dir}: {size(4 * num_parameters)}"),
     ]
     print_plan("Train a teacher", lines)

@@ -1,1 +1,13 @@
-"""Depth as a dynamical system."""
+"""Depth as a dynamical system: trajectories measured, pushed, continued."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "measures": ["measure"],
+        "report": ["write_study"],
+        "study": ["study_models"],
+        "systems": ["find_partitions", "is_store", "load_inputs"],
+    },
+)

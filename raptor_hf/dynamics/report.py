@@ -21,7 +21,10 @@ from ..data import ImageViews
 from ..modeling_raptor import patch_sides
 from ..pictures import as_seen, data_uri, patch_pca_maps
 from ..reports.tables import markdown_table
-from ..runs.files import rounded
+from ..runs.files import rounded, write_json
+from ..runs.folder import environment
+from .claims import judge_claims
+from .figures import draw_study
 from .measures import angles, directions
 from .study import plain_images
 from .systems import Inputs, System
@@ -207,3 +210,40 @@ def write_report(
         walk=walk,
     )
     Path(path).write_text(html)
+
+
+def write_study(
+    folder: str | Path,
+    results: list[dict],
+    inputs: Inputs,
+    *,
+    about: dict,
+    template: str | Path,
+    walk_images: int,
+) -> str:
+    """Write a study: `dynamics.json`, `what_we_see.md`, a picture an analysis, `dynamics.html`.
+
+    Args:
+        results: of `study_models`, one a model.
+        inputs: the models and images that they are about.
+        about: what the JSON says first: `data`, `split`.
+        template: `evaluation/dynamics.html`.
+        walk_images: images that the page walks through; 0: no walk.
+
+    Returns:
+        The table of claims in Markdown.
+    """
+    folder = Path(folder)
+    study = {**about, "num_images": results[0]["num_images"], "environment": environment()}
+    study |= {"claims": judge_claims(results), "models": results}
+    write_json(folder / "dynamics.json", rounded(study))
+    page = claims_page(study["claims"])
+    (folder / "what_we_see.md").write_text(page)
+    figures = {name: png(figure) for name, figure in draw_study(results)}
+    for name, content in figures.items():
+        (folder / f"{name}.png").write_bytes(content)
+    walk = walk_through(inputs, walk_rows(inputs.images, walk_images))
+    write_report(
+        folder / "dynamics.html", template=template, study=study, figures=figures, walk=walk
+    )
+    return page.split("\n\n")[1]

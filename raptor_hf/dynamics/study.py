@@ -1,7 +1,6 @@
 """All analyses of depth as time in one pass over the images, for a teacher and its Raptors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,62 +11,14 @@ from ..configuration_raptor import phase_spans
 from ..data import ImageViews, batches
 from ..phases.distance import image_distances
 from ..phases.partitions import check_partition, phase_contrast
+from .arguments import StudyArguments, check_study
 from .class_basins import ClassBasins, check_classes
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
 from .linear_modes import LinearModes
 from .measures import Spread, boundary_speed, measure
 from .systems import System
 
-# beside what needs nothing but trajectories (`dynamics.measure`), which is always made
-ANALYSES = (
-    "class_basins",
-    "self_correction",
-    "layer_swap",
-    "phase_contrast",
-    "more_time",
-    "linear_modes",
-)
 SWAPPED = (1, 2, 3)  # layers at once
-
-
-@dataclass(kw_only=True)
-class StudyArguments:
-    """What is done to the trajectories."""
-
-    analyses: list[str] = field(
-        default_factory=lambda: list(ANALYSES), metadata={"help": "which; default: all"}
-    )
-    push_groups: list[str] = field(
-        default_factory=lambda: ["cls", "patches"],
-        metadata={"help": "self-correction: tokens that are pushed: cls, registers, patches, all"},
-    )
-    push_layers: list[int] = field(
-        default_factory=list,
-        metadata={"help": "self-correction: after which layers; default: 0, L/4, L/2, 3L/4"},
-    )
-    epsilons: list[float] = field(
-        default_factory=lambda: [0.01, 0.1, 0.5],
-        metadata={"help": "self-correction: lengths of the push, as shares of the state's"},
-    )
-    swap_draws: int = field(default=20, metadata={"help": "layer swap: random swaps of each kind"})
-    extra_applications: int = field(
-        default=12, metadata={"help": "more time: how often the last block is applied again"}
-    )
-    random_partitions: int = field(
-        default=100, metadata={"help": "phase contrast: random partitions to compare with"}
-    )
-    seed: int = field(default=0, metadata={"help": "of the images, pushes, swaps and partitions"})
-
-    def check(self) -> None:
-        """Refuse what no model could be asked for."""
-        unknown = [name for name in self.analyses if name not in ANALYSES]
-        if unknown:
-            raise ValueError(f"--analyses are {', '.join(ANALYSES)}; got {', '.join(unknown)}.")
-        if any(not epsilon > 0 for epsilon in self.epsilons):
-            raise ValueError(f"--epsilons must lie above 0; got {self.epsilons}.")
-        for name in ("swap_draws", "extra_applications", "random_partitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
 
 
 def partition_name(phases: Sequence[int]) -> str:
@@ -258,7 +209,7 @@ def study_models(
         ValueError: states that are not finite, partitions that do not cover a model's layers, too
             few images for class basins, options out of range, no image.
     """
-    options.check()
+    check_study(options)
     rows, labels = plain_images(images)
     num_classes = len(np.unique(labels))
     chosen = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]

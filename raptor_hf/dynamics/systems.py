@@ -15,7 +15,7 @@ from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, load_images
 from ..modeling_raptor import pool_tokens
-from ..runs.files import public_name
+from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
@@ -239,3 +239,14 @@ def check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None
             "Models of one study must have the same layers, channels, cls and register tokens: a "
             f"teacher and its own Raptors. Got {shapes}."
         )
+
+
+def find_partitions(phases_file: str | None, systems: list[System]) -> list[list[int]]:
+    """Return the partitions of the teacher's layers: those of a file, or of the Raptors."""
+    if phases_file:
+        content = read_json(phases_file)
+        if not isinstance(content.get("phases"), dict):
+            raise ValueError(f"{phases_file} must be a phases.json of training/find_phases.py.")
+        return list(content["phases"].values())
+    found = {tuple(system.phases) for system in systems if system.phases}
+    return [list(phases) for phases in sorted(found, key=lambda phases: (len(phases), phases))]

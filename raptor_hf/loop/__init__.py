@@ -1,1 +1,12 @@
 """The training loop: `fit`, and what it needs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpoints": ["remove_checkpoints"],
+        "engine": ["configure_compute"],
+        "fit": ["StepResult", "fit"],
+    },
+)

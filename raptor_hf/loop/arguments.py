@@ -3,50 +3,64 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import PreTrainedModel
+from ..runs.arguments import OnCard, Watching
 
 
 @dataclass(kw_only=True)
 class LoopArguments:
     """Arguments of every training program."""
 
-    output_dir: str = field(metadata={"help": "folder of the result, its log and its checkpoints"})
-    resume: bool = field(
+    _argument_group_name = "loop"
+
+    output_dir: Watching[str] = field(
+        metadata={"help": "folder of the result, its log and its checkpoints"}
+    )
+    resume: Watching[bool] = field(
         default=False, metadata={"help": "go on with an unfinished run in output_dir"}
     )
-    steps: int = field(default=1000, metadata={"help": "optimiser updates"})
-    batch_size: int = field(default=64, metadata={"help": "images a step, over all processes"})
-    per_device_batch_size: int = field(
+    steps: OnCard[int] = field(default=1000, metadata={"help": "optimiser updates"})
+    batch_size: OnCard[int] = field(
+        default=64, metadata={"help": "images a step, over all processes"}
+    )
+    per_device_batch_size: Watching[int] = field(
         default=0,
         metadata={"help": "images in one pass of a process, at most; 0: its whole share of a step"},
     )
-    optimizer: Literal["adamw", "muon"] = field(
+    optimizer: OnCard[Literal["adamw", "muon"]] = field(
         default="adamw",
         metadata={
             "help": "muon: orthogonalised updates of the matrices of blocks or layers, the best R² "
             "for the same compute; what else learns gets AdamW at an eighth of the rate"
         },
     )
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate"})
-    final_learning_rate: float = field(default=1e-6, metadata={"help": "where the cosine ends"})
-    weight_decay: float = 1e-4
-    warmup_steps: int = field(default=50, metadata={"help": "steps of linear warm-up"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
-    seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
-    log_every: int = field(default=20, metadata={"help": "steps between two lines of the log"})
-    checkpoint_every: int = field(default=200, metadata={"help": "steps between two checkpoints"})
-    keep: int = field(default=2, metadata={"help": "newest checkpoints that are kept"})
+    learning_rate: OnCard[float] = field(default=3e-4, metadata={"help": "peak learning rate"})
+    final_learning_rate: OnCard[float] = field(
+        default=1e-6, metadata={"help": "where the cosine ends"}
+    )
+    weight_decay: OnCard[float] = 1e-4
+    warmup_steps: OnCard[int] = field(default=50, metadata={"help": "steps of linear warm-up"})
+    max_grad_norm: OnCard[float] = field(default=1.0, metadata={"help": "gradient clipping"})
+    seed: OnCard[int] = field(
+        default=0, metadata={"help": "seed of initialisation, data order and noise"}
+    )
+    log_every: Watching[int] = field(
+        default=20, metadata={"help": "steps between two lines of the log"}
+    )
+    checkpoint_every: Watching[int] = field(
+        default=200, metadata={"help": "steps between two checkpoints"}
+    )
+    keep: Watching[int] = field(default=2, metadata={"help": "newest checkpoints that are kept"})
     tf32: bool = field(
         default=True,
         metadata={"help": "on GPUs: float32 products with TF32's 10 bits, several times as fast"},
     )
-    num_workers: int = field(
+    num_workers: Watching[int] = field(
         default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
     )
-    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
+    report_to: Watching[Literal["tensorboard", "wandb", "trackio", "none"]] = field(
         default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
     )
-    dry_run: bool = field(
+    dry_run: Watching[bool] = field(
         default=False, metadata={"help": "print what would be read, trained, written; do nothing"}
     )
 
@@ -55,16 +69,10 @@ class LoopArguments:
 class ComputeArguments:
     """How the layers of a model compute; none of it changes what they compute."""
 
+    _argument_group_name = "compute"
+
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    gradient_checkpointing: bool = field(
+    gradient_checkpointing: Watching[bool] = field(
         default=False,
         metadata={"help": "keep the states between layers only: less memory, a quarter more time"},
     )
-
-    def set_up(self, model: PreTrainedModel) -> None:
-        """Make a model compute like this."""
-        model.set_attn_implementation(self.attn_implementation)
-        if self.gradient_checkpointing and hasattr(model, "activation_checkpointing_enable"):
-            model.activation_checkpointing_enable()
-        elif self.gradient_checkpointing:  # what older transformers call it
-            model.gradient_checkpointing_enable()

@@ -1,18 +1,19 @@
 """What the training loop asks of Accelerate: processes, precision, sharding, trackers."""
 
 import copy
-import dataclasses
 import importlib.util
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, TorchDynamoPlugin
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..runs.processes import process_state
-from .arguments import LoopArguments
+from .arguments import ComputeArguments, LoopArguments
 from .checkpoints import check_room
 from .optimizers import layer_matrices, make_optimizers, make_schedule, trained_parameters
 from .sampler import BatchShare
@@ -104,10 +105,11 @@ class Engine:
         for tensor in self.module.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
-    def start_trackers(self, arguments: LoopArguments, first: int) -> None:
+    def start_trackers(self, arguments: LoopArguments, first: int, tracked: dict | None) -> None:
         """Go on with this run in its tracker, or begin it.
 
         Args:
+            tracked: what the tracker stores of the run beside its scalars.
             first: updates that were made before; what was tracked after them is dropped, where the
                 tracker can.
         """
@@ -116,7 +118,7 @@ class Engine:
         identity = tracker_id(arguments.output_dir) if self.accelerator.is_main_process else None
         self.accelerator.init_trackers(
             "logs" if tracker == "tensorboard" else "raptor_hf",  # a folder, or a project
-            config={key: str(value) for key, value in dataclasses.asdict(arguments).items()},
+            config={key: str(value) for key, value in (tracked or asdict(arguments)).items()},
             init_kwargs={
                 "tensorboard": {"purge_step": first + 1} if first else {},
                 "wandb": {
@@ -166,6 +168,15 @@ def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]
             "gradient_clipping": arguments.max_grad_norm,
         }
     return accelerator, share
+
+
+def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None:
+    """Make a model's layers compute as the arguments say."""
+    model.set_attn_implementation(compute.attn_implementation)
+    if compute.gradient_checkpointing and hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    elif compute.gradient_checkpointing:  # what older transformers call it
+        model.gradient_checkpointing_enable()
 
 
 def compile_repeated_parts(module: nn.Module) -> None:

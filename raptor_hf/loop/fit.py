@@ -57,6 +57,7 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
     explain: Callable[[nn.Module, dict], str | None] | None = None,
+    tracked: dict | None = None,
     description: str = "train",
 ) -> nn.Module:
     """Train a module with AdamW or Muon, linear warm-up, a cosine schedule and gradient clipping.
@@ -74,6 +75,7 @@ def fit(
         validate: scalars for the log, measured without gradients and without touching the module.
         validate_every: steps between two validations; the last step is always validated.
         explain: says what is not finite in (module, batch), where the loss is not.
+        tracked: what a tracker stores of the run; default: `arguments`.
         description: name on the progress bar.
 
     Returns:
@@ -108,7 +110,7 @@ def fit(
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-    engine.start_trackers(arguments, first)
+    engine.start_trackers(arguments, first, tracked)
     log = LossLog(
         accelerator,
         output_dir,
@@ -130,7 +132,7 @@ def fit(
     engine.model.train()
     with (
         StopSignals() as signals,
-        memory_in_words(share.largest_part, arguments),
+        memory_in_words(share.largest_part, module),
         workers_ended(iter(loader)) as batches,
     ):
         for step in range(first, arguments.steps):

@@ -11,7 +11,6 @@ from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from .arguments import LoopArguments
 from .engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -81,12 +80,12 @@ def check_finite_loss(
 
 
 @contextmanager
-def memory_in_words(images: int, arguments: LoopArguments) -> Iterator[None]:
+def memory_in_words(images: int, module: nn.Module) -> Iterator[None]:
     """Turn an out-of-memory error into one that says what to do about it.
 
     Args:
         images: that a process computes at once.
-        arguments: of the program.
+        module: what is trained.
 
     Raises:
         MemoryError: there was not enough memory.
@@ -97,7 +96,8 @@ def memory_in_words(images: int, arguments: LoopArguments) -> Iterator[None]:
         if not should_reduce_batch_size(error):
             raise
         knobs = [f"--per_device_batch_size {max(1, images // 2)} (as many images a step, in parts)"]
-        if not getattr(arguments, "gradient_checkpointing", True):
+        # layers that could be checkpointed, and are not
+        if any(getattr(part, "gradient_checkpointing", None) is False for part in module.modules()):
             knobs.append("--gradient_checkpointing True (a quarter more time)")
         knobs.append("accelerate launch --mixed_precision bf16 (on a GPU)")
         raise MemoryError(

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from accelerate import Accelerator
 
+from ..pictures import make_figure
 from ..runs.processes import progress_bar
 
 # what the bar shows of a training batch, and how it calls it
@@ -125,7 +125,7 @@ def plot_training(log: list[dict[str, float]], path: str | Path) -> None:
     errors = [name for name in names if name not in qualities]
     panels = [(errors, "log", "loss"), (qualities, "linear", "score (1 is perfect)")]
     panels = [panel for panel in panels if panel[0]]
-    figure, axes = plt.subplots(
+    figure, axes = make_figure(
         1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4), squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -137,4 +137,3 @@ def plot_training(log: list[dict[str, float]], path: str | Path) -> None:
         axis.set(xlabel="step", ylabel=label, yscale=scale)
         axis.legend(fontsize="x-small", ncols=1 + len(shown) // 12)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

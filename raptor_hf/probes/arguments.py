@@ -1,18 +1,16 @@
-"""The recipe of a probe, as arguments, and the grid of heads that it asks for."""
+"""The recipe of a probe, as arguments."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from transformers import PreTrainedConfig
-
-from ..loop.arguments import LoopArguments
-from ..tasks.task import TASKS, Depth, Task
-from .transforms import Augmentation
+from ..runs.arguments import Watching
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(LoopArguments):
+class ProbeArguments:
     """A recipe of a task: its images, how they are augmented, and the heads that are trained."""
+
+    _argument_group_name = "probe"
 
     task: Literal["classification", "segmentation", "depth"] = "classification"
     dataset: str = field(
@@ -23,9 +21,6 @@ class ProbeArguments(LoopArguments):
     test_split: str = "test"
     train_images: int = field(default=0, metadata={"help": "a random choice of so many; 0: all"})
     test_images: int = field(default=0, metadata={"help": "the same for all seeds; 0: all"})
-    steps: int | None = field(
-        default=None, metadata={"help": "optimiser updates; default: those of the epochs"}
-    )
     epochs: int = field(default=10, metadata={"help": "times that the training images are seen"})
     validate_epochs: int = field(default=1, metadata={"help": "epochs between two validations"})
     head: str | None = field(
@@ -73,7 +68,7 @@ class ProbeArguments(LoopArguments):
     skip_corrupt: int = field(
         default=0, metadata={"help": "unreadable images that are left out, with a warning"}
     )
-    features_dir: str | None = field(
+    features_dir: Watching[str | None] = field(
         default=None, metadata={"help": "where features are kept; default: only while needed"}
     )
 
@@ -90,49 +85,3 @@ class ProbeArguments(LoopArguments):
             raise ValueError("eval_crop is for depth alone.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1; got {self.held_out}.")
-
-    def augmentation(self) -> Augmentation | None:
-        """The random views that are asked for."""
-        if not self.crop_scale:
-            return None
-        return Augmentation(
-            size=tuple(self.resolution),
-            scale=tuple(self.crop_scale),
-            ratio=tuple(self.crop_ratio),
-            flip=self.flip,
-            jitter=tuple(self.jitter),
-        )
-
-    def make_task(self, config: PreTrainedConfig, class_names: list[str] | None) -> Task:
-        """The task, for a backbone of this configuration."""
-        if self.task != "depth":
-            return TASKS[self.task](config, len(class_names))
-        crop = self.eval_crop or None
-        limits = {"min_depth": self.min_depth, "max_depth": self.max_depth}
-        return Depth(config, self.depth_bins, **limits, eval_crop=crop)
-
-
-class Candidate(NamedTuple):
-    """A head of the grid."""
-
-    learning_rate: float
-    pooling: str
-
-    def __str__(self) -> str:
-        return f"{self.learning_rate:g} {self.pooling}"
-
-
-def candidates_of(arguments: ProbeArguments, task: type[Task]) -> list[Candidate]:
-    """The grid that the arguments ask for; a given head that is only judged is no grid.
-
-    Raises:
-        ValueError: a pooling that the task doesn't have.
-    """
-    poolings = arguments.poolings or task.poolings[:1]
-    unknown = set(poolings) - set(task.poolings)
-    if unknown:
-        raise ValueError(
-            f"poolings of {task.name} are {', '.join(task.poolings)}; got {sorted(unknown)}."
-        )
-    grid = arguments.learning_rate_grid if arguments.steps != 0 else [1.0]
-    return [Candidate(f * arguments.learning_rate, p) for p in poolings for f in grid]

@@ -1,18 +1,21 @@
-"""The training and validation images of a recipe, for every backbone that is judged."""
+"""What a recipe asks for: the images of every backbone that is judged, the task, the heads."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..loop.arguments import LoopArguments
 from ..tasks.labelled_images import LabelledImages
-from ..tasks.task import Task
-from .arguments import ProbeArguments, candidates_of
+from ..tasks.task import TASKS, Depth, Task
+from .arguments import ProbeArguments
 from .features import StoredFeatures, store_features
 from .images import ProbeImages
+from .transforms import Augmentation
 
 
 @dataclass
@@ -23,18 +26,67 @@ class ProbeData:
         train: gives `features`, or `pixel_values` in random views.
         selection: features of those of them that heads are selected on; None without a grid.
         validation: features of the images that results are about.
-        voters: features of training images as they are, for k-NN; None where there are none.
+        neighbours: features of training images as they are, for k-NN; None where there are none.
     """
 
     train: Dataset
     selection: StoredFeatures | None
     validation: StoredFeatures
-    voters: StoredFeatures | None
+    neighbours: StoredFeatures | None
 
 
 def choose(number: int, at_most: int, seed: int) -> np.ndarray:
     """Row numbers in random order; all of them where `at_most` is 0."""
     return np.random.default_rng(seed).permutation(number)[: at_most or None]
+
+
+class Candidate(NamedTuple):
+    """A head of the grid."""
+
+    learning_rate: float
+    pooling: str
+
+    def __str__(self) -> str:
+        return f"{self.learning_rate:g} {self.pooling}"
+
+
+def head_grid(recipe: ProbeArguments, loop: LoopArguments, task: type[Task]) -> list[Candidate]:
+    """Return the grid of heads that a recipe asks for; a head that is only judged is no grid.
+
+    Raises:
+        ValueError: a pooling that the task doesn't have.
+    """
+    poolings = recipe.poolings or task.poolings[:1]
+    unknown = set(poolings) - set(task.poolings)
+    if unknown:
+        raise ValueError(
+            f"poolings of {task.name} are {', '.join(task.poolings)}; got {sorted(unknown)}."
+        )
+    grid = recipe.learning_rate_grid if loop.steps != 0 else [1.0]
+    return [Candidate(f * loop.learning_rate, p) for p in poolings for f in grid]
+
+
+def random_views(recipe: ProbeArguments) -> Augmentation | None:
+    """Return the random views that a recipe asks for; None where it asks for none."""
+    if not recipe.crop_scale:
+        return None
+    return Augmentation(
+        size=tuple(recipe.resolution),
+        scale=tuple(recipe.crop_scale),
+        ratio=tuple(recipe.crop_ratio),
+        flip=recipe.flip,
+        jitter=tuple(recipe.jitter),
+    )
+
+
+def make_task(
+    recipe: ProbeArguments, config: PreTrainedConfig, class_names: list[str] | None
+) -> Task:
+    """Make the task of a recipe for a backbone of this configuration."""
+    if recipe.task != "depth":
+        return TASKS[recipe.task](config, len(class_names))
+    limits = {"min_depth": recipe.min_depth, "max_depth": recipe.max_depth}
+    return Depth(config, recipe.depth_bins, **limits, eval_crop=recipe.eval_crop or None)
 
 
 class ProbeImageSets:
@@ -48,37 +100,37 @@ class ProbeImageSets:
         ValueError: an empty split, or splits with different classes.
     """
 
-    def __init__(self, arguments: ProbeArguments, task: type[Task], processor):
-        self.arguments, self.processor = arguments, processor
-        missing_ok = arguments.skip_corrupt > 0
+    def __init__(self, recipe: ProbeArguments, loop: LoopArguments, task: type[Task], processor):
+        self.recipe, self.loop, self.processor = recipe, loop, processor
+        missing_ok = recipe.skip_corrupt > 0
         self.train, self.validation = (
-            task.load(arguments.dataset, split, missing_ok=missing_ok)
-            for split in (arguments.train_split, arguments.test_split)
+            task.load(recipe.dataset, split, missing_ok=missing_ok)
+            for split in (recipe.train_split, recipe.test_split)
         )
         if self.train.class_names != self.validation.class_names:
             differing = set(self.train.class_names) ^ set(self.validation.class_names)
             raise ValueError(
-                f"{arguments.dataset}: the splits {arguments.train_split!r} and "
-                f"{arguments.test_split!r} must have the same classes in the same order; only "
+                f"{recipe.dataset}: the splits {recipe.train_split!r} and "
+                f"{recipe.test_split!r} must have the same classes in the same order; only "
                 f"in one of them: {', '.join(sorted(differing)[:5]) or 'none'}."
             )
-        rows = choose(len(self.train), arguments.train_images, arguments.seed)
-        self.grid = len(candidates_of(arguments, task)) > 1
+        rows = choose(len(self.train), recipe.train_images, loop.seed)
+        self.grid = len(head_grid(recipe, loop, task)) > 1
         # without a grid there is nothing to select
-        held_out = max(1, round(arguments.held_out * len(rows))) if self.grid else 0
+        held_out = max(1, round(recipe.held_out * len(rows))) if self.grid else 0
         self.train_rows, self.selection_rows = np.sort(rows), np.sort(rows[:held_out])
         # not of the run's seed: all seeds are judged on the same images
-        self.validation_rows = np.sort(choose(len(self.validation), arguments.test_images, 0))
+        self.validation_rows = np.sort(choose(len(self.validation), recipe.test_images, 0))
 
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
         """Images as they are judged, without random views."""
-        arguments = self.arguments
+        recipe = self.recipe
         return ProbeImages(
             images,
             self.processor,
             rows=rows,
-            resolution=tuple(arguments.resolution) or None,
-            skip_corrupt=arguments.skip_corrupt,
+            resolution=tuple(recipe.resolution) or None,
+            skip_corrupt=recipe.skip_corrupt,
         )
 
     def data(self, backbone: PreTrainedModel, task: Task, folder: Path) -> ProbeData:
@@ -87,15 +139,15 @@ class ProbeImageSets:
         Args:
             folder: for the features.
         """
-        arguments, augmentation = self.arguments, self.arguments.augmentation()
+        recipe, augmentation = self.recipe, random_views(self.recipe)
 
         def store(images: LabelledImages, rows=None) -> StoredFeatures:
             plain = self.plain(images, rows)
-            batch_size = arguments.eval_batch_size
+            batch_size = recipe.eval_batch_size
             return store_features(folder, backbone, task, plain, batch_size=batch_size)
 
-        voting = task.name == "classification" and arguments.knn_images > 0
-        selection = voters = None
+        has_neighbours = task.name == "classification" and recipe.knn_images > 0
+        selection = neighbours = None
         if augmentation is None:
             train = store(self.train, self.train_rows)
             selection = train.subset(self.selection_rows) if self.grid else None
@@ -105,12 +157,12 @@ class ProbeImageSets:
                 self.processor,
                 rows=self.train_rows,
                 augmentation=augmentation,
-                seed=arguments.seed,
-                skip_corrupt=arguments.skip_corrupt,
+                seed=self.loop.seed,
+                skip_corrupt=recipe.skip_corrupt,
             )
             selection = store(self.train, self.selection_rows) if self.grid else None
-        if voting:
-            step = math.ceil(len(self.train_rows) / arguments.knn_images)
+        if has_neighbours:
+            step = math.ceil(len(self.train_rows) / recipe.knn_images)
             rows = self.train_rows[::step]
-            voters = store(self.train, rows) if augmentation else train.subset(rows)
-        return ProbeData(train, selection, store(self.validation, self.validation_rows), voters)
+            neighbours = store(self.train, rows) if augmentation else train.subset(rows)
+        return ProbeData(train, selection, store(self.validation, self.validation_rows), neighbours)

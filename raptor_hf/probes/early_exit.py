@@ -111,7 +111,7 @@ def cheapest(points: list[dict[str, float]], *, tolerance: float = TOLERANCE) ->
     return min(good, key=lambda n: points[n]["applications"])
 
 
-def judge_early_exit(
+def evaluate_early_exit(
     model: RaptorForImageClassification,
     chosen_on: torch.utils.data.Dataset,
     images: torch.utils.data.Dataset,

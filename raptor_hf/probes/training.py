@@ -15,14 +15,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
+from ..loop.arguments import LoopArguments
 from ..loop.fit import StepResult, fit
 from ..loop.log import read_log
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import Task
-from .arguments import Candidate, ProbeArguments, candidates_of
-from .datasets import ProbeData
+from .arguments import ProbeArguments
+from .datasets import Candidate, ProbeData, head_grid
 from .features import StoredFeatures, backbone_features
 
 
@@ -154,25 +155,27 @@ def selection_losses(heads: ProbeHeads, features: StoredFeatures, batch_size: in
 def train_probe(
     task: Task,
     data: ProbeData,
-    arguments: ProbeArguments,
+    recipe: ProbeArguments,
+    loop: LoopArguments,
     backbone: PreTrainedModel,
     head: nn.Linear | None = None,
 ) -> Probe:
     """Train the heads of a grid side by side on a frozen backbone, and select one.
 
     Args:
+        loop: its `steps` may be None: those of the recipe's epochs.
         head: what they start from; default: zeros.
 
     Raises:
         ValueError: a head for another number of classes, or a batch larger than the training set.
     """
-    set_seed(arguments.seed)
+    set_seed(loop.seed)
     check_head(task, head)
-    candidates = candidates_of(arguments, type(task))
+    candidates = head_grid(recipe, loop, type(task))
     heads = ProbeHeads(task, candidates, head, twins=data.selection is not None)
     selecting = torch.tensor(data.selection.image_ids if data.selection else [], dtype=torch.long)
-    epoch_steps = max(1, len(data.train) // arguments.batch_size)
-    steps = arguments.epochs * epoch_steps if arguments.steps is None else arguments.steps
+    epoch_steps = max(1, len(data.train) // loop.batch_size)
+    steps = recipe.epochs * epoch_steps if loop.steps is None else loop.steps
     latest: list[dict] = []
 
     def compute_loss(module, batch, progress):
@@ -186,7 +189,7 @@ def train_probe(
         return StepResult(sum(losses), named)
 
     def validate():
-        latest[:] = score_heads(task, heads.heads, data.validation, arguments.eval_batch_size)
+        latest[:] = score_heads(task, heads.heads, data.validation, recipe.eval_batch_size)
         return {
             f"{candidate}/{name}": value
             for candidate, metrics in zip(candidates, latest, strict=True)
@@ -196,19 +199,19 @@ def train_probe(
 
     parts = [*heads.heads, *heads.twins]
     fit(
-        heads, data.train, compute_loss, dataclasses.replace(arguments, steps=steps),
+        heads, data.train, compute_loss, dataclasses.replace(loop, steps=steps),
         clip_apart=parts,
         learning_rates=[c.learning_rate for c in candidates] * (len(parts) // len(candidates)),
         new_views=True, validate=validate,
-        validate_every=arguments.validate_epochs * epoch_steps, description="heads",
+        validate_every=recipe.validate_epochs * epoch_steps, description="heads",
     )  # fmt: skip
     number, loss = 0, None
     if data.selection is not None:
-        losses = selection_losses(heads, data.selection, arguments.eval_batch_size)
+        losses = selection_losses(heads, data.selection, recipe.eval_batch_size)
         number = int(np.nanargmin(losses))
         loss = losses[number]
     process_state().wait_for_everyone()  # until the log is written
-    log = read_log(arguments.output_dir)
+    log = read_log(loop.output_dir)
     return Probe(
         heads.heads[number].plain(),
         latest[number],

@@ -3,11 +3,10 @@
 import math
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.patches import Rectangle
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from ..pictures import make_figure
 
 
 def plot_layer_distance(
@@ -15,12 +14,12 @@ def plot_layer_distance(
 ) -> None:
     """The (L, L) distance matrix as a picture, with the cuts of every partition drawn in."""
     layers = len(distance)
-    figure, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+    figure, axes = make_figure(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(distance, cmap="viridis", extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
     for number, (k, lengths) in enumerate(phases.items()):
         color, width, start = f"C{number + 1}", max(1.0, 4.5 - 1.2 * number), 0.5
         for p, length in enumerate(lengths):
-            square = plt.Rectangle(
+            square = Rectangle(
                 (start, start), length, length, fill=False, color=color, lw=width,
                 label=f"k = {k}: {lengths}" if p == 0 else None,
             )  # fmt: skip
@@ -32,7 +31,6 @@ def plot_layer_distance(
     figure.colorbar(image, label="mean of 1 − cosine")
     axes.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def axis_limits(values: np.ndarray, usual: tuple[float, float], step: float) -> tuple[float, float]:
@@ -59,7 +57,7 @@ def plot_bars(
             empty.
         baseline: name and share (% of the teacher's) of a model to draw as a dashed line.
     """
-    figure, left = plt.subplots(figsize=(1.6 + 1.5 * len(bars), 3.8), layout="constrained")
+    figure, left = make_figure(figsize=(1.6 + 1.5 * len(bars), 3.8), layout="constrained")
     right = left.twinx()
     usual = {left: (90, 100), right: (0.5, 1)}
     drawn: dict = {left: [baseline[1]] if baseline else [], right: []}
@@ -84,7 +82,6 @@ def plot_bars(
         left.axhline(baseline[1], color="black", ls="--", lw=1, label=f"{baseline[0]}, accuracy")
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
@@ -94,7 +91,7 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
         curves: model -> token group -> R² of layers 1 … L.
     """
     groups = list(dict.fromkeys(group for curve in curves.values() for group in curve))
-    figure, panels = plt.subplots(
+    figure, panels = make_figure(
         1, len(groups), figsize=(3.6 * len(groups), 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -106,7 +103,6 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
     panels[0][0].set_ylabel("R² on held-out images")
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_early_exit(curves: dict[str, dict[str, list[dict]]], path: str | Path) -> None:
@@ -115,7 +111,7 @@ def plot_early_exit(curves: dict[str, dict[str, list[dict]]], path: str | Path) 
     Args:
         curves: model -> way (`early_exit`) -> points of `applications` and `accuracy`.
     """
-    figure, panels = plt.subplots(
+    figure, panels = make_figure(
         1, len(curves), figsize=(3.9 * len(curves), 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -128,4 +124,3 @@ def plot_early_exit(curves: dict[str, dict[str, list[dict]]], path: str | Path) 
     panels[0][0].set_ylabel("accuracy (%)")
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=150)
-    plt.close(figure)

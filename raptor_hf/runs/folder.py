@@ -8,31 +8,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from .arguments import Watching, all_values, marked_names
 from .files import read_json, write_json
 from .processes import process_state
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
-# arguments that change how a run is watched or stored, never what it computes
-WATCHING = (
-    "output_dir",
-    "resume",
-    "dry_run",
-    "report_to",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "per_device_batch_size",
-    "gradient_checkpointing",
-    "num_workers",
-    "features_dir",
-    "planned_epochs",
-    "planned_spans",
-    "validate_every",
-    "validation_dataset",
-    "validation_split",
-    "validation_images",
-    "validation_head",
-)
+# arguments of earlier versions, with the value that is all there is now
+REMOVED = {"forcing_patches": 0}
 
 
 def environment() -> dict:
@@ -50,13 +32,14 @@ def environment() -> dict:
     }
 
 
-def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
-    """Claim `arguments.output_dir` for a run; True where the same run is finished there already.
+def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
+    """Claim an output folder for a run; True where the same run is finished there already.
 
     Of several processes the main one claims it, and the others wait for the answer.
 
     Args:
-        arguments: a dataclass with `output_dir` and `resume`.
+        parts: the program's arguments, instances of dataclasses; `output_dir` is the folder, and
+            `resume` says whether to go on with an unfinished run.
         inputs: digests of what the run reads, by name: other inputs make another run.
 
     Raises:
@@ -65,21 +48,23 @@ def start_run(arguments, *, inputs: dict[str, str] | None = None) -> bool:
     """
     state = process_state()
     if state.is_main_process:
-        claim_output_dir(arguments, inputs or {})
+        claim_output_dir(parts, inputs or {})
     state.wait_for_everyone()
-    finished = read_json(Path(arguments.output_dir) / "run.json")["finished"]
+    output_dir = all_values(*parts)["output_dir"]
+    finished = read_json(Path(output_dir) / "run.json")["finished"]
     if finished:
-        state.print(f"{arguments.output_dir}: finished already, nothing to do", flush=True)
+        state.print(f"{output_dir}: finished already, nothing to do", flush=True)
     return finished
 
 
-def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
+def claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
     """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
-    output_dir = Path(arguments.output_dir)
+    values, watching = all_values(*parts), marked_names(Watching, *parts)
+    output_dir = Path(values["output_dir"])
     record = output_dir / "run.json"
     wanted = {
         "program": Path(sys.argv[0]).stem,
-        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in WATCHING},
+        "arguments": {name: value for name, value in values.items() if name not in watching},
         "inputs": inputs,
     }
     files = {file.name for file in output_dir.iterdir()} if output_dir.exists() else set()
@@ -101,7 +86,10 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
             "Choose another --output_dir."
         )
     # arguments that did not exist yet when it was made had what is now their default
-    found["arguments"] = defaults_of(arguments) | found["arguments"]
+    found["arguments"] = {
+        **{name: value for name, value in defaults_of(*parts).items() if name not in watching},
+        **{k: v for k, v in found["arguments"].items() if REMOVED.get(k, ...) != v},
+    }
     differences = [
         f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
         for part in ("arguments", "inputs")
@@ -114,18 +102,19 @@ def claim_output_dir(arguments, inputs: dict[str, str]) -> None:
             + "\n".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
-    if not found["finished"] and not arguments.resume:
+    if not found["finished"] and not values["resume"]:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )
 
 
-def defaults_of(arguments) -> dict:
-    """The default of every argument of a dataclass that has one, but of those that only watch."""
+def defaults_of(*parts) -> dict:
+    """Return the default of every argument that has one."""
     return {
         field.name: field.default
-        for field in dataclasses.fields(arguments)
-        if field.default is not dataclasses.MISSING and field.name not in WATCHING
+        for part in parts
+        for field in dataclasses.fields(part)
+        if field.default is not dataclasses.MISSING
     }
 
 

@@ -8,11 +8,12 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:  # loaded when it is first needed: `--help` does not
+    from accelerate import PartialState
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +79,22 @@ def ignore_stop_signals(_worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def process_state() -> PartialState:
+def process_state() -> "PartialState":
     """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
 
     Several processes on the CPU (`torchrun …` where there is no GPU, or with ACCELERATE_USE_CPU)
     are only seen by a `PartialState` that is told of the CPU. The timeout is long: one process may
     well wait for hours until another has written its last shard.
     """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
-def describe_processes(state: PartialState) -> str:
+def describe_processes(state: "PartialState") -> str:
     """How many processes on what, like `8 processes on 2 machines, cuda, bf16`."""
     number = state.num_processes
     machines = number // int(os.environ.get("LOCAL_WORLD_SIZE", number))
@@ -102,8 +107,10 @@ def describe_processes(state: PartialState) -> str:
     )
 
 
-def unmet_wishes(state: PartialState) -> list[str]:
+def unmet_wishes(state: "PartialState") -> list[str]:
     """What the launcher or the environment asked for and this program did not get, in words."""
+    from accelerate.utils import parse_flag_from_env
+
     wishes, environment = [], os.environ
     # accelerate launch sets the port for several processes only, and ranks where it starts them
     launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(environment)
@@ -141,11 +148,12 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     Args:
         alone: the work is that of one process; others that were started do nothing.
     """
+    if {"-h", "--help"} & set(sys.argv):
+        return main()
     state = process_state()
-    if not {"-h", "--help"} & set(sys.argv):
-        state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
-        for wish in unmet_wishes(state) if state.is_main_process else ():
-            logger.warning(wish)
+    state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
+    for wish in unmet_wishes(state) if state.is_main_process else ():
+        logger.warning(wish)
 
     main_process = os.getpid()
 

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
+
+from ..pictures import make_figure
 
 
 def class_colours(number: int) -> dict:
     """Options of `imshow` for maps of classes."""
-    colors = plt.get_cmap("tab20" if number <= 20 else "gist_ncar")(np.linspace(0, 1, number))
+    colors = colormaps["tab20" if number <= 20 else "gist_ncar"](np.linspace(0, 1, number))
     return {
-        "cmap": matplotlib.colors.ListedColormap(colors),
+        "cmap": ListedColormap(colors),
         "vmin": -0.5,
         "vmax": number - 0.5,
         "interpolation": "nearest",
@@ -21,14 +24,14 @@ def class_colours(number: int) -> dict:
 def class_legend(figure, class_names: list[str], colours: dict) -> None:
     """Names of the classes beside a figure, where they are few enough to be read."""
     if len(class_names) <= 20:
-        marks = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colours["cmap"].colors]
+        marks = [Rectangle((0, 0), 1, 1, color=color) for color in colours["cmap"].colors]
         figure.legend(marks, class_names, loc="outside right center", fontsize="small")
 
 
 def picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
     """A figure and its axes (rows, columns) for pictures of height × width = shape."""
     size = (1.7 * len(headings) + 1, 1.7 * shape[0] / shape[1] * rows + 0.5)
-    figure, axes = plt.subplots(
+    figure, axes = make_figure(
         rows, len(headings), figsize=size, squeeze=False, layout="constrained"
     )
     for axis, heading in zip(axes[0], headings, strict=True):
@@ -54,7 +57,6 @@ def plot_class_maps(
             axis.imshow(np.ma.masked_greater_equal(source[row], len(class_names)), **colours)
     class_legend(figure, class_names, colours)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str | Path) -> None:
@@ -69,7 +71,6 @@ def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str |
             drawn = axis.imshow(depth, cmap="viridis_r", **limits)
     figure.colorbar(drawn, ax=axes, label="depth (m)", shrink=0.8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def plot_scenes(
@@ -90,4 +91,3 @@ def plot_scenes(
     class_legend(figure, class_names, colours)
     figure.colorbar(drawn, ax=axes[:, 2], shrink=0.6)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

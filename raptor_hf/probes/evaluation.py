@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import DPTImageProcessorPil, PreTrainedModel
 from ..activations.online import OnlineActivations
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import model_facts, training_facts
+from ..loop.arguments import LoopArguments
 from ..loop.checkpoints import remove_checkpoints
 from ..runs.files import public_name, write_json
 from ..runs.folder import environment
@@ -22,10 +24,19 @@ from ..tasks.task import TASKS, Task
 from ..teachers import load_backbone, load_processor
 from .arguments import ProbeArguments
 from .baselines import constant_metrics, nearest_neighbours
-from .datasets import ProbeData, ProbeImageSets
+from .datasets import ProbeData, ProbeImageSets, make_task
 from .training import Probe, check_head, original_size_metrics, train_probe
 
 PICTURES = 4  # validation images that are drawn
+
+
+class ProbedModel(NamedTuple):
+    """A backbone with its head, and what it was probed on."""
+
+    task: Task
+    data: ProbeData
+    probe: Probe
+    knn: dict[str, float] | None  # accuracy of its nearest neighbours; classification alone
 
 
 class Evaluation:
@@ -38,12 +49,12 @@ class Evaluation:
         teacher: folder or Hub id.
     """
 
-    def __init__(self, arguments: ProbeArguments, teacher: str):
-        self.arguments, self.teacher, self.state = arguments, teacher, process_state()
-        self.output_dir = Path(arguments.output_dir)
-        self.features_dir = Path(arguments.features_dir or self.output_dir / "features")
+    def __init__(self, recipe: ProbeArguments, loop: LoopArguments, teacher: str):
+        self.recipe, self.loop, self.teacher = recipe, loop, teacher
+        self.state, self.output_dir = process_state(), Path(loop.output_dir)
+        self.features_dir = Path(recipe.features_dir or self.output_dir / "features")
         self.processor = load_processor(teacher)
-        self.images = ProbeImageSets(arguments, TASKS[arguments.task], self.processor)
+        self.images = ProbeImageSets(recipe, loop, TASKS[recipe.task], self.processor)
         for folder in ("results", "models"):
             (self.output_dir / folder).mkdir(exist_ok=True)
 
@@ -53,73 +64,102 @@ class Evaluation:
         return load_backbone(self.teacher).to(self.state.device)
 
     def result_file(self, name: str, task: str) -> Path:
-        """Where a model's result goes."""
+        """Return where a model's result goes."""
         return self.output_dir / "results" / f"{name}_{task}.json"
 
-    def judge(self, name: str, folder: str) -> None:
-        """Probe one model, unless its result is there already.
+    def evaluate_model(self, name: str, folder: str) -> None:
+        """Probe one model and write its results, unless they are there already.
 
-        The first one to be judged should be the teacher: with it comes the constant baseline.
+        The teacher comes first: its features are what the constant baseline is judged on.
         """
-        arguments = self.arguments
-        if self.result_file(name, arguments.task).exists():
+        if self.result_file(name, self.recipe.task).exists():
             return
         self.state.print(f"{name}: {folder}", flush=True)
         model = load_backbone(folder).to(self.state.device)
         facts = model_facts(model)
         if facts["phases"] and (training := training_facts(folder, self.teacher_model)):
             facts["training"] = training
-        task = arguments.make_task(model.config, self.images.train.class_names)
+        probed = self.probe_model(name, model)
+        if name == "teacher":
+            self.write_constant(probed)
+        elif facts["phases"] and self.recipe.task == "classification":
+            number = len(probed.data.validation)
+            self.write_result(name, "r2", self.compare_states(model), facts, number)
+        if self.state.is_main_process:
+            self.write_model(name, model, probed, facts)
+        self.print_result(name, probed)
+        self.state.wait_for_everyone()
+
+    def probe_model(self, name: str, model: PreTrainedModel) -> ProbedModel:
+        """Train the heads of the recipe on a model, and select one."""
+        recipe = self.recipe
+        task = make_task(recipe, model.config, self.images.train.class_names)
         head, size = None, model.config.hidden_size
-        if arguments.head:
-            head, _ = load_linear_head(arguments.head, hidden_size=size, task=type(task))
+        if recipe.head:
+            head, _ = load_linear_head(recipe.head, hidden_size=size, task=type(task))
             check_head(task, head)
         data = self.images.data(model, task, self.features_dir)
-        number = len(data.validation)  # without what could not be read
-        probe_dir = self.output_dir / "probes" / name
-        own = dataclasses.replace(arguments, output_dir=str(probe_dir))
-        probe = train_probe(task, data, own, model, head)
-        more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
-        if data.voters is not None:
-            more["knn"] = nearest_neighbours(data.voters, data.validation, task)
-        if arguments.resolution and task.name == "segmentation":
+        own = dataclasses.replace(self.loop, output_dir=str(self.output_dir / "probes" / name))
+        probe = train_probe(task, data, recipe, own, model, head)
+        knn = None
+        if data.neighbours is not None:
+            knn = nearest_neighbours(data.neighbours, data.validation, task)
+        if recipe.resolution and task.name == "segmentation":
             probe.metrics["original_size"] = original_size_metrics(
-                task, probe.head, data.validation, self.images.validation, arguments.resolution
+                task, probe.head, data.validation, self.images.validation, recipe.resolution
             )
-        if name == "teacher":
-            constant = constant_metrics(
-                task, self.images.train, data.validation, skip_corrupt=arguments.skip_corrupt
-            )
-            facts_of_none = {"phases": None, "block_parameters": None}
-            self.save("constant", task.name, constant, facts_of_none, number)
-        elif facts["phases"] and task.name == "classification":
-            plain = self.images.plain(self.images.validation, self.images.validation_rows)
-            states = OnlineActivations(self.teacher_model, plain)
-            self.save(name, "r2", trajectory_r2(model, states), facts, number)
-        if self.state.is_main_process:
-            if facts["phases"]:  # a Raptor, not the teacher or a baseline
-                self.save_model(name, model, task, probe, data)
-            if task.dense:
-                self.save_predictions(name, task, probe, data)
-            self.save(name, task.name, probe.metrics, {**more, **facts}, number)
-            remove_checkpoints(probe_dir)
-            if arguments.features_dir is None:
-                shutil.rmtree(self.features_dir, ignore_errors=True)
+        return ProbedModel(task, data, probe, knn)
+
+    def compare_states(self, model: PreTrainedModel) -> dict:
+        """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
+        plain = self.images.plain(self.images.validation, self.images.validation_rows)
+        return trajectory_r2(model, OnlineActivations(self.teacher_model, plain))
+
+    def write_constant(self, probed: ProbedModel) -> None:
+        """Write what the best constant answer scores."""
+        validation = probed.data.validation
+        metrics = constant_metrics(
+            probed.task, self.images.train, validation, skip_corrupt=self.recipe.skip_corrupt
+        )
+        facts = {"phases": None, "block_parameters": None}
+        self.write_result("constant", probed.task.name, metrics, facts, len(validation))
+
+    def write_model(
+        self, name: str, model: PreTrainedModel, probed: ProbedModel, facts: dict
+    ) -> None:
+        """Write a model with its head, its predictions and, last, its result."""
+        task, data, probe = probed.task, probed.data, probed.probe
+        if facts["phases"]:  # a Raptor, not the teacher or a baseline
+            self.save_model(name, model, task, probe, data)
+        if task.dense:
+            self.save_predictions(name, task, probe, data)
+        more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
+        if probed.knn is not None:
+            more["knn"] = probed.knn
+        number = len(data.validation)  # without what could not be read
+        self.write_result(name, task.name, probe.metrics, {**more, **facts}, number)
+        remove_checkpoints(self.output_dir / "probes" / name)
+        if self.recipe.features_dir is None:
+            shutil.rmtree(self.features_dir, ignore_errors=True)
+
+    def print_result(self, name: str, probed: ProbedModel) -> None:
+        """Print a model's score and which head it has."""
+        probe, score = probed.probe, probed.task.score
         best = probe.best_on_validation
         self.state.print(
-            f"{name}: {task.score} {probe.metrics[task.score]:.4f} after the last epoch, best on "
-            f"validation {best['metrics'][task.score]:.4f} (epoch {best['epoch']}), learning rate "
+            f"{name}: {score} {probe.metrics[score]:.4f} after the last epoch, best on "
+            f"validation {best['metrics'][score]:.4f} (epoch {best['epoch']}), learning rate "
             f"{probe.selected['learning_rate']:g}, head on {probe.selected['pooling']}",
             flush=True,
         )
-        self.state.wait_for_everyone()
 
-    def save(self, name: str, task: str, metrics: dict, more: dict, num_images: int) -> None:
+    def write_result(
+        self, name: str, task: str, metrics: dict, more: dict, num_images: int
+    ) -> None:
         """Write a result: what was measured, of whom, on what."""
         if self.state.is_main_process:
-            arguments = self.arguments
-            result = {"model": name, "task": task, "seed": arguments.seed, "metrics": metrics}
-            data = {"dataset": public_name(arguments.dataset), "split": arguments.test_split}
+            result = {"model": name, "task": task, "seed": self.loop.seed, "metrics": metrics}
+            data = {"dataset": public_name(self.recipe.dataset), "split": self.recipe.test_split}
             data |= {"num_images": num_images, "environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})
 
@@ -156,15 +196,15 @@ class Evaluation:
 
     def draw_predictions(self, names: list[str]) -> Path | None:
         """Image, truth and what every model makes of it, side by side; None for whole images."""
-        if not TASKS[self.arguments.task].dense or not self.state.is_main_process:
+        if not TASKS[self.recipe.task].dense or not self.state.is_main_process:
             return None
         files = [np.load(self.output_dir / "predictions" / f"{name}.npz") for name in names]
         plain = self.images.plain(self.images.validation)
         pairs = [plain.view(*plain.images.read(row), (0,)) for row in files[0]["rows"].tolist()]
         images, targets = zip(*pairs, strict=True)
         maps = {"truth": targets, **{n: f["prediction"] for n, f in zip(names, files, strict=True)}}
-        path = self.output_dir / "results" / f"{self.arguments.task}.png"
-        if self.arguments.task == "depth":
+        path = self.output_dir / "results" / f"{self.recipe.task}.png"
+        if self.recipe.task == "depth":
             plot_depth_maps(images, maps, path)
         else:
             plot_class_maps(images, maps, self.images.train.class_names, path)

@@ -1,0 +1,224 @@
+"""What blocks look like, what they are trained to do, and what is watched meanwhile: arguments."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..runs.arguments import OnCard, Watching
+
+TOKEN_GROUPS = ("cls", "registers", "patches")
+
+
+@dataclass(kw_only=True)
+class BlockArguments:
+    """What new blocks look like and start from, see `RaptorModel.from_teacher`."""
+
+    _argument_group_name = "blocks"
+
+    init: OnCard[Literal["teacher", "random"]] = field(
+        default="teacher", metadata={"help": "what blocks start from"}
+    )
+    ffn: OnCard[Literal["gelu", "swiglu"]] = "gelu"
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "hidden width of the FFN"}
+    )
+    depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
+    layerscale_value: float | None = field(
+        default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
+    )
+    block_norm_eps: float | None = field(
+        default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}
+    )
+
+
+@dataclass(kw_only=True)
+class RefitArguments:
+    """Whether new blocks are refitted before they are trained."""
+
+    _argument_group_name = "refit"
+
+    refit: OnCard[Literal["none", "scales", "all"]] = field(
+        default="none",
+        metadata={
+            "help": "refit new blocks in closed form: their depth scales, or also their output "
+            "projections (best without training, worse than none after 50 steps and more)"
+        },
+    )
+    refit_images: int = field(default=256, metadata={"help": "rows that refit looks at"})
+
+
+@dataclass(kw_only=True)
+class SpanArguments:
+    """Which spans stage 1 trains blocks for."""
+
+    _argument_group_name = "spans"
+
+    spans: list[str] = field(
+        default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
+    )
+    phases_file: str | None = field(
+        default=None, metadata={"help": "phases.json of find_phases.py"}
+    )
+    k: list[int] = field(
+        default_factory=list, metadata={"help": "partitions of phases_file to cover"}
+    )
+    last_block_weights: OnCard[str] = field(
+        default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
+    )
+
+
+@dataclass(kw_only=True)
+class ObjectiveArguments:
+    """What a block is trained to do; every option of the reference trainer."""
+
+    _argument_group_name = "objective"
+
+    objective: OnCard[Literal["annealed", "autoregressive", "teacher_forcing"]] = field(
+        default="annealed",
+        metadata={"help": "annealed goes from teacher forcing to autoregressive (rollouts)"},
+    )
+    teacher_forcing_fraction: float | None = field(
+        default=None,
+        metadata={"help": "annealed: share of the steps over which forcing fades; default 0.25"},
+    )
+    teacher_forcing_floor: float | None = field(
+        default=None,
+        metadata={"help": "annealed: least weight of forcing; default 0"},
+    )
+    annealing: OnCard[Literal["weighted", "drawn"]] = field(
+        default="weighted",
+        metadata={
+            "help": "annealed: both losses at every step and their weighted mean, or one of them, "
+            "drawn with its weight as the probability (the same on average, for less compute)"
+        },
+    )
+    phase_fraction: OnCard[float] = field(
+        default=0.0,
+        metadata={
+            "help": "share of the steps, the first ones, in which every block of a Raptor rolls "
+            "out from the teacher's state at the start of its phase; then from the first layer"
+        },
+    )
+    forcing_patches: OnCard[int] = field(
+        default=0,
+        metadata={
+            "help": "teacher forcing learns that many patches, drawn anew at every step, beside "
+            "cls and registers (all tokens are looked at); 0: all"
+        },
+    )
+    loss: OnCard[Literal["mse", "cosine", "mse+cosine"]] = field(
+        default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
+    )
+    token_weights: OnCard[str] = field(
+        default="none",
+        metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
+    )
+    noise_std: OnCard[float] = field(
+        default=0.0,
+        metadata={"help": "σ of Gaussian noise on every block's input"},
+    )
+
+    def __post_init__(self):
+        self.check_objective()
+
+    def forcing(self, progress: float) -> float:
+        """Return λ, the weight of teacher forcing, at a progress through the run in [0, 1)."""
+        if self.objective != "annealed":
+            return 1.0 if self.objective == "teacher_forcing" else 0.0
+        fraction = 0.25 if self.teacher_forcing_fraction is None else self.teacher_forcing_fraction
+        fading = 1 - progress / fraction if fraction > 0 else 0.0
+        return max(self.teacher_forcing_floor or 0.0, fading)
+
+    def check_objective(self) -> None:
+        """Refuse options that are out of range or contradict each other."""
+        if self.objective not in ("annealed", "autoregressive", "teacher_forcing"):
+            raise ValueError(
+                "objective must be 'annealed', 'autoregressive' or 'teacher_forcing'; "
+                f"got {self.objective!r}."
+            )
+        if self.loss not in ("mse", "cosine", "mse+cosine"):
+            raise ValueError(f"loss must be 'mse', 'cosine' or 'mse+cosine'; got {self.loss!r}.")
+        for name in ("teacher_forcing_fraction", "teacher_forcing_floor"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.objective != "annealed":
+                raise ValueError(
+                    f"{name}={value} contradicts objective={self.objective!r}: only 'annealed' "
+                    f"fades teacher forcing. Leave out {name}, or choose objective='annealed'."
+                )
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
+        if self.annealing not in ("weighted", "drawn"):
+            raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
+        if self.annealing == "drawn" and self.objective != "annealed":
+            raise ValueError(
+                f"annealing='drawn' is for objective='annealed'; got {self.objective!r}, which has "
+                "one loss at every step."
+            )
+        if not 0 <= self.phase_fraction <= 1:
+            raise ValueError(f"phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
+        if self.phase_fraction and self.objective == "teacher_forcing":
+            raise ValueError(
+                "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
+            )
+        if self.forcing_patches < 0 or (
+            self.forcing_patches and self.objective == "autoregressive"
+        ):
+            raise ValueError(
+                "forcing_patches is a number of patches ≥ 0, for an objective with teacher "
+                f"forcing; got {self.forcing_patches} and objective={self.objective!r}."
+            )
+        if not 0 <= self.noise_std < math.inf:
+            raise ValueError(f"noise_std must be a number ≥ 0; got {self.noise_std}.")
+        parse_token_weights(self.token_weights)
+
+
+@dataclass(kw_only=True)
+class ValidationArguments:
+    """On what, and how often, a training program validates; without a dataset it does not."""
+
+    _argument_group_name = "validation"
+
+    validation_dataset: Watching[str | None] = field(
+        default=None, metadata={"help": "digits, an image folder or a Hub id; none: no validation"}
+    )
+    validation_split: Watching[str] = "test"
+    validation_images: Watching[int] = field(
+        default=2048, metadata={"help": "images to look at, at most"}
+    )
+    validation_head: Watching[str | None] = field(
+        default=None,
+        metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
+    )
+    validate_every: Watching[int] = field(
+        default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
+    )
+
+
+def parse_token_weights(text: str) -> dict[str, float] | None:
+    """`"0.45,0.10,0.45"` as the weights of cls, registers and patches; `"none"` as None.
+
+    Raises:
+        ValueError: not three numbers, a negative one, or a sum of zero.
+    """
+    if text == "none":
+        return None
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != 3 or not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
+        raise ValueError(
+            "Token weights are three numbers ≥ 0 for cls, registers and patches, "
+            f"like 0.45,0.10,0.45, or none; got {text!r}."
+        )
+    return dict(zip(TOKEN_GROUPS, weights, strict=True))
+
+
+def parse_span(text: str) -> tuple[int, int]:
+    """`"0-7"` as (0, 7); a ValueError says what was given."""
+    start, dash, stop = text.partition("-")
+    if not (dash and start.isdigit() and stop.isdigit()):
+        raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
+    return int(start), int(stop)

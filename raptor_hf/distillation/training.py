@@ -1,0 +1,51 @@
+"""The training of chains of blocks that both programs and the benchmark of recipes run."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..activations.online import Activations
+from ..loop.arguments import LoopArguments
+from ..loop.fit import fit
+from .arguments import ObjectiveArguments, ValidationArguments
+from .blocks import Chain
+from .fidelity import make_validation
+from .matching import TrajectoryMatching, matching_explanation, matching_loss
+
+
+def train_chains(
+    chains: list[Chain],
+    teacher: PreTrainedModel,
+    activations: Activations,
+    objective: ObjectiveArguments,
+    loop: LoopArguments,
+    *,
+    validation: ValidationArguments | None = None,
+    revision: str | None = None,
+    clip_apart: list[nn.Module] | None = None,
+    new_views: bool = False,
+    tracked: dict | None = None,
+    description: str = "blocks",
+) -> None:
+    """Train the blocks of chains in place, so that they follow the teacher's states.
+
+    Args:
+        activations: a source of the states of all layers that the chains cover.
+        validation: on what, and how often, to validate; default: never.
+        revision: of the teacher on the Hub, for its image processor.
+        clip_apart, new_views, tracked, description: as for `fit`, whose errors are raised.
+    """
+    validation = validation or ValidationArguments()
+    module = TrajectoryMatching(chains, objective, activations.layout.groups())
+    fit(
+        module,
+        activations,
+        matching_loss(activations),
+        loop,
+        clip_apart=clip_apart,
+        new_views=new_views,
+        validate=make_validation(validation, teacher, chains, revision=revision),
+        validate_every=validation.validate_every,
+        explain=matching_explanation(activations),
+        tracked=tracked,
+        description=description,
+    )
