@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from .activation_sources import Activations
+from .data import keep_batch
 from .spans import Span
 
 RIDGE_PROJECTIONS = 0.1  # shares of the mean of the squared features: measured on the digits
@@ -73,7 +74,7 @@ def refit_spans(
     """
     rows = torch.linspace(0, len(activations) - 1, min(num_images, len(activations))).long()
     chunks = [
-        activations.states(activations.__getitems__(chunk.tolist()))
+        activations.states(keep_batch(activations.__getitems__(chunk.tolist())))
         for chunk in rows.split(IMAGES_AT_ONCE)
     ]
     num_tokens = chunks[0].shape[2]

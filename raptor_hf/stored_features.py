@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from .data import keep_batch
 from .launch import process_state
 from .modeling_raptor import PatchFrame
 from .probe_images import ProbeImages, check_one_size
@@ -113,7 +114,7 @@ def store_features(
         ) as bar:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
-                batch = images.__getitems__(chosen.tolist())
+                batch = keep_batch(images.__getitems__(chosen.tolist()))
                 chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
                 if len(chosen):
                     write_batch(files, chosen, backbone, task, batch)
