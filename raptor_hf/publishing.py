@@ -41,8 +41,9 @@ for file, tensors in {weights: model.state_dict(), outputs: tensors}.items():
     save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, file)
 """
 # Largest error of outputs, as a share of the largest value. Kernels are chosen by how memory lies,
-# and each one rounds in its own way: a sound model need not give the same last bits twice.
-OUTPUT_TOLERANCE = 1e-6
+# and each rounds in its own way: a sound model need not give the same last bits twice. Seen: 7e-7
+# through a Raptor of the size of DINOv2-B.
+OUTPUT_TOLERANCE = 1e-5
 TINY = torch.finfo(torch.float32).tiny  # instead of 0, where all values are 0
 
 

@@ -147,7 +147,7 @@ def test_a_staged_model_holds_what_it_needs_and_nothing_else(model_dir, tmp_path
     weights["raptor.blocks.1.layer_scale1"][3] += 1e-3
     save_file(weights, staged["model.safetensors"], metadata={"format": "pt"})
     model = AUTO_CLASSES["AutoModelForImageClassification"].from_pretrained(model_dir)
-    with pytest.raises(RuntimeError, match="other weights .* layer_scale1.* It was not published"):
+    with pytest.raises(RuntimeError, match="other weights .*layer_scale1.* It was not published"):
         check_read_back(model, tmp_path / "staged", "AutoModelForImageClassification")
     save_file(ours, staged["model.safetensors"], metadata={"format": "pt"})
     config = read_json(staged["config.json"])
@@ -169,7 +169,7 @@ def test_weights_are_read_back_exactly_and_outputs_to_a_tolerance(tmp_path):
     with pytest.raises(RuntimeError, match=r"other weights .*1 differ: \['answer'\]"):
         check_weights({"0": expected["0"]}, expected, tmp_path)
     for wrong in (expected["0"] * (1 + 1e-3), expected["0"] * torch.nan):
-        with pytest.raises(RuntimeError, match="expected errors up to 1e-06 .* found 0: "):
+        with pytest.raises(RuntimeError, match="expected errors up to 1e-05 .* found 0: "):
             check_outputs({**expected, "0": wrong}, expected, tmp_path)
 
 
