@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from raptor_hf.data import ImageViews, load_digits, load_images, make_processor
+from raptor_hf.data import ImageViews, keep_batch, load_digits, load_images, make_processor
 from tests.helpers import assert_same_outputs
 
 
@@ -22,6 +22,14 @@ def test_a_view_depends_on_seed_view_and_image_alone(images):
     images.seed += 1
     assert not torch.equal(images[7]["pixel_values"], alone)
     assert torch.equal(images[2]["pixel_values"], plain)
+
+
+def test_batches_lie_where_torch_allocates():
+    memory = torch.arange(100.0)
+    batch = {"apart": memory[1:9], "own": memory}
+    kept = keep_batch(batch)
+    assert kept["apart"].data_ptr() % 64 == 0 and torch.equal(kept["apart"], batch["apart"])
+    assert kept["own"] is memory
 
 
 def test_the_first_view_is_the_image_itself(images):

@@ -178,6 +178,7 @@ def test_a_backbone_is_frozen_and_gives_its_trajectory(teacher, pixel_values, tm
     teacher.save_pretrained(tmp_path / "teacher")
     loaded = load_backbone(str(tmp_path / "teacher"))
     assert not any(weight.requires_grad for weight in loaded.parameters())
+    assert not any(weight.data_ptr() % 64 for weight in loaded.parameters())  # not in the file
     states = trajectory(loaded, pixel_values)
     assert states.shape == (3, 7, 7, 24)
     torch.testing.assert_close(loaded.layernorm(states[:, -1]), loaded(pixel_values)[0])
