@@ -76,7 +76,18 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             f"{name_or_path} lacks weights of its own model: "
             f"{sorted(missing)[:5]} … Download or save it again."
         )
+    own_weights(model)
     return model.eval().requires_grad_(False)
+
+
+def own_weights(model: PreTrainedModel) -> None:
+    """Copy a model's weights out of the file that they are mapped from.
+
+    They lie there at any address, and kernels choose their way by the address: so equal weights of
+    two files would give states that differ in the last bits. Torch's own memory is aligned alike.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
 
 
 def load_processor(name_or_path: str, revision: str | None = None):

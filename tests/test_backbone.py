@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from raptor_hf import RaptorBackbone, RaptorConfig, RaptorModel
+from tests.helpers import assert_same_outputs
 from tests.test_modeling_common import make
 
 
@@ -30,8 +31,8 @@ def test_feature_maps_are_states_on_the_patch_grid(teacher, wide_images):
         for row in range(2):
             for column in range(3):  # after one cls and two registers
                 expected = normed[:, 3 + 3 * row + column]
-                assert torch.equal(feature_map[:, :, row, column], expected)
-    assert torch.equal(outputs.hidden_states[3], states[3])
+                assert_same_outputs(feature_map[:, :, row, column], expected)
+    assert_same_outputs(outputs.hidden_states[3], states[3])
     assert backbone(wide_images, output_hidden_states=False).hidden_states is None
 
 
@@ -60,7 +61,7 @@ def test_plain_tokens_come_without_norm_and_registers(teacher, wide_images):
     )
     [tokens] = backbone(wide_images).feature_maps
     state = backbone.raptor(wide_images).hidden_states[2]
-    assert torch.equal(tokens, torch.cat([state[:, :1], state[:, 3:]], dim=1))
+    assert_same_outputs(tokens, torch.cat([state[:, :1], state[:, 3:]], dim=1))
 
 
 def test_loading_chooses_the_maps_anew(teacher, wide_images, tmp_path):
@@ -70,7 +71,7 @@ def test_loading_chooses_the_maps_anew(teacher, wide_images, tmp_path):
     assert list(backbone.out_indices) == [1, 4]
     expected = model(wide_images).hidden_states[4][:, 3:].transpose(1, 2).unflatten(2, (2, 3))
     backbone.config.apply_layernorm = False
-    assert torch.equal(backbone(wide_images).feature_maps[1], expected)
+    assert_same_outputs(backbone(wide_images).feature_maps[1], expected)
     backbone.save_pretrained(tmp_path / "again")
     again = AutoBackbone.from_config(RaptorConfig.from_pretrained(tmp_path / "again"))
     assert type(again) is RaptorBackbone and again.out_features == ["stage1", "stage4"]

@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from raptor_hf.data import ImageViews, load_digits, load_images, make_processor
+from raptor_hf.data import ImageViews, keep_batch, load_digits, load_images, make_processor
+from tests.helpers import assert_same_outputs
 
 
 def test_a_view_depends_on_seed_view_and_image_alone(images):
     alone = images[7]["pixel_values"]  # image 2 in view 1
     batch = images.__getitems__([0, 7, 3])
-    assert torch.equal(batch["pixel_values"][1], alone)
+    assert_same_outputs(batch["pixel_values"][1], alone)  # the affine map is a kernel
     assert batch["image_id"].tolist() == [0, 2, 3]
     assert batch["view"].tolist() == [0, 1, 0]
     assert batch["label"].tolist() == [0, 0, 1]
@@ -21,6 +22,14 @@ def test_a_view_depends_on_seed_view_and_image_alone(images):
     images.seed += 1
     assert not torch.equal(images[7]["pixel_values"], alone)
     assert torch.equal(images[2]["pixel_values"], plain)
+
+
+def test_batches_lie_where_torch_allocates():
+    memory = torch.arange(100.0)
+    batch = {"apart": memory[1:9], "own": memory}
+    kept = keep_batch(batch)
+    assert kept["apart"].data_ptr() % 64 == 0 and torch.equal(kept["apart"], batch["apart"])
+    assert kept["own"] is memory
 
 
 def test_the_first_view_is_the_image_itself(images):

@@ -16,6 +16,7 @@ from tests.test_demo import save_models
 from tests.test_dynamics import LAYOUT
 
 CHROMIUM = shutil.which("chromium")
+expect.set_options(timeout=60_000)  # milliseconds: the machine may be busy
 PROGRAM = ROOT / "evaluation" / "dynamics.py"
 FEW = ["--swap_draws", "2", "--extra_applications", "2", "--random_partitions", "5"]
 

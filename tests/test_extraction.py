@@ -83,7 +83,8 @@ def test_some_patches_the_same_in_all_layers(store, teacher, images, tmp_path):
     patches, whole = batch["patches"], load_activations(store).__getitems__(range(10))["states"]
     assert batch["states"].shape == (10, 7, 5, 24)  # cls, two registers, two patches
     assert (patches[:, 0] < patches[:, 1]).all() and patches.unique().tolist() == [0, 1, 2, 3]
-    assert torch.equal(batch["states"][:, :, :3], whole[:, :, :3])
+    kept = batch["states"][:, :, :3]  # other batches than `whole`, so it may be rounded apart
+    torch.testing.assert_close(kept, whole[:, :, :3], rtol=2e-3, atol=1e-3)
     for row in range(10):
         expected = whole[row][:, 3 + patches[row].long()]
         torch.testing.assert_close(batch["states"][row][:, 3:], expected, rtol=2e-3, atol=1e-3)

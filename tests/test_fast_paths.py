@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
+from tests.helpers import assert_same_outputs
 from tests.programs import ROOT, run
 from tests.test_modeling_raptor import randomised
 
@@ -58,7 +59,8 @@ def test_a_raptor_without_depth_scaling_has_nothing_to_fold(teacher, pixel_value
     model = RaptorModel.from_teacher(teacher, [4, 2], depth_scaling=False).eval()
     with torch.no_grad():
         plain = model(pixel_values).last_hidden_state
-        assert torch.equal(model.prepare_for_inference()(pixel_values).last_hidden_state, plain)
+        same = model.prepare_for_inference()(pixel_values).last_hidden_state
+        assert_same_outputs(same, plain)
 
 
 @torch.no_grad()
@@ -105,7 +107,7 @@ def test_fewer_applications_by_hand(raptor, pixel_values):
     state = raptor.embed(pixel_values)
     for depth in range(1, 7):
         state = raptor.advance(state, depth) if depth in raptor.config.depths() else state
-        assert torch.equal(found[depth], state)
+        assert_same_outputs(found[depth], state)
 
 
 @torch.no_grad()
@@ -143,7 +145,7 @@ def test_a_classifier_exits_early_as_its_configuration_says(teacher, pixel_value
     model.save_pretrained(tmp_path)
     load = RaptorForImageClassification.from_pretrained
     stopped = load(tmp_path, exit_angle=180.0)(pixel_values)  # after one of the last block
-    assert torch.equal(stopped.hidden_states[6], model(pixel_values).hidden_states[3])
+    assert_same_outputs(stopped.hidden_states[6], model(pixel_values).hidden_states[3])
     fewer = load(tmp_path, num_applications=2)(pixel_values)
     assert torch.equal(fewer.hidden_states[1], fewer.hidden_states[5])
     assert not torch.equal(fewer.logits, everywhere)
@@ -181,8 +183,15 @@ assert torch.equal(*scaling)
 with torch.no_grad():
     a, b = (model(pixel_values).hidden_states[-1] for model in (exact, small))
     small.save_pretrained(folder + "/int8")
-    again = AutoModel.from_pretrained(folder + "/int8")(pixel_values).hidden_states[-1]
-assert torch.equal(again, b)
+    loaded = AutoModel.from_pretrained(folder + "/int8")
+    again = loaded(pixel_values).hidden_states[-1]
+weights = [model.state_dict() for model in (small, loaded)]
+assert weights[0].keys() == weights[1].keys()
+for one, other in zip(*(w.values() for w in weights)):
+    parts = ("qdata", "scale") if hasattr(one, "qdata") else ("data",)
+    assert all(torch.equal(getattr(one, part), getattr(other, part)) for part in parts)
+# the last bit of a state may decide to which whole number it is rounded
+assert (again - b).abs().max() < 1e-2 * b.abs().max()
 print("error", ((a - b).square().sum() / (a - a.mean((0, 1))).square().sum()).item())
 """
 

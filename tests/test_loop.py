@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -228,11 +229,17 @@ def test_weights_and_biases_goes_on_with_the_same_run_offline(data, tmp_path, mo
     with pytest.raises(Killed):
         fit(noisy_network(), data, killed_at(8.5 / 12), settings)
     wandb.finish()
+    (first,) = tmp_path.glob("wandb/offline-run-*")
+    while time.strftime("%Y%m%d_%H%M%S") in first.name:  # a second names the folder of a run
+        time.sleep(0.05)
     fit(noisy_network(), data, compute_loss, settings)
     identity = (tmp_path / "tracker_id").read_text()
     runs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert [run.name for run in runs] == [f"run-{identity}.wandb"] * 2
-    assert b"loss" in runs[1].read_bytes()
+    deadline = time.monotonic() + 120
+    while b"loss" not in runs[1].read_bytes():  # a process of wandb's own writes it
+        assert time.monotonic() < deadline, "no loss was recorded"
+        time.sleep(0.05)
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_training(data, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from transformers import AutoModel, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
 from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
+from tests.helpers import assert_same_outputs
 
 
 def randomised(module):
@@ -63,7 +64,7 @@ def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teac
         for block in raptor.blocks:
             block.depth_scaling = None  # starts at 1 ± 1e-4
         ours, theirs = raptor(pixel_values), model(pixel_values, output_hidden_states=True)
-        assert torch.equal(ours.hidden_states[0], theirs.hidden_states[0])
+        assert_same_outputs(ours.hidden_states[0], theirs.hidden_states[0])
         for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state)
@@ -95,7 +96,7 @@ def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
     raptor = RaptorModel.from_teacher(teacher, [4, 2])
     for size in ((16, 16), (8, 20)):
         pixel_values = torch.randn(1, 3, *size)
-        assert torch.equal(raptor.embed(pixel_values), teacher.embeddings(pixel_values))
+        assert_same_outputs(raptor.embed(pixel_values), teacher.embeddings(pixel_values))
 
 
 def test_forward_is_embed_advance_norm(teacher, pixel_values):
@@ -104,11 +105,11 @@ def test_forward_is_embed_advance_norm(teacher, pixel_values):
     states = raptor.embed(pixel_values)
     for depth in range(1, 7):
         states = raptor.advance(states, depth)
-        assert torch.equal(outputs.hidden_states[depth], states)
+        assert_same_outputs(outputs.hidden_states[depth], states)
         block = raptor.blocks[0 if depth <= 4 else 1]
-        assert torch.equal(states, block(outputs.hidden_states[depth - 1], depth))
-    assert torch.equal(outputs.last_hidden_state, raptor.norm(states))
-    assert torch.equal(
+        assert_same_outputs(states, block(outputs.hidden_states[depth - 1], depth))
+    assert_same_outputs(outputs.last_hidden_state, raptor.norm(states))
+    assert_same_outputs(
         raptor.rollout(outputs.hidden_states[2], start=2, stop=5),
         torch.stack(outputs.hidden_states[2:6], dim=1),
     )
@@ -200,4 +201,5 @@ def test_depth_scaling_keeps_its_precision_under_autocast(teacher):
     with torch.autocast("cpu", torch.bfloat16):
         found = scaling(depth.bfloat16())
     for scale, expected in zip(found, scaling(depth), strict=True):
-        assert torch.equal(scale, expected) and (scale != 1).any()
+        assert_same_outputs(scale, expected)
+        assert (scale != 1).any()

@@ -15,7 +15,14 @@ from raptor_hf.activations.store import load_activations
 from raptor_hf.data import make_processor
 from raptor_hf.distillation.provenance import training_facts
 from raptor_hf.hub.model_card import make_model_card, planned_card, task_of
-from raptor_hf.hub.publishing import activation_files, check_read_back, stage_model, write_files
+from raptor_hf.hub.publishing import (
+    activation_files,
+    check_outputs,
+    check_read_back,
+    check_weights,
+    stage_model,
+    write_files,
+)
 from raptor_hf.modeling_raptor import AUTO_CLASSES, RaptorModel
 from raptor_hf.runs.files import public_name, read_json
 from raptor_hf.tasks.task import TASKS
@@ -140,8 +147,30 @@ def test_a_staged_model_holds_what_it_needs_and_nothing_else(model_dir, tmp_path
     weights["raptor.blocks.1.layer_scale1"][3] += 1e-3
     save_file(weights, staged["model.safetensors"], metadata={"format": "pt"})
     model = AUTO_CLASSES["AutoModelForImageClassification"].from_pretrained(model_dir)
+    with pytest.raises(RuntimeError, match="other weights .*layer_scale1.* It was not published"):
+        check_read_back(model, tmp_path / "staged", "AutoModelForImageClassification")
+    save_file(ours, staged["model.safetensors"], metadata={"format": "pt"})
+    config = read_json(staged["config.json"])
+    config["block_norm_eps"] = 0.1  # the same weights compute something else
+    staged["config.json"].write_text(json.dumps(config))
     with pytest.raises(RuntimeError, match="gives other outputs .* It was not published"):
         check_read_back(model, tmp_path / "staged", "AutoModelForImageClassification")
+
+
+def test_weights_are_read_back_exactly_and_outputs_to_a_tolerance(tmp_path):
+    torch.manual_seed(0)
+    expected = {"0": torch.randn(3, 7, 24), "answer": torch.zeros(3, 2)}
+    check_weights(dict(expected), expected, tmp_path)
+    check_outputs(dict(expected), expected, tmp_path)
+    rounded = {**expected, "0": expected["0"] * (1 + 1.2e-7)}
+    check_outputs(rounded, expected, tmp_path)
+    with pytest.raises(RuntimeError, match=r"other weights .*1 differ: \['0'\]"):
+        check_weights(rounded, expected, tmp_path)
+    with pytest.raises(RuntimeError, match=r"other weights .*1 differ: \['answer'\]"):
+        check_weights({"0": expected["0"]}, expected, tmp_path)
+    for wrong in (expected["0"] * (1 + 1e-3), expected["0"] * torch.nan):
+        with pytest.raises(RuntimeError, match="expected errors up to 1e-05 .* found 0: "):
+            check_outputs({**expected, "0": wrong}, expected, tmp_path)
 
 
 def client(hub, folder, *command, check=True):

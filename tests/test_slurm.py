@@ -111,9 +111,9 @@ def test_a_job_that_is_told_to_stop_saves_requeues_and_goes_on(tmp_path):
     process = subprocess.Popen(
         job, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    log, deadline = out / "log.jsonl", time.monotonic() + 120
+    log = out / "log.jsonl"
     while not (log.exists() and log.read_text().count("\n") > 2):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
     printed, _ = process.communicate(timeout=120)

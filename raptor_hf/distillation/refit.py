@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from ..activations.online import Activations
+from ..data import keep_batch
 from .arguments import RefitArguments
 from .blocks import Span
 
@@ -68,7 +69,7 @@ def refit_spans(
     """
     rows = torch.linspace(0, len(activations) - 1, min(num_images, len(activations))).long()
     chunks = [
-        activations.states(activations.__getitems__(chunk.tolist()))
+        activations.states(keep_batch(activations.__getitems__(chunk.tolist())))
         for chunk in rows.split(IMAGES_AT_ONCE)
     ]
     num_tokens = chunks[0].shape[2]

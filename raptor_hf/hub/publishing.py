@@ -32,13 +32,19 @@ sys.modules["raptor_hf"] = None  # not installed
 import transformers
 from safetensors.torch import load_file, save_file
 
-folder, auto_class, images, outputs = sys.argv[1:]
+folder, auto_class, images, weights, outputs = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
 found = model(load_file(images)["pixel_values"], output_hidden_states=True)
 tensors = {str(layer): state for layer, state in enumerate(found.hidden_states)}
 tensors["answer"] = found[0]
-save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, outputs)
+for file, tensors in {weights: model.state_dict(), outputs: tensors}.items():
+    save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, file)
 """
+# Largest error of outputs, as a share of the largest value. Kernels are chosen by how memory lies,
+# and each rounds in its own way: a sound model need not give the same last bits twice. Seen: 7e-7
+# through a Raptor of the size of DINOv2-B.
+OUTPUT_TOLERANCE = 1e-5
+TINY = torch.finfo(torch.float32).tiny  # instead of 0, where all values are 0
 
 
 def stage_model(
@@ -54,7 +60,8 @@ def stage_model(
 
     Nothing is copied: weights, configuration, processor and code are saved anew, so that neither
     logs nor the names of local folders go along. Then the snippet of the card is run, and the
-    folder is loaded without this package and must give the model's own outputs, bit for bit.
+    folder is loaded without this package and must give the model's own weights, bit for bit, and
+    its outputs to `OUTPUT_TOLERANCE`.
 
     Args:
         model_dir: a Raptor with a head, by the name that it has in `results`.
@@ -65,7 +72,7 @@ def stage_model(
 
     Raises:
         ValueError: no head, no results of this model, or a folder that is not empty.
-        RuntimeError: the snippet fails, or other outputs than the model's.
+        RuntimeError: the snippet fails, or other weights or outputs than the model's.
     """
     model_dir, folder = Path(model_dir).resolve(), Path(folder)
     check_empty(folder)
@@ -102,7 +109,8 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
         model.dummy_inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(0)
     )
     with tempfile.TemporaryDirectory() as scratch:
-        files = [Path(scratch) / f"{name}.safetensors" for name in ("images", "outputs")]
+        names = ("images", "weights", "outputs")
+        files = [Path(scratch) / f"{name}.safetensors" for name in names]
         save_file({"pixel_values": images}, files[0])
         done = subprocess.run(
             [sys.executable, "-c", READ_BACK, folder.resolve(), auto_class, *files],
@@ -110,15 +118,47 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{folder} can't be loaded again:\n{done.stderr[-2000:]}")
-        found = load_file(files[1])
+        weights, found = map(load_file, files[1:])
+    check_weights(weights, model.state_dict(), folder)
     outputs = model.eval()(images, output_hidden_states=True)
     expected = {str(layer): state for layer, state in enumerate(outputs.hidden_states)}
     expected["answer"] = outputs[0]
-    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    check_outputs(found, expected, folder)
+
+
+def check_weights(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """Refuse weights that are not the expected ones, bit for bit; errors as `stage_model`."""
+    different = [
+        name
+        for name in sorted({*found, *expected})
+        if name not in found or name not in expected or not torch.equal(found[name], expected[name])
+    ]
     if different:
         raise RuntimeError(
-            f"The model in {folder} gives other outputs than the one it was saved from "
-            f"(layers {different}). It was not published."
+            f"The model in {folder} holds other weights than the one it was saved from, which it "
+            f"must hold bit for bit ({len(different)} differ: {different[:5]}). It was not "
+            "published."
+        )
+
+
+def check_outputs(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """Refuse outputs that are not the expected ones to a tolerance; errors as `stage_model`."""
+    errors = {
+        name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=TINY))
+        for name, tensor in expected.items()
+    }
+    # a NaN is no error that is small enough
+    different = {name: error for name, error in errors.items() if not error <= OUTPUT_TOLERANCE}
+    if different:
+        listed = ", ".join(f"{name}: {error:.1e}" for name, error in different.items())
+        raise RuntimeError(
+            f"The model in {folder} gives other outputs than the one it was saved from: expected "
+            f"errors up to {OUTPUT_TOLERANCE:.0e} of the largest value, found {listed} (layers by "
+            "their number). It was not published."
         )
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from ..data import keep_batch
 from ..modeling_raptor import PatchFrame
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state, progress_bar
@@ -113,7 +114,7 @@ def store_features(
         ) as bar:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
-                batch = images.__getitems__(chosen.tolist())
+                batch = keep_batch(images.__getitems__(chosen.tolist()))
                 chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
                 if len(chosen):
                     write_batch(files, chosen, backbone, task, batch)
