@@ -96,7 +96,10 @@ class StoredActivations(Dataset):
         batches = np.searchsorted(self.ends, rows, side="right")
         offsets = rows - np.concatenate([[0], self.ends])[batches]
         sample = self.views[0][0]
-        gathered = np.empty((len(rows), len(self.layers), *sample.shape[1:]), dtype=sample.dtype)
+        # memory of torch, which is aligned: `keep_batch` need not copy it
+        dtype = torch.from_numpy(np.empty(0, sample.dtype)).dtype
+        states = torch.empty((len(rows), len(self.layers), *sample.shape[1:]), dtype=dtype)
+        gathered = states.numpy()
 
         def copy(positions: np.ndarray) -> None:
             for position in positions:
@@ -110,7 +113,6 @@ class StoredActivations(Dataset):
         else:
             with ThreadPoolExecutor(COPYING_THREADS) as pool:
                 list(pool.map(copy, np.array_split(positions, COPYING_THREADS)))
-        states = torch.from_numpy(gathered)
         scalars = {name: values[rows] for name, values in self.scalars.items()}
         return {"states": states if self.dtype is None else states.to(self.dtype), **scalars}
 
