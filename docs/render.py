@@ -15,7 +15,14 @@ import numpy as np
 from raptor_hf.dynamics_report import claims_page
 from raptor_hf.report import ablation_section, early_exit_table
 from raptor_hf.runs import read_json
-from raptor_hf.tables import load_results, markdown_table, mean_std, results_table
+from raptor_hf.tables import (
+    TASKS,
+    load_results,
+    markdown_table,
+    mean_std,
+    published_rows,
+    results_table,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"
@@ -62,6 +69,22 @@ def ablation() -> str:
     """Return the ablation on digits beside the published one."""
     published = read_json(RESULTS / "published.json")
     return ablation_section(RESULTS / "digits" / "ablation", published)[-1]
+
+
+def published() -> str:
+    """Return the paper's figures for DINOv2 ViT-B/14 with registers."""
+    heading = ["model", "phases"]
+    for name, column in TASKS.items():
+        heading.append(column.heading)
+        heading += ["of the teacher's (%)"] if name == "classification" else []
+    rows = published_rows(read_json(RESULTS / "published.json"), list(TASKS), len(heading))
+    return markdown_table(heading, rows)
+
+
+def memory() -> str:
+    """Return the peak memory of writing and reading states, in MB."""
+    rows = [[name, *(f"{row[key]:,}" for key in row)] for name, row in benchmark("memory").items()]
+    return markdown_table(["dataset", "writing", "reading", "stored"], rows)
 
 
 def early_exit() -> str:
@@ -126,6 +149,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits_fitted": lambda: digits(FITTED),
     "claims": claims,
     "ablation": ablation,
+    "published": published,
+    "memory": memory,
     "early_exit": early_exit,
     "recipes": recipes,
     "variants": variants,
