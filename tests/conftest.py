@@ -19,6 +19,7 @@ from transformers import (  # noqa: E402
 
 from raptor_hf.data import ImageViews, make_processor  # noqa: E402
 from raptor_hf.extraction import write_activations  # noqa: E402
+from tests.programs import run  # noqa: E402
 
 SIZES = {
     "hidden_size": 24,
@@ -73,3 +74,11 @@ def store(teacher, images, tmp_path):
     path.mkdir()
     write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory):
+    """The digits command of the README, with recipes of a few steps: (output folder, printed)."""
+    out = tmp_path_factory.mktemp("line")
+    command = ("bash", "training/reproduce.sh", "digits")
+    return out, run(*command, OUT=str(out), RECIPES="tests/recipes").stdout
