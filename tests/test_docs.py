@@ -17,8 +17,8 @@ from tests.programs import ACCELERATE_LAUNCH, ROOT, TORCHRUN, run
 
 LAUNCH = " ".join(ACCELERATE_LAUNCH)
 PROGRAM = re.compile(r"(?:training|evaluation|model_cards)/\w+\.py")
-# words that a reader of English would not look for, and nobody greps for
-RIDDLES = {"judge", "judged", "judges", "voters", "told", "advice", "knob of", "riddle"}
+# words of ours that nobody looks for; the field's are: evaluate, selected, knn, depth mode
+RIDDLES = {"judge", "judged", "judges", "voters", "told", "advice", "unmet"}
 MOST_WORDS, MOST_NUMBERS = 40, 10  # in a sentence
 
 
