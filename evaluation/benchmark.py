@@ -8,8 +8,8 @@
 
 Needs the extra `benchmark`; `activations` 3 GB of disk for 256 images, `recipe` two hours on two
 cores (an interrupted run goes on where it stopped). On a GPU: `--device cuda --dtype bfloat16`.
-Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in the
-README.
+Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in
+docs/performance.md and docs/activations.md.
 """
 
 import argparse

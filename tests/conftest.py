@@ -21,6 +21,7 @@ from transformers import (  # noqa: E402
 
 from raptor_hf.activations.writing import write_activations  # noqa: E402
 from raptor_hf.data import ImageViews, make_processor  # noqa: E402
+from tests.programs import run  # noqa: E402
 
 SIZES = {
     "hidden_size": 24,
@@ -30,6 +31,14 @@ SIZES = {
     "patch_size": 4,
     "layerscale_value": 0.5,
 }
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
+def pytest_collection_modifyitems(items):
+    """Keep tests that share what takes long to make in one worker: a file, and `line`'s users."""
+    for item in items:
+        group = "line" if "line" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
@@ -75,3 +84,11 @@ def store(teacher, images, tmp_path):
     path.mkdir()
     write_activations(teacher, images, path, batch_size=2, shard_megabytes=0)
     return path
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory):
+    """The digits command of the README, with recipes of a few steps: (output folder, printed)."""
+    out = tmp_path_factory.mktemp("line")
+    command = ("bash", "training/reproduce.sh", "digits")
+    return out, run(*command, OUT=str(out), RECIPES="tests/recipes").stdout

@@ -24,6 +24,7 @@ from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_check
 from raptor_hf.data import make_processor
 from raptor_hf.distillation.blocks import raptor_from_blocks
 from raptor_hf.original_checkpoint import STAND_INS
+from tests import pages
 from tests.programs import run
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -286,9 +287,7 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     make_processor(8).save_pretrained(tmp_path / "teacher")
     head = {"weight": torch.randn(5, 64), "bias": torch.randn(5)}
     torch.save(head, tmp_path / "head.pth")
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    blocks = [part.split("```")[0] for part in readme.split("```bash\n")[1:]]
-    command = next(block for block in blocks if "convert_raptor_original_to_hf" in block)
+    command = pages.block("docs/reference_code.md", "convert")
     for written, here in {
         "path/to/final_raptor3.pt": str(TINY),
         "facebook/dinov2-with-registers-base": str(tmp_path / "teacher"),

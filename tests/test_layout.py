@@ -22,7 +22,7 @@ dry_runs
 LEVEL = {room: level for level, row in enumerate(LEVELS.split("\n")) for room in row.split()}
 TRAVELS = {"configuration_raptor": {"torch", "transformers"}}
 TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {"configuration_raptor"}
-HEAVY = {"datasets", "evaluate", "gradio", "jinja2", "matplotlib", "torch", "zarr"}
+HEAVY = {"accelerate", "datasets", "evaluate", "gradio", "matplotlib", "torch", "zarr"}
 PROGRAMS = sorted(
     path
     for folder in ("training", "evaluation", "model_cards")

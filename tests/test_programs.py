@@ -17,16 +17,8 @@ import raptor_hf  # noqa: F401
 from raptor_hf.distillation.blocks import make_span, save_blocks
 from raptor_hf.hub.model_card import run_snippet
 from raptor_hf.teachers import load_backbone
+from tests.pages import block
 from tests.programs import ENVIRONMENT, ROOT, run
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    """The pipeline of the README, with recipes of a few steps: (output folder, what it printed)."""
-    out = tmp_path_factory.mktemp("line")
-    ENVIRONMENT.update(OUT=str(out), RECIPES="tests/recipes")
-    done = run("bash", "training/reproduce.sh", "digits")
-    return out, done.stdout
 
 
 def flags(out, stage):
@@ -219,111 +211,6 @@ def test_a_refit_follows_the_teacher_without_a_step(line, blocks, tmp_path):
     assert r2["all"] > r2["none"]
 
 
-def code_blocks(language):
-    """The code blocks of the README in one language."""
-    text = (ROOT / "README.md").read_text()
-    return [part.split("```")[0] for part in text.split(f"```{language}\n")[1:]]
-
-
-def test_the_readmes_python_runs(line, tmp_path):
-    onnx = str(tmp_path / "raptor.onnx")
-    snippets = code_blocks("python")
-    assert all("outputs/digits" in snippet for snippet in snippets)
-    printed = [
-        run(
-            sys.executable, "-c",
-            snippet.replace("outputs/digits", str(line[0])).replace('"raptor.onnx"', repr(onnx)),
-        ).stdout
-        for snippet in snippets
-    ]  # fmt: skip
-    assert printed[0].startswith("[")  # the phases
-    assert "tensor([" in printed[0]
-    error, states = printed[1].splitlines()[-1].split(", grad_fn")[0].split()
-    assert float(error.strip("tensor()")) < 1e-3 and states == "13"
-    assert printed[2].splitlines()[-1] == "torch.Size([4, 10])"
-    assert "'ground'" in printed[3]
-    assert printed[4].startswith("tensor([")  # the speeds
-
-
-def test_the_readmes_dry_runs_of_publishing_run(line, tmp_path):
-    script = next(block for block in code_blocks("bash") if "publish.py" in block)
-    script = script.replace("python ", f"{sys.executable} ").replace("outputs/digits", str(line[0]))
-    for name in ("raptor_k3", "digits_states"):
-        script = script.replace(
-            f"{name} --dry_run", f"{name} --dry_run --output_dir {tmp_path}/{name}"
-        )
-    printed = run("bash", "-c", f"set -e\n{script}").stdout
-    assert "tried:   the card's snippet runs; loaded without raptor_hf" in printed
-    assert f"folder:  {tmp_path}/raptor_k3 (nothing was pushed)" in printed
-    assert f"folder:  {tmp_path}/digits_states (shards are links; nothing was pushed)" in printed
-    assert (tmp_path / "digits_states" / "manifest.json").exists()
-    card = (tmp_path / "raptor_k3" / "README.md").read_text()
-    assert "# NAME/raptor_k3" in card and str(line[0]) not in card
-
-
-def test_the_readmes_study_of_depth_runs_and_its_table_is_what_was_seen(line, tmp_path):
-    script = next(block for block in code_blocks("bash") if "evaluation/dynamics.py" in block)
-    for written, here in {
-        "accelerate launch": f"{sys.executable} -m accelerate.commands.launch",
-        "outputs/digits/dynamics": f"{tmp_path}/dynamics --num_images 40 --swap_draws 2",
-        "outputs/digits": str(line[0]),
-    }.items():
-        assert written in script
-        script = script.replace(written, here)
-    printed = run("bash", "-c", script).stdout
-    assert "| claim | of | teacher | raptor_k2 | raptor_k3 | raptor_k4 |" in printed
-    study = json.loads((line[0] / "seed_0" / "dynamics" / "dynamics.json").read_text())
-    assert study["num_images"] == 360 and len(study["models"]) == 4
-    seen = ROOT / "evaluation" / "results" / "digits" / "dynamics" / "what_we_see.md"
-    assert seen.read_text().split("\n\n")[1] in (ROOT / "README.md").read_text()
-
-
-def test_the_readmes_phase_commands_print_the_published_phases(tmp_path):
-    script = next(block for block in code_blocks("bash") if "compare_phases" in block)
-    script = script.replace("python ", f"{sys.executable} ").replace("outputs", str(tmp_path))
-    printed = run("bash", "-c", f"set -e\n{script}").stdout
-    assert "k=2: phases [7, 5] (threshold 0.2)\n" in printed
-    assert "k=3: phases [7, 3, 2] (threshold 0.1)\n" in printed
-    assert "k=4: phases [4, 3, 3, 2] (threshold 0.09)\n" in printed
-    assert "| ncut | 3 | [7, 3, 2] |" in printed
-
-
-def test_the_readmes_activation_commands_run(line, tmp_path):
-    store = line[0] / "activations"
-    plan, check = [block for block in code_blocks("bash") if "outputs/mine/activations" in block][
-        1:
-    ]
-    for written, here in {
-        "facebook/dinov2-with-registers-small": str(line[0] / "teacher"),
-        "path/to/images": "digits",
-        "python ": f"{sys.executable} ",
-    }.items():
-        plan = plan.replace(written, here)
-    printed = run("bash", "-c", plan.replace("outputs/mine", str(tmp_path))).stdout
-    assert "16 epochs of the layers 0 to 12" in printed and "  advice       stored: " in printed
-    check = check.replace("python", sys.executable).replace("outputs/mine/activations", str(store))
-    assert f"{store} is whole: 1,437 images" in run("bash", "-c", check).stdout
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_readmes_commands_for_one_and_two_processes_run(tmp_path):
-    script = next(block for block in code_blocks("bash") if "torchrun" in block)
-    for written, here in {
-        "python training": f"{sys.executable} training",
-        "torchrun": f"{sys.executable} -m torch.distributed.run --standalone",
-        "training/recipes": "tests/recipes",
-        "outputs": str(tmp_path),
-    }.items():
-        assert written in script
-        script = script.replace(written, here)
-    done = run("bash", "-c", f"set -e\n{script}")
-    assert "1 process on cpu" in done.stderr and "2 processes on cpu" in done.stderr
-    assert "32 images a step: 2 processes × 16 images" in done.stdout
-    for number in ("one", "two"):
-        model = AutoModelForImageClassification.from_pretrained(tmp_path / number / "teacher")
-        assert model.config.num_labels == 10
-
-
 def test_training_online_follows_training_from_the_store(line, tmp_path):
     out = line[0]
     manifest = json.loads((out / "activations" / "manifest.json").read_text())
@@ -345,7 +232,8 @@ def test_training_online_follows_training_from_the_store(line, tmp_path):
 
 def test_the_ablation_ends_in_a_table_of_six_rows(line):
     out = line[0]
-    printed = run("bash", "training/ablate.sh", "digits").stdout
+    command = block("docs/reference_code.md", "ablation").removesuffix(" --seeds 3\n").split()
+    printed = run(*command, OUT=str(out), RECIPES="tests/recipes").stdout
     rows = [line for line in printed.splitlines() if line.startswith("| ")]
     names = ["teacher forcing only", "+ autoregressive", "+ depth scaling"]
     names += ["+ weighted cls (last block)", "+ second stage", "+ tuned classifier"]
@@ -374,29 +262,3 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
     for number, span in enumerate(spans):
         name = "attention.qkv.weight"
         assert torch.equal(blocks[f"{span}.{name}"], chained[f"blocks.{number}.{name}"])
-
-
-def test_the_readmes_own_teacher_commands_run(line, tmp_path):
-    import numpy as np
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "images" / "train" / name).mkdir(parents=True)
-        for number in range(40):
-            pixels = rng.integers(0, 256, size=(20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{number}.png")
-    script = next(block for block in code_blocks("bash") if "find_phases" in block)
-    for written, here in {
-        "source .venv/bin/activate\n": "set -e\n",
-        "accelerate launch": f"{sys.executable} -m accelerate.commands.launch",
-        "python training": f"{sys.executable} training",
-        "facebook/dinov2-with-registers-small": str(line[0] / "teacher"),
-        "path/to/images": str(tmp_path / "images"),
-        "outputs/mine": str(tmp_path / "mine"),
-        "--steps 10000": "--steps 3",
-    }.items():
-        assert written in script
-        script = script.replace(written, here)
-    run("bash", "-c", script)
-    assert len(AutoModel.from_pretrained(tmp_path / "mine" / "raptor_k3").config.phases) == 3

@@ -47,9 +47,9 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
 
 def main() -> None:
     """Train the teacher and save it with its image processor."""
-    import torch
-
     parts = parse_arguments(*PARTS)
+    import torch  # not before: `--help` does without
+
     own, compute, training = parts
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification

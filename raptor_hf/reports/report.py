@@ -92,6 +92,23 @@ def pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
     ]
 
 
+def early_exit_table(results: list[dict]) -> str:
+    """Applications saved and accuracy lost, a row a Raptor and a way of stopping early."""
+    found = [result for result in results if result["task"] == "early_exit"]
+    curves = {result["model"]: result["metrics"]["curves"] for result in found}
+    rows = [
+        [name, way]
+        + [
+            mean_std(100 * values_of(found, name, "early_exit", "chosen", way, key), 1)
+            for key in ("saved", "lost")
+        ]
+        for name in model_names(results)
+        if name in curves
+        for way in curves[name]
+    ]
+    return markdown_table(["model", "way", "applications saved (%)", "accuracy lost (%)"], rows)
+
+
 def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
     """The section on fewer applications, as paragraphs, and its figure; empty without results."""
     found = [result for result in results if result["task"] == "early_exit"]
@@ -101,15 +118,6 @@ def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
     curves = {r["model"]: r["metrics"]["curves"] for r in found if r["seed"] == first}
     names = [name for name in model_names(results) if name in curves]
     plot_early_exit({name: curves[name] for name in names}, output_dir / "early_exit.png")
-    rows = [
-        [name, way]
-        + [
-            mean_std(100 * values_of(found, name, "early_exit", "chosen", way, key), 1)
-            for key in ("saved", "lost")
-        ]
-        for name in names
-        for way in curves[name]
-    ]
     return [
         "## Fewer applications",
         "*angle*: an image stops once an application of the last block turns its cls token by less "
@@ -117,7 +125,7 @@ def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
         "all layers (`num_applications`). *first*: all images stop after the same layer. The "
         "Raptors were trained for all applications. What loses at most 1 % of accuracy on training "
         "images is chosen; the table says what that saves and loses on test images.",
-        markdown_table(["model", "way", "applications saved (%)", "accuracy lost (%)"], rows),
+        early_exit_table(found),
         "![accuracy against applications](early_exit.png)",
     ]
 

@@ -1,0 +1,165 @@
+"""Write the tables of README.md and docs/ anew from the result files in git.
+
+    python docs/render.py
+
+A table lies between the lines `<!-- table: NAME -->` and `<!-- /table -->`; `TABLES` has a function
+for every NAME. A test compares the pages with what this program gives.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from raptor_hf.dynamics.report import claims_page
+from raptor_hf.reports.report import ablation_section, early_exit_table
+from raptor_hf.reports.tables import (
+    TASKS,
+    load_results,
+    markdown_table,
+    mean_std,
+    published_rows,
+    results_table,
+)
+from raptor_hf.runs.files import read_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "evaluation" / "results"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+PROBED = ["accuracy (%)", "of the teacher's (%)", "mIoU (%)", "depth RMSE (m)"]
+FITTED = ["R², all tokens", "R², cls", "R², patches", "R² (reference's definition)"]
+MAIN = ["phases", "accuracy (%)", "R², all tokens", "of the teacher's layers (%)"]
+WAYS = {"np.memmap": "`np.memmap` of the same bytes, the same gather",
+        "torch format": "`datasets`, torch format",
+        "reference": "the reference's zarr, 64 images that lie together, float32"}  # fmt: skip
+BLOCKS = ("reference", "exact", "matched", "teacher")
+
+
+def pages() -> list[Path]:
+    """Return README.md and all pages of docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def render(text: str) -> str:
+    """Return a page with every marked table made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def benchmark(name: str) -> dict:
+    """Read the figures of one benchmark."""
+    return read_json(RESULTS / "benchmarks" / f"{name}.json")["result"]
+
+
+def digits(columns: list[str]) -> str:
+    """Return some columns of the digits' main table, for the models that have any of them."""
+    lines = results_table(load_results([RESULTS / "digits"])).splitlines()
+    heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    rows = [[row[0], *(row[heading.index(name)] for name in columns)] for row in rows]
+    return markdown_table(["model", *columns], [row for row in rows if set(row[1:]) != {"–"}])
+
+
+def claims() -> str:
+    """Return the verdicts on the claims about depth."""
+    study = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")
+    return claims_page(study["claims"]).split("\n\n")[1]
+
+
+def ablation() -> str:
+    """Return the ablation on digits beside the published one."""
+    published = read_json(RESULTS / "published.json")
+    return ablation_section(RESULTS / "digits" / "ablation", published)[-1]
+
+
+def published() -> str:
+    """Return the paper's figures for DINOv2 ViT-B/14 with registers."""
+    heading = ["model", "phases"]
+    for name, column in TASKS.items():
+        heading.append(column.heading)
+        heading += ["of the teacher's (%)"] if name == "classification" else []
+    rows = published_rows(read_json(RESULTS / "published.json"), list(TASKS), len(heading))
+    return markdown_table(heading, rows)
+
+
+def memory() -> str:
+    """Return the peak memory of writing and reading states, in MB."""
+    rows = [[name, *(f"{row[key]:,}" for key in row)] for name, row in benchmark("memory").items()]
+    return markdown_table(["dataset", "writing", "reading", "stored"], rows)
+
+
+def early_exit() -> str:
+    """Return what fewer applications save and cost."""
+    return early_exit_table(load_results([RESULTS / "digits"]))
+
+
+def recipes() -> str:
+    """Return R² against compute: a row a budget, a column a recipe, k = 2 / 3 / 4 in a cell."""
+    table = benchmark("recipe")["table"]
+    means = {(r["recipe"], r["budget"], r["k"]): f"{np.mean(r['r2']):.3f}" for r in table}
+    names = ["ours", "reference", "reference, our batches"]
+    rows = []
+    for budget in sorted({row["budget"] for row in table}):
+        cells = [[means.get((name, budget, k), "–") for k in (2, 3, 4)] for name in names]
+        cells = [" / ".join(cell) if set(cell) != {"–"} else "–" for cell in cells]
+        rows.append([f"{budget:,}", *cells])
+    return markdown_table(["compute", "ours", "the reference", "the reference, our batches"], rows)
+
+
+def variants() -> str:
+    """Return what each part of our recipe does at k = 3 and compute 100."""
+    table = [r for r in benchmark("recipe")["table"] if (r["k"], r["budget"]) == (3, 100)]
+    rows = [
+        [row["recipe"], *(mean_std(np.array(row[figure]), 3) for figure in ("r2", "r2_cls"))]
+        for row in table
+        if row["recipe"].startswith("ours")
+    ]
+    return markdown_table(["k = 3, compute 100", "R², all tokens", "R², cls"], rows)
+
+
+def speed() -> str:
+    """Return size and speed of base size on one CPU thread, as multiples of the reference."""
+    rows = []
+    for name, ratios in (benchmark("model") | benchmark("train_step")).items():
+        if ": " in name or "1 − R²" in name or not {"exact", "matched"} <= set(ratios):
+            continue
+        shown = {"reference": 1.0} | ratios
+        cells = [f"{shown[block]:.2f}" if block in shown else "–" for block in BLOCKS]
+        if "reference again" in shown:
+            cells[0] += f" ({shown['reference again']:.2f})"
+        if "matched, checkpointed" in shown:
+            cells[2] += f"; {shown['matched, checkpointed']:.2f} with checkpointing"
+        rows.append([name, *cells])
+    heading = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
+    return markdown_table(["base size, float32, one thread", *heading], rows)
+
+
+def activations() -> str:
+    """Return how much slower other ways read random batches of states."""
+    figures = benchmark("activations")
+    sizes = ("reading, all layers", "reading, 4 layers")
+    rows = [
+        [label, *(f"{figures[size][way]:.2g}" for size in sizes)] for way, label in WAYS.items()
+    ]
+    return markdown_table(["time, divided by ours", "all 13 layers", "4 layers"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "digits": lambda: digits(MAIN),
+    "digits_probed": lambda: digits(PROBED),
+    "digits_fitted": lambda: digits(FITTED),
+    "claims": claims,
+    "ablation": ablation,
+    "published": published,
+    "memory": memory,
+    "early_exit": early_exit,
+    "recipes": recipes,
+    "variants": variants,
+    "speed": speed,
+    "activations": activations,
+}
+
+
+if __name__ == "__main__":
+    for page in pages():
+        page.write_text(render(page.read_text()))
+        print(page.relative_to(ROOT))
