@@ -49,43 +49,21 @@ class RaptorAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attentions: list[torch.Tensor] | None = None,
-        queries: torch.Tensor | None = None,
+        self, hidden_states: torch.Tensor, attentions: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """(…, N, D) to (…, N, D), or to (…, Q, D) for the tokens `queries` (Q,) alone.
-
-        The weights (…, heads, Q, N) are appended to `attentions`.
-        """
-        query, key, value = self.project(hidden_states, queries)
+        """(…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to `attentions`."""
+        projected = self.qkv(hidden_states)
+        tokens, sizes = projected.shape[-2], (3, self.num_heads, self.head_dim)
+        # (3, batch, heads, tokens, D / heads): leading axes are made one
+        stacked = projected.view(-1, tokens, *sizes).permute(2, 0, 3, 1, 4)
+        query, key, value = stacked.unbind()
         # of all implementations the eager one alone tells its weights
         name = "eager" if attentions is not None else self.config._attn_implementation or "sdpa"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         mixed, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         if attentions is not None:
             attentions.append(weights)
-        return self.proj(mixed.reshape(*hidden_states.shape[:-2], *mixed.shape[-3:-2], -1))
-
-    def project(
-        self, hidden_states: torch.Tensor, queries: torch.Tensor | None
-    ) -> list[torch.Tensor]:
-        """Query, key and value as (batch, heads, tokens, D / heads); leading axes are made one."""
-        size = hidden_states.shape[-1]
-        if queries is None:
-            parts = [self.qkv(hidden_states)]
-        else:  # keys and values of all tokens
-            weights = self.qkv.weight.split([size, 2 * size])
-            biases = self.qkv.bias.split([size, 2 * size])
-            inputs = (hidden_states.index_select(-2, queries), hidden_states)
-            parts = map(nn.functional.linear, inputs, weights, biases)
-        found = []
-        for part in parts:
-            stacked = part.view(
-                -1, part.shape[-2], part.shape[-1] // size, self.num_heads, self.head_dim
-            )
-            found.extend(stacked.permute(2, 0, 3, 1, 4).unbind())
-        return found
+        return self.proj(mixed.reshape(hidden_states.shape))
 
 
 class RaptorFFN(nn.Module):
@@ -180,7 +158,6 @@ class RaptorBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         depth: int | torch.Tensor,
         attentions: list[torch.Tensor] | None = None,
-        queries: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One application.
 
@@ -189,18 +166,15 @@ class RaptorBlock(GradientCheckpointingLayer):
             depth: the layer that is asked for (1 … L), or a tensor (P,) of them. A tensor (1,)
                 spares a compiled block from being compiled anew for another number.
             attentions: a list that the attention weights (B, heads, N, N) are appended to.
-            queries: make the states of the tokens (Q,) alone; they look at all tokens.
 
         Returns:
-            The state(s) one layer deeper, in the shape of `hidden_states`, or (…, Q, D).
+            The state(s) one layer deeper, in the shape of `hidden_states`.
         """
         states = hidden_states
         if isinstance(depth, int):
             depth = torch.full((1,), depth, device=states.device)
         attention_scale, ffn_scale, state_scale = self.scales(depth, states)
-        mixed = self.attention(self.norm1(states), attentions, queries)
-        if queries is not None:
-            states = states.index_select(-2, queries)
+        mixed = self.attention(self.norm1(states), attentions)
         states = torch.addcmul(states, mixed, attention_scale)
         added = self.ffn(self.norm2(states))
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass

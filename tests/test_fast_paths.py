@@ -89,17 +89,6 @@ def test_inductor_gives_the_same(raptor, pixel_values):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_some_tokens_alone_are_as_among_all(raptor, attention):
-    raptor.set_attn_implementation(attention)
-    states, queries = torch.randn(2, 3, 7, 24), torch.tensor([0, 2, 5])
-    depths, block = torch.tensor([1, 2, 3]), raptor.blocks[0]
-    everything, some = block(states, depths), block(states, depths, queries=queries)
-    assert some.shape == (2, 3, 3, 24)
-    close([some], [everything[:, :, queries]])
-
-
-@torch.no_grad()
 def test_fewer_applications_by_hand(raptor, pixel_values):
     raptor.config.num_applications = 3
     assert raptor.config.depths() == [1, 4, 6]

@@ -119,7 +119,7 @@ def test_noise_is_added_to_every_input(teacher, trajectory):
             super().__init__()
             self.inputs = []
 
-        def forward(self, states, depth, queries=None):
+        def forward(self, states, depth):
             self.inputs.append(states)
             return torch.zeros_like(states)
 
@@ -259,33 +259,13 @@ def test_a_drawn_objective_is_the_weighted_one_on_average(raptor, trajectory):
     assert loss_weights(drawn.arguments, 1.0) == (0, 1)  # nothing to draw
 
 
-@pytest.mark.parametrize("weights", [None, {"cls": 0.45, "registers": 0.1, "patches": 0.45}])
-def test_forcing_on_some_patches_is_forcing_on_all_on_average(raptor, trajectory, weights):
-    options = {"objective": "teacher_forcing", "weights": weights}
-    plain = matching(raptor, **options)(trajectory, 0.0)["0-6"].loss.item()
-    module = matching(raptor, forcing_patches=1, **options)
-    torch.manual_seed(0)
-    found = [module(trajectory, 0.0)["0-6"] for _ in range(60)]
-    different = {round(f.loss.item(), 4) for f in found}
-    assert len(different) == 4 and found[0].prediction.shape == (2, 6, 4, 24)
-    assert sum(different) / 4 == pytest.approx(plain, rel=1e-3)  # each of the four patches once
-    every = matching(raptor, forcing_patches=4, **options)(trajectory, 0.0)["0-6"]
-    assert every.loss.item() == pytest.approx(plain, rel=1e-5)
-
-
-def test_wrong_options_of_the_mixture_are_refused(raptor, trajectory):
-    with pytest.raises(ValueError, match="an image has 4 patches"):
-        matching(raptor, objective="teacher_forcing", forcing_patches=5)(trajectory, 0.0)
-    with pytest.raises(ValueError, match="for an objective with teacher forcing"):
-        ObjectiveArguments(objective="autoregressive", forcing_patches=5)
+def test_wrong_options_of_the_mixture_are_refused():
     with pytest.raises(ValueError, match="annealing='drawn' is for objective='annealed'"):
         ObjectiveArguments(objective="autoregressive", annealing="drawn")
     with pytest.raises(ValueError, match="phase_fraction says where rollouts start"):
         ObjectiveArguments(objective="teacher_forcing", phase_fraction=0.5)
     with pytest.raises(ValueError, match="annealing must be"):
         ObjectiveArguments(annealing="sampled")
-    with pytest.raises(ValueError, match="A rollout needs all tokens"):
-        rollout(spans_of(raptor), trajectory, resets={0}, queries=torch.tensor([0]))
 
 
 def test_blocks_first_learn_from_the_start_of_their_phases(raptor, trajectory):

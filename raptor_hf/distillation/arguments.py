@@ -99,13 +99,6 @@ class ObjectiveArguments:
             "out from the teacher's state at the start of its phase; then from the first layer"
         },
     )
-    forcing_patches: OnCard[int] = field(
-        default=0,
-        metadata={
-            "help": "teacher forcing learns that many patches, drawn anew at every step, beside "
-            "cls and registers (all tokens are looked at); 0: all"
-        },
-    )
     loss: OnCard[Literal["mse", "cosine", "mse+cosine"]] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
     )
@@ -161,13 +154,6 @@ class ObjectiveArguments:
         if self.phase_fraction and self.objective == "teacher_forcing":
             raise ValueError(
                 "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
-            )
-        if self.forcing_patches < 0 or (
-            self.forcing_patches and self.objective == "autoregressive"
-        ):
-            raise ValueError(
-                "forcing_patches is a number of patches ≥ 0, for an objective with teacher "
-                f"forcing; got {self.forcing_patches} and objective={self.objective!r}."
             )
         if not 0 <= self.noise_std < math.inf:
             raise ValueError(f"noise_std must be a number ≥ 0; got {self.noise_std}.")

@@ -22,8 +22,7 @@ class Followed(NamedTuple):
         loss: a scalar.
         prediction: (B, S, N, D), rolled out if the loss counts that, else teacher-forced; without
             gradients.
-        target: (B, S + 1, N, D), the teacher's states, with the one that it starts from. (Teacher
-            forcing may have looked at some tokens N only.)
+        target: (B, S + 1, N, D), the teacher's states, with the one that it starts from.
     """
 
     loss: torch.Tensor
@@ -89,42 +88,19 @@ class TrajectoryMatching(nn.Module):
         """
         start, stop = chain.spans[0].start, chain.spans[-1].stop
         total = 0.0
-        forced = (forcing, range(start, stop), self.arguments.forcing_patches)
-        for weight, resets, patches in (forced, (rolling, starts, 0)):
+        for weight, resets in ((forcing, range(start, stop)), (rolling, starts)):
             if weight == 0:
                 continue
-            queries, weights = None, chain.weights
-            if patches:
-                queries, weights = self.draw_tokens(trajectory, chain.weights)
             noise = self.arguments.noise_std
-            prediction = rollout(
-                chain.spans, trajectory, resets=resets, noise_std=noise, queries=queries
-            )
-            target = trajectory if queries is None else trajectory.index_select(2, queries)
+            prediction = rollout(chain.spans, trajectory, resets=resets, noise_std=noise)
             total = total + weight * token_loss(
                 prediction,
-                target[:, 1:],
+                trajectory[:, 1:],
                 groups=self.groups,
-                weights=weights,
+                weights=chain.weights,
                 loss=self.arguments.loss,
             )
-        return Followed(total, prediction.detach(), target)
-
-    def draw_tokens(
-        self, trajectory: torch.Tensor, weights: dict[str, float] | None
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """All cls and register tokens and some patches, and the weights that make their loss
-        that of all tokens on average.
-        """
-        tokens = torch.arange(trajectory.shape[2], device=trajectory.device)
-        patches = tokens[self.groups["patches"]]
-        number = self.arguments.forcing_patches
-        if number > len(patches):
-            raise ValueError(f"forcing_patches is {number}; an image has {len(patches)} patches.")
-        drawn = patches[torch.randperm(len(patches))[:number].to(patches.device).sort().values]
-        if weights is None:  # the plain mean over all tokens
-            weights = {name: len(tokens[part]) / len(tokens) for name, part in self.groups.items()}
-        return torch.cat([tokens[: -len(patches)], drawn]), weights
+        return Followed(total, prediction.detach(), trajectory)
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:

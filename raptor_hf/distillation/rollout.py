@@ -13,7 +13,6 @@ def rollout(
     *,
     resets: Collection[int],
     noise_std: float = 0.0,
-    queries: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
@@ -22,14 +21,13 @@ def rollout(
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
         noise_std: standard deviation of Gaussian noise that is added to every block's input.
-        queries: predict the tokens (Q,) alone; for teacher forcing, as a rollout needs all.
 
     Returns:
-        (B, S, N, D), the states after every one of these layers, or (B, S, Q, D).
+        (B, S, N, D), the states after every one of these layers.
 
     Raises:
-        ValueError: the first layer of the first span is not a reset, the spans leave a gap, the
-            trajectory is not as long as they are, or `queries` in a rollout.
+        ValueError: the first layer of the first span is not a reset, the spans leave a gap, or the
+            trajectory is not as long as they are.
     """
     first, last = spans[0].start, spans[-1].stop
     if first not in resets:
@@ -39,9 +37,6 @@ def rollout(
             f"The spans {first}-{last} need the states of {last - first + 1} layers; the "
             f"trajectory has {trajectory.shape[1]}."
         )
-
-    if queries is not None and not all(layer in resets for layer in range(first, last)):
-        raise ValueError("A rollout needs all tokens: queries are for teacher forcing.")
 
     def noisy(states: torch.Tensor) -> torch.Tensor:
         return states + noise_std * torch.randn_like(states) if noise_std else states
@@ -57,7 +52,7 @@ def rollout(
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
             inputs = noisy(trajectory[:, start - first : stop - first])
-            predictions.append(block(inputs, depths, queries=queries))
+            predictions.append(block(inputs, depths))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
