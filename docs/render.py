@@ -15,7 +15,7 @@ import numpy as np
 from raptor_hf.dynamics.report import claims_page
 from raptor_hf.reports.report import ablation_section, early_exit_table
 from raptor_hf.reports.tables import (
-    TASKS,
+    COLUMNS,
     load_results,
     markdown_table,
     mean_std,
@@ -74,10 +74,10 @@ def ablation() -> str:
 def published() -> str:
     """Return the paper's figures for DINOv2 ViT-B/14 with registers."""
     heading = ["model", "phases"]
-    for name, column in TASKS.items():
+    for name, column in COLUMNS.items():
         heading.append(column.heading)
         heading += ["of the teacher's (%)"] if name == "classification" else []
-    rows = published_rows(read_json(RESULTS / "published.json"), list(TASKS), len(heading))
+    rows = published_rows(read_json(RESULTS / "published.json"), list(COLUMNS), len(heading))
     return markdown_table(heading, rows)
 
 

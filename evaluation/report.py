@@ -45,7 +45,7 @@ def main() -> None:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
     # pictures of predictions: where several seeds have one, the first wins
     pictures = [
-        Path(folder) / f"{task}.png" for folder in arguments.results for task in reports.TASKS
+        Path(folder) / f"{task}.png" for folder in arguments.results for task in reports.COLUMNS
     ]
     for picture in reversed(pictures):
         if picture.exists() and picture.parent.resolve() != output_dir.resolve():

@@ -257,7 +257,7 @@ def test_modes_of_a_rotation_predict_it_and_standing_still_does_not():
     for part in linear.run(start).split(7):
         modes.add(part)
     result = modes.result()
-    assert list(result) == ["1-4", "2-3"] and modes.judged == 20
+    assert list(result) == ["1-4", "2-3"] and modes.num_evaluated == 20
     whole = result["1-4"]
     assert whole["rank"] == 2  # nothing is ever in the third channel
     moduli = [abs(complex(*value)) for value in whole["eigenvalues"]]

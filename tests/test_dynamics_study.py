@@ -12,7 +12,7 @@ from raptor_hf.activations.store import StoredActivations, load_activations
 from raptor_hf.benchmarks.timing import peak_memory
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.dynamics.arguments import ANALYSES, StudyArguments
-from raptor_hf.dynamics.claims import CLAIMS, judge_claims
+from raptor_hf.dynamics.claims import CLAIMS, evaluate_claims
 from raptor_hf.dynamics.figures import draw_study
 from raptor_hf.dynamics.report import claims_page
 from raptor_hf.dynamics.study import study_models
@@ -110,7 +110,7 @@ def test_what_needs_a_cls_token_says_so_and_the_rest_is_made(tmp_path):
     assert "group cls" in result["left_out"]["self_correction of cls"]
     assert list(result["convergence"]) == ["patches"]
     assert {"phase_contrast", "linear_modes"} < set(result)
-    claims = judge_claims([result])
+    claims = evaluate_claims([result])
     verdicts = {claim["sentence"]: claim["verdicts"]["no cls"]["seen"] for claim in claims}
     assert verdicts["Classes end in angular basins"] is None
     assert verdicts["Directions converge: γ rises to 1"] is not None
@@ -200,7 +200,7 @@ def curve(*values):
 
 def test_claims_are_judged_by_their_figures(systems, images, tmp_path):
     results = study_models(systems, images, PARTITIONS, options(), folder=tmp_path)
-    claims = {claim.sentence: claim.judge for claim in CLAIMS}
+    claims = {claim.sentence: claim.decide for claim in CLAIMS}
     result = results[1]
     rise = claims["The rise is S-shaped"]
     result["convergence"] = {"cls": curve(0, 0.1, 0.2, 0.8, 0.9, 0.95, 1)}
@@ -223,14 +223,14 @@ def test_claims_are_judged_by_their_figures(systems, images, tmp_path):
     result["phase_contrast"] = {"2-4": {"contrast": 0.5, "random": [0.1, 0.6], "shuffled": [0.0]}}
     seen, figures = contrast(result)
     assert not seen and "beats 50 % of random runs, 100 % of shuffled" in figures
-    page = claims_page(judge_claims(results))
+    page = claims_page(evaluate_claims(results))
     assert page.startswith("# What we see\n\n| claim | of | teacher | raptor_k2 |")
     assert "- raptor_k2: not seen. steepest: cls at layer 1 of 6" in page
 
 
 def test_what_was_seen_on_the_digits_follows_from_the_figures_in_git():
     folder = ROOT / "evaluation" / "results" / "digits" / "dynamics"
-    claims = judge_claims(read_json(folder / "dynamics.json")["models"])
+    claims = evaluate_claims(read_json(folder / "dynamics.json")["models"])
     assert claims_page(claims) == (folder / "what_we_see.md").read_text()
 
 
@@ -243,7 +243,7 @@ def test_one_phase_and_phases_of_one_layer(systems, images, tmp_path):
     assert "same_phase" not in result["layer_swap"]["1-1-1-1-1-1"]
     assert result["phase_contrast"]["6"]["contrast"] is None
     assert len(result["linear_modes"]["cls"]) == 8
-    assert all(verdict["figures"] for claim in judge_claims([result]) for verdict in
+    assert all(verdict["figures"] for claim in evaluate_claims([result]) for verdict in
                claim["verdicts"].values() if verdict["seen"] is not None)  # fmt: skip
     assert len(dict(draw_study([result]))) == 8
 

@@ -16,8 +16,8 @@ from raptor_hf.runs.processes import (
     STOP_SIGNALS,
     StopSignals,
     describe_processes,
+    launcher_warnings,
     run_program,
-    unmet_wishes,
 )
 from tests.conftest import tiny_teacher
 from tests.programs import run, start
@@ -53,12 +53,12 @@ def test_processes_are_described(monkeypatch):
     ],
 )
 def test_what_was_asked_for_in_vain_is_said(monkeypatch, variables, message):
-    assert unmet_wishes(state()) == []
+    assert launcher_warnings(state()) == []
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    (wish,) = unmet_wishes(state())
+    (wish,) = launcher_warnings(state())
     assert re.search(message, wish)
-    assert unmet_wishes(state(4, "cuda")) == []
+    assert launcher_warnings(state(4, "cuda")) == []
 
 
 def test_a_stop_signal_is_noted_and_handlers_come_back():

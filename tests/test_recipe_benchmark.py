@@ -47,16 +47,16 @@ def test_units_by_hand():
 def test_rates_are_doubled_and_halved_as_long_as_that_helps():
     tried = []
 
-    def judge(rate):
+    def score(rate):
         tried.append(rate)
         return -abs(rate - 6)
 
-    assert tuned_rate(judge, 1.0) == 4.0  # as good as 8, and nearer
+    assert tuned_rate(score, 1.0) == 4.0  # as good as 8, and nearer
     tried.clear()
-    assert tuned_rate(lambda rate: judge(rate) if rate != 4 else 1, 1.0) == 4.0
+    assert tuned_rate(lambda rate: score(rate) if rate != 4 else 1, 1.0) == 4.0
     assert sorted(tried) == [0.5, 1.0, 2.0, 8.0]
     assert tuned_rate(lambda rate: -rate if rate > 0.1 else -9, 1.0) == 0.125
-    assert tuned_rate(judge, 1.0, extend=False) == 1.0
+    assert tuned_rate(score, 1.0, extend=False) == 1.0
 
 
 def test_variants_have_a_table_of_their_own():

@@ -127,8 +127,8 @@ class Candidates:
         """How each of them goes from the embeddings to the last layer: a list of states."""
         return {
             "reference": self.reference,
-            "exact": partial(roll, self.exact),
-            "matched": partial(roll, self.matched),
+            "exact": partial(rollout_states, self.exact),
+            "matched": partial(rollout_states, self.matched),
             "teacher": partial(teacher_layers, self.teacher),
         }
 
@@ -146,7 +146,7 @@ class Candidates:
         }
 
 
-def roll(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
+def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
     """The states (B, N, D) after every application."""
     trajectory = []
     for depth in range(1, model.config.num_hidden_layers + 1):

@@ -194,20 +194,20 @@ def run_group(digits: str, group: Group) -> None:
                 run_once(digits, group, recipe, rate, seed)
 
 
-def tuned_rate(judge: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
+def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
     """The best of rate · 2ⁿ: the next one is tried as long as the last one was the best.
 
     Args:
-        judge: the quality of a run at a rate.
+        score: the quality of a run at a rate.
         rate: where the search starts.
         extend: else only the rate itself and its half are tried.
     """
-    found = {candidate: judge(candidate) for candidate in (rate, rate / 2)}
+    found = {candidate: score(candidate) for candidate in (rate, rate / 2)}
     if extend:
-        found[2 * rate] = judge(2 * rate)
+        found[2 * rate] = score(2 * rate)
         for factor, end in ((2, max), (0.5, min)):
             while max(found, key=found.get) == (edge := end(found)):
-                found[factor * edge] = judge(factor * edge)
+                found[factor * edge] = score(factor * edge)
     return max(found, key=found.get)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..loop.arguments import ComputeArguments
-from .models import RAPTORS, Candidates, roll
+from .models import RAPTORS, Candidates, rollout_states
 from .settings import FORMS
 from .timing import PROCESSES, interleaved, median_ratio
 
@@ -192,7 +192,7 @@ def seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
         small.matched.blocks[0].compile()
         small.matched.advance(small.states(1), 1)
         torch._dynamo.reset()
-        run, states = partial(roll, large.matched), large.states(1)
+        run, states = partial(rollout_states, large.matched), large.states(1)
         if unrolled:
             run = torch.compile(run)
         else:
@@ -229,7 +229,7 @@ def benchmark_train_step(
             target = torch.stack(candidates.rollouts()["teacher"](states))
         losses, steps = {}, {}
         for name, module in modules.items():
-            rollout = module if name == "reference" else partial(roll, module)
+            rollout = module if name == "reference" else partial(rollout_states, module)
             weights = list(module.train().blocks.parameters())
             optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=name != "reference")
             losses[name] = partial(loss_of, rollout, states, target, dtype)

@@ -15,7 +15,7 @@ from .objective import ObjectiveArguments, loss_weights, token_loss
 from .rollout import rollout
 
 
-class Followed(NamedTuple):
+class ChainOutput(NamedTuple):
     """How a chain of S layers follows a trajectory.
 
     Args:
@@ -55,7 +55,7 @@ class TrajectoryMatching(nn.Module):
             {span.name: span.block for chain in chains for span in chain.spans}
         )
 
-    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, Followed]:
+    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, ChainOutput]:
         """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
         forcing, rolling = loss_weights(self.arguments, progress)
         found = {}
@@ -79,7 +79,7 @@ class TrajectoryMatching(nn.Module):
         forcing: float,
         rolling: float,
         starts: set[int],
-    ) -> Followed:
+    ) -> ChainOutput:
         """The mixed loss of one chain, and what it was worked out from.
 
         Args:
@@ -100,7 +100,7 @@ class TrajectoryMatching(nn.Module):
                 weights=chain.weights,
                 loss=self.arguments.loss,
             )
-        return Followed(total, prediction.detach(), trajectory)
+        return ChainOutput(total, prediction.detach(), trajectory)
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:

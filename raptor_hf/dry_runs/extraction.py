@@ -89,7 +89,7 @@ def measure_disk(folder: Path) -> tuple[float, float]:
         return write, number * len(chunk) / (time.perf_counter() - start)
 
 
-def advise(job: Job, rates: Rates, free_bytes: float) -> list[tuple[str, str]]:
+def stored_or_online(job: Job, rates: Rates, free_bytes: float) -> list[tuple[str, str]]:
     """The two sums and which one is less, as lines of a plan.
 
     Extraction overlaps the teacher with the disk; an epoch of a store is read from the disk, one of
@@ -190,6 +190,6 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
                      f"{size(rates.write)}/s written, {size(rates.read)}/s read"),
         ("planned", f"{job.epochs:g} epochs of the layers {first} to {last} "
                     "(--planned_epochs, --planned_spans)"),
-        *advise(job, rates, free),
+        *stored_or_online(job, rates, free),
     ]  # fmt: skip
     print_plan("Extract activations", lines)

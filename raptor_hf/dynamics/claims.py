@@ -22,7 +22,7 @@ class Claim(NamedTuple):
     sentence: str
     source: str
     criterion: str
-    judge: Callable[[dict], Verdict]
+    decide: Callable[[dict], Verdict]
 
 
 def mean_of(result: dict, *keys: str) -> np.ndarray:
@@ -78,7 +78,7 @@ def basins(result: dict) -> Verdict:
 def corrects(group: str) -> Callable[[dict], Verdict]:
     """Pushed tokens of a group come back."""
 
-    def judge(result: dict) -> Verdict:
+    def decide(result: dict) -> Verdict:
         pushes = result.get("self_correction", {}).get(group)
         if not pushes:
             return None
@@ -91,7 +91,7 @@ def corrects(group: str) -> Callable[[dict], Verdict]:
             f"of a push of {epsilon} after layer {', '.join(left)} is left at the end: {shares}"
         )
 
-    return judge
+    return decide
 
 
 def late_cls(result: dict) -> Verdict:
@@ -162,7 +162,7 @@ def coherent_updates(result: dict) -> Verdict:
 def swaps_differ(other: str) -> Callable[[dict], Verdict]:
     """Layers of the same phase stand in for each other better than those of another one."""
 
-    def judge(result: dict) -> Verdict:
+    def decide(result: dict) -> Verdict:
         shown, seen = [], []
         for partition in map(partition_name, result["partitions"]):
             kinds = result.get("layer_swap", {}).get(partition, {})
@@ -180,7 +180,7 @@ def swaps_differ(other: str) -> Callable[[dict], Verdict]:
             return None
         return all(seen), f"{figure} with {max(SWAPPED)} layers swapped, {'; '.join(shown)}"
 
-    return judge
+    return decide
 
 
 def contrast(result: dict) -> Verdict:
@@ -289,11 +289,11 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-def judge_claims(results: list[dict]) -> list[dict]:
+def evaluate_claims(results: list[dict]) -> list[dict]:
     """Every claim with its verdict for every model: `seen` (None: no figures) and `figures`."""
     judged = []
     for claim in CLAIMS:
-        found = {result["model"]: claim.judge(result) or (None, "") for result in results}
+        found = {result["model"]: claim.decide(result) or (None, "") for result in results}
         verdicts = {model: {"seen": seen, "figures": text} for model, (seen, text) in found.items()}
         said = {name: getattr(claim, name) for name in ("sentence", "source", "criterion")}
         judged.append({**said, "verdicts": verdicts})

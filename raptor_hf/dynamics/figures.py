@@ -196,9 +196,9 @@ def plot_more_time(results: list[dict]) -> Figure:
     accuracies = all("accuracy" in r["more_time"]["held"] for r in results)
     figure, axes = panels(1, 3 if accuracies else 2)
     for number, result in enumerate(results):
-        for told, style in (("held", "-"), ("free", "--")):
-            found, color = result["more_time"][told], MODELS[(number + 1) % 6]
-            label = f"{result['model']}, {told}"
+        for depth_mode, style in (("held", "-"), ("free", "--")):
+            found, color = result["more_time"][depth_mode], MODELS[(number + 1) % 6]
+            label = f"{result['model']}, {depth_mode}"
             for axis, name in zip(axes[0], ("convergence", "speed", "accuracy"), strict=False):
                 curve = found[name] if name == "accuracy" else found[name]["patches"]
                 y, first = np.array(curve["mean"], dtype=float), int(name == "speed")

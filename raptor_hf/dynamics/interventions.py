@@ -187,7 +187,7 @@ def more_time(
         labels: (B,), for the accuracy of the system's head.
 
     Returns:
-        For both depths that the block may be told, `held` at L or `free` (L + 1, L + 2, …), and
+        For both depths that the block may be asked for, `held` at L or `free` (L + 1, L + 2, …), and
         every token group: `convergence`, the cosine of the state after m = 0 … applications to the
         one after layer L, `speed`, the angle in degrees between successive states, and with labels
         and a head `accuracy`. What overflows is NaN from there on.
@@ -201,20 +201,20 @@ def more_time(
             f"got {system.name} and {extra} applications."
         )
     groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
-    for told in ("held", "free"):
+    for depth_mode in ("held", "free"):
         run = [states[:, -1]]
         for m in range(1, extra + 1):
-            depth = system.depth + (m if told == "free" else 0)
+            depth = system.depth + (m if depth_mode == "free" else 0)
             run.append(block(run[-1], torch.full((1,), depth, device=states.device)))
         run = torch.stack(run, dim=1)
         for name, group in groups.items():
             tokens = directions(run[:, :, group])
             cosines = (tokens * tokens[:, :1]).sum(dim=-1)
-            figures["more_time", told, "convergence", name] = cosines.mean(dim=-1)
+            figures["more_time", depth_mode, "convergence", name] = cosines.mean(dim=-1)
             turns = angles(tokens[:, 1:], tokens[:, :-1])
-            figures["more_time", told, "speed", name] = turns.mean(dim=-1)
+            figures["more_time", depth_mode, "speed", name] = turns.mean(dim=-1)
         if system.head is not None and labels is not None:
             labels = labels.to(run.device)
             right = [(system.predict(state) == labels).float() for state in run.unbind(1)]
-            figures["more_time", told, "accuracy"] = torch.stack(right, dim=1)
+            figures["more_time", depth_mode, "accuracy"] = torch.stack(right, dim=1)
     return figures

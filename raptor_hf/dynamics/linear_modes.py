@@ -86,7 +86,7 @@ class LinearModes:
         self.sums: dict[
             tuple[int, int], np.ndarray
         ] = {}  # (2, steps): of the map, of standing still
-        self.judged = 0
+        self.num_evaluated = 0
 
     def add(self, states: torch.Tensor) -> None:
         """The group's tokens of some more images, (B, L + 1, n, D)."""
@@ -96,7 +96,7 @@ class LinearModes:
         if first:
             self.accumulate(units[:first])
         if first < len(units):
-            self.judge(units[first:])
+            self.evaluate(units[first:])
 
     def accumulate(self, units: torch.Tensor) -> None:
         """The sums that maps are fitted to."""
@@ -108,7 +108,7 @@ class LinearModes:
                 cross = (flat[layer + 1].T @ flat[layer]).double().cpu()
                 self.crosses[layer] = self.crosses.get(layer, 0) + cross
 
-    def judge(self, units: torch.Tensor) -> None:
+    def evaluate(self, units: torch.Tensor) -> None:
         """Cosines of K^p x̂_ℓ, and of x̂_ℓ itself, with x̂_{ℓ+p}, for all ℓ and p inside a phase."""
         for start, stop in self.spans:
             layers = range(start, stop)
@@ -124,7 +124,7 @@ class LinearModes:
                         cosine_similarity(guess, then, dim=-1).mean(dim=(1, 2)).sum().item()
                     )
             self.sums[start, stop] = self.sums.get((start, stop), 0) + sums
-        self.judged += len(units)
+        self.num_evaluated += len(units)
 
     def result(self) -> dict:
         """What was found of every phase, by its layers (`"4-6"`).
@@ -136,7 +136,7 @@ class LinearModes:
         result = {}
         for (start, stop), found in self.maps.items():
             values = found.eigenvalues
-            cosines = self.sums[start, stop] / self.judged
+            cosines = self.sums[start, stop] / self.num_evaluated
             result[f"{start + 1}-{stop}"] = {
                 "rank": len(values),
                 "eigenvalues": np.stack([values.real, values.imag], axis=1).tolist(),

@@ -23,7 +23,7 @@ from ..pictures import as_seen, data_uri, patch_pca_maps
 from ..reports.tables import markdown_table
 from ..runs.files import rounded, write_json
 from ..runs.folder import environment
-from .claims import judge_claims
+from .claims import evaluate_claims
 from .figures import draw_study
 from .measures import angles, directions
 from .study import plain_images
@@ -235,7 +235,7 @@ def write_study(
     """
     folder = Path(folder)
     study = {**about, "num_images": results[0]["num_images"], "environment": environment()}
-    study |= {"claims": judge_claims(results), "models": results}
+    study |= {"claims": evaluate_claims(results), "models": results}
     write_json(folder / "dynamics.json", rounded(study))
     page = claims_page(study["claims"])
     (folder / "what_we_see.md").write_text(page)

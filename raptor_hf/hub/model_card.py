@@ -10,8 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..distillation.provenance import RECIPE
-from ..reports.tables import TASKS as COLUMNS
-from ..reports.tables import mean_std, values_of
+from ..reports.tables import COLUMNS, mean_std, values_of
 from ..runs.files import public_name
 from ..tasks.task import TASKS, Task
 

@@ -153,7 +153,7 @@ def fit(
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
                 del result  # it holds predictions, which the next ones need the memory of
-            stop, scalars = agree(accelerator, signals.received, scalars)
+            stop, scalars = all_reduce_step(accelerator, signals.received, scalars)
             check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
             if accelerator.is_main_process:
                 divergence.check(scalars["loss"], step)
@@ -193,7 +193,7 @@ def workers_ended(batches: Iterator) -> Iterator[Iterator]:
             batches._shutdown_workers()
 
 
-def agree(
+def all_reduce_step(
     accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
 ) -> tuple[int, dict[str, float]]:
     """What all processes know together: a signal that any of them got, and sums of their scalars.

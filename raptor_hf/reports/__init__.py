@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "figures": ["plot_layer_distance"],
         "report": ["write_report"],
-        "tables": ["TASKS", "load_results", "markdown_table", "mean_std"],
+        "tables": ["COLUMNS", "load_results", "markdown_table", "mean_std"],
     },
 )

@@ -17,7 +17,7 @@ class Column(NamedTuple):
     digits: int
 
 
-TASKS = {
+COLUMNS = {
     "classification": Column("accuracy", "accuracy (%)", 100, 1),
     "segmentation": Column("miou", "mIoU (%)", 100, 1),
     "depth": Column("rmse_m", "depth RMSE (m)", 1, 3),
@@ -124,9 +124,9 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     """
     facts = {result["model"]: result for result in results}
     names = model_names(results)
-    tasks = [task for task in TASKS if any(result["task"] == task for result in results)]
+    tasks = [task for task in COLUMNS if any(result["task"] == task for result in results)]
     if published:
-        tasks = [task for task in TASKS if task in tasks or published_value(published, task)]
+        tasks = [task for task in COLUMNS if task in tasks or published_value(published, task)]
     r2 = {
         heading: keys
         for heading, keys in R2_COLUMNS.items()
@@ -134,7 +134,7 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     }
     heading = ["model", "phases"]
     for task in tasks:
-        heading.append(TASKS[task].heading)
+        heading.append(COLUMNS[task].heading)
         heading += ["of the teacher's (%)"] if task == "classification" else []
     heading += [*r2, "parameters of the blocks", "of the teacher's layers (%)"]
     if "teacher" not in facts:
@@ -146,7 +146,7 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     for name in names:
         cells = [name, "–" if facts[name]["phases"] is None else str(facts[name]["phases"])]
         for task in tasks:
-            shown = TASKS[task]
+            shown = COLUMNS[task]
             values = values_of(results, name, task, shown.metric)
             cells.append(mean_std(shown.scale * values, shown.digits))
             if task == "classification":
@@ -168,7 +168,7 @@ def probes_table(results: list[dict]) -> str:
     """
     rows = []
     for name in model_names(results):
-        for task, shown in TASKS.items():
+        for task, shown in COLUMNS.items():
             last = values_of(results, name, task, shown.metric)
             mine = [r for r in results if (r["model"], r["task"]) == (name, task)]
             best = [r["best_on_validation"] for r in mine if "best_on_validation" in r]
@@ -202,7 +202,7 @@ def published_rows(published: dict, tasks: list[str], width: int) -> list[list[s
         phases = next(row["phases"] for row in published["results"] if row["model"] == model)
         cells = [f"{model} (published)", "–" if phases is None else str(phases)]
         for task in tasks:
-            row, shown = published_value(published, task, model), TASKS[task]
+            row, shown = published_value(published, task, model), COLUMNS[task]
             spread = ""
             if row and row["std"] is not None:
                 spread = f" ± {shown.scale * row['std']:.{shown.digits}f}"

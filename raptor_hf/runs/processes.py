@@ -107,7 +107,7 @@ def describe_processes(state: "PartialState") -> str:
     )
 
 
-def unmet_wishes(state: "PartialState") -> list[str]:
+def launcher_warnings(state: "PartialState") -> list[str]:
     """What the launcher or the environment asked for and this program did not get, in words."""
     from accelerate.utils import parse_flag_from_env
 
@@ -152,7 +152,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         return main()
     state = process_state()
     state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
-    for wish in unmet_wishes(state) if state.is_main_process else ():
+    for wish in launcher_warnings(state) if state.is_main_process else ():
         logger.warning(wish)
 
     main_process = os.getpid()
