@@ -67,7 +67,7 @@ def convert_checkpoint(
         )
     model = RaptorModel.from_teacher(teacher, list(phases), **original.architecture)
     for block, weights in zip(model.blocks, original.blocks, strict=True):
-        fill_block(block, weights, original.num_heads, checkpoint)
+        _fill_block(block, weights, original.num_heads, checkpoint)
     return model.eval()
 
 
@@ -95,11 +95,11 @@ def convert_block(
         )
     start, stop = span or (int(named[1]), int(named[2]))
     made = make_span(teacher, start, stop, **original.architecture)
-    fill_block(made.block, original.blocks[0], original.num_heads, checkpoint)
+    _fill_block(made.block, original.blocks[0], original.num_heads, checkpoint)
     return made
 
 
-def fill_block(
+def _fill_block(
     block: RaptorBlock,
     weights: dict[str, torch.Tensor],
     num_heads: int | None,
@@ -148,7 +148,7 @@ class Arguments:
     )
 
 
-def convert_blocks(
+def _convert_blocks(
     checkpoints: list[str | Path],
     teacher: PreTrainedModel,
     *,
@@ -176,30 +176,30 @@ def convert_blocks(
     names = [block.name for block in blocks]
     if len(set(names)) < len(names):
         raise ValueError(f"Give one block a span; got blocks for {', '.join(names)}.")
-    options = [block_architecture(block) for block in blocks]
+    options = [_block_architecture(block) for block in blocks]
     if any(option != options[0] for option in options):  # a folder has one config.json for all
         built = "; ".join(f"{n}: {option}" for n, option in zip(names, options, strict=True))
         raise ValueError(f"Blocks of one folder must be built alike; got {built}.")
     return blocks
 
 
-def block_architecture(span: Span) -> dict:
+def _block_architecture(span: Span) -> dict:
     """What blocks of one folder share, read off a block's configuration."""
     return {name: getattr(span.block.attention.config, name) for name in ARCHITECTURE}
 
 
-def chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel | None:
+def _chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel | None:
     """Blocks as one Raptor; None where their spans don't follow each other from 0 to L.
 
     Args:
-        blocks: built alike, in the order of their layers (`convert_blocks`).
+        blocks: built alike, in the order of their layers (`_convert_blocks`).
         teacher: the backbone that they were distilled from.
     """
     ends = [stop for _, _, stop in blocks]
     if [start for _, start, _ in blocks] + [teacher.config.num_hidden_layers] != [0, *ends]:
         return None
     phases = [stop - start for _, start, stop in blocks]
-    model = RaptorModel.from_teacher(teacher, phases, **block_architecture(blocks[0]))
+    model = RaptorModel.from_teacher(teacher, phases, **_block_architecture(blocks[0]))
     for block, (trained, _, _) in zip(model.blocks, blocks, strict=True):
         block.load_state_dict(trained.state_dict())
     return model.eval()
@@ -222,8 +222,8 @@ def convert(
             )
         return convert_checkpoint(files[0], teacher, phases=phases), []
     spans = [parse_span(text) for text in arguments.spans]
-    blocks = convert_blocks(files, teacher, spans=spans or None)
-    model = chain_blocks(blocks, teacher)
+    blocks = _convert_blocks(files, teacher, spans=spans or None)
+    model = _chain_blocks(blocks, teacher)
     names = " ".join(block.name for block in blocks)
     if phases and (model is None or model.config.phases != phases):
         raise ValueError(
@@ -238,7 +238,7 @@ def convert(
     return model, blocks
 
 
-def find_processor(arguments: Arguments):
+def _find_processor(arguments: Arguments):
     """The teacher's image processor, or None, which is said, where it has none."""
     try:
         return load_processor(arguments.teacher, arguments.revision)
@@ -259,7 +259,7 @@ def main() -> None:
     if arguments.head:
         head, class_names = load_linear_head(arguments.head, hidden_size=teacher.config.hidden_size)
         model, kind = attach_head(model, head, class_names), "AutoModelForImageClassification"
-    processor = find_processor(arguments) if model is not None else None
+    processor = _find_processor(arguments) if model is not None else None
     output.mkdir(parents=True, exist_ok=True)
     record = {
         "checkpoints": [{"file": Path(f).name, "sha256": file_digest(f)} for f in files],

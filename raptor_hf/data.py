@@ -13,7 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .runs.processes import process_state, progress_bar
 
-TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
+_TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
 
 
 def load_images(name: str, split: str) -> datasets.Dataset:
@@ -72,7 +72,7 @@ def make_processor(image_size: int) -> BitImageProcessorPil:
     )
 
 
-def affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
+def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
     """Random small rotation (±15°), scale (±15 %), shift (±10 %) of every image (B, C, H, W).
 
     Args:
@@ -134,7 +134,7 @@ class ImageViews(Dataset):
         moved = [i for i, view in enumerate(views) if view > 0 or not self.plain_first]
         if moved:
             keys = [(self.seed, views[i], image_ids[i]) for i in moved]
-            pixel_values[moved] = affine_views(pixel_values[moved], keys)
+            pixel_values[moved] = _affine_views(pixel_values[moved], keys)
         return {
             "pixel_values": pixel_values,
             "label": self.labels[image_ids],
@@ -164,7 +164,7 @@ def keep_batch(batch: dict) -> dict:
     by the address, so it is copied to where torch allocates: equal batches give equal outputs.
     """
     return {
-        name: values.clone() if values.data_ptr() % TORCH_ALIGNMENT else values
+        name: values.clone() if values.data_ptr() % _TORCH_ALIGNMENT else values
         for name, values in batch.items()
     }
 

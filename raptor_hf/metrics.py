@@ -56,7 +56,7 @@ def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list
     Raises:
         ValueError: a label that is no class.
     """
-    check_labels(labels, logits.shape[1])
+    _check_labels(labels, logits.shape[1])
     of_label = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     before = (logits > of_label) | ((logits == of_label) & earlier)
@@ -109,10 +109,10 @@ def segmentation_statistics(
     Raises:
         ValueError: different shapes, or a class that is not one of `num_classes`.
     """
-    check_shapes(prediction, target)
+    _check_shapes(prediction, target)
     counted = target != ignore_index
     for labels in (prediction[counted], target[counted]):
-        check_labels(labels, num_classes)
+        _check_labels(labels, num_classes)
     images = torch.arange(len(target), device=target.device)[:, None, None] * num_classes
 
     def count(labels: torch.Tensor, chosen: torch.Tensor) -> list[list[int]]:
@@ -127,7 +127,7 @@ def segmentation_statistics(
     }
 
 
-DEPTH_SUMS = ("squared_error", "relative_error", "log10_error", "delta1", "delta2", "delta3")
+_DEPTH_SUMS = ("squared_error", "relative_error", "log10_error", "delta1", "delta2", "delta3")
 
 
 class DepthError(evaluate.Metric):
@@ -138,7 +138,7 @@ class DepthError(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"count": datasets.Value("int64")}
-        features |= {name: datasets.Value("float64") for name in DEPTH_SUMS}
+        features |= {name: datasets.Value("float64") for name in _DEPTH_SUMS}
         return evaluate.MetricInfo(
             description="Errors of predicted depth.",
             citation="",
@@ -156,7 +156,7 @@ class DepthError(evaluate.Metric):
         count = np.asarray(count)
         if not count.sum():
             raise ValueError("No pixel has a valid depth: there is no depth error.")
-        means = {name: float(np.sum(sums[name]) / count.sum()) for name in DEPTH_SUMS}
+        means = {name: float(np.sum(sums[name]) / count.sum()) for name in _DEPTH_SUMS}
         there = count > 0
         per_image = np.sqrt(np.asarray(sums["squared_error"])[there] / count[there])
         return {
@@ -181,8 +181,8 @@ def depth_statistics(
     Raises:
         ValueError: different shapes, or a depth of a valid pixel that is not positive.
     """
-    check_shapes(prediction, target)
-    check_shapes(valid, target)
+    _check_shapes(prediction, target)
+    _check_shapes(valid, target)
     for name, depth in (("prediction", prediction), ("target", target)):
         if not (depth[valid] > 0).all():
             raise ValueError(f"Depth in metres must be positive where it counts; {name} is not.")
@@ -201,7 +201,7 @@ def depth_statistics(
     return {"count": count.tolist(), **sums}
 
 
-def check_labels(labels: torch.Tensor, num_classes: int) -> None:
+def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
     """Refuse labels that are no class."""
     if labels.numel() and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
@@ -269,13 +269,13 @@ def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
     Raises:
         ValueError: different shapes.
     """
-    check_shapes(prediction, target)
+    _check_shapes(prediction, target)
     prediction, target = prediction.double(), target.double()
     error = (prediction - target).square().sum()
     return float(1 - error / (prediction - prediction.mean()).square().sum())
 
 
-def check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
+def _check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
     """Refuse a prediction and a target of different shapes."""
     if prediction.shape != target.shape:
         raise ValueError(
@@ -297,7 +297,7 @@ def state_statistics(
     Raises:
         ValueError: different shapes.
     """
-    check_shapes(prediction, target)
+    _check_shapes(prediction, target)
     names = ("layer", "group", "count", "squared_error", "target_square", "target_sum")
     rows: dict[str, list] = {name: [] for name in names}
     for name, tokens in groups.items():

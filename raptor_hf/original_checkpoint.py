@@ -14,10 +14,10 @@ import torch
 
 from .weights import BROKEN, load_tensors
 
-ORIGINAL_EPS = 1e-5  # of the blocks' LayerNorms where a file does not say
+_ORIGINAL_EPS = 1e-5  # of the blocks' LayerNorms where a file does not say
 
 # the classes that a pickled model of the reference may name; any other one is refused
-MODULE_CLASSES = (
+_MODULE_CLASSES = (
     "raptor.Raptor",
     "block.Block",
     "block.LayerScale",
@@ -34,7 +34,7 @@ MODULE_CLASSES = (
 )
 
 # prefixes of a block's weights: the reference's, and ours
-NAMES = {
+_NAMES = {
     "norm1.": "norm1.",
     "attn.in_proj_": "attention.qkv.",
     "attn.out_proj.": "attention.proj.",
@@ -48,14 +48,14 @@ NAMES = {
 }
 
 
-class PickledModule:
+class _PickledModule:
     """Stands in for a module of a pickle: an object with attributes and no behaviour."""
 
 
-STAND_INS = [(type(name, (PickledModule,), {}), name) for name in MODULE_CLASSES]
+STAND_INS = [(type(name, (_PickledModule,), {}), name) for name in _MODULE_CLASSES]
 
 
-class OriginalCheckpoint(NamedTuple):
+class _OriginalCheckpoint(NamedTuple):
     """What a file of the reference holds: weights by our names, and what it says about itself."""
 
     blocks: list[dict[str, torch.Tensor]]
@@ -87,15 +87,15 @@ class OriginalCheckpoint(NamedTuple):
         return options[0]
 
 
-def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
+def read_checkpoint(path: str | Path) -> _OriginalCheckpoint:
     """Read a file of the reference without running anything of it; errors as the converters."""
     path = Path(path)
-    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    content = load_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if isinstance(content, dict):
         weights, facts = content, {}
-    elif isinstance(content, PickledModule):
+    elif isinstance(content, _PickledModule):
         try:
-            weights, facts = module_weights(content), module_facts(content)
+            weights, facts = _module_weights(content), _module_facts(content)
         except (AttributeError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path} holds a {type(content).__name__} that is not built like a raptor.Raptor "
@@ -121,16 +121,16 @@ def read_checkpoint(path: str | Path) -> OriginalCheckpoint:
     left = [k for k in weights if not any(k.startswith(prefix) for prefix in prefixes)]
     if left:
         raise ValueError(f"{path} holds weights that belong to no block: {left[:5]}.")
-    return OriginalCheckpoint(
+    return _OriginalCheckpoint(
         blocks,
         facts.get("thresholds"),
         is_block,
         facts.get("num_heads"),
-        facts.get("block_norm_eps", ORIGINAL_EPS),
+        facts.get("block_norm_eps", _ORIGINAL_EPS),
     )
 
 
-def load_pickle(path: Path):
+def _load_pickle(path: Path):
     """Unpickle with stand-ins for the reference's classes and refuse every other class."""
     allowed = torch.serialization.safe_globals(STAND_INS)
     try:
@@ -153,7 +153,7 @@ def load_pickle(path: Path):
         raise ValueError(f"{path} is not a whole torch file: {error}") from error
 
 
-def module_weights(module: PickledModule, prefix: str = "") -> dict[str, torch.Tensor]:
+def _module_weights(module: _PickledModule, prefix: str = "") -> dict[str, torch.Tensor]:
     """Parameters and buffers of a stand-in; the reference has no buffers, so one is left over."""
     weights = {}
     for kind in ("_parameters", "_buffers"):
@@ -162,11 +162,11 @@ def module_weights(module: PickledModule, prefix: str = "") -> dict[str, torch.T
                 weights[prefix + name] = weight.detach()
     for name, part in vars(module).get("_modules", {}).items():
         if part is not None:
-            weights |= module_weights(part, f"{prefix}{name}.")
+            weights |= _module_weights(part, f"{prefix}{name}.")
     return weights
 
 
-def module_facts(module: PickledModule) -> dict:
+def _module_facts(module: _PickledModule) -> dict:
     """Thresholds, number of heads and eps of a stand-in for a model or a block.
 
     Raises:
@@ -180,7 +180,7 @@ def module_facts(module: PickledModule) -> dict:
             raise ValueError(f"thresholds must be growing layers, like [7, 10]; got {stops}.")
         facts["thresholds"] = stops
     for block in blocks:
-        check_block_facts(block._modules, bool(block.t_scale))
+        _check_block_facts(block._modules, bool(block.t_scale))
     found = [
         (block._modules["attn"].num_heads, block._modules[norm].eps)
         for block in blocks
@@ -191,7 +191,7 @@ def module_facts(module: PickledModule) -> dict:
     return {**facts, "num_heads": found[0][0], "block_norm_eps": found[0][1]}
 
 
-def check_block_facts(parts: dict[str, PickledModule], t_scale: bool) -> None:
+def _check_block_facts(parts: dict[str, _PickledModule], t_scale: bool) -> None:
     """Refuse a block that says other things of itself than its weights do."""
     if t_scale != ("t_proj" in parts):
         raise ValueError(f"A block with t_scale={t_scale} {'lacks' if t_scale else 'has'} t_proj.")
@@ -217,15 +217,15 @@ def rename(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
         if not name.startswith(prefix):
             continue
         own = name.removeprefix(prefix)
-        match = next((original for original in NAMES if own.startswith(original)), None)
+        match = next((original for original in _NAMES if own.startswith(original)), None)
         if match is None:
             unknown.append(name)
         else:
-            renamed[NAMES[match] + own.removeprefix(match)] = weight.float()
+            renamed[_NAMES[match] + own.removeprefix(match)] = weight.float()
     wanted = {"norm1.weight", "attention.qkv.weight", "ffn.fc1.weight", "ffn.fc2.weight"}
     if unknown or not wanted <= set(renamed):
         raise ValueError(
-            f"A block of the reference has the weights {', '.join(NAMES)}…; unknown here: "
+            f"A block of the reference has the weights {', '.join(_NAMES)}…; unknown here: "
             f"{unknown[:5]}, missing: {sorted(wanted - set(renamed))}."
         )
     for name in ("layer_scale1", "layer_scale2"):

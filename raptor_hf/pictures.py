@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 # a component whose spread is that much below the states' own size is rounding, not structure
-ROUNDING = 1e-6
+_ROUNDING = 1e-6
 
 
 def make_figure(rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options):
@@ -80,7 +80,7 @@ def principal_scores(
     variances, components = variances[::-1][:3], components[:, ::-1][:, :3]
     largest = np.abs(components).argmax(axis=0)
     components = components * np.sign(components[largest, np.arange(len(largest))])
-    kept = np.sqrt(variances.clip(min=0)) > ROUNDING * np.linalg.norm(tokens)
+    kept = np.sqrt(variances.clip(min=0)) > _ROUNDING * np.linalg.norm(tokens)
     scores = np.zeros((len(tokens), 3))
     scores[:, : len(kept)] = centred @ components * kept
     if before is not None:

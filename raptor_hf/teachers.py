@@ -76,11 +76,11 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             f"{name_or_path} lacks weights of its own model: "
             f"{sorted(missing)[:5]} … Download or save it again."
         )
-    own_weights(model)
+    _own_weights(model)
     return model.eval().requires_grad_(False)
 
 
-def own_weights(model: PreTrainedModel) -> None:
+def _own_weights(model: PreTrainedModel) -> None:
     """Copy a model's weights out of the file that they are mapped from.
 
     They lie there at any address, and kernels choose their way by the address: so equal weights of
@@ -170,7 +170,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
         ValueError: a model that gives no states, not one for every layer, or states whose shape
             changes over the depth.
     """
-    layer, last = unverified_last_layer(model), []
+    layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
     try:
         output = model(pixel_values, output_hidden_states=True)
@@ -180,7 +180,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     states = list(getattr(output, "hidden_states", None) or [])
     if states and last:
         states[-1] = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
-    check_states(model, states)
+    _check_states(model, states)
     return torch.stack(states, dim=1)
 
 
@@ -199,7 +199,7 @@ def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
     return shallow
 
 
-def unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
+def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     """The last layer of a model whose `hidden_states[-1]` may come after the final norm.
 
     transformers replaces the last of the hidden states by `last_hidden_state` in many models
@@ -214,7 +214,7 @@ def unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     return stack[-1] if stack else None
 
 
-def check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
+def _check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
     """Refuse states that are no trajectory; errors as `trajectory`."""
     name = type(model).__name__
     if not states:

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 # what torch.load raises for a file that is broken or no torch file
 BROKEN = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 # what torch.load raises for a file that is broken, of another kind, or holds more than tensors
-UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
+_UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
 
 
 def check_weight_files(
@@ -63,7 +63,7 @@ def read_head_file(path: Path) -> dict[str, torch.Tensor]:
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         # not torch's own words: for a file that holds more than tensors they advise to run it
         raise ValueError(
             f"{path}: a linear head is a file of the tensors 'weight' and 'bias'; this one is "

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..runs.files import read_json, write_json
 from .format import MANIFEST, shard_digest
 
-WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is
+_WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is
 
 
 class Shard(NamedTuple):
@@ -66,16 +66,16 @@ def write_shards(
                     batch = next(batches)
                     rows += len(batch)
                     waiting.append(writing.submit(file.write, batch))
-                    wait(WAITING_BATCHES)
+                    wait(_WAITING_BATCHES)
                 waiting.append(publishing.submit(file.publish, waiting[-1]))
             wait(0)
     except BaseException:
         for shard in shards:  # the room of unfinished ones
-            temporary_name(path / shard.name).unlink(missing_ok=True)
+            _temporary_name(path / shard.name).unlink(missing_ok=True)
         raise
 
 
-def temporary_name(shard: Path) -> Path:
+def _temporary_name(shard: Path) -> Path:
     """What a shard is called until it is whole."""
     return shard.with_suffix(".tmp")
 
@@ -85,7 +85,7 @@ class ShardFile:
 
     def __init__(self, path: Path, schema: pa.Schema, rows: int):
         self.path, self.rows, self.written = path, rows, 0
-        self.file = pa.OSFile(str(temporary_name(path)), "wb")
+        self.file = pa.OSFile(str(_temporary_name(path)), "wb")
         self.writer = pa.ipc.new_stream(self.file, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -107,7 +107,7 @@ class ShardFile:
             raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
         self.writer.close()
         self.file.close()
-        temporary = temporary_name(self.path)
+        temporary = _temporary_name(self.path)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         facts = {"rows": self.rows, "size_bytes": temporary.stat().st_size}

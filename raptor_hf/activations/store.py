@@ -30,7 +30,7 @@ from .format import (
     states_of,
 )
 
-COPYING_THREADS = 4  # a page that is not in memory is waited for; threads wait side by side
+_COPYING_THREADS = 4  # a page that is not in memory is waited for; threads wait side by side
 WORTH_A_THREAD = 2**16  # bytes of a state; smaller ones are copied faster than threads start
 
 
@@ -75,7 +75,7 @@ class StoredActivations(Dataset):
         self.views = [[states_of(chunk) for chunk in chunks] for chunks in columns]
         self.ends = np.cumsum([len(view) for view in self.views[0]])
         scalars = [name for name in (*SCALARS, "patches") if name in table.column_names]
-        self.scalars = {name: small_column(table[name]) for name in scalars}
+        self.scalars = {name: _small_column(table[name]) for name in scalars}
 
     def __reduce__(self):
         # a DataLoader's worker that is not forked opens the files itself, and gets no copy
@@ -111,8 +111,8 @@ class StoredActivations(Dataset):
         if sample[0].nbytes < WORTH_A_THREAD:
             copy(positions)
         else:
-            with ThreadPoolExecutor(COPYING_THREADS) as pool:
-                list(pool.map(copy, np.array_split(positions, COPYING_THREADS)))
+            with ThreadPoolExecutor(_COPYING_THREADS) as pool:
+                list(pool.map(copy, np.array_split(positions, _COPYING_THREADS)))
         scalars = {name: values[rows] for name, values in self.scalars.items()}
         return {"states": states if self.dtype is None else states.to(self.dtype), **scalars}
 
@@ -128,7 +128,7 @@ class StoredActivations(Dataset):
         return digest.hexdigest()
 
 
-def small_column(column: pa.ChunkedArray) -> torch.Tensor:
+def _small_column(column: pa.ChunkedArray) -> torch.Tensor:
     """A column of numbers, or of lists of one length, in memory."""
     if pa.types.is_fixed_size_list(column.type):
         flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])

@@ -57,7 +57,7 @@ def verify_activations(path: str | Path) -> Iterator[str]:
                 whole = False
                 yield f"{problem} {how_to_repair(name)}"
             else:
-                yield from shard_contents(path / name, facts["rows"], expected, seen)
+                yield from _shard_contents(path / name, facts["rows"], expected, seen)
             bar.update(facts["size_bytes"] // 2**20)
     found = len({image_id for image_id, _ in seen}), len({view for _, view in seen}), len(set(seen))
     images, views = manifest["num_images"], manifest["views"]
@@ -68,7 +68,7 @@ def verify_activations(path: str | Path) -> Iterator[str]:
         )
 
 
-def shard_contents(path: Path, rows: int, expected: pa.Schema, seen: list) -> Iterator[str]:
+def _shard_contents(path: Path, rows: int, expected: pa.Schema, seen: list) -> Iterator[str]:
     """What is wrong inside a shard; adds its (image, view) to `seen`."""
     table = datasets.Dataset.from_file(str(path)).data.table
     if not table.schema.equals(expected) or len(table) != rows:

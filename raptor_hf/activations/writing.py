@@ -33,7 +33,7 @@ from .online import OnlineActivations
 from .shards import Shard, known_shards, write_shards
 
 
-class Plan(NamedTuple):
+class _Plan(NamedTuple):
     """What a dataset holds, and in which files; a function of the arguments alone."""
 
     shards: list[Shard]
@@ -95,14 +95,14 @@ def write_activations(
     if state.is_main_process:
         for leftover in path.glob("*.tmp"):  # of a run that was killed
             leftover.unlink()
-        check_disk(path, needed)
+        _check_disk(path, needed)
     state.wait_for_everyone()
     mine = missing[state.process_index :: state.num_processes]
     batches = record_batches(source, plan, mine, batch_size, num_workers)
     write_shards(path, mine, plan.features.arrow_schema, batches)
     state.wait_for_everyone()
     if state.is_main_process:
-        complete(path, plan, source, dtype, revision)
+        _complete(path, plan, source, dtype, revision)
     state.wait_for_everyone()
 
 
@@ -112,7 +112,7 @@ def make_plan(
     dtype: str,
     batch_size: int,
     shard_megabytes: int,
-) -> Plan:
+) -> _Plan:
     """Sizes, schema and shards; a shard holds whole batches, at least one."""
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be 'float16' or 'float32'; got {dtype!r}.")
@@ -134,10 +134,10 @@ def make_plan(
     features = activation_features(
         source.layers, num_tokens, num_channels, dtype=dtype, num_patches=num_patches
     )
-    return Plan(shards, num_tokens, num_channels, num_patches, features, row_bytes)
+    return _Plan(shards, num_tokens, num_channels, num_patches, features, row_bytes)
 
 
-def check_disk(path: Path, needed_bytes: int) -> None:
+def _check_disk(path: Path, needed_bytes: int) -> None:
     """Refuse to begin what the disk can't hold."""
     free_bytes = shutil.disk_usage(path).free
     print(f"{size(needed_bytes)} to write, {size(free_bytes)} free in {path}", flush=True)
@@ -150,7 +150,7 @@ def check_disk(path: Path, needed_bytes: int) -> None:
 
 
 def record_batches(
-    source: OnlineActivations, plan: Plan, shards: list[Shard], batch_size: int, num_workers: int
+    source: OnlineActivations, plan: _Plan, shards: list[Shard], batch_size: int, num_workers: int
 ) -> Iterator[pa.RecordBatch]:
     """The batches of some shards, one after the other."""
     state = process_state()
@@ -163,11 +163,11 @@ def record_batches(
     total = sum(map(len, rows))
     with progress_bar("extract", total, unit="image", enabled=state.is_main_process) as bar:
         for batch in loader:
-            yield record_batch(source, plan, batch)
+            yield _record_batch(source, plan, batch)
             bar.update(len(batch["label"]))
 
 
-def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.RecordBatch:
+def _record_batch(source: OnlineActivations, plan: _Plan, batch: dict) -> pa.RecordBatch:
     """Some trajectories as Arrow columns, without a detour by Python objects.
 
     Raises:
@@ -176,7 +176,9 @@ def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.Recor
     states, schema = source.states(batch), plan.features.arrow_schema
     kept, prefix = None, source.layout.num_prefix_tokens
     if plan.num_patches is not None:
-        kept = choose_patches(batch, states.shape[2] - prefix, plan.num_patches, source.images.seed)
+        kept = _choose_patches(
+            batch, states.shape[2] - prefix, plan.num_patches, source.images.seed
+        )
         prefixes = torch.arange(prefix).expand(len(kept), -1)
         tokens = torch.cat([prefixes, prefix + kept], dim=1).to(states.device)
         images = torch.arange(len(kept), device=states.device)[:, None]
@@ -186,7 +188,7 @@ def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.Recor
         field = schema.field(layer_column(layer)).type
         dtype = getattr(torch, field.value_type)
         stored = layer_states.to(dtype).contiguous()
-        check_finite(stored, layer, batch["image_id"])
+        _check_finite(stored, layer, batch["image_id"])
         columns.append(array2d(stored.cpu().numpy(), field))
     if kept is not None:
         flat = pa.array(kept.flatten().to(torch.int32).numpy())
@@ -195,7 +197,7 @@ def record_batch(source: OnlineActivations, plan: Plan, batch: dict) -> pa.Recor
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> None:
+def _check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> None:
     """Refuse states (B, N, D) with NaN or ±∞, which is what becomes of too large a number."""
     # extremes are NaN if anything is, and are found 20 times faster than by looking at every number
     if torch.isfinite(torch.stack(torch.aminmax(states))).all():
@@ -209,7 +211,7 @@ def check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> N
     )
 
 
-def choose_patches(batch: dict, num_patches: int, wanted: int, seed: int) -> torch.Tensor:
+def _choose_patches(batch: dict, num_patches: int, wanted: int, seed: int) -> torch.Tensor:
     """Which patches of each image are kept, in order: (B, wanted), from (seed, view, image)."""
     pairs = zip(batch["view"].tolist(), batch["image_id"].tolist(), strict=True)
     orders = [np.random.default_rng((seed, *pair)).permutation(num_patches) for pair in pairs]
@@ -225,8 +227,8 @@ def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(field_type, pa.ListArray.from_arrays(outer, lists))
 
 
-def complete(
-    path: Path, plan: Plan, source: OnlineActivations, dtype: str, revision: str | None
+def _complete(
+    path: Path, plan: _Plan, source: OnlineActivations, dtype: str, revision: str | None
 ) -> None:
     """Complete a dataset whose shards are all there: `datasets`' own files, manifest and card."""
     known = known_shards(path)

@@ -19,7 +19,7 @@ from ..data import ImageViews, make_processor
 from .settings import TEACHERS
 from .timing import interleaved, median_ratio, peak_memory
 
-BATCH = 64
+_BATCH = 64
 
 
 def grey_images(number: int, *, size: int = 8) -> ImageViews:
@@ -31,7 +31,7 @@ def grey_images(number: int, *, size: int = 8) -> ImageViews:
     return ImageViews(dataset, make_processor(size))
 
 
-def extract(teacher: str, number: int, path: Path, batch_size: int = BATCH) -> None:
+def extract(teacher: str, number: int, path: Path, batch_size: int = _BATCH) -> None:
     """The activations of random images and a teacher with random weights, of one of `TEACHERS`."""
     shape = TEACHERS[teacher]
     torch.manual_seed(0)
@@ -45,11 +45,11 @@ def read_all(path: Path) -> None:
     """Random batches of an activation dataset, every image once."""
     activations = load_activations(path)
     order = np.random.default_rng(0).permutation(len(activations))
-    for rows in np.array_split(order, -(-len(order) // BATCH)):
+    for rows in np.array_split(order, -(-len(order) // _BATCH)):
         activations.__getitems__(rows)
 
 
-class GivenStates(Dataset):
+class _GivenStates(Dataset):
     """A source whose states cost nothing, so that writing is what is measured."""
 
     def __init__(self, states: torch.Tensor, number: int):
@@ -68,7 +68,7 @@ class GivenStates(Dataset):
         return self.given[: len(batch["label"])]
 
 
-def compare_reading(
+def _compare_reading(
     activations: StoredActivations, folder: Path, layers: slice, rounds: int
 ) -> dict[str, float]:
     """How many times longer others take for random batches than `StoredActivations`.
@@ -90,11 +90,11 @@ def compare_reading(
     reference = zarr.open(str(folder / "reference.zarr"), mode="r")
 
     def rows(visit: int) -> np.ndarray:
-        return np.random.default_rng(visit).permutation(number)[:BATCH]
+        return np.random.default_rng(visit).permutation(number)[:_BATCH]
 
     def slab(visit: int) -> slice:
-        start = BATCH * (visit % (number // BATCH))
-        return slice(start, start + BATCH)
+        start = _BATCH * (visit % (number // _BATCH))
+        return slice(start, start + _BATCH)
 
     candidates = {
         "ours": lambda visit: ours.__getitems__(rows(visit)),
@@ -107,7 +107,7 @@ def compare_reading(
     states = candidates["ours"](0)["states"]
     assert torch.equal(states, candidates["np.memmap"](0)), "all must deliver the same numbers"
     assert torch.equal(candidates["torch format"](0)[columns[-1]], states[:, -1].float())
-    together = ours32.__getitems__(range(BATCH))["states"]
+    together = ours32.__getitems__(range(_BATCH))["states"]
     assert torch.equal(together, candidates["reference"](0))
     times = interleaved(candidates, rounds=rounds)
     return {
@@ -115,27 +115,27 @@ def compare_reading(
         "torch format": median_ratio(times, "torch format", "ours"),
         "reference": median_ratio(times, "reference", "ours, float32"),
         "ours again": median_ratio(times, "ours again", "ours"),
-        "images_per_second": BATCH / float(np.median(times["ours"])),
+        "images_per_second": _BATCH / float(np.median(times["ours"])),
     }
 
 
-def compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: int) -> dict:
+def _compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: int) -> dict:
     """How many times longer a plain file of the same bytes takes than shards with checksums.
 
     All end on the disk (fsync).
     """
-    source = GivenStates(states, number)
-    plan = make_plan(source, None, "float16", BATCH, 256)
+    source = _GivenStates(states, number)
+    plan = make_plan(source, None, "float16", _BATCH, 256)
     (folder / "ours").mkdir()
 
     def ours(_visit: int) -> None:
-        batches = record_batches(source, plan, plan.shards, BATCH, 0)
+        batches = record_batches(source, plan, plan.shards, _BATCH, 0)
         write_shards(folder / "ours", plan.shards, plan.features.arrow_schema, batches)
 
     def plain(_visit: int) -> None:
         for shard in plan.shards:
             with open(folder / "plain.bin", "wb", buffering=0) as file:
-                for _ in range(0, len(shard.rows), BATCH):
+                for _ in range(0, len(shard.rows), _BATCH):
                     file.write(memoryview(states.numpy()).cast("B"))
                 os.fsync(file.fileno())
 
@@ -148,7 +148,7 @@ def compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: int
     }
 
 
-def write_others(activations: StoredActivations, folder: Path) -> None:
+def _write_others(activations: StoredActivations, folder: Path) -> None:
     """The same numbers as one flat file, and in the reference's layout."""
     import zarr
     from numcodecs import Blosc
@@ -176,17 +176,17 @@ def benchmark_activations(teacher: str, number: int, rounds: int, folder: Path) 
     try:
         extract(teacher, number, folder / "store")
         activations = load_activations(folder / "store")
-        write_others(activations, folder)
+        _write_others(activations, folder)
         result = {
-            "reading, all layers": compare_reading(activations, folder, slice(None), rounds),
-            "reading, 4 layers": compare_reading(activations, folder, slice(7, 11), rounds),
+            "reading, all layers": _compare_reading(activations, folder, slice(None), rounds),
+            "reading, 4 layers": _compare_reading(activations, folder, slice(7, 11), rounds),
         }
-        states = activations.__getitems__(range(BATCH))["states"]
+        states = activations.__getitems__(range(_BATCH))["states"]
         del activations
         for name in ("flat.bin", "reference.zarr", "store"):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        result["writing"] = compare_writing(states, folder, number, max(2, rounds // 2))
+        result["writing"] = _compare_writing(states, folder, number, max(2, rounds // 2))
         return result
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,11 +18,11 @@ from ..distillation.compute import application_flops
 from ..modeling_raptor import RaptorBlock, RaptorModel
 from .settings import TEACHERS
 
-PHASES = [7, 3, 2]
+_PHASES = [7, 3, 2]
 RAPTORS = ("reference", "exact", "matched")
 
 
-class ReferenceBlock(nn.Module):
+class _ReferenceBlock(nn.Module):
     """A block as the research code has it: attention that also returns its weights, a SwiGLU of
     hidden width 4·D, and a depth MLP that is run for every sample.
     """
@@ -65,17 +65,17 @@ class ReferenceBlock(nn.Module):
             block.layer_scale2.copy_(self.layer_scale2)
 
 
-class ReferenceChain(nn.Module):
+class _ReferenceChain(nn.Module):
     """Three reference blocks, each applied as often as its phase is long."""
 
     def __init__(self, size: int, heads: int):
         super().__init__()
-        self.blocks = nn.ModuleList(ReferenceBlock(size, heads) for _ in PHASES)
+        self.blocks = nn.ModuleList(_ReferenceBlock(size, heads) for _ in _PHASES)
 
     def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
         """The states (B, N, D) after every layer."""
         trajectory, depth = [], 0
-        for block, length in zip(self.blocks, PHASES, strict=True):
+        for block, length in zip(self.blocks, _PHASES, strict=True):
             for _ in range(length):
                 depth += 1
                 states = block(states, states.new_full((len(states), 1), float(depth)))
@@ -97,7 +97,7 @@ class Candidates:
         self.num_tokens = 5 + (shape["image_size"] // shape["patch_size"]) ** 2
         self.width, self.device, self.dtype = config.hidden_size, device, dtype
         self.teacher = self.place(Dinov2WithRegistersModel(config))
-        self.reference = self.place(ReferenceChain(config.hidden_size, config.num_attention_heads))
+        self.reference = self.place(_ReferenceChain(config.hidden_size, config.num_attention_heads))
         exact = {"ffn": "swiglu", "intermediate_size": 4 * config.hidden_size}
         self.exact, self.matched = self.raptor(config, **exact), self.raptor(config)
         for ours, theirs in zip(self.exact.blocks, self.reference.blocks, strict=True):
@@ -109,7 +109,7 @@ class Candidates:
 
     def raptor(self, config: Dinov2WithRegistersConfig, **options) -> RaptorModel:
         """A Raptor with random blocks."""
-        options = {"teacher_config": config, "phases": PHASES, "layerscale_value": 0.1, **options}
+        options = {"teacher_config": config, "phases": _PHASES, "layerscale_value": 0.1, **options}
         return self.place(RaptorModel(RaptorConfig(**options)))
 
     def states(self, batch: int) -> torch.Tensor:
@@ -129,7 +129,7 @@ class Candidates:
             "reference": self.reference,
             "exact": partial(rollout_states, self.exact),
             "matched": partial(rollout_states, self.matched),
-            "teacher": partial(teacher_layers, self.teacher),
+            "teacher": partial(_teacher_layers, self.teacher),
         }
 
     def flops(self) -> dict[str, int]:
@@ -155,7 +155,7 @@ def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tenso
     return trajectory
 
 
-def teacher_layers(model: Dinov2WithRegistersModel, states: torch.Tensor) -> list[torch.Tensor]:
+def _teacher_layers(model: Dinov2WithRegistersModel, states: torch.Tensor) -> list[torch.Tensor]:
     """The states (B, N, D) after every layer."""
     trajectory = []
     for layer in model.encoder.layer:

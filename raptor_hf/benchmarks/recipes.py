@@ -4,7 +4,7 @@ Compute is counted in multiply-adds of the student and of its optimiser. The uni
 Raptor of matched blocks through all of the teacher's layers, forward and backward, with 64 images.
 At every budget and k each recipe gets the learning rate that suits it: its own one is doubled and
 halved as long as that helps, judged on images that it learns from, with the first seed (at budgets
-of minutes, `LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
+of minutes, `_LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
 on record are not made again.
 """
 
@@ -53,24 +53,24 @@ from ..runs.processes import progress_bar
 from ..teachers import load_backbone, load_processor
 from .timing import PROCESSES
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-UNIT_IMAGES = 64
-JUDGED_ROWS = 512  # of the training set, for the choice of the learning rate
-WARMUP = 0.1  # of the steps
-LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
-LAST_WITH_OUR_BATCHES = 200  # units: the reference has them up to here
-VARIANTS_AT = (3, 100)  # k and units
-RECORD = "recipe_runs.jsonl"
+_RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+_UNIT_IMAGES = 64
+_JUDGED_ROWS = 512  # of the training set, for the choice of the learning rate
+_WARMUP = 0.1  # of the steps
+_LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
+_LAST_WITH_OUR_BATCHES = 200  # units: the reference has them up to here
+_VARIANTS_AT = (3, 100)  # k and units
+_RECORD = "recipe_runs.jsonl"
 
 
 # what `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults
 PARTS = (BlockArguments, ComputeArguments, RefitArguments, ObjectiveArguments, LoopArguments)
-DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
+_DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
 
 
 def recipe_arguments(recipe: dict) -> tuple:
     """Return the arguments that a recipe gives, an instance of each of `PARTS`."""
-    return build_arguments(DEFAULTS | recipe, *PARTS)
+    return build_arguments(_DEFAULTS | recipe, *PARTS)
 
 
 def recipes() -> dict[str, dict]:
@@ -81,7 +81,7 @@ def recipes() -> dict[str, dict]:
     64. *reference, our batches* has ours and is the reference's else.
     """
     known = {field.name for part in PARTS for field in fields(part)}
-    ours = yaml.safe_load((RECIPES / "digits_raptor.yaml").read_text())
+    ours = yaml.safe_load((_RECIPES / "digits_raptor.yaml").read_text())
     ours = {name: value for name, value in ours.items() if name in known}
     reference = {
         "init": "random", "ffn": "swiglu", "intermediate_size": 256, "layerscale_value": 1e-5,
@@ -107,7 +107,7 @@ def variants() -> dict[str, dict]:
 
 
 @dataclass(frozen=True)
-class Group:
+class _Group:
     """The runs of one recipe at one k and one budget: the learning rates, then the other seeds."""
 
     folder: str
@@ -119,17 +119,17 @@ class Group:
     def runs(self) -> list[dict]:
         """What is on record of them."""
         facts = {"recipe": self.recipe, "k": self.k, "budget": self.units}
-        return [run for run in recorded(self.folder) if facts.items() <= run.items()]
+        return [run for run in _recorded(self.folder) if facts.items() <= run.items()]
 
 
-def recorded(folder: str | Path) -> list[dict]:
+def _recorded(folder: str | Path) -> list[dict]:
     """All runs on record in a folder."""
-    path = Path(folder) / RECORD
+    path = Path(folder) / _RECORD
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @cache
-def sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
+def _sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
     """The teacher, what is learned from, and what is reported on."""
     folder = Path(digits)
     teacher = load_backbone(str(folder / "teacher"))
@@ -140,7 +140,7 @@ def sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
 
 def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed: int) -> dict:
     """One run: R² on the test images, and on training images, after so many units of compute."""
-    teacher, activations, test = sources(digits)
+    teacher, activations, test = _sources(digits)
     phases = read_json(Path(digits) / "phases" / "phases.json")["phases"][str(k)]
     with tempfile.TemporaryDirectory() as output_dir:
         own = {"output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none"}
@@ -150,13 +150,13 @@ def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed:
         num_tokens = activations[0]["states"].shape[-2]
         cost = step_units(objective, loop, model.config, num_tokens)
         loop.steps = max(1, round(units / cost))
-        loop.warmup_steps = max(1, round(WARMUP * loop.steps))
+        loop.warmup_steps = max(1, round(_WARMUP * loop.steps))
         loop.log_every = loop.checkpoint_every = loop.steps
         configure_compute(model, compute)
         chain = chain_of(model, parse_token_weights(objective.token_weights))
         refit_blocks(chain.spans, activations, refit, init=blocks.init)
         train_chains([chain], teacher, activations, objective, loop)
-    judged = torch.linspace(0, len(activations) - 1, JUDGED_ROWS).long().tolist()
+    judged = torch.linspace(0, len(activations) - 1, _JUDGED_ROWS).long().tolist()
     return {
         "units": cost * loop.steps,
         "steps": loop.steps,
@@ -174,24 +174,24 @@ def step_units(
     flops *= application_flops(config, num_tokens)
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
-    return flops / (3 * UNIT_IMAGES * config.num_hidden_layers * layer)
+    return flops / (3 * _UNIT_IMAGES * config.num_hidden_layers * layer)
 
 
-def run_group(digits: str, group: Group) -> None:
+def _run_group(digits: str, group: _Group) -> None:
     """Make the runs of a group that are not on record, quietly."""
     torch.set_num_threads(1)
     recipe = (recipes() | variants())[group.recipe]
     with open(os.devnull, "w") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             rate = recipe["learning_rate"]
-            if group.units < LONG or group.recipe != "ours":
+            if group.units < _LONG or group.recipe != "ours":
                 rate = tuned_rate(
-                    lambda rate: run_once(digits, group, recipe, rate, seed=0)["train_r2"],
+                    lambda rate: _run_once(digits, group, recipe, rate, seed=0)["train_r2"],
                     rate,
-                    extend=group.units < LONG,
+                    extend=group.units < _LONG,
                 )
             for seed in range(group.seeds):
-                run_once(digits, group, recipe, rate, seed)
+                _run_once(digits, group, recipe, rate, seed)
 
 
 def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
@@ -211,7 +211,7 @@ def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = T
     return max(found, key=found.get)
 
 
-def run_once(digits: str, group: Group, recipe: dict, rate: float, seed: int) -> dict:
+def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) -> dict:
     """A run, or what is on record of it."""
     facts = {"rate": rate, "seed": seed}
     for run in group.runs():
@@ -219,7 +219,7 @@ def run_once(digits: str, group: Group, recipe: dict, rate: float, seed: int) ->
             return run
     result = train(digits, recipe, k=group.k, units=group.units, **facts)
     run = {"recipe": group.recipe, "k": group.k, "budget": group.units, **facts, **result}
-    with open(Path(group.folder) / RECORD, "a") as file:
+    with open(Path(group.folder) / _RECORD, "a") as file:
         file.write(json.dumps(run) + "\n")
     return run
 
@@ -246,24 +246,24 @@ def benchmark_recipes(
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]
-    if VARIANTS_AT[0] in ks and VARIANTS_AT[1] in budgets:
-        points += [(name, *VARIANTS_AT) for name in variants()]
+    if _VARIANTS_AT[0] in ks and _VARIANTS_AT[1] in budgets:
+        points += [(name, *_VARIANTS_AT) for name in variants()]
     groups = [
-        Group(str(folder), *point, seeds)
+        _Group(str(folder), *point, seeds)
         for point in sorted(points, key=lambda point: point[2])
-        if point[2] <= LAST_WITH_OUR_BATCHES or point[0] in ("ours", "reference")
+        if point[2] <= _LAST_WITH_OUR_BATCHES or point[0] in ("ours", "reference")
     ]
     if processes:
         bar = progress_bar("recipes", len(groups), unit="budget")
         with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
-            for future in as_completed([pool.submit(run_group, digits, g) for g in groups]):
+            for future in as_completed([pool.submit(_run_group, digits, g) for g in groups]):
                 future.result()
                 bar.update()
     table = [row(group) for group in groups if group.runs()]
-    return {"runs": recorded(folder), "table": table}
+    return {"runs": _recorded(folder), "table": table}
 
 
-def row(group: Group) -> dict:
+def row(group: _Group) -> dict:
     """The chosen learning rate of a group, and the R² of its seeds."""
     runs = group.runs()
     best = max((run for run in runs if run["seed"] == 0), key=lambda run: run["train_r2"])["rate"]
@@ -287,20 +287,20 @@ def recipe_tables(rows: list[dict]) -> str:
     lines = []
     for k, budget in sorted({(row["k"], row["budget"]) for row in rows}):
         found = [cells.get((k, budget, name)) for name in recipes()]
-        shown = [f"{mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in found]
+        shown = [f"{_mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in found]
         lines.append([str(k), f"{budget:g}", *shown])
     tables = [markdown_table(["k", "compute", *recipes()], lines)]
-    names = [name for name in ("ours", *variants()) if (*VARIANTS_AT, name) in cells]
+    names = [name for name in ("ours", *variants()) if (*_VARIANTS_AT, name) in cells]
     if names[1:]:
-        heading = [f"k = {VARIANTS_AT[0]}, compute {VARIANTS_AT[1]}", "R², all tokens", "R², cls"]
-        found = [cells[(*VARIANTS_AT, name)] for name in names]
-        lines = [[row["recipe"], mean_of(row, "r2"), mean_of(row, "r2_cls")] for row in found]
+        heading = [f"k = {_VARIANTS_AT[0]}, compute {_VARIANTS_AT[1]}", "R², all tokens", "R², cls"]
+        found = [cells[(*_VARIANTS_AT, name)] for name in names]
+        lines = [[row["recipe"], _mean_of(row, "r2"), _mean_of(row, "r2_cls")] for row in found]
         tables.append(markdown_table([*heading, "rate"], [
             [*line, f"{row['rate']:g}"] for line, row in zip(lines, found, strict=True)
         ]))  # fmt: skip
     return "\n\n".join(tables)
 
 
-def mean_of(row: dict, figure: str) -> str:
+def _mean_of(row: dict, figure: str) -> str:
     """A figure of a row over its seeds."""
     return mean_std(np.array(row[figure]), 4)

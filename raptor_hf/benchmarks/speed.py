@@ -22,24 +22,24 @@ from .models import RAPTORS, Candidates, rollout_states
 from .settings import FORMS
 from .timing import PROCESSES, interleaved, median_ratio
 
-Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
-REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
+_Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
+_REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
 
 
-def compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
+def _compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
     """Times in seconds of what starts with the reference, which is measured twice."""
-    candidates = {**candidates, REFERENCE_AGAIN: candidates["reference"]}
+    candidates = {**candidates, _REFERENCE_AGAIN: candidates["reference"]}
     calls = {name: lambda _visit, call=call: call() for name, call in candidates.items()}
-    return interleaved(calls, rounds=rounds, clock=clock_of(device))
+    return interleaved(calls, rounds=rounds, clock=_clock_of(device))
 
 
-def speeds(title: str, times: dict[str, list[float]]) -> Iterator[Measurement]:
+def speeds(title: str, times: dict[str, list[float]]) -> Iterator[_Measurement]:
     """Speed beside the reference: how many times longer it takes."""
     names = [name for name in times if name != "reference"]
     yield title, {name: median_ratio(times, "reference", name) for name in names}
 
 
-def clock_of(device: str) -> Callable[[], float]:
+def _clock_of(device: str) -> Callable[[], float]:
     """CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
     if device != "cuda":
         return time.process_time
@@ -55,12 +55,12 @@ def clock_of(device: str) -> Callable[[], float]:
     return clock
 
 
-def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
+def _matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
     """FLOP a second in products of large square matrices: the best of some."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = {"product": lambda _visit: left @ right}
-    times = interleaved(products, rounds=4 * rounds, clock=clock_of(device))
+    times = interleaved(products, rounds=4 * rounds, clock=_clock_of(device))
     return 2 * size**3 / min(times["product"])
 
 
@@ -71,7 +71,7 @@ def images_a_second(
     batch: int,
     peak: float,
     passes: int,
-) -> Iterator[Measurement]:
+) -> Iterator[_Measurement]:
     """Throughput, and the share of the peak that it reaches.
 
     Args:
@@ -93,33 +93,33 @@ def benchmark_model(
     device: str,
     dtype: torch.dtype,
     forms: Collection[str] = FORMS,
-) -> Iterator[Measurement]:
+) -> Iterator[_Measurement]:
     """Inference, 12 applications: plain, compiled, in int8; speed beside the reference."""
     candidates = Candidates(size, device=device, dtype=dtype)
     candidates.matched.prepare_for_inference()
     yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
     weights = relative(candidates.weight_bytes(), "teacher")
     yield "bytes of the weights, times the teacher's", weights
-    peak = matmul_peak(device, dtype, rounds)
+    peak = _matmul_peak(device, dtype, rounds)
     for form in [form for form in ("plain", "compiled") if form in forms]:
         for batch in batches:
             if form == "compiled":
-                compile_all(candidates.layers())
+                _compile_all(candidates.layers())
             states = candidates.states(batch)
             calls = {n: partial(rollout, states) for n, rollout in candidates.rollouts().items()}
             with torch.no_grad():
-                times = compare(calls, rounds, device)
+                times = _compare(calls, rounds, device)
             title = f"inference, batch {batch}, {form}"
             yield from speeds(title, times)
             yield from images_a_second(title, candidates, times, batch, peak, passes=1)
     if "int8" in forms and device == "cpu":
         if importlib.util.find_spec("torchao"):
-            yield from benchmark_int8(size, batches, rounds)
+            yield from _benchmark_int8(size, batches, rounds)
         else:
             print("int8 is left out: it needs the extra int8 (torchao)")
     if "compiled" in forms and device == "cpu":
-        block = in_new_process(seconds_to_compile, size, False)
-        unrolled = in_new_process(seconds_to_compile, size, True)
+        block = _in_new_process(_seconds_to_compile, size, False)
+        unrolled = _in_new_process(_seconds_to_compile, size, True)
         for part, name in enumerate(("", ", without the C++ compiler")):
             seconds = {"a block": block[part], "all 12 applications": unrolled[part]}
             yield f"seconds to compile{name}", seconds
@@ -130,7 +130,7 @@ def relative(values: dict[str, float], name: str) -> dict[str, float]:
     return {key: value / values[name] for key, value in values.items()}
 
 
-def compile_all(layers: dict[str, list[nn.Module]]) -> None:
+def _compile_all(layers: dict[str, list[nn.Module]]) -> None:
     """Compile each block and each layer for itself, for one batch size."""
     torch._dynamo.reset()  # of one function it keeps eight forms only
     for parts in layers.values():
@@ -138,7 +138,7 @@ def compile_all(layers: dict[str, list[nn.Module]]) -> None:
             part.compile(dynamic=False)
 
 
-def benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[Measurement]:
+def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[_Measurement]:
     """The same with linear layers in int8, activations too, compiled; and what that costs in R²."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -151,11 +151,11 @@ def benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[Measu
         for part in parts:
             quantize_(part, Int8DynamicActivationInt8WeightConfig())
     for batch in batches:
-        compile_all(quantised)
+        _compile_all(quantised)
         states = candidates.states(batch)
         calls = {name: partial(rollout, states) for name, rollout in plain.items()}
         with torch.no_grad():
-            times = compare(calls, rounds, "cpu")
+            times = _compare(calls, rounds, "cpu")
         yield from speeds(f"inference, batch {batch}, in int8 beside the reference", times)
     with torch.no_grad():
         found = {name: plain[name](candidates.states(1))[-1] for name in quantised}
@@ -171,13 +171,13 @@ def spread(states: torch.Tensor) -> torch.Tensor:
     return (states - states.mean(dim=(0, 1))).square().sum()
 
 
-def in_new_process(work: Callable, *arguments) -> object:
+def _in_new_process(work: Callable, *arguments) -> object:
     """What a function of a module returns in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(work, *arguments).result()
 
 
-def seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
+def _seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
     """CPU time that it takes to compile a Raptor's blocks, or all its applications as one graph.
 
     Returns:
@@ -196,7 +196,7 @@ def seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
         if unrolled:
             run = torch.compile(run)
         else:
-            compile_all({"matched": list(large.matched.blocks)})
+            _compile_all({"matched": list(large.matched.blocks)})
         moments = [os.times()]
         for _ in range(2):  # the second one only runs
             run(states)
@@ -213,7 +213,7 @@ def benchmark_train_step(
     device: str,
     dtype: torch.dtype,
     forms: Collection[str] = FORMS,
-) -> Iterator[Measurement]:
+) -> Iterator[_Measurement]:
     """A rollout with its loss, backward pass, clipping and AdamW, and what it keeps in memory.
 
     Weights are float32 in any case; another type is what autocast computes in.
@@ -222,7 +222,7 @@ def benchmark_train_step(
     modules = {name: getattr(candidates, name) for name in RAPTORS}
     modules["matched, checkpointed"] = copy.deepcopy(candidates.matched)
     ComputeArguments(gradient_checkpointing=True).set_up(modules["matched, checkpointed"])
-    peak = matmul_peak(device, dtype, rounds)
+    peak = _matmul_peak(device, dtype, rounds)
     for batch in batches:
         states = candidates.states(batch)
         with torch.no_grad():
@@ -232,15 +232,15 @@ def benchmark_train_step(
             rollout = module if name == "reference" else partial(rollout_states, module)
             weights = list(module.train().blocks.parameters())
             optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=name != "reference")
-            losses[name] = partial(loss_of, rollout, states, target, dtype)
+            losses[name] = partial(_loss_of, rollout, states, target, dtype)
             steps[name] = partial(step, losses[name], weights, optimizer)
         kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}
         megabytes = {"reference, MB an image": kept["reference"] / 1e6}
         yield f"kept for the backward pass, batch {batch}", relative(kept, "reference") | megabytes
         for form in [form for form in ("plain", "compiled") if form in forms]:
             if form == "compiled":
-                compile_all({name: list(module.blocks) for name, module in modules.items()})
-            title, times = f"training step, batch {batch}, {form}", compare(steps, rounds, device)
+                _compile_all({name: list(module.blocks) for name, module in modules.items()})
+            title, times = f"training step, batch {batch}, {form}", _compare(steps, rounds, device)
             yield from speeds(title, times)
             yield from images_a_second(title, candidates, times, batch, peak, passes=3)
         for module in modules.values():
@@ -248,7 +248,7 @@ def benchmark_train_step(
                 block._compiled_call_impl = None  # there is no public way back
 
 
-def loss_of(
+def _loss_of(
     rollout: Callable, states: torch.Tensor, target: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Mean squared error over all layers."""
@@ -274,7 +274,7 @@ def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
     kept: dict[tuple[int, int], int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter) and not is_view_of_weight(tensor):
+        if not isinstance(tensor, nn.Parameter) and not _is_view_of_weight(tensor):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
         return tensor
@@ -285,6 +285,6 @@ def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
     return sum(kept.values())
 
 
-def is_view_of_weight(tensor: torch.Tensor) -> bool:
+def _is_view_of_weight(tensor: torch.Tensor) -> bool:
     """A transposed weight and its like."""
     return isinstance(tensor._base, nn.Parameter)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
-M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 # a clean process that has imported everything, and forks in a moment
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["raptor_hf.activations.writing"])
@@ -82,7 +82,7 @@ def watched(sender, work: Callable, *arguments) -> None:
                 return
 
     torch.set_num_threads(1)
-    return_freed_memory()
+    _return_freed_memory()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     work(*arguments)
@@ -91,8 +91,8 @@ def watched(sender, work: Callable, *arguments) -> None:
     sender.send(peak)
 
 
-def return_freed_memory() -> None:
+def _return_freed_memory() -> None:
     """Let glibc give back freed blocks at once: how many it keeps changes from run to run."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**16)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)

@@ -21,11 +21,11 @@ from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..teachers import load_backbone, load_processor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others may start programs, like PostScript's
-MAX_ASPECT = 8  # times longer than wide; a thread of an image would be huge once it is resized
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others may start programs, like PostScript's
+_MAX_ASPECT = 8  # times longer than wide; a thread of an image would be huge once it is resized
 # what PIL raises for a file that is broken or no image
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-MAKE_DIGITS = (
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_MAKE_DIGITS = (
     "`bash training/reproduce.sh digits` makes the models that the demo shows by default, in "
     "outputs/digits."
 )
@@ -65,23 +65,23 @@ def read_image(path: str | Path, *, max_pixels: int) -> Image.Image:
 
     Raises:
         ValueError: no PNG, JPEG, WebP, BMP or GIF, one that is broken, more than `max_pixels`, or
-            one that is more than `MAX_ASPECT` times longer than wide. Its words hold nothing of the
-            file.
+            one that is more than `_MAX_ASPECT` times longer than wide. Its words hold nothing of
+            the file.
     """
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=_FORMATS)
         width, height = image.size
-        if width * height <= max_pixels and max(image.size) <= MAX_ASPECT * min(image.size):
+        if width * height <= max_pixels and max(image.size) <= _MAX_ASPECT * min(image.size):
             # only now are the pixels decoded
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise ValueError(
             "This file can't be shown: it is broken, too large, or no image. "
-            f"Upload a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+            f"Upload a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
         ) from error
     raise ValueError(
         f"This image has {width}×{height} pixels; the demo takes at most {max_pixels / 1e6:g} "
-        f"million, and none that is more than {MAX_ASPECT} times longer than wide."
+        f"million, and none that is more than {_MAX_ASPECT} times longer than wide."
     )
 
 
@@ -96,7 +96,7 @@ def model_folder(name_or_path: str, revision: str | None = None) -> str:
     folder = Path(name_or_path)
     if not folder.is_dir():
         if folder.is_absolute() or name_or_path.startswith((".", "~")) or len(folder.parts) != 2:
-            raise FileNotFoundError(f"{name_or_path}: no such folder. {MAKE_DIGITS}")
+            raise FileNotFoundError(f"{name_or_path}: no such folder. {_MAKE_DIGITS}")
         files = ["*.json", "*.safetensors"]
         folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=files))
     if not any(folder.glob("model*.safetensors")):
@@ -140,12 +140,12 @@ def load_pair(
         original,
         student,
         load_processor(model),
-        load_head(teacher_head, student) if teacher_head else None,
-        load_head(model, student) if has_head else None,
+        _load_head(teacher_head, student) if teacher_head else None,
+        _load_head(model, student) if has_head else None,
     )
 
 
-def load_head(source: str, raptor: RaptorModel) -> Head:
+def _load_head(source: str, raptor: RaptorModel) -> Head:
     """A head for the Raptor's or its teacher's features; errors as `load_linear_head`."""
     linear, names = load_linear_head(source, hidden_size=raptor.config.hidden_size)
     names = names or [f"LABEL_{label}" for label in range(linear.out_features)]

@@ -10,7 +10,7 @@ from PIL import Image
 from ..pictures import data_uri, picture
 from .analysis import Analysis
 
-TEACHER, RAPTOR, GREY = "#1f6fb4", "#d2550f", "#444444"
+_TEACHER, _RAPTOR, _GREY = "#1f6fb4", "#d2550f", "#444444"
 COLOURS = (
     "Colours are the first three principal components of the patches. Teacher and Raptor share "
     "their basis and scale at each layer, so the more alike the colours, the more alike the "
@@ -18,7 +18,7 @@ COLOURS = (
 )
 
 
-def block_names(spans: list[tuple[int, int]]) -> list[str]:
+def _block_names(spans: list[tuple[int, int]]) -> list[str]:
     """What makes each layer, the embeddings first."""
     blocks = [f"block {p}" for p, (start, stop) in enumerate(spans) for _ in range(start, stop)]
     return ["embeddings", *blocks]
@@ -29,7 +29,7 @@ def layer_view(analysis: Analysis | None, layer: int, spans: list[tuple[int, int
     if analysis is None:
         return '<p class="facts">Upload an image to begin.</p>'
     (teacher, raptor), explained = analysis.maps
-    made_by = block_names(spans)[layer]
+    made_by = _block_names(spans)[layer]
     pictures = {
         "the image as the models see it": picture(analysis.image, "The resized, cropped image"),
         f"teacher, layer {layer}": picture(
@@ -83,19 +83,25 @@ def curves(analysis: Analysis | None, spans: list[tuple[int, int]]) -> str:
         return ""
     turns = {"teacher": analysis.teacher_angles, "Raptor": analysis.raptor_angles}
     panels = [
-        ("How far each layer turns the cls token", "angle (degrees)", turns, 0, (TEACHER, RAPTOR)),
+        (
+            "How far each layer turns the cls token",
+            "angle (degrees)",
+            turns,
+            0,
+            (_TEACHER, _RAPTOR),
+        ),
         (
             "Cosine between the teacher's and the Raptor's states",
             "cosine",
             analysis.cosines,
             3,
-            (GREY,) * 2,
+            (_GREY,) * 2,
         ),
     ]
-    return '<div class="row">' + "".join(curve(*panel, spans) for panel in panels) + "</div>"
+    return '<div class="row">' + "".join(_curve(*panel, spans) for panel in panels) + "</div>"
 
 
-def curve(
+def _curve(
     title: str,
     unit: str,
     lines: dict[str, np.ndarray],

@@ -16,11 +16,11 @@ from .analysis import Analysis, Pair, analyse, read_image  # noqa: E402
 from .html import curves, layer_strip, layer_view, thumbnail  # noqa: E402
 
 # the system's own, as the page may be opened where there is no network
-FONTS = {
+_FONTS = {
     "font": ("ui-sans-serif", "system-ui", "sans-serif"),
     "font_mono": ("ui-monospace", "monospace"),
 }
-CSS = """
+_CSS = """
 .row {display: flex; flex-wrap: wrap; gap: 1rem; justify-content: center}
 .row figure {margin: 0; flex: 1 1 150px; max-width: 260px}
 .row figcaption, p.facts {text-align: center; margin: .4rem 0 0}
@@ -35,7 +35,7 @@ img.pixels {image-rendering: pixelated; width: 100%; margin: 0; border-radius: 3
 .strip tbody th {font-weight: 600}
 .strip thead th.block {background: var(--neutral-200); color: var(--neutral-900)}
 """
-HEADING = """
+_HEADING = """
 # A teacher and its Raptor, layer by layer
 
 **{teacher}** has {layers} layers. Its Raptor **{model}** makes them with {blocks} blocks, each
@@ -43,7 +43,7 @@ applied several times in a row: {phases}. Choose an image to see how closely it 
 """
 
 
-class OfflineBlocks(gr.Blocks):
+class _OfflineBlocks(gr.Blocks):
     """A page that fetches nothing, and opens nothing but what was uploaded to it.
 
     Gradio would download the address that an event names as its file, and open a file of this
@@ -52,21 +52,21 @@ class OfflineBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         """Refuse addresses, and files that nobody uploaded, in an event."""
-        traverse(inputs, check_uploaded, is_file_obj)
+        traverse(inputs, _check_uploaded, is_file_obj)
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
 
-class Parts(NamedTuple):
+class _Parts(NamedTuple):
     """What on the page takes part in events."""
 
     image: gr.Image
     layer: gr.Slider
     gallery: gr.Gallery
     view: gr.HTML
-    results: list  # what `show` gives, in its order
+    results: list  # what `_show` gives, in its order
 
 
-def check_uploaded(file: dict) -> dict:
+def _check_uploaded(file: dict) -> dict:
     """A file that was uploaded; a gr.Error for one that lies elsewhere, here or on the network."""
     path = file["path"]
     if is_http_url_like(path):
@@ -83,7 +83,7 @@ def heading(pair: Pair, names: dict[str, str]) -> str:
         + (f"{start + 1}–{stop}" if stop - start > 1 else f"{stop}")
         for p, (start, stop) in enumerate(pair.raptor.config.spans())
     )
-    return HEADING.format(
+    return _HEADING.format(
         **{role: escape(name) for role, name in names.items()},
         layers=pair.raptor.config.num_hidden_layers,
         blocks=len(pair.raptor.config.phases),
@@ -91,14 +91,14 @@ def heading(pair: Pair, names: dict[str, str]) -> str:
     )
 
 
-def existing_layer(pair: Pair, layer: float) -> int:
+def _existing_layer(pair: Pair, layer: float) -> int:
     """The layer nearest to what an event says: the slider's bounds bind the page alone."""
     return min(max(0, round(layer)), pair.raptor.config.num_hidden_layers)
 
 
-def show(pair: Pair, image: Image.Image | None, layer: int) -> list:
+def _show(pair: Pair, image: Image.Image | None, layer: int) -> list:
     """What the page shows of an image: the analysis, three pieces of HTML, both models' classes."""
-    spans, layer = pair.raptor.config.spans(), existing_layer(pair, layer)
+    spans, layer = pair.raptor.config.spans(), _existing_layer(pair, layer)
     analysis = None if image is None else analyse(pair, image)
     return [
         analysis,
@@ -110,10 +110,10 @@ def show(pair: Pair, image: Image.Image | None, layer: int) -> list:
     ]
 
 
-def lay_out(pair: Pair, examples: list[tuple[Image.Image, str]]) -> Parts:
+def _lay_out(pair: Pair, examples: list[tuple[Image.Image, str]]) -> _Parts:
     """The page below its heading, with the first example in it."""
     depth = pair.raptor.config.num_hidden_layers
-    analysis, view, strip, plots, *tops = show(pair, examples[0][0] if examples else None, depth)
+    analysis, view, strip, plots, *tops = _show(pair, examples[0][0] if examples else None, depth)
     with gr.Row():
         image = gr.Image(
             label="Your image", sources=["upload"], height=280, format="png", buttons=[],
@@ -140,7 +140,7 @@ def lay_out(pair: Pair, examples: list[tuple[Image.Image, str]]) -> Parts:
     strip = gr.HTML(strip, elem_id="strip")
     plots = gr.HTML(plots, elem_id="curves")
     state = gr.State(analysis, time_to_live=3600)
-    return Parts(image, layer, gallery, view, [state, view, strip, plots, *tops])
+    return _Parts(image, layer, gallery, view, [state, view, strip, plots, *tops])
 
 
 def build_page(
@@ -166,21 +166,21 @@ def build_page(
             image = read_image(file["path"], max_pixels=max_pixels)
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
-        return [gr.Gallery(selected_index=None), *show(pair, image, layer)]
+        return [gr.Gallery(selected_index=None), *_show(pair, image, layer)]
 
     def show_example(layer: int, chosen: gr.SelectData) -> list:
-        return [None, *show(pair, examples[chosen.index][0], layer)]
+        return [None, *_show(pair, examples[chosen.index][0], layer)]
 
     def show_layer(analysis: Analysis | None, layer: int) -> str:
-        return layer_view(analysis, existing_layer(pair, layer), pair.raptor.config.spans())
+        return layer_view(analysis, _existing_layer(pair, layer), pair.raptor.config.spans())
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # uploads are deleted after an hour
-    with OfflineBlocks(
+    with _OfflineBlocks(
         title="Raptor demo", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
         gr.Markdown(heading(pair, names))
-        parts = lay_out(pair, examples)
+        parts = _lay_out(pair, examples)
         image, layer, gallery, results = parts.image, parts.layer, parts.gallery, parts.results
         uploaded = image.upload(
             show_upload, [image, layer], [gallery, *results], preprocess=False, **quiet
@@ -207,8 +207,8 @@ def serve(
         allowed_paths=[],
         max_threads=8,
         state_session_capacity=64,
-        theme=gr.themes.Default(**FONTS),
-        css=CSS,
+        theme=gr.themes.Default(**_FONTS),
+        css=_CSS,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..runs.arguments import OnCard, Watching
 
-TOKEN_GROUPS = ("cls", "registers", "patches")
+_TOKEN_GROUPS = ("cls", "registers", "patches")
 
 
 @dataclass(kw_only=True)
@@ -199,7 +199,7 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
             "Token weights are three numbers ≥ 0 for cls, registers and patches, "
             f"like 0.45,0.10,0.45, or none; got {text!r}."
         )
-    return dict(zip(TOKEN_GROUPS, weights, strict=True))
+    return dict(zip(_TOKEN_GROUPS, weights, strict=True))
 
 
 def parse_span(text: str) -> tuple[int, int]:

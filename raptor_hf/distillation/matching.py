@@ -15,7 +15,7 @@ from .objective import ObjectiveArguments, loss_weights, token_loss
 from .rollout import rollout
 
 
-class ChainOutput(NamedTuple):
+class _ChainOutput(NamedTuple):
     """How a chain of S layers follows a trajectory.
 
     Args:
@@ -55,7 +55,7 @@ class TrajectoryMatching(nn.Module):
             {span.name: span.block for chain in chains for span in chain.spans}
         )
 
-    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, ChainOutput]:
+    def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, _ChainOutput]:
         """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
         forcing, rolling = loss_weights(self.arguments, progress)
         found = {}
@@ -79,7 +79,7 @@ class TrajectoryMatching(nn.Module):
         forcing: float,
         rolling: float,
         starts: set[int],
-    ) -> ChainOutput:
+    ) -> _ChainOutput:
         """The mixed loss of one chain, and what it was worked out from.
 
         Args:
@@ -100,7 +100,7 @@ class TrajectoryMatching(nn.Module):
                 weights=chain.weights,
                 loss=self.arguments.loss,
             )
-        return ChainOutput(total, prediction.detach(), trajectory)
+        return _ChainOutput(total, prediction.detach(), trajectory)
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:

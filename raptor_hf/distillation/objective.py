@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from .arguments import ObjectiveArguments
 
-TOKEN_GROUPS = ("cls", "registers", "patches")
+_TOKEN_GROUPS = ("cls", "registers", "patches")
 
 
 def loss_weights(objective: ObjectiveArguments, progress: float) -> tuple[float, float]:

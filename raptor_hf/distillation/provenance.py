@@ -17,7 +17,7 @@ from .arguments import BlockArguments, ObjectiveArguments, RefitArguments, SpanA
 # is watched
 RECIPE = marked_names(OnCard, LoopArguments, ObjectiveArguments, SpanArguments, ImageArguments)
 # say nothing of blocks that are there already
-OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments, RefitArguments)
+_OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments, RefitArguments)
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
@@ -38,17 +38,17 @@ def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
             return None
         run = read_json(Path(run_folder) / "run.json")
         arguments = run["arguments"]
-        stages.insert(0, stage_facts(Path(run_folder), run))
+        stages.insert(0, _stage_facts(Path(run_folder), run))
         run_folder = arguments.get("blocks")
     identity = teacher_identity(teacher, arguments.get("revision"))
     return {
         "teacher": {**identity, "name": public_name(identity["name"])},
-        "dataset": training_dataset(arguments),
+        "dataset": _training_dataset(arguments),
         "stages": stages,
     }
 
 
-def training_dataset(arguments: dict) -> str | None:
+def _training_dataset(arguments: dict) -> str | None:
     """The images that a training saw, itself or by way of its stored activations."""
     if arguments.get("dataset"):
         return public_name(arguments["dataset"])
@@ -58,20 +58,20 @@ def training_dataset(arguments: dict) -> str | None:
     return public_name(read_json(extraction)["arguments"]["dataset"])
 
 
-def stage_facts(folder: Path, run: dict) -> dict:
+def _stage_facts(folder: Path, run: dict) -> dict:
     """What one training took."""
     arguments = run["arguments"]
-    names = RECIPE if arguments.get("blocks") else RECIPE + OF_NEW_BLOCKS
+    names = RECIPE if arguments.get("blocks") else RECIPE + _OF_NEW_BLOCKS
     return {
         "program": run["program"],
         "arguments": {name: arguments[name] for name in names if name in arguments},
         "images": arguments["steps"] * arguments["batch_size"],
-        "seconds": training_seconds(folder),
+        "seconds": _training_seconds(folder),
         "num_processes": run["environment"].get("num_processes", 1),
     }
 
 
-def training_seconds(folder: Path) -> float:
+def _training_seconds(folder: Path) -> float:
     """Time that a run trained, all its resumed parts together; each counts its own seconds."""
     log = folder / "log.jsonl"
     total = last = 0.0

@@ -30,8 +30,8 @@ from .arguments import RefitArguments
 from .blocks import Span
 
 RIDGE_PROJECTIONS = 0.1  # shares of the mean of the squared features: measured on the digits
-RIDGE_SCALES = 0.01
-IMAGES_AT_ONCE = 32
+_RIDGE_SCALES = 0.01
+_IMAGES_AT_ONCE = 32
 
 
 def refit_blocks(
@@ -70,7 +70,7 @@ def refit_spans(
     rows = torch.linspace(0, len(activations) - 1, min(num_images, len(activations))).long()
     chunks = [
         activations.states(keep_batch(activations.__getitems__(chunk.tolist())))
-        for chunk in rows.split(IMAGES_AT_ONCE)
+        for chunk in rows.split(_IMAGES_AT_ONCE)
     ]
     num_tokens = chunks[0].shape[2]
     weights = torch.zeros(num_tokens)
@@ -81,12 +81,12 @@ def refit_spans(
         device = span.block.layer_scale1.device
         states = [chunk[:, columns].to(device).float() for chunk in chunks]
         if projections:
-            refit_projections(span, states, weights.to(device))
-        refit_depth_scales(span, states, weights.to(device))
+            _refit_projections(span, states, weights.to(device))
+        _refit_depth_scales(span, states, weights.to(device))
 
 
 @contextmanager
-def inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What goes into some modules, in their order, while a block is applied."""
     found: list[torch.Tensor | None] = [None] * len(modules)
 
@@ -104,14 +104,14 @@ def inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-def refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
+def _refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
     """The first step, for states (B, stop − start + 1, N, D) and token weights (N,)."""
     block, normal, moment = span.block, 0.0, 0.0
     projections = (block.attention.proj, block.ffn.fc2)
     for chunk in states:
         current = chunk[:, 0]
         for position, depth in enumerate(range(span.start + 1, span.stop + 1), start=1):
-            with inputs_of(*projections) as inputs:
+            with _inputs_of(*projections) as inputs:
                 following = block(current, depth)
             features = torch.cat([*inputs, torch.ones_like(current[..., :1])], dim=-1)
             root = weights.sqrt()[None, :, None]
@@ -134,7 +134,7 @@ def refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Ten
     block.ffn.fc2.bias.copy_(fitted[-1] / block.layer_scale2)
 
 
-def refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
+def _refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
     """The second step; arguments as of the first one."""
     block = span.block
     scaling, block.depth_scaling = block.depth_scaling, None  # the branches as they are
@@ -146,13 +146,13 @@ def refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.Te
             weighted = parts * weights[None, :, None, None]
             normal += torch.einsum("bndi,bndj->dij", weighted, parts).double()
             moment += torch.einsum("bndi,bnd->di", weighted, chunk[:, position]).double()
-        pull = RIDGE_SCALES * normal.diagonal(dim1=1, dim2=2).mean(dim=-1)
+        pull = _RIDGE_SCALES * normal.diagonal(dim1=1, dim2=2).mean(dim=-1)
         eye = torch.eye(3, dtype=normal.dtype, device=normal.device)
         solution = torch.linalg.solve(normal + pull[:, None, None] * eye, moment + pull[:, None])
         output = solution[:, 2].clamp(0.5, 2)
         scales = torch.stack([solution[:, 0] / output, solution[:, 1] / output, output]).float()
         fitted.append(scales)
-        current = [apply_scaled(block, before, scales) for before in current]
+        current = [_apply_scaled(block, before, scales) for before in current]
     block.depth_scaling = scaling
     depths = torch.arange(span.start + 1, span.stop + 1, device=output.device).float()[:, None]
     hidden = nn.functional.silu(scaling.fc1(depths))
@@ -170,7 +170,7 @@ def branches(block: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torc
     return attention, block.layer_scale2 * block.ffn(block.norm2(states + attention))
 
 
-def apply_scaled(block: nn.Module, states: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _apply_scaled(block: nn.Module, states: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """An application with given scales (3, D) of the attention, the FFN and the output."""
     states = states + scales[0] * block.layer_scale1 * block.attention(block.norm1(states))
     states = states + scales[1] * block.layer_scale2 * block.ffn(block.norm2(states))

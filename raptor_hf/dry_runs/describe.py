@@ -14,7 +14,7 @@ from ..runs.processes import process_state
 from ..tasks.digit_scenes import NUMBER
 from ..teachers import load_processor
 
-ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
+_ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
 
 
 class TeacherFacts(NamedTuple):
@@ -55,7 +55,7 @@ def teacher_facts(
 def cost(flop: float) -> str:
     """A number of FLOP, and how long it takes at the assumed rates."""
     times = []
-    for dtype, rate in ASSUMED_TFLOPS.items():
+    for dtype, rate in _ASSUMED_TFLOPS.items():
         seconds = flop / (rate * 1e12)
         time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.3g} s"
         times.append(f"{time} at {rate} TFLOP/s ({dtype})")

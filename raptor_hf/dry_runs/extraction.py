@@ -26,11 +26,11 @@ from .describe import (
     teacher_facts,
 )
 
-MEASURED_SECONDS = 2.0
-TEST_BYTES = 2**28  # enough that a disk's own cache does not answer alone
+_MEASURED_SECONDS = 2.0
+_TEST_BYTES = 2**28  # enough that a disk's own cache does not answer alone
 
 
-class Rates(NamedTuple):
+class _Rates(NamedTuple):
     """What a machine does in a second."""
 
     teacher: float  # images, all processes together
@@ -38,7 +38,7 @@ class Rates(NamedTuple):
     read: float  # bytes that are not in memory
 
 
-class Job(NamedTuple):
+class _Job(NamedTuple):
     """What is to be extracted, and how often it will be read."""
 
     rows: int
@@ -48,7 +48,7 @@ class Job(NamedTuple):
     online_share: float  # of the teacher's layers, up to the last one that is learned
 
 
-def measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
+def _measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
     """Images a second through a teacher of this architecture with random weights, no decoding."""
     state = process_state()
     model = AutoModel.from_config(facts.config).eval().to(state.device)
@@ -64,16 +64,16 @@ def measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> flo
 
     run()
     start, images = time.perf_counter(), 0
-    while time.perf_counter() - start < MEASURED_SECONDS:
+    while time.perf_counter() - start < _MEASURED_SECONDS:
         run()
         images += batch_size
     return state.num_processes * images / (time.perf_counter() - start)
 
 
-def measure_disk(folder: Path) -> tuple[float, float]:
+def _measure_disk(folder: Path) -> tuple[float, float]:
     """Bytes a second written to and read from a disk, by a temporary file; memory left out."""
     chunk = os.urandom(2**24)
-    number = max(1, min(TEST_BYTES, shutil.disk_usage(folder).free // 10) // len(chunk))
+    number = max(1, min(_TEST_BYTES, shutil.disk_usage(folder).free // 10) // len(chunk))
     with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
         start = time.perf_counter()
         for _ in range(number):
@@ -89,7 +89,7 @@ def measure_disk(folder: Path) -> tuple[float, float]:
         return write, number * len(chunk) / (time.perf_counter() - start)
 
 
-def stored_or_online(job: Job, rates: Rates, free_bytes: float) -> list[tuple[str, str]]:
+def _stored_or_online(job: _Job, rates: _Rates, free_bytes: float) -> list[tuple[str, str]]:
     """The two sums and which one is less, as lines of a plan.
 
     Extraction overlaps the teacher with the disk; an epoch of a store is read from the disk, one of
@@ -104,12 +104,12 @@ def stored_or_online(job: Job, rates: Rates, free_bytes: float) -> list[tuple[st
     lines = [
         (
             "stored",
-            f"extract {duration(extract)} + {job.epochs:g} epochs × {duration(epoch)} = "
-            f"{duration(stored)}, {size(stored_bytes)} of disk",
+            f"extract {_duration(extract)} + {job.epochs:g} epochs × {_duration(epoch)} = "
+            f"{_duration(stored)}, {size(stored_bytes)} of disk",
         ),
         (
             "online",
-            f"{job.epochs:g} epochs × {duration(online_epoch)} = {duration(online)}, no disk",
+            f"{job.epochs:g} epochs × {_duration(online_epoch)} = {_duration(online)}, no disk",
         ),
     ]
     if stored_bytes > 0.98 * free_bytes:
@@ -124,7 +124,7 @@ def stored_or_online(job: Job, rates: Rates, free_bytes: float) -> list[tuple[st
     return [*lines, ("advice", advice)]
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Seconds in a readable unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -132,10 +132,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def existing_parent(path: str | Path) -> Path:
+def _existing_parent(path: str | Path) -> Path:
     """The folder itself, or the next one above it that there is."""
     path = Path(path).resolve()
-    return path if path.exists() else existing_parent(path.parent)
+    return path if path.exists() else _existing_parent(path.parent)
 
 
 def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
@@ -155,7 +155,7 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
         tokens = facts.num_prefix_tokens + arguments.tokens
     state_bytes = {"float16": 2, "float32": 4}[arguments.dtype] * tokens * facts.config.hidden_size
     flop = max(layers) * application_flops(teacher_layer(facts.config), facts.num_tokens)
-    folder = existing_parent(arguments.output_dir)
+    folder = _existing_parent(arguments.output_dir)
     free = shutil.disk_usage(folder).free
     spans = [parse_span(text) for text in arguments.planned_spans] or [(0, depth)]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
@@ -176,9 +176,9 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
                    + ("" if images else " for 1M images")),
         ("free disk", f"{size(free)} in {folder}"),
     ]  # fmt: skip
-    teacher_rate = measure_teacher(facts, arguments.batch_size, chosen.precision)
-    rates = Rates(teacher_rate, *measure_disk(folder))
-    job = Job(
+    teacher_rate = _measure_teacher(facts, arguments.batch_size, chosen.precision)
+    rates = _Rates(teacher_rate, *_measure_disk(folder))
+    job = _Job(
         rows=rows,
         row_bytes=len(layers) * state_bytes,
         epochs=arguments.planned_epochs,
@@ -190,6 +190,6 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
                      f"{size(rates.write)}/s written, {size(rates.read)}/s read"),
         ("planned", f"{job.epochs:g} epochs of the layers {first} to {last} "
                     "(--planned_epochs, --planned_spans)"),
-        *stored_or_online(job, rates, free),
+        *_stored_or_online(job, rates, free),
     ]  # fmt: skip
     print_plan("Extract activations", lines)

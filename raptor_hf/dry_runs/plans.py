@@ -37,7 +37,7 @@ from .describe import (
 )
 
 
-def planned_config(
+def _planned_config(
     blocks: BlockArguments, teacher_config: PreTrainedConfig, folder: str | None
 ) -> RaptorConfig:
     """Configure the blocks that would be trained: those of a folder, if it exists, or new ones."""
@@ -50,7 +50,7 @@ def planned_config(
     return RaptorConfig(teacher_config=teacher_config, phases=phases, **options)
 
 
-def describe_activations(path: str | Path, num_images: int) -> str:
+def _describe_activations(path: str | Path, num_images: int) -> str:
     """Describe an activation dataset, if it is there, and how often a run goes through it."""
     text, manifest = describe_folder(path), Path(path) / "manifest.json"
     if manifest.exists():
@@ -60,7 +60,7 @@ def describe_activations(path: str | Path, num_images: int) -> str:
     return text
 
 
-def describe_source(
+def _describe_source(
     source: ActivationArguments,
     images: ImageArguments,
     facts: TeacherFacts,
@@ -77,12 +77,12 @@ def describe_source(
         ]
     num_bytes = num_images * len(layers) * facts.state_bytes
     return [
-        ("reads", describe_activations(source.activations, num_images)),
+        ("reads", _describe_activations(source.activations, num_images)),
         ("", f"{size(num_bytes)} over the run"),
     ]
 
 
-def describe_validation(validation: ValidationArguments) -> list[tuple[str, str]]:
+def _describe_validation(validation: ValidationArguments) -> list[tuple[str, str]]:
     """Describe on what a training would validate."""
     if not validation.validation_dataset:
         return []
@@ -120,7 +120,7 @@ def print_training_plan(
     check_source(source, images)
     facts = teacher_facts(source.teacher, source.revision)
     depth = facts.config.num_hidden_layers
-    config = planned_config(blocks, facts.config, folder)
+    config = _planned_config(blocks, facts.config, folder)
     if whole:
         RaptorConfig(teacher_config=facts.config, phases=[stop - start for start, stop in spans])
     with torch.device("meta"):
@@ -136,10 +136,10 @@ def print_training_plan(
     flop = 3 * passes * number * applications * application_flops(config, facts.num_tokens)
     flop += loop.steps * optimizer_flops(loop.optimizer, config, len(spans))
     lines = [("teacher", describe_teacher(source.teacher, facts))]
-    lines += describe_source(source, images, facts, number, layers)
+    lines += _describe_source(source, images, facts, number, layers)
     if folder:
         lines.append(("", describe_folder(folder, absent="not there yet, taken for default ones")))
-    lines += describe_validation(validation)
+    lines += _describe_validation(validation)
     lines += [
         ("trains", f"{len(spans)} blocks, {config.ffn} of {config.ffn_size}, "
                    f"{parameters / 1e6:.3g} M parameters: layers "

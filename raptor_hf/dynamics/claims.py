@@ -11,62 +11,63 @@ import numpy as np
 
 from .study import SWAPPED, partition_name
 
-CLEARLY = 0.95  # share of random partitions that a partition must beat
-PAPER, FOLLOW_UP, OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
-Verdict = tuple[bool, str] | None
+_CLEARLY = 0.95  # share of random partitions that a partition must beat
+_PAPER, _FOLLOW_UP, _OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
+_Verdict = tuple[bool, str] | None
 
 
-class Claim(NamedTuple):
+class _Claim(NamedTuple):
     """A sentence, who says it, by what it is decided here, and the function that decides."""
 
     sentence: str
     source: str
     criterion: str
-    decide: Callable[[dict], Verdict]
+    decide: Callable[[dict], _Verdict]
 
 
-def mean_of(result: dict, *keys: str) -> np.ndarray:
+def _mean_of(result: dict, *keys: str) -> np.ndarray:
     """A figure's mean over the images."""
     for key in keys:
         result = result[key]
     return np.array(result["mean"])
 
 
-def quarters(values: np.ndarray) -> tuple[float, float]:
+def _quarters(values: np.ndarray) -> tuple[float, float]:
     """The mean of the first and of the last quarter of a curve over the layers."""
     quarter = max(1, len(values) // 4)
     return values[:quarter].mean(), values[-quarter:].mean()
 
 
-def arrows(values: np.ndarray, digits: int = 2) -> str:
+def _arrows(values: np.ndarray, digits: int = 2) -> str:
     """A curve by its first, middle and last value."""
     return " → ".join(f"{values[n]:.{digits}f}" for n in (0, len(values) // 2, -1))
 
 
-def converges(result: dict) -> Verdict:
+def _converges(result: dict) -> _Verdict:
     """Directions approach the last one layer by layer."""
-    curves = {group: mean_of(result, "convergence", group) for group in result["convergence"]}
+    curves = {group: _mean_of(result, "convergence", group) for group in result["convergence"]}
     seen = all((np.diff(curve) > 0).mean() >= 0.9 for curve in curves.values())
-    return seen, "; ".join(f"{group} {arrows(curve)}" for group, curve in curves.items())
+    return seen, "; ".join(f"{group} {_arrows(curve)}" for group, curve in curves.items())
 
 
-def s_shaped(result: dict) -> Verdict:
+def _s_shaped(result: dict) -> _Verdict:
     """The rise is slow, then fast, then slow."""
     steepest, seen = [], True
     for group in result["convergence"]:
-        rises = np.diff(mean_of(result, "convergence", group))
+        rises = np.diff(_mean_of(result, "convergence", group))
         layer, quarter = int(rises.argmax()) + 1, len(rises) / 4
         seen &= quarter < layer <= 3 * quarter
         steepest.append(f"{group} at layer {layer}")
     return seen, f"steepest: {', '.join(steepest)} of {result['depth']}"
 
 
-def basins(result: dict) -> Verdict:
+def basins(result: dict) -> _Verdict:
     """Classes gather."""
     if "class_basins" not in result:
         return None
     own, other, silhouette = (
-        mean_of(result, "class_basins", name) for name in ("own_angle", "other_angle", "silhouette")
+        _mean_of(result, "class_basins", name)
+        for name in ("own_angle", "other_angle", "silhouette")
     )
     seen = silhouette[-1] > max(0, silhouette[1])
     return bool(seen), (
@@ -75,10 +76,10 @@ def basins(result: dict) -> Verdict:
     )
 
 
-def corrects(group: str) -> Callable[[dict], Verdict]:
+def _corrects(group: str) -> Callable[[dict], _Verdict]:
     """Pushed tokens of a group come back."""
 
-    def decide(result: dict) -> Verdict:
+    def decide(result: dict) -> _Verdict:
         pushes = result.get("self_correction", {}).get(group)
         if not pushes:
             return None
@@ -94,11 +95,11 @@ def corrects(group: str) -> Callable[[dict], Verdict]:
     return decide
 
 
-def late_cls(result: dict) -> Verdict:
+def _late_cls(result: dict) -> _Verdict:
     """The cls token turns most in the last quarter."""
     if "cls" not in result["speed"]:
         return None
-    speed = mean_of(result, "speed", "cls")
+    speed = _mean_of(result, "speed", "cls")
     fastest = int(speed[1:].argmax()) + 2
     seen = fastest > 0.75 * len(speed)
     return bool(seen), (
@@ -107,16 +108,16 @@ def late_cls(result: dict) -> Verdict:
     )
 
 
-def ordered_speeds(result: dict) -> Verdict:
+def _ordered_speeds(result: dict) -> _Verdict:
     """Registers are slower than patches, patches than cls."""
     if len(result["speed"]) < 3:
         return None
-    speeds = {group: mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
+    speeds = {group: _mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
     seen = speeds["registers"] < speeds["patches"] < speeds["cls"]
     return bool(seen), ", ".join(f"{group} {speed:.0f}°" for group, speed in speeds.items())
 
 
-def piecewise(result: dict) -> Verdict:
+def _piecewise(result: dict) -> _Verdict:
     """Speeds jump at the boundaries of phases."""
     found = {
         (group, partition): at
@@ -126,7 +127,7 @@ def piecewise(result: dict) -> Verdict:
     }
     if not found:
         return None
-    clear = sum(at["ratio"] > 1 and at["above_random"] >= CLEARLY for at in found.values())
+    clear = sum(at["ratio"] > 1 and at["above_random"] >= _CLEARLY for at in found.values())
     ratios = ", ".join(
         f"{group} {partition}: {at['ratio']:.2f} (beats {100 * at['above_random']:.0f} %)"
         for (group, partition), at in found.items()
@@ -135,34 +136,34 @@ def piecewise(result: dict) -> Verdict:
     return clear > len(found) / 2, f"clear in {clear} of {len(found)} cases; {ratios}"
 
 
-def loses_rank(result: dict) -> Verdict:
+def _loses_rank(result: dict) -> _Verdict:
     """Updates become low in rank."""
     shown, seen = [], True
     for kind in ("stable", "effective"):
-        first, last = quarters(mean_of(result, "update_rank", kind)[1:])
+        first, last = _quarters(_mean_of(result, "update_rank", kind)[1:])
         seen &= last < first
         shown.append(f"{kind} rank {first:.2f} → {last:.2f}")
     return bool(seen), f"{', '.join(shown)} (first and last quarter)"
 
 
-def coherent(result: dict) -> Verdict:
+def _coherent(result: dict) -> _Verdict:
     """Patches align late."""
-    kappa = mean_of(result, "coherence", "states")
+    kappa = _mean_of(result, "coherence", "states")
     half = len(kappa) // 2
     seen = kappa[-1] == kappa.max() and kappa[-1] - kappa[half] > kappa[half] - kappa[0]
-    return bool(seen), f"κ {arrows(kappa)}"
+    return bool(seen), f"κ {_arrows(kappa)}"
 
 
-def coherent_updates(result: dict) -> Verdict:
+def _coherent_updates(result: dict) -> _Verdict:
     """Updates of patches point the same way."""
-    kappa = mean_of(result, "coherence", "updates")
+    kappa = _mean_of(result, "coherence", "updates")
     return bool(kappa.min() > 0.5), f"κ of updates {kappa.min():.2f} to {kappa.max():.2f}"
 
 
-def swaps_differ(other: str) -> Callable[[dict], Verdict]:
+def _swaps_differ(other: str) -> Callable[[dict], _Verdict]:
     """Layers of the same phase stand in for each other better than those of another one."""
 
-    def decide(result: dict) -> Verdict:
+    def decide(result: dict) -> _Verdict:
         shown, seen = [], []
         for partition in map(partition_name, result["partitions"]):
             kinds = result.get("layer_swap", {}).get(partition, {})
@@ -183,7 +184,7 @@ def swaps_differ(other: str) -> Callable[[dict], Verdict]:
     return decide
 
 
-def contrast(result: dict) -> Verdict:
+def contrast(result: dict) -> _Verdict:
     """The phases are better than random ones."""
     shown, seen = [], True
     for partition, found in result.get("phase_contrast", {}).items():
@@ -193,7 +194,7 @@ def contrast(result: dict) -> Verdict:
             kind: np.mean([c is None or found["contrast"] > c for c in found[kind]])
             for kind in ("random", "shuffled")
         }
-        seen &= min(beats.values()) >= CLEARLY
+        seen &= min(beats.values()) >= _CLEARLY
         shown.append(
             f"{partition}: {found['contrast']:.2f}, beats {100 * beats['random']:.0f} % of random "
             f"runs, {100 * beats['shuffled']:.0f} % of shuffled layers"
@@ -201,23 +202,23 @@ def contrast(result: dict) -> Verdict:
     return (bool(seen), "; ".join(shown)) if shown else None
 
 
-def settles(result: dict) -> Verdict:
+def settles(result: dict) -> _Verdict:
     """The state comes to rest when the last block goes on."""
     held = result.get("more_time", {}).get("held")
     if not held:
         return None
-    speed, cosine = (mean_of(held, name, "patches") for name in ("speed", "convergence"))
+    speed, cosine = (_mean_of(held, name, "patches") for name in ("speed", "convergence"))
     shown = (
         f"patches turn {speed[0]:.1f}° → {speed[-1]:.1f}° an application (m = 1, {len(speed)}), "
         f"cosine to x_L {cosine[-1]:.2f}"
     )
     if "accuracy" in held:
-        accuracy = mean_of(held, "accuracy")
+        accuracy = _mean_of(held, "accuracy")
         shown += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
     return bool(speed[-1] < 0.1 * speed[0]), shown
 
 
-def linear(result: dict) -> Verdict:
+def linear(result: dict) -> _Verdict:
     """A linear map a phase predicts better than standing still."""
     shown, ahead = [], []
     for group, spans in result.get("linear_modes", {}).items():
@@ -229,7 +230,7 @@ def linear(result: dict) -> Verdict:
     return all(ahead), f"cosine over a whole phase, map − identity: {', '.join(shown)}"
 
 
-def identity_catches_up(result: dict) -> Verdict:
+def _identity_catches_up(result: dict) -> _Verdict:
     """Late in depth, standing still predicts nearly as well."""
     gains = []
     for phases in (phases for phases in result["partitions"] if len(phases) > 1):
@@ -248,42 +249,42 @@ def identity_catches_up(result: dict) -> Verdict:
 
 
 CLAIMS = [
-    Claim("Directions converge: γ rises to 1", PAPER,
-          "every group's γ rises at nine of ten layers", converges),
-    Claim("The rise is S-shaped", PAPER,
-          "every group's γ rises most in the middle half of the layers", s_shaped),
-    Claim("Classes end in angular basins", PAPER,
+    _Claim("Directions converge: γ rises to 1", _PAPER,
+          "every group's γ rises at nine of ten layers", _converges),
+    _Claim("The rise is S-shaped", _PAPER,
+          "every group's γ rises most in the middle half of the layers", _s_shaped),
+    _Claim("Classes end in angular basins", _PAPER,
           "the silhouette at the last layer is above 0 and above that at the first", basins),
-    Claim("A pushed cls token bends back", PAPER,
-          "less than the pushed angle is left at the end, at the smallest ε", corrects("cls")),
-    Claim("Pushed patches bend back", PAPER,
-          "the same for patches", corrects("patches")),
-    Claim("cls turns sharply late", PAPER,
-          "its largest turn, the first apart, is in the last quarter", late_cls),
-    Claim("Registers are slow, patches between, cls fast", PAPER,
-          "order of the mean turns after layer 1", ordered_speeds),
-    Claim("Speed jumps where phases meet", PAPER,
-          "ratio above 1 and above that of 95 % of random cuts, in most cases", piecewise),
-    Claim("Updates lose rank with depth", PAPER,
-          "both ranks are lower in the last quarter than in the first", loses_rank),
-    Claim("Patches align, late", PAPER,
-          "κ is largest at the end and rises more in the second half", coherent),
-    Claim("Updates of patches point the same way", PAPER,
-          "κ of updates is above ½ at every layer", coherent_updates),
-    Claim("Layers of one phase stand in for each other", PAPER,
+    _Claim("A pushed cls token bends back", _PAPER,
+          "less than the pushed angle is left at the end, at the smallest ε", _corrects("cls")),
+    _Claim("Pushed patches bend back", _PAPER,
+          "the same for patches", _corrects("patches")),
+    _Claim("cls turns sharply late", _PAPER,
+          "its largest turn, the first apart, is in the last quarter", _late_cls),
+    _Claim("Registers are slow, patches between, cls fast", _PAPER,
+          "order of the mean turns after layer 1", _ordered_speeds),
+    _Claim("Speed jumps where phases meet", _PAPER,
+          "ratio above 1 and above that of 95 % of random cuts, in most cases", _piecewise),
+    _Claim("Updates lose rank with depth", _PAPER,
+          "both ranks are lower in the last quarter than in the first", _loses_rank),
+    _Claim("Patches align, late", _PAPER,
+          "κ is largest at the end and rises more in the second half", _coherent),
+    _Claim("Updates of patches point the same way", _PAPER,
+          "κ of updates is above ½ at every layer", _coherent_updates),
+    _Claim("Layers of one phase stand in for each other", _PAPER,
           "better than those of another phase, by two standard errors over the draws",
-          swaps_differ("other_phase")),
-    Claim("… also against equally near layers of another phase", OURS,
+          _swaps_differ("other_phase")),
+    _Claim("… also against equally near layers of another phase", _OURS,
           "the same, with layers no farther away than a phase is long",
-          swaps_differ("other_phase_near")),
-    Claim("Phases are tighter than random ones", PAPER,
+          _swaps_differ("other_phase_near")),
+    _Claim("Phases are tighter than random ones", _PAPER,
           "contrast above that of 95 % of random and of shuffled partitions", contrast),
-    Claim("A phase is nearly linear", FOLLOW_UP,
+    _Claim("A phase is nearly linear", _FOLLOW_UP,
           "one map a phase predicts its end better than standing still, in all phases", linear),
-    Claim("Late, standing still predicts as well", FOLLOW_UP,
+    _Claim("Late, standing still predicts as well", _FOLLOW_UP,
           "the map gains less in the last phase than in the first, in most cases",
-          identity_catches_up),
-    Claim("With more time the state settles", OURS,
+          _identity_catches_up),
+    _Claim("With more time the state settles", _OURS,
           "the last block's last extra turn of the patches is below a tenth of its first, "
           "depth held at L", settles),
 ]  # fmt: skip

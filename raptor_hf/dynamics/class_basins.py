@@ -14,9 +14,9 @@ import torch
 
 from .measures import angles, directions
 
-AT_ONCE = 256  # images that are looked at
-ROUNDING = 1e-3  # degrees; a smaller angle is none: all cls tokens start out as the same one
-PER_CLASS, CLASSES = 6, 10  # trajectories that are kept for a picture
+_AT_ONCE = 256  # images that are looked at
+_ROUNDING = 1e-3  # degrees; a smaller angle is none: all cls tokens start out as the same one
+_PER_CLASS, CLASSES = 6, 10  # trajectories that are kept for a picture
 
 
 class ClassBasins:
@@ -66,9 +66,9 @@ class ClassBasins:
         for layer in range(self.directions.shape[1]):
             units = self.directions[:, layer]
             sums = np.zeros((len(classes), units.shape[1]))
-            for part in chunked(np.arange(self.count)):
+            for part in _chunked(np.arange(self.count)):
                 np.add.at(sums, member[part], units[part])
-            chunks = [class_angles(units[part], sums, member[part]) for part in chunked(rows)]
+            chunks = [_class_angles(units[part], sums, member[part]) for part in _chunked(rows)]
             own, other = (np.concatenate(part) for part in zip(*chunks, strict=True))
             larger = np.maximum(np.maximum(own, other), np.finfo(float).tiny)
             for name, values in {
@@ -87,15 +87,15 @@ class ClassBasins:
     def paths(self) -> dict:
         """The picture's part of `result`."""
         last, everyone = self.directions[:, -1], np.arange(self.count)
-        centre = sum(last[part].sum(axis=0, dtype=np.float64) for part in chunked(everyone))
+        centre = sum(last[part].sum(axis=0, dtype=np.float64) for part in _chunked(everyone))
         centre = centre / self.count
-        deviations = (last[part] - centre for part in chunked(everyone))
+        deviations = (last[part] - centre for part in _chunked(everyone))
         variances, components = np.linalg.eigh(sum(part.T @ part for part in deviations))
         basis = components[:, ::-1][:, :2]
         basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), [0, 1]])
         shown = np.concatenate(
             [
-                np.flatnonzero(self.labels[: self.count] == label)[:PER_CLASS]
+                np.flatnonzero(self.labels[: self.count] == label)[:_PER_CLASS]
                 for label in np.unique(self.labels[: self.count])[:CLASSES]
             ]
         )
@@ -106,12 +106,12 @@ class ClassBasins:
         }
 
 
-def chunked(rows: np.ndarray) -> list[np.ndarray]:
+def _chunked(rows: np.ndarray) -> list[np.ndarray]:
     """Rows, a few at once."""
-    return np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
+    return np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE))
 
 
-def class_angles(
+def _class_angles(
     units: np.ndarray, sums: np.ndarray, member: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Angles in degrees of images to their own class without them, and to the nearest other one.
@@ -126,7 +126,7 @@ def class_angles(
     cosines = units @ directions(sums).T
     cosines[range(len(units)), member] = -2  # of no angle
     other = angles(units, sums[cosines.argmax(dim=1)])
-    return tuple(torch.where(found < ROUNDING, 0, found).numpy() for found in (own, other))
+    return tuple(torch.where(found < _ROUNDING, 0, found).numpy() for found in (own, other))
 
 
 def check_classes(labels: np.ndarray, num_classes: int) -> None:

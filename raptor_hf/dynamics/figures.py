@@ -9,13 +9,13 @@ from ..configuration_raptor import phase_spans
 from .interventions import SWAPS
 from .study import partition_name
 
-GROUPS = {"cls": "#d2550f", "registers": "#6a51a3", "patches": "#1f6fb4"}
-MODELS = ["#222222", "#1f6fb4", "#d2550f", "#2a8f5a", "#8c564b", "#6a51a3"]
-MARKERS = "os^Dvx"
-PHASES = ["#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b"]
+_GROUPS = {"cls": "#d2550f", "registers": "#6a51a3", "patches": "#1f6fb4"}
+_MODELS = ["#222222", "#1f6fb4", "#d2550f", "#2a8f5a", "#8c564b", "#6a51a3"]
+_MARKERS = "os^Dvx"
+_PHASES = ["#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b"]
 
 
-def panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
+def _panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, (rows, columns); without pyplot, which keeps every figure."""
     figure = Figure(figsize=(3.4 * columns + 0.6, 2.7 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
@@ -28,22 +28,22 @@ def panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
 def line(axis, x, found: dict, number: int, label: str | None, *, band: bool = False) -> None:
     """A mean over images as a model's line, with its standard deviation as a band."""
     mean, std = np.array(found["mean"], dtype=float), np.array(found["std"], dtype=float)
-    color, marker = MODELS[number % len(MODELS)], MARKERS[number % len(MARKERS)]
+    color, marker = _MODELS[number % len(_MODELS)], _MARKERS[number % len(_MARKERS)]
     axis.plot(x, mean, marker + "-", ms=3, lw=1.2, color=color, label=label)
     if band:
         axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.12, lw=0)
 
 
-def shown_phases(result: dict) -> list[int] | None:
+def _shown_phases(result: dict) -> list[int] | None:
     """The partition that is drawn for a model: a Raptor's own, or the middle one of several."""
     partitions = result["partitions"]
     return partitions[len(partitions) // 2] if partitions else None
 
 
-def plot_convergence(results: list[dict]) -> Figure:
+def _plot_convergence(results: list[dict]) -> Figure:
     """γ and norms over the layers, a column a token group, a line a model."""
     groups = list(results[0]["convergence"])
-    figure, axes = panels(2, len(groups), sharex=True)
+    figure, axes = _panels(2, len(groups), sharex=True)
     for column, group in enumerate(groups):
         for number, result in enumerate(results):
             x = range(result["depth"] + 1)
@@ -58,18 +58,18 @@ def plot_convergence(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_speed(results: list[dict]) -> Figure:
+def _plot_speed(results: list[dict]) -> Figure:
     """Angular speed over the layers, a panel a model, with its phase boundaries."""
-    figure, axes = panels(1, len(results), sharey=True)
+    figure, axes = _panels(1, len(results), sharey=True)
     for axis, result in zip(axes[0], results, strict=True):
         for group, found in result["speed"].items():
             x, mean, std = (
                 np.arange(1, result["depth"] + 1),
                 *(np.array(found[n]) for n in ("mean", "std")),
             )
-            axis.plot(x, mean, "o-", ms=3, lw=1.2, color=GROUPS[group], label=group)
-            axis.fill_between(x, mean - std, mean + std, color=GROUPS[group], alpha=0.15, lw=0)
-        phases = shown_phases(result) or []
+            axis.plot(x, mean, "o-", ms=3, lw=1.2, color=_GROUPS[group], label=group)
+            axis.fill_between(x, mean - std, mean + std, color=_GROUPS[group], alpha=0.15, lw=0)
+        phases = _shown_phases(result) or []
         for _, stop in phase_spans(phases)[:-1]:  # the turn into a phase is its first layer's
             axis.axvline(stop + 1, color="#666666", ls="--", lw=1)
         axis.set(xlabel="layer", title=result["model"] + (f" {phases}" if phases else ""))
@@ -78,9 +78,9 @@ def plot_speed(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_class_basins(results: list[dict]) -> Figure:
+def _plot_class_basins(results: list[dict]) -> Figure:
     """Angles to class means over the layers, and paths of cls tokens, a column a model."""
-    figure, axes = panels(2, len(results))
+    figure, axes = _panels(2, len(results))
     for (above, below), result in zip(axes.T, results, strict=True):
         found, x = result["class_basins"], range(result["depth"] + 1)
         line(above, x, found["own_angle"], 1, "own class", band=True)
@@ -99,10 +99,10 @@ def plot_class_basins(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_self_correction(results: list[dict]) -> Figure:
+def _plot_self_correction(results: list[dict]) -> Figure:
     """What is left of a push over the layers: a row a token group, a column a model."""
     groups = list(dict.fromkeys(g for r in results for g in r["self_correction"]))
-    figure, axes = panels(len(groups), len(results), sharex=True, sharey="row")
+    figure, axes = _panels(len(groups), len(results), sharex=True, sharey="row")
     for row, group in enumerate(groups):
         for axis, result in zip(axes[row], results, strict=True):
             pushes = result["self_correction"].get(group, {})
@@ -113,7 +113,7 @@ def plot_self_correction(results: list[dict]) -> Figure:
                     left = np.array(found["mean"]) / found["mean"][0]
                     label = f"ε = {epsilon}" if number == 0 else None
                     x = int(layer) + np.arange(len(left))
-                    axis.plot(x, left, style, lw=1.2, color=MODELS[number % 6], label=label)
+                    axis.plot(x, left, style, lw=1.2, color=_MODELS[number % 6], label=label)
             axis.axhline(1, color="#666666", lw=0.8)
             axis.set(title=f"{result['model']}, {group}")
         axes[row, 0].set_ylabel("angle, share of the pushed one")
@@ -124,7 +124,7 @@ def plot_self_correction(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_rank_and_coherence(results: list[dict]) -> Figure:
+def _plot_rank_and_coherence(results: list[dict]) -> Figure:
     """Ranks of updates, and coherence of patches and of their updates, a line a model."""
     shown = [
         ("update_rank", "stable", "stable rank of updates"),
@@ -132,7 +132,7 @@ def plot_rank_and_coherence(results: list[dict]) -> Figure:
         ("coherence", "states", "κ of patches"),
         ("coherence", "updates", "κ of their updates"),
     ]
-    figure, axes = panels(1, 4)
+    figure, axes = _panels(1, 4)
     for axis, (name, kind, title) in zip(axes[0], shown, strict=True):
         for number, result in enumerate(results):
             found = result[name][kind]
@@ -143,12 +143,12 @@ def plot_rank_and_coherence(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_layer_swap(results: list[dict]) -> Figure:
+def _plot_layer_swap(results: list[dict]) -> Figure:
     """Accuracy (or cosine to the untouched state) after swaps: a panel a partition, dots draws."""
     result = next(result for result in results if "layer_swap" in result)
     found = result["layer_swap"]
     partitions = [name for name in map(partition_name, result["partitions"]) if name in found]
-    figure, axes = panels(1, len(partitions), sharey=True)
+    figure, axes = _panels(1, len(partitions), sharey=True)
     for axis, partition in zip(axes[0], partitions, strict=True):
         for number, kind in enumerate(SWAPS):
             for replaced, figures in found[partition].get(kind, {}).items():
@@ -168,10 +168,10 @@ def plot_layer_swap(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_phase_contrast(results: list[dict]) -> Figure:
+def _plot_phase_contrast(results: list[dict]) -> Figure:
     """The contrast of phases, as lines, among those of random partitions, as dots."""
     columns = [(r["model"], p, found) for r in results for p, found in r["phase_contrast"].items()]
-    figure, axes = panels(1, 1)
+    figure, axes = _panels(1, 1)
     figure.set_size_inches(1.5 * len(columns) + 1.5, 3.4)
     for x, (_, _, found) in enumerate(columns):
         for shift, (kind, color) in enumerate({"random": "C0", "shuffled": "C1"}.items()):
@@ -190,14 +190,14 @@ def plot_phase_contrast(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_more_time(results: list[dict]) -> Figure:
+def _plot_more_time(results: list[dict]) -> Figure:
     """What further applications of the last block do, solid with the depth held, dashed free."""
     results = [result for result in results if "more_time" in result]
     accuracies = all("accuracy" in r["more_time"]["held"] for r in results)
-    figure, axes = panels(1, 3 if accuracies else 2)
+    figure, axes = _panels(1, 3 if accuracies else 2)
     for number, result in enumerate(results):
         for depth_mode, style in (("held", "-"), ("free", "--")):
-            found, color = result["more_time"][depth_mode], MODELS[(number + 1) % 6]
+            found, color = result["more_time"][depth_mode], _MODELS[(number + 1) % 6]
             label = f"{result['model']}, {depth_mode}"
             for axis, name in zip(axes[0], ("convergence", "speed", "accuracy"), strict=False):
                 curve = found[name] if name == "accuracy" else found[name]["patches"]
@@ -210,20 +210,20 @@ def plot_more_time(results: list[dict]) -> Figure:
     return figure
 
 
-def plot_linear_modes(results: list[dict]) -> Figure:
+def _plot_linear_modes(results: list[dict]) -> Figure:
     """Each phase's linear map, a column a model, two rows a token group.
 
     Eigenvalues beside the unit circle, and how well it predicts (dashed: standing still).
     """
     groups = list(results[0]["linear_modes"])
-    figure, axes = panels(2 * len(groups), len(results))
+    figure, axes = _panels(2 * len(groups), len(results))
     circle = np.linspace(0, 2 * np.pi, 200)
     for number, group in enumerate(groups):
         for above, below, result in zip(*axes[2 * number : 2 * number + 2], results, strict=True):
             above.plot(np.cos(circle), np.sin(circle), color="#999999", lw=0.8)
-            for phase, (start, stop) in enumerate(phase_spans(shown_phases(result))):
+            for phase, (start, stop) in enumerate(phase_spans(_shown_phases(result))):
                 found = result["linear_modes"][group][f"{start + 1}-{stop}"]
-                color, steps = PHASES[phase % len(PHASES)], range(1, stop - start + 1)
+                color, steps = _PHASES[phase % len(_PHASES)], range(1, stop - start + 1)
                 label = f"layers {start + 1}–{stop}"
                 above.plot(*np.array(found["eigenvalues"]).T, "o", ms=3, color=color, label=label)
                 below.plot(steps, found["map"], "o-", ms=3, lw=1.2, color=color, label=label)
@@ -243,15 +243,15 @@ def draw_study(results: list[dict]) -> Iterator[tuple[str, Figure]]:
         results: of `dynamics_study.study_models`.
     """
     plots = {
-        "convergence": plot_convergence,
-        "speed": plot_speed,
-        "class_basins": plot_class_basins,
-        "self_correction": plot_self_correction,
-        "rank_and_coherence": plot_rank_and_coherence,
-        "layer_swap": plot_layer_swap,
-        "phase_contrast": plot_phase_contrast,
-        "more_time": plot_more_time,
-        "linear_modes": plot_linear_modes,
+        "convergence": _plot_convergence,
+        "speed": _plot_speed,
+        "class_basins": _plot_class_basins,
+        "self_correction": _plot_self_correction,
+        "rank_and_coherence": _plot_rank_and_coherence,
+        "layer_swap": _plot_layer_swap,
+        "phase_contrast": _plot_phase_contrast,
+        "more_time": _plot_more_time,
+        "linear_modes": _plot_linear_modes,
     }
     for name, plot in plots.items():
         always = name in ("convergence", "speed", "rank_and_coherence")

@@ -16,10 +16,10 @@ SWAPS = {
     "other_phase": "a layer of another phase",
     "other_phase_near": "a layer of another phase, no farther away than a phase is long",
 }
-Figures = dict[tuple[str, ...], torch.Tensor]
+_Figures = dict[tuple[str, ...], torch.Tensor]
 
 
-def random_directions(
+def _random_directions(
     batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
 ) -> torch.Tensor:
     """Uniform on the unit sphere, (B, *shape): a function of seed, image and view alone."""
@@ -39,7 +39,7 @@ def self_correction(
     layers: Sequence[int],
     epsilons: Sequence[float],
     seed: int = 0,
-) -> Figures:
+) -> _Figures:
     """Push x_ℓ to x_ℓ + ε‖x_ℓ‖u, u uniform on the sphere, and let the rest of the model run on.
 
     The same u serves all models, layers and ε.
@@ -59,10 +59,10 @@ def self_correction(
         ValueError: an ε, a group or a layer that is out of range.
     """
     tokens = {"all": slice(None), **system.layout.groups()}.get(group)
-    check_push(group, tokens, layers, epsilons, system)
+    _check_push(group, tokens, layers, epsilons, system)
     pushed_shape = states[0, 0, tokens].shape
-    u = random_directions(batch, tuple(pushed_shape), seed).to(states)
-    figures: Figures = {}
+    u = _random_directions(batch, tuple(pushed_shape), seed).to(states)
+    figures: _Figures = {}
     for layer in layers:
         untouched = states[:, layer:, tokens]
         for epsilon in epsilons:
@@ -75,7 +75,7 @@ def self_correction(
     return figures
 
 
-def check_push(
+def _check_push(
     group: str,
     tokens: slice | None,
     layers: Sequence[int],
@@ -178,7 +178,7 @@ def layer_swap(
 @torch.no_grad()
 def more_time(
     system: DepthSystem, states: torch.Tensor, extra: int, labels: torch.Tensor | None = None
-) -> Figures:
+) -> _Figures:
     """A Raptor's last block applied up to m more times than the teacher has layers.
 
     Args:
@@ -187,7 +187,7 @@ def more_time(
         labels: (B,), for the accuracy of the system's head.
 
     Returns:
-        For both depths that the block may be asked for, `held` at L or `free` (L + 1, L + 2, …), and
+        For both depths that the block may get, `held` at L or `free` (L + 1, L + 2, …), and
         every token group: `convergence`, the cosine of the state after m = 0 … applications to the
         one after layer L, `speed`, the angle in degrees between successive states, and with labels
         and a head `accuracy`. What overflows is NaN from there on.

@@ -13,11 +13,11 @@ from torch.nn.functional import cosine_similarity
 
 from .measures import directions
 
-ENERGY = 0.999  # share of the squared states that the chosen rank keeps
-RIDGE = 1e-4  # share of the mean energy of a kept direction
+_ENERGY = 0.999  # share of the squared states that the chosen rank keeps
+_RIDGE = 1e-4  # share of the mean energy of a kept direction
 
 
-class LinearMap(NamedTuple):
+class _LinearMap(NamedTuple):
     """K = basis · reduced · basisᵀ."""
 
     basis: torch.Tensor  # (D, r), orthonormal
@@ -37,8 +37,8 @@ class LinearMap(NamedTuple):
 
 
 def fit_linear_map(
-    second: torch.Tensor, cross: torch.Tensor, *, energy: float = ENERGY, ridge: float = RIDGE
-) -> LinearMap:
+    second: torch.Tensor, cross: torch.Tensor, *, energy: float = _ENERGY, ridge: float = _RIDGE
+) -> _LinearMap:
     """The linear map that takes states to their successors, by ridge regression.
 
     Args:
@@ -67,7 +67,7 @@ def fit_linear_map(
         raise ValueError("A linear map needs states that are not all zero.")
     basis, kept = vectors[:, :rank], values[:rank]
     reduced = basis.T @ cross.double() @ basis / (kept + ridge * kept.mean())
-    return LinearMap(basis, reduced)
+    return _LinearMap(basis, reduced)
 
 
 class LinearModes:
@@ -82,7 +82,7 @@ class LinearModes:
         self.spans, self.fitting = spans, images // 2
         self.seconds: dict[int, torch.Tensor] = {}  # layer -> Σ x̂_ℓ x̂_ℓᵀ
         self.crosses: dict[int, torch.Tensor] = {}  # layer -> Σ x̂_{ℓ+1} x̂_ℓᵀ
-        self.maps: dict[tuple[int, int], LinearMap] = {}
+        self.maps: dict[tuple[int, int], _LinearMap] = {}
         self.sums: dict[
             tuple[int, int], np.ndarray
         ] = {}  # (2, steps): of the map, of standing still

@@ -15,7 +15,7 @@ import torch
 from ..configuration_raptor import TokenLayout
 from ..phases.partitions import check_partition, random_phases
 
-RANDOM_PARTITIONS = 1000  # that a partition's boundaries are compared with
+_RANDOM_PARTITIONS = 1000  # that a partition's boundaries are compared with
 
 
 def directions(states: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> di
 
     if not 1 < len(phases) < len(speed):
         return None
-    found, seeds = ratio(phases), range(seed, seed + RANDOM_PARTITIONS)
+    found, seeds = ratio(phases), range(seed, seed + _RANDOM_PARTITIONS)
     draws = [random_phases(len(speed), len(phases), seed=draw) for draw in seeds]
     below = np.mean([found > ratio(lengths) for lengths in draws if lengths != list(phases)])
     return {"ratio": float(found), "above_random": float(below)}

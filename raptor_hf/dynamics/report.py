@@ -29,8 +29,8 @@ from .measures import angles, directions
 from .study import plain_images
 from .systems import Inputs, System
 
-DIGITS = 4  # of every number of the walk
-CAPTIONS = {
+_DIGITS = 4  # of every number of the walk
+_CAPTIONS = {
     "convergence": "Cosine of each layer's state with the last one, and norms (means over the "
     "tokens of a group; the band is the spread over images of the first model).",
     "speed": "How far each layer turns a state, in degrees. Dashed: the first layer of a phase.",
@@ -51,7 +51,7 @@ CAPTIONS = {
 }
 
 
-def verdict_word(seen: bool | None) -> str:
+def _verdict_word(seen: bool | None) -> str:
     """A verdict as it is shown."""
     return {True: "seen", False: "not seen", None: "–"}[seen]
 
@@ -60,14 +60,14 @@ def claims_page(claims: list[dict]) -> str:
     """The claims as Markdown: a table of verdicts, then the figures that decided."""
     models = list(claims[0]["verdicts"])
     rows = [
-        [c["sentence"], c["source"], *(verdict_word(c["verdicts"][m]["seen"]) for m in models)]
+        [c["sentence"], c["source"], *(_verdict_word(c["verdicts"][m]["seen"]) for m in models)]
         for c in claims
     ]
     parts = ["# What we see", markdown_table(["claim", "of", *models], rows)]
     for claim in claims:
         lines = [f"**{claim['sentence']}** ({claim['source']}). Seen if: {claim['criterion']}."]
         lines += [
-            f"- {model}: {verdict_word(verdict['seen'])}. {verdict['figures']}"
+            f"- {model}: {_verdict_word(verdict['seen'])}. {verdict['figures']}"
             for model, verdict in claim["verdicts"].items()
             if verdict["seen"] is not None
         ]
@@ -133,13 +133,13 @@ def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict | None:
         first = directions(states[0])
         label, picture = int(batch["label"][0]), None
         if processor is not None:
-            picture = pixels_uri(as_seen(batch["pixel_values"][0], processor))
+            picture = _pixels_uri(as_seen(batch["pixel_values"][0], processor))
         walked.append(
             {
                 "name": f"image {int(batch['image_id'][0])}, class "
                 f"{class_names[label] if class_names else label}",
                 "picture": picture,
-                "maps": [[pixels_uri(layer) for layer in model] for model in maps.models],
+                "maps": [[_pixels_uri(layer) for layer in model] for model in maps.models],
                 "turns": [angles(f[:-1], f[1:]).T.tolist() for f in states],
                 "norms": [f.norm(dim=-1).T.tolist() for f in states],
                 "cosines": [(directions(f) * first).sum(dim=-1).T.tolist() for f in states],
@@ -167,7 +167,7 @@ def patch_grid(
     return height, number // height
 
 
-def pixels_uri(pixels: np.ndarray) -> str:
+def _pixels_uri(pixels: np.ndarray) -> str:
     """Colours (H, W, 3), bytes or numbers from 0 to 1, as the address of a picture."""
     if pixels.dtype != np.uint8:
         pixels = (255 * pixels).round().astype(np.uint8)
@@ -194,7 +194,7 @@ def write_report(
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     models = [result["model"] for result in study["models"]]
     if walk is not None:  # inside <script>: no tag can begin there
-        walk = json.dumps(rounded(walk, DIGITS), separators=(",", ":")).replace("<", "\\u003c")
+        walk = json.dumps(rounded(walk, _DIGITS), separators=(",", ":")).replace("<", "\\u003c")
     html = page.from_string(source).render(
         study=study,
         models=models,
@@ -202,11 +202,11 @@ def write_report(
             {
                 "name": name.replace("_", " "),
                 "uri": data_uri(content, "png"),
-                "caption": CAPTIONS[name],
+                "caption": _CAPTIONS[name],
             }
             for name, content in figures.items()
         ],
-        word=verdict_word,
+        word=_verdict_word,
         walk=walk,
     )
     Path(path).write_text(html)

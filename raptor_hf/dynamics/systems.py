@@ -71,7 +71,7 @@ class DepthSystem:
             states = trajectory(self.model, batch["pixel_values"].to(self.model.device))
         else:
             states = self.run(batch["states"][:, 0].to(self.model.device).float())
-        check_finite(states, self.name, batch)
+        _check_finite(states, self.name, batch)
         return states
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class DepthSystem:
         return self.head(pool_tokens(states, config)).argmax(dim=-1)
 
 
-def check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
+def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
     """Refuse trajectories (B, L + 1, N, D) with NaN or infinite values."""
     finite = torch.isfinite(states).all(dim=-1).all(dim=-1).cpu()
     if not finite.all():
@@ -131,7 +131,7 @@ class StoredSystem:
     def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The stored states (B, L + 1, N, D) in float32; errors as `DepthSystem.trajectory`."""
         states = batch["states"].float()
-        check_finite(states, self.name, batch)
+        _check_finite(states, self.name, batch)
         return states
 
 
@@ -204,7 +204,7 @@ def load_inputs(
                 f"Models run on from the stored embeddings of {data}: that takes all patches, and "
                 f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
             )
-        check_alike(systems, images)
+        _check_alike(systems, images)
     else:
         if not sources:
             raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
@@ -214,7 +214,7 @@ def load_inputs(
             load_system(name, source, images=images, head=heads.get(name))
             for name, source in sources.items()
         ]
-        check_alike(systems)
+        _check_alike(systems)
     return Inputs(systems, images, processor, names)
 
 
@@ -228,7 +228,7 @@ def class_names(dataset) -> list[str] | None:
     return getattr(dataset.features["label"], "names", None)
 
 
-def check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:
+def _check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:
     """Refuse models whose states can't be laid beside each other: a ValueError says which."""
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
     if stored is not None:

@@ -14,8 +14,8 @@ from ..reports.tables import COLUMNS, mean_std, values_of
 from ..runs.files import public_name
 from ..tasks.task import TASKS, Task
 
-TAGS = ["raptor", "block-recurrent", "vision-transformer", "distillation"]
-CITATION = """\
+_TAGS = ["raptor", "block-recurrent", "vision-transformer", "distillation"]
+_CITATION = """\
 @inproceedings{jacobs2026blockrecurrent,
   title = {Block-Recurrent Dynamics in Vision Transformers},
   author = {Jacobs and Fel and Hakim and Brondetta and Ba and Keller},
@@ -33,7 +33,7 @@ ON_THE_HUB = {
     "segmentation": ("image-segmentation", "mean_iou", "outputs.logits.argmax(1).unique()"),
     "depth": ("depth-estimation", "rmse", "outputs.predicted_depth.mean()"),
 }
-SNIPPET = """\
+_SNIPPET = """\
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
@@ -54,7 +54,7 @@ def usage_snippet(name: str, task: type[Task], revision: str = "<commit>") -> st
         name: a Hub id, or a folder, for which the revision has no meaning.
         revision: the commit that is trusted.
     """
-    return SNIPPET.format(
+    return _SNIPPET.format(
         name=json.dumps(name),
         revision=json.dumps(revision),
         auto_class=task.auto_class.__name__,
@@ -93,7 +93,7 @@ def task_of(model_dir: str | Path) -> type[Task]:
     )
 
 
-def card_metadata(
+def _card_metadata(
     name: str, task: type[Task], results: list[dict], *, title: str, license: str
 ) -> ModelCardData:
     """What the Hub reads of a card: library, task, teacher, licence, data, measured figures.
@@ -115,7 +115,7 @@ def card_metadata(
         license=license,
         base_model=training["teacher"]["name"] if training["teacher"]["revision"] else None,
         datasets=[training["dataset"]] if training["dataset"] else None,
-        tags=TAGS,
+        tags=_TAGS,
         metrics=[metric for _, metric, _ in figures],
         eval_results=[
             EvalResult(
@@ -175,10 +175,10 @@ def make_model_card(
         raise ValueError(f"There are no {task.name} results of the teacher to compare with.")
     title = title or name
     return ModelCard.from_template(
-        card_metadata(name, task, mine, title=title, license=license),
+        _card_metadata(name, task, mine, title=title, license=license),
         template_path=str(template),
         title=title,
-        citation=CITATION,
+        citation=_CITATION,
         snippet=snippet,
         phases=facts["phases"],
         block_share=f"{100 * facts['block_parameters'] / teachers[0]['block_parameters']:.1f}",
@@ -242,10 +242,10 @@ def planned_card(recipe: str | Path, published: dict, template: str | Path) -> M
             license="apache-2.0",
             base_model=fields["teacher"],
             datasets=[dataset],
-            tags=[*TAGS, "not-trained-yet"],
+            tags=[*_TAGS, "not-trained-yet"],
         ),
         template_path=str(template),
-        citation=CITATION,
+        citation=_CITATION,
         title=Path(recipe).stem,
         recipe=Path(recipe).name,
         teacher=fields["teacher"],

@@ -24,9 +24,9 @@ from ..teachers import load_processor
 from .model_card import make_model_card, run_snippet, task_of, usage_snippet
 
 # files that a new version of a repository replaces as a whole
-OF_A_VERSION = (".safetensors", ".safetensors.index.json", ".bin", ".arrow")
+_OF_A_VERSION = (".safetensors", ".safetensors.index.json", ".bin", ".arrow")
 # What a stranger's machine makes of a folder: only transformers, and the code that lies there.
-READ_BACK = """
+_READ_BACK = """
 import sys
 sys.modules["raptor_hf"] = None  # not installed
 import transformers
@@ -43,8 +43,8 @@ for file, tensors in {weights: model.state_dict(), outputs: tensors}.items():
 # Largest error of outputs, as a share of the largest value. Kernels are chosen by how memory lies,
 # and each rounds in its own way: a sound model need not give the same last bits twice. Seen: 7e-7
 # through a Raptor of the size of DINOv2-B.
-OUTPUT_TOLERANCE = 1e-5
-TINY = torch.finfo(torch.float32).tiny  # instead of 0, where all values are 0
+_OUTPUT_TOLERANCE = 1e-5
+_TINY = torch.finfo(torch.float32).tiny  # instead of 0, where all values are 0
 
 
 def stage_model(
@@ -61,7 +61,7 @@ def stage_model(
     Nothing is copied: weights, configuration, processor and code are saved anew, so that neither
     logs nor the names of local folders go along. Then the snippet of the card is run, and the
     folder is loaded without this package and must give the model's own weights, bit for bit, and
-    its outputs to `OUTPUT_TOLERANCE`.
+    its outputs to `_OUTPUT_TOLERANCE`.
 
     Args:
         model_dir: a Raptor with a head, by the name that it has in `results`.
@@ -75,7 +75,7 @@ def stage_model(
         RuntimeError: the snippet fails, or other weights or outputs than the model's.
     """
     model_dir, folder = Path(model_dir).resolve(), Path(folder)
-    check_empty(folder)
+    _check_empty(folder)
     task = task_of(model_dir)
     model = task.model_class.from_pretrained(model_dir, dtype=torch.float32)
     processor = load_processor(str(model_dir))
@@ -96,7 +96,7 @@ def stage_model(
         staged.rename(folder)
 
 
-def check_empty(folder: Path) -> None:
+def _check_empty(folder: Path) -> None:
     """Refuse a folder that holds something, with a ValueError."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty. Choose another folder, or delete it.")
@@ -113,7 +113,7 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
         files = [Path(scratch) / f"{name}.safetensors" for name in names]
         save_file({"pixel_values": images}, files[0])
         done = subprocess.run(
-            [sys.executable, "-c", READ_BACK, folder.resolve(), auto_class, *files],
+            [sys.executable, "-c", _READ_BACK, folder.resolve(), auto_class, *files],
             cwd=scratch, capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:
@@ -148,16 +148,16 @@ def check_outputs(
 ) -> None:
     """Refuse outputs that are not the expected ones to a tolerance; errors as `stage_model`."""
     errors = {
-        name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=TINY))
+        name: float((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=_TINY))
         for name, tensor in expected.items()
     }
     # a NaN is no error that is small enough
-    different = {name: error for name, error in errors.items() if not error <= OUTPUT_TOLERANCE}
+    different = {name: error for name, error in errors.items() if not error <= _OUTPUT_TOLERANCE}
     if different:
         listed = ", ".join(f"{name}: {error:.1e}" for name, error in different.items())
         raise RuntimeError(
             f"The model in {folder} gives other outputs than the one it was saved from: expected "
-            f"errors up to {OUTPUT_TOLERANCE:.0e} of the largest value, found {listed} (layers by "
+            f"errors up to {_OUTPUT_TOLERANCE:.0e} of the largest value, found {listed} (layers by "
             "their number). It was not published."
         )
 
@@ -171,10 +171,10 @@ def publish_model(folder: str | Path, repo_id: str, *, private: bool = False) ->
         ValueError: a repository that others see, where a private one is wanted.
     """
     folder, api = Path(folder), HfApi()
-    repo_id = open_repository(api, repo_id, "model", private)
+    repo_id = _open_repository(api, repo_id, "model", private)
     card, task = folder / "README.md", task_of(folder)
     files = {path.name: path for path in folder.iterdir() if path.is_file() and path != card}
-    commit = commit_files(api, repo_id, "model", files, "A Raptor and its code")
+    commit = _commit_files(api, repo_id, "model", files, "A Raptor and its code")
     pinned = usage_snippet(repo_id, task, commit).splitlines()
     [line] = [line for line in pinned if line.startswith("name, revision = ")]
     lines = card.read_text().splitlines()
@@ -185,7 +185,7 @@ def publish_model(folder: str | Path, repo_id: str, *, private: bool = False) ->
     return commit
 
 
-def open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool) -> str:
+def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool) -> str:
     """Create a repository unless it is there; its full name. Errors as `publish_model`."""
     created = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(created.repo_id, repo_type=repo_type).private:
@@ -196,12 +196,12 @@ def open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool) -> 
     return created.repo_id
 
 
-def commit_files(
+def _commit_files(
     api: HfApi, repo_id: str, repo_type: str, files: dict[str, Path | bytes], message: str
 ) -> str:
     """One commit with these files, and without the weights or shards of a version before."""
     there = api.list_repo_files(repo_id, repo_type=repo_type)
-    stale = [name for name in there if name.endswith(OF_A_VERSION) and name not in files]
+    stale = [name for name in there if name.endswith(_OF_A_VERSION) and name not in files]
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
     operations += [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message)
@@ -239,7 +239,7 @@ def write_files(files: dict[str, Path | bytes], folder: str | Path) -> None:
         ValueError: the folder is not empty.
     """
     folder = Path(folder)
-    check_empty(folder)
+    _check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if isinstance(content, bytes):
@@ -253,5 +253,5 @@ def publish_activations(
 ) -> str:
     """Upload `activation_files` in one commit; returns it. Errors as `publish_model`."""
     api = HfApi()
-    repo_id = open_repository(api, repo_id, "dataset", private)
-    return commit_files(api, repo_id, "dataset", files, "Activations of a teacher")
+    repo_id = _open_repository(api, repo_id, "dataset", private)
+    return _commit_files(api, repo_id, "dataset", files, "Activations of a teacher")

@@ -19,8 +19,8 @@ from ..runs.files import file_digest, read_json, size, write_json
 logger = logging.getLogger(__name__)
 
 ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
-FILES = "files.json"  # sizes and checksums of the other files; written last
-UNFINISHED, REMOVED = "unfinished", "removed"
+_FILES = "files.json"  # sizes and checksums of the other files; written last
+_UNFINISHED, _REMOVED = "unfinished", "removed"
 
 
 def checkpoints_of(output_dir: str | Path) -> Path:
@@ -57,7 +57,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
         OSError: it could not be written; what was there before is untouched.
     """
     folder = checkpoints_of(output_dir)
-    temporary = folder / UNFINISHED
+    temporary = folder / _UNFINISHED
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -65,7 +65,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
         accelerator.save_state(str(temporary))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_down_files(temporary)
+            _write_down_files(temporary)
     # torch and safetensors have exceptions of their own for a disk that is full
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,13 +82,13 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
         os.replace(temporary, name)
         for checkpoint in sorted(folder.glob("step_*"))[:-keep]:
             # renamed first: one that is half deleted must not look like one that is half written
-            shutil.rmtree(folder / REMOVED, ignore_errors=True)
-            os.replace(checkpoint, folder / REMOVED)
-        shutil.rmtree(folder / REMOVED, ignore_errors=True)
+            shutil.rmtree(folder / _REMOVED, ignore_errors=True)
+            os.replace(checkpoint, folder / _REMOVED)
+        shutil.rmtree(folder / _REMOVED, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
-def write_down_files(checkpoint: Path) -> None:
+def _write_down_files(checkpoint: Path) -> None:
     """Put a checkpoint's files on the disk, and their sizes and checksums beside them."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
@@ -96,14 +96,14 @@ def write_down_files(checkpoint: Path) -> None:
             os.fsync(file.fileno())
         facts = {"size_bytes": path.stat().st_size, "sha256": file_digest(path)}
         files[str(path.relative_to(checkpoint))] = facts
-    write_json(checkpoint / FILES, files)
+    write_json(checkpoint / _FILES, files)
 
 
-def checkpoint_problem(checkpoint: Path) -> str | None:
+def _checkpoint_problem(checkpoint: Path) -> str | None:
     """What keeps a checkpoint from being used, in words; None if it is whole."""
-    if not (checkpoint / FILES).exists():
-        return f"it was only half written ({FILES} is missing)"
-    for name, facts in read_json(checkpoint / FILES).items():
+    if not (checkpoint / _FILES).exists():
+        return f"it was only half written ({_FILES} is missing)"
+    for name, facts in read_json(checkpoint / _FILES).items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
@@ -117,10 +117,10 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The whole checkpoint with the most steps, if any; damaged ones are warned of by name."""
     folder = checkpoints_of(output_dir)
-    damaged = [(folder / UNFINISHED, "it was only half written")]
+    damaged = [(folder / _UNFINISHED, "it was only half written")]
     newest = None
     for checkpoint in sorted(folder.glob("step_*"), reverse=True):
-        problem = checkpoint_problem(checkpoint)
+        problem = _checkpoint_problem(checkpoint)
         if problem is None:
             newest = checkpoint
             break
@@ -141,14 +141,14 @@ def resume(accelerator: Accelerator, output_dir: Path) -> int:
     checkpoint = broadcast_object_list(chosen)[0]
     if checkpoint is None:
         return 0
-    step = step_of(checkpoint)
+    step = _step_of(checkpoint)
     accelerator.print(f"{output_dir}: going on after step {step:,}", flush=True)
     accelerator.load_state(str(checkpoint))
     accelerator.step = 0  # parts of a batch that were accumulated: none between two steps
     return step
 
 
-def step_of(checkpoint: Path) -> int:
+def _step_of(checkpoint: Path) -> int:
     """How many updates a checkpoint has behind it."""
     return int(checkpoint.name.removeprefix("step_"))
 

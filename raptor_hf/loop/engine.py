@@ -46,12 +46,12 @@ class Engine:
         learning_rates: list[float] | None = None,
     ):
         self.module, self.max_grad_norm = module, arguments.max_grad_norm
-        self.accelerator, self.share = make_accelerator(arguments)
+        self.accelerator, self.share = _make_accelerator(arguments)
         kind = self.accelerator.distributed_type
         self.deepspeed = kind == DistributedType.DEEPSPEED
         self.apart = self.deepspeed or kind == DistributedType.FSDP
         self.trained = copy.deepcopy(module) if self.apart else module
-        compile_repeated_parts(self.trained)
+        _compile_repeated_parts(self.trained)
         names = {id(part): name for name, part in module.named_modules()}
         parts = [self.trained.get_submodule(names[id(p)]) for p in clip_apart or [module]]
         groups = parts if learning_rates else [self.trained]
@@ -132,7 +132,7 @@ class Engine:
         )
 
 
-def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
+def _make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
     """Accelerate as its environment sets it up, and how the processes share a batch."""
     process_state()
     tracker = arguments.report_to
@@ -147,7 +147,7 @@ def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]
         project_dir=arguments.output_dir,
         # the schedule makes one step an update, whatever the number of processes
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # see `compile_repeated_parts`
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # see `_compile_repeated_parts`
     )
     if accelerator.device.type == "cuda" and arguments.tf32:
         torch.set_float32_matmul_precision("high")
@@ -179,7 +179,7 @@ def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None
         model.gradient_checkpointing_enable()
 
 
-def compile_repeated_parts(module: nn.Module) -> None:
+def _compile_repeated_parts(module: nn.Module) -> None:
     """Compile the blocks of a module, each for itself, if `--dynamo_backend` asks for it.
 
     A block is compiled once and serves all its applications. A rollout as a whole would take many

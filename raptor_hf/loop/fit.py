@@ -133,14 +133,14 @@ def fit(
     with (
         StopSignals() as signals,
         memory_in_words(share.largest_part, module),
-        workers_ended(iter(loader)) as batches,
+        _workers_ended(iter(loader)) as batches,
     ):
         for step in range(first, arguments.steps):
             done = step + 1
             last = done == arguments.steps
             logging = last or done % arguments.log_every == 0
             scalars, statistics, seen = {"loss": 0.0}, [], []
-            seed_step(arguments.seed, step, accelerator.process_index)
+            _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
             for weight, batch in zip(weights, parts, strict=True):
                 seen.append(batch)
@@ -153,7 +153,7 @@ def fit(
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
                 del result  # it holds predictions, which the next ones need the memory of
-            stop, scalars = all_reduce_step(accelerator, signals.received, scalars)
+            stop, scalars = _all_reduce_step(accelerator, signals.received, scalars)
             check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
             if accelerator.is_main_process:
                 divergence.check(scalars["loss"], step)
@@ -161,7 +161,7 @@ def fit(
             log.advance()
             if logging:
                 rate, speed = engine.learning_rate(), log.images_per_second()
-                scalars |= r_squared(statistics)
+                scalars |= _r_squared(statistics)
                 log.write(done, {**scalars, "learning_rate": rate, "images_per_second": speed})
             with log.paused():
                 if validate and validate_every and done % validate_every == 0 and not last:
@@ -181,7 +181,7 @@ def fit(
 
 
 @contextmanager
-def workers_ended(batches: Iterator) -> Iterator[Iterator]:
+def _workers_ended(batches: Iterator) -> Iterator[Iterator]:
     """End the workers of a DataLoader's iterator, whatever happens.
 
     They don't listen to signals, so what Python does with them at its exit would wait for ever.
@@ -193,7 +193,7 @@ def workers_ended(batches: Iterator) -> Iterator[Iterator]:
             batches._shutdown_workers()
 
 
-def all_reduce_step(
+def _all_reduce_step(
     accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
 ) -> tuple[int, dict[str, float]]:
     """What all processes know together: a signal that any of them got, and sums of their scalars.
@@ -206,7 +206,7 @@ def all_reduce_step(
     return int(rows[:, 0].max()), dict(zip(scalars, sums[1:], strict=True))
 
 
-def r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
+def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
     """R² of every chain on this batch, over all its tokens, and the mean over chains.
 
     Args:
@@ -220,6 +220,6 @@ def r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
     return {**found, "train/r2": float(np.mean(list(found.values())))} if found else {}
 
 
-def seed_step(seed: int, step: int, process_index: int) -> None:
+def _seed_step(seed: int, step: int, process_index: int) -> None:
     """Make everything that a step draws a function of (seed, step, process)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))

@@ -15,9 +15,9 @@ from .engine import Engine
 
 logger = logging.getLogger(__name__)
 
-SMOOTHING = 0.9  # of the loss, a step
-WINDOW = 200  # steps over which a loss must not grow …
-GROWTH = 10.0  # … by this factor
+_SMOOTHING = 0.9  # of the loss, a step
+_WINDOW = 200  # steps over which a loss must not grow …
+_GROWTH = 10.0  # … by this factor
 
 
 class DivergenceGuard:
@@ -25,16 +25,16 @@ class DivergenceGuard:
 
     def __init__(self):
         self.smoothed: float | None = None
-        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.recent: deque[float] = deque(maxlen=_WINDOW)
         self.warned = False
 
     def check(self, loss: float, step: int) -> None:
         """Take notice of the loss of a step."""
         before = loss if self.smoothed is None else self.smoothed
-        self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
+        self.smoothed = _SMOOTHING * before + (1 - _SMOOTHING) * loss
         self.recent.append(self.smoothed)
         lowest = min(self.recent)
-        diverges = self.smoothed > GROWTH * lowest > 0
+        diverges = self.smoothed > _GROWTH * lowest > 0
         if diverges and not self.warned:
             logger.warning(
                 "The loss diverges: it has grown from %.3g to %.3g, within the last %d steps, at "

@@ -15,9 +15,9 @@ from ..pictures import make_figure
 from ..runs.processes import progress_bar
 
 # what the bar shows of a training batch, and how it calls it
-ON_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "train/r2": "R²"}
-ON_THE_BAR |= {"images_per_second": "images/s"}
-DRAW_EVERY = 60  # seconds between two pictures while it trains
+_ON_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "train/r2": "R²"}
+_ON_THE_BAR |= {"images_per_second": "images/s"}
+_DRAW_EVERY = 60  # seconds between two pictures while it trains
 
 
 class LossLog:
@@ -86,16 +86,16 @@ class LossLog:
         elapsed = round(time.perf_counter() - self.started, 2)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
-        names = {**ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
+        names = {**_ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
         shown = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
         self.shown |= shown
         self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
 
     def draw(self, *, now: bool = True) -> None:
         """Draw the curves beside the checkpoints; with `now` off only once in a while."""
-        late = time.perf_counter() - self.drawn > DRAW_EVERY
+        late = time.perf_counter() - self.drawn > _DRAW_EVERY
         if self.accelerator.is_main_process and (now or late):
-            plot_training(read_log(self.path.parent), self.picture)
+            _plot_training(read_log(self.path.parent), self.picture)
             self.drawn = time.perf_counter()
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ def read_log(output_dir: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def plot_training(log: list[dict[str, float]], path: str | Path) -> None:
+def _plot_training(log: list[dict[str, float]], path: str | Path) -> None:
     """Curves of a training against its steps: errors on the left, qualities on the right.
 
     Args:

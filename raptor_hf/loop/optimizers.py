@@ -9,7 +9,7 @@ from .arguments import LoopArguments
 # Muon's learning rate is that of matrices; biases, norms and scales learn by AdamW, at this share
 # of it. On the digits teacher (k = 3, batch 16, 400 steps) R² was 0.982 with an eighth, and 0.980
 # with the whole.
-VECTOR_RATE = 1 / 8
+_VECTOR_RATE = 1 / 8
 
 
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -42,11 +42,11 @@ def make_optimizers(
 
     Args:
         groups: parameters by their peak rates, `rates`.
-        matrices: those that Muon takes; AdamW gets the rest, at `VECTOR_RATE` times the rate.
+        matrices: those that Muon takes; AdamW gets the rest, at `_VECTOR_RATE` times the rate.
     """
     taken = {id(matrix) for matrix in matrices}
     rest = [[p for p in group if id(p) not in taken] for group in groups]
-    scale = VECTOR_RATE if matrices else 1
+    scale = _VECTOR_RATE if matrices else 1
     adamw = torch.optim.AdamW(
         [{"params": g, "lr": scale * rate} for g, rate in zip(rest, rates, strict=True)],
         weight_decay=arguments.weight_decay,

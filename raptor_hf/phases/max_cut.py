@@ -4,22 +4,22 @@ import numpy as np
 
 from .distance import check_distance
 
-MIN_SPLIT = 4  # the recursion does not split groups of fewer layers
-MAX_EXACT = 26  # 2^25 bipartitions: seconds
+_MIN_SPLIT = 4  # the recursion does not split groups of fewer layers
+_MAX_EXACT = 26  # 2^25 bipartitions: seconds
 
 
 def recursive_phases(distance: np.ndarray, k: int) -> list[int]:
     """Phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
     groups = [np.arange(len(distance))]
     while len(groups) < k:
-        _, split = best_split(distance, groups)
+        _, split = _best_split(distance, groups)
         if split is None:
             raise ValueError(
-                f"k={k} is too large: no group of {phase_lengths(groups)} has the {MIN_SPLIT} "
+                f"k={k} is too large: no group of {_phase_lengths(groups)} has the {_MIN_SPLIT} "
                 "layers that a split needs. Take the method maxcut or ncut."
             )
         groups = split
-    return phase_lengths(groups)
+    return _phase_lengths(groups)
 
 
 def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
@@ -30,17 +30,17 @@ def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
     distance = check_distance(distance)
     groups = [np.arange(len(distance))]
     while True:
-        gain, split = best_split(distance, groups)
+        gain, split = _best_split(distance, groups)
         if split is None or gain <= threshold * distance.sum() / 2:
-            return phase_lengths(groups)
+            return _phase_lengths(groups)
         groups = split
 
 
-def best_split(distance: np.ndarray, groups: list[np.ndarray]):
+def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
     """The split of one group that cuts most weight: (weight, groups after it), or (0, None)."""
     best, after = 0.0, None
     for index, group in enumerate(groups):
-        if len(group) < MIN_SPLIT:
+        if len(group) < _MIN_SPLIT:
             continue
         weight, side = max_cut(distance[np.ix_(group, group)])
         if weight > best:
@@ -55,9 +55,10 @@ def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
         The weight of the cut and its sides, (n,) bool.
     """
     n = len(weights)
-    if n > MAX_EXACT:
+    if n > _MAX_EXACT:
         raise ValueError(
-            f"Exact max-cut looks at all bipartitions: at most {MAX_EXACT} layers at once, got {n}."
+            f"Exact max-cut looks at all bipartitions: at most {_MAX_EXACT} layers at once, got "
+            f"{n}."
             " Take the method maxcut or ncut, which look at runs of layers alone."
         )
     best, best_code = -1.0, 0
@@ -70,7 +71,7 @@ def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
     return best, (best_code >> np.arange(n - 1, -1, -1)) & 1 == 1
 
 
-def phase_lengths(groups: list[np.ndarray]) -> list[int]:
+def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
     """Lengths of groups of layers in depth order; a ValueError if one is not a run of layers."""
     ordered = sorted(groups, key=lambda group: group[0])
     for group in ordered:

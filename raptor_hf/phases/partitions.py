@@ -69,10 +69,10 @@ def find_phases(
         )
     if method == "random":
         return random_phases(layers, k, seed=seed, min_length=min_length)
-    return best_partition(segment_scores(distance, method), k, min_length=min_length)
+    return _best_partition(_segment_scores(distance, method), k, min_length=min_length)
 
 
-def segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
+def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
     """What every run of layers adds to the objective of `"maxcut"` or `"ncut"`.
 
     Returns:
@@ -98,11 +98,11 @@ def segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
     return np.divide(within, volume, out=np.zeros_like(within), where=volume > 0)
 
 
-def best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[int]:
+def _best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[int]:
     """Lengths of the k runs with the largest sum of scores, exact, in O(k L²).
 
     Args:
-        scores: (L + 1, L + 1) of `segment_scores`.
+        scores: (L + 1, L + 1) of `_segment_scores`.
         k: number of runs.
         min_length: no run is shorter; k · min_length ≤ L.
     """

@@ -66,7 +66,7 @@ def head_grid(recipe: ProbeArguments, loop: LoopArguments, task: type[Task]) -> 
     return [Candidate(f * loop.learning_rate, p) for p in poolings for f in grid]
 
 
-def random_views(recipe: ProbeArguments) -> Augmentation | None:
+def _random_views(recipe: ProbeArguments) -> Augmentation | None:
     """Return the random views that a recipe asks for; None where it asks for none."""
     if not recipe.crop_scale:
         return None
@@ -139,7 +139,7 @@ class ProbeImageSets:
         Args:
             folder: for the features.
         """
-        recipe, augmentation = self.recipe, random_views(self.recipe)
+        recipe, augmentation = self.recipe, _random_views(self.recipe)
 
         def store(images: LabelledImages, rows=None) -> StoredFeatures:
             plain = self.plain(images, rows)

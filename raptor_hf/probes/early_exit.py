@@ -15,8 +15,8 @@ import torch
 from ..data import batches
 from ..modeling_raptor import RaptorForImageClassification, pool_tokens
 
-ANGLES = [angle / 2 for angle in range(2, 91)]  # degrees
-TOLERANCE = 0.01  # of accuracy
+_ANGLES = [angle / 2 for angle in range(2, 91)]  # degrees
+_TOLERANCE = 0.01  # of accuracy
 
 
 def applications_after_exit(cls: torch.Tensor, angle: float, *, start: int) -> torch.Tensor:
@@ -67,11 +67,11 @@ def exit_curves(
         hits = torch.stack([predict(model, s) == label for s in states.unbind(1)], dim=1)
         for layer in range(1, depth + 1):
             count(("first", layer), hits[:, layer], layer * len(label))
-        for angle in ANGLES:
+        for angle in _ANGLES:
             layers = applications_after_exit(states[:, :, 0], angle, start=start)
             count(("angle", angle), hits.gather(1, layers[:, None]), layers)
         for applications in range(1, depth + 1):
-            predicted = spread_prediction(model, pixels, applications)
+            predicted = _spread_prediction(model, pixels, applications)
             count(("spread", applications), predicted == label, applications * len(label))
     curves: dict[str, list] = {"angle": [], "spread": [], "first": []}
     for kind, value in correct:
@@ -89,7 +89,7 @@ def predict(model: RaptorForImageClassification, states: torch.Tensor) -> torch.
     return model.classifier(features).argmax(dim=-1)
 
 
-def spread_prediction(
+def _spread_prediction(
     model: RaptorForImageClassification, pixel_values: torch.Tensor, applications: int
 ) -> torch.Tensor:
     """The classes (B,) after so many applications."""
@@ -101,7 +101,7 @@ def spread_prediction(
         model.config.num_applications = before
 
 
-def cheapest(points: list[dict[str, float]], *, tolerance: float = TOLERANCE) -> int:
+def cheapest(points: list[dict[str, float]], *, tolerance: float = _TOLERANCE) -> int:
     """Which point of a curve spends least and loses at most so much accuracy.
 
     What is lost counts from the point with the most applications.

@@ -27,10 +27,10 @@ from .baselines import constant_metrics, nearest_neighbours
 from .datasets import ProbeData, ProbeImageSets, make_task
 from .training import Probe, check_head, original_size_metrics, train_probe
 
-PICTURES = 4  # validation images that are drawn
+_PICTURES = 4  # validation images that are drawn
 
 
-class ProbedModel(NamedTuple):
+class _ProbedModel(NamedTuple):
     """A backbone with its head, and what it was probed on."""
 
     task: Task
@@ -90,7 +90,7 @@ class Evaluation:
         self.print_result(name, probed)
         self.state.wait_for_everyone()
 
-    def probe_model(self, name: str, model: PreTrainedModel) -> ProbedModel:
+    def probe_model(self, name: str, model: PreTrainedModel) -> _ProbedModel:
         """Train the heads of the recipe on a model, and select one."""
         recipe = self.recipe
         task = make_task(recipe, model.config, self.images.train.class_names)
@@ -108,14 +108,14 @@ class Evaluation:
             probe.metrics["original_size"] = original_size_metrics(
                 task, probe.head, data.validation, self.images.validation, recipe.resolution
             )
-        return ProbedModel(task, data, probe, knn)
+        return _ProbedModel(task, data, probe, knn)
 
     def compare_states(self, model: PreTrainedModel) -> dict:
         """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
         plain = self.images.plain(self.images.validation, self.images.validation_rows)
         return trajectory_r2(model, OnlineActivations(self.teacher_model, plain))
 
-    def write_constant(self, probed: ProbedModel) -> None:
+    def write_constant(self, probed: _ProbedModel) -> None:
         """Write what the best constant answer scores."""
         validation = probed.data.validation
         metrics = constant_metrics(
@@ -125,7 +125,7 @@ class Evaluation:
         self.write_result("constant", probed.task.name, metrics, facts, len(validation))
 
     def write_model(
-        self, name: str, model: PreTrainedModel, probed: ProbedModel, facts: dict
+        self, name: str, model: PreTrainedModel, probed: _ProbedModel, facts: dict
     ) -> None:
         """Write a model with its head, its predictions and, last, its result."""
         task, data, probe = probed.task, probed.data, probed.probe
@@ -142,7 +142,7 @@ class Evaluation:
         if self.recipe.features_dir is None:
             shutil.rmtree(self.features_dir, ignore_errors=True)
 
-    def print_result(self, name: str, probed: ProbedModel) -> None:
+    def print_result(self, name: str, probed: _ProbedModel) -> None:
         """Print a model's score and which head it has."""
         probe, score = probed.probe, probed.task.score
         best = probe.best_on_validation
@@ -186,7 +186,7 @@ class Evaluation:
     @torch.no_grad()
     def save_predictions(self, name: str, task: Task, probe: Probe, data: ProbeData) -> None:
         """What a head says about some validation images."""
-        chosen = np.linspace(0, len(data.validation) - 1, PICTURES).astype(int)
+        chosen = np.linspace(0, len(data.validation) - 1, _PICTURES).astype(int)
         batch = data.validation.__getitems__(chosen.tolist())
         logits = task.logits(probe.head, batch["features"], batch["target"])
         prediction = task.predict(logits, batch["target"]).numpy()

@@ -21,7 +21,7 @@ from ..tasks.task import Task
 from ..weights import weights_digest
 from .images import ProbeImages, check_one_size
 
-FILES = ("features", "targets")
+_FILES = ("features", "targets")
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def store_features(
         OSError: the disk is too small.
     """
     state = process_state()
-    folder = Path(folder) / features_key(backbone, task, images)
+    folder = Path(folder) / _features_key(backbone, task, images)
     if not (folder / "complete.json").exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         rows = np.array_split(np.arange(len(images)), state.num_processes)[state.process_index]
@@ -105,9 +105,9 @@ def store_features(
             first = images.__getitems__([0])
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            files = create_files(unfinished, len(images), backbone, task, first)
+            files = _create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
-        files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in FILES]
+        files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in _FILES]
         written = []
         with progress_bar(
             "features", len(rows), unit="image", enabled=state.is_main_process
@@ -143,7 +143,7 @@ def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> N
     files[1][rows] = batch["target"].numpy()
 
 
-def create_files(folder, number: int, backbone, task: Task, batch: dict) -> list[np.memmap]:
+def _create_files(folder, number: int, backbone, task: Task, batch: dict) -> list[np.memmap]:
     """Empty files for features (float32) and targets as large as those of a batch."""
     features = backbone_features(backbone, task, batch["pixel_values"][:1])
     target = batch["target"]
@@ -160,11 +160,11 @@ def create_files(folder, number: int, backbone, task: Task, batch: dict) -> list
         )
     return [
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-        for name, kind, shape in zip(FILES, kinds, shapes, strict=True)
+        for name, kind, shape in zip(_FILES, kinds, shapes, strict=True)
     ]
 
 
-def features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) -> str:
+def _features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) -> str:
     """A name for features: other weights, files, sizes or preprocessing give another one."""
     config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
     facts = {

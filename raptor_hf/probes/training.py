@@ -123,7 +123,7 @@ class Probe:
 
 
 @torch.no_grad()
-def score_heads(
+def _score_heads(
     task: Task, heads: nn.ModuleList, features: StoredFeatures, batch_size: int
 ) -> list[dict]:
     """The metric of every head; the processes share the images."""
@@ -138,7 +138,7 @@ def score_heads(
 
 
 @torch.no_grad()
-def selection_losses(heads: ProbeHeads, features: StoredFeatures, batch_size: int) -> list[float]:
+def _selection_losses(heads: ProbeHeads, features: StoredFeatures, batch_size: int) -> list[float]:
     """The loss of every twin on the images that select: finer than a score on so few images."""
     device, rows = process_state().device, []
     for batch in features.batches(batch_size, share=True):
@@ -189,7 +189,7 @@ def train_probe(
         return StepResult(sum(losses), named)
 
     def validate():
-        latest[:] = score_heads(task, heads.heads, data.validation, recipe.eval_batch_size)
+        latest[:] = _score_heads(task, heads.heads, data.validation, recipe.eval_batch_size)
         return {
             f"{candidate}/{name}": value
             for candidate, metrics in zip(candidates, latest, strict=True)
@@ -207,7 +207,7 @@ def train_probe(
     )  # fmt: skip
     number, loss = 0, None
     if data.selection is not None:
-        losses = selection_losses(heads, data.selection, recipe.eval_batch_size)
+        losses = _selection_losses(heads, data.selection, recipe.eval_batch_size)
         number = int(np.nanargmin(losses))
         loss = losses[number]
     process_state().wait_for_everyone()  # until the log is written

@@ -18,14 +18,14 @@ from .tables import (
     values_of,
 )
 
-FIGURES = {
+_FIGURES = {
     "accuracy and R² against k": "against_k.png",
     "R² per layer": "r2_per_layer.png",
     "layer distances": "layer_distance.png",
     "segmentation: image, truth, predictions": "segmentation.png",
     "depth: image, truth, predictions": "depth.png",
 }
-MEANING = {
+_MEANING = {
     "classification": "accuracy of a linear probe on the frozen backbone",
     "segmentation": "mean IoU of a linear layer on the patches",
     "depth": "RMSE of a linear layer on patches and cls, in metres",
@@ -34,10 +34,10 @@ MEANING = {
 }
 
 
-def data_section(results: list[dict]) -> list[str]:
+def _data_section(results: list[dict]) -> list[str]:
     """What was measured on which images, a line a task."""
     lines = []
-    for task, meaning in MEANING.items():
+    for task, meaning in _MEANING.items():
         facts = next((result for result in results if result["task"] == task), None)
         if facts:
             images = f"{facts['num_images']} images of {facts['dataset']!r} ({facts['split']})"
@@ -71,7 +71,7 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
     ]
 
 
-def pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
+def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
     """Two models that differ only in how their blocks started (teacher, random).
 
     Raises:
@@ -130,7 +130,7 @@ def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
     ]
 
 
-def draw_figures(
+def _draw_figures(
     results: list[dict], names: list[str], output_dir: Path, baseline: str | None
 ) -> None:
     """`against_k.png` and `r2_per_layer.png` of some Raptors."""
@@ -186,10 +186,10 @@ def write_report(
     table = results_table(results, published)
     raptors = {result["model"] for result in results if result["phases"]}
     names = [name for name in model_names(results) if name in raptors]
-    draw_figures(results, [n for n in names if pair is None or n != pair[1]], output_dir, baseline)
+    _draw_figures(results, [n for n in names if pair is None or n != pair[1]], output_dir, baseline)
     sections = [
         "# Raptor report",
-        *data_section(results),
+        *_data_section(results),
         table,
     ]
     if published:
@@ -199,10 +199,10 @@ def write_report(
         )
     if any("best_on_validation" in result for result in results):
         sections += ["## Probes", probes_table(results)]
-    for title, name in FIGURES.items():
+    for title, name in _FIGURES.items():
         sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
     sections += early_exit_section(results, output_dir)
-    sections += pair_section(results, pair) if pair else []
+    sections += _pair_section(results, pair) if pair else []
     sections += ablation_section(ablation, published) if ablation else []
     (output_dir / "report.md").write_text("\n\n".join(sections) + "\n")
     return table

@@ -8,7 +8,7 @@ import numpy as np
 from ..runs.files import read_json
 
 
-class Column(NamedTuple):
+class _Column(NamedTuple):
     """How a task's figure is shown: the key among a result's metrics, heading, scale, decimals."""
 
     metric: str
@@ -18,12 +18,12 @@ class Column(NamedTuple):
 
 
 COLUMNS = {
-    "classification": Column("accuracy", "accuracy (%)", 100, 1),
-    "segmentation": Column("miou", "mIoU (%)", 100, 1),
-    "depth": Column("rmse_m", "depth RMSE (m)", 1, 3),
+    "classification": _Column("accuracy", "accuracy (%)", 100, 1),
+    "segmentation": _Column("miou", "mIoU (%)", 100, 1),
+    "depth": _Column("rmse_m", "depth RMSE (m)", 1, 3),
 }
 # headings of the R² columns: where a result file has them
-R2_COLUMNS = {
+_R2_COLUMNS = {
     "R², all tokens": ("mean", "all"),
     "R², cls": ("mean", "cls"),
     "R², patches": ("mean", "patches"),
@@ -126,10 +126,10 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     names = model_names(results)
     tasks = [task for task in COLUMNS if any(result["task"] == task for result in results)]
     if published:
-        tasks = [task for task in COLUMNS if task in tasks or published_value(published, task)]
+        tasks = [task for task in COLUMNS if task in tasks or _published_value(published, task)]
     r2 = {
         heading: keys
-        for heading, keys in R2_COLUMNS.items()
+        for heading, keys in _R2_COLUMNS.items()
         if any(len(values_of(results, name, "r2", *keys)) for name in names)
     }
     heading = ["model", "phases"]
@@ -186,7 +186,7 @@ def probes_table(results: list[dict]) -> str:
     return markdown_table([*heading, "head on", "learning rate"], rows)
 
 
-def published_value(published: dict, task: str, model: str | None = None) -> dict | None:
+def _published_value(published: dict, task: str, model: str | None = None) -> dict | None:
     """The published figure of a task, of a model or of the first one that has it."""
     found = (
         row for row in published["results"] if row["task"] == task and model in (None, row["model"])
@@ -197,12 +197,12 @@ def published_value(published: dict, task: str, model: str | None = None) -> dic
 def published_rows(published: dict, tasks: list[str], width: int) -> list[list[str]]:
     """Rows of the main table for published models, marked as such."""
     rows = []
-    teacher = published_value(published, "classification", published["teacher"])["mean"]
+    teacher = _published_value(published, "classification", published["teacher"])["mean"]
     for model in dict.fromkeys(row["model"] for row in published["results"]):
         phases = next(row["phases"] for row in published["results"] if row["model"] == model)
         cells = [f"{model} (published)", "–" if phases is None else str(phases)]
         for task in tasks:
-            row, shown = published_value(published, task, model), COLUMNS[task]
+            row, shown = _published_value(published, task, model), COLUMNS[task]
             spread = ""
             if row and row["std"] is not None:
                 spread = f" ± {shown.scale * row['std']:.{shown.digits}f}"

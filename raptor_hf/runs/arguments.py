@@ -36,7 +36,7 @@ def parse_arguments(*parts: type, defaults: dict | None = None) -> tuple:
     if argv and argv[0].endswith((".yaml", ".yml")):
         known = [field.name for part in parts for field in dataclasses.fields(part)]
         flags = []
-        for name, value in read_recipe(argv[0], known).items():
+        for name, value in _read_recipe(argv[0], known).items():
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         argv = flags + argv[1:]
     parser = HfArgumentParser(parts)
@@ -44,7 +44,7 @@ def parse_arguments(*parts: type, defaults: dict | None = None) -> tuple:
     return parser.parse_args_into_dataclasses(argv)
 
 
-def read_recipe(path: str | Path, known: list[str]) -> dict:
+def _read_recipe(path: str | Path, known: list[str]) -> dict:
     """Read a recipe file; errors as `parse_arguments`."""
     recipe = yaml.safe_load(Path(path).read_text()) or {}
     if not isinstance(recipe, dict):

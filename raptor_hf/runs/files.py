@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 # a list of numbers, as json writes it over several lines; no string holds a line break
-NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
+_NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
 
 
 def size(num_bytes: float) -> str:
@@ -25,7 +25,7 @@ def write_json(path: str | Path, content: dict) -> None:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
 

@@ -12,9 +12,9 @@ from .arguments import Watching, all_values, marked_names
 from .files import read_json, write_json
 from .processes import process_state
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments of earlier versions, with the value that is all there is now
-REMOVED = {"forcing_patches": 0}
+_REMOVED = {"forcing_patches": 0}
 
 
 def environment() -> dict:
@@ -26,7 +26,7 @@ def environment() -> dict:
         commit = None
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in _PACKAGES},
         "commit": commit,
         "num_processes": process_state().num_processes,
     }
@@ -48,7 +48,7 @@ def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
     """
     state = process_state()
     if state.is_main_process:
-        claim_output_dir(parts, inputs or {})
+        _claim_output_dir(parts, inputs or {})
     state.wait_for_everyone()
     output_dir = all_values(*parts)["output_dir"]
     finished = read_json(Path(output_dir) / "run.json")["finished"]
@@ -57,7 +57,7 @@ def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
     return finished
 
 
-def claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
+def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
     """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
     values, watching = all_values(*parts), marked_names(Watching, *parts)
     output_dir = Path(values["output_dir"])
@@ -87,8 +87,8 @@ def claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
         )
     # arguments that did not exist yet when it was made had what is now their default
     found["arguments"] = {
-        **{name: value for name, value in defaults_of(*parts).items() if name not in watching},
-        **{k: v for k, v in found["arguments"].items() if REMOVED.get(k, ...) != v},
+        **{name: value for name, value in _defaults_of(*parts).items() if name not in watching},
+        **{k: v for k, v in found["arguments"].items() if _REMOVED.get(k, ...) != v},
     }
     differences = [
         f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
@@ -108,7 +108,7 @@ def claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
         )
 
 
-def defaults_of(*parts) -> dict:
+def _defaults_of(*parts) -> dict:
     """Return the default of every argument that has one."""
     return {
         field.name: field.default
@@ -120,15 +120,15 @@ def defaults_of(*parts) -> dict:
 
 def reopen_run(output_dir: str | Path) -> None:
     """Mark a run as unfinished: something of it was lost."""
-    mark_run(output_dir, finished=False)
+    _mark_run(output_dir, finished=False)
 
 
 def finish_run(output_dir: str | Path) -> None:
     """Mark a run as finished."""
-    mark_run(output_dir, finished=True)
+    _mark_run(output_dir, finished=True)
 
 
-def mark_run(output_dir: str | Path, *, finished: bool) -> None:
+def _mark_run(output_dir: str | Path, *, finished: bool) -> None:
     """Set whether a run is finished."""
     record = Path(output_dir) / "run.json"
     write_json(record, {**read_json(record), "finished": finished})

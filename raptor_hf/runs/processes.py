@@ -22,12 +22,12 @@ STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
 # who says in which variable that it started several processes
-PROCESS_COUNTS = {
+_PROCESS_COUNTS = {
     "WORLD_SIZE": "the environment (WORLD_SIZE)",
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "mpirun",
 }
-SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 PROGRAM …"
+_SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 PROGRAM …"
 
 
 class Interrupted(Exception):
@@ -54,7 +54,7 @@ class StopSignals:
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        self.previous = handle_stop_signals(self.note)
+        self.previous = _handle_stop_signals(self.note)
         return self
 
     def __exit__(self, *_) -> None:
@@ -66,7 +66,7 @@ class StopSignals:
         self.received = self.received or number
 
 
-def handle_stop_signals(handler: Callable) -> dict[int, Callable]:
+def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:
     """Set the handler of all stop signals; the handlers that were set before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -117,9 +117,9 @@ def launcher_warnings(state: "PartialState") -> list[str]:
     if state.num_processes == 1 and launched and "RANK" not in environment:
         wishes.append(
             "accelerate launch was asked for several processes and started one, as it does on the "
-            f"CPU. For several: {SEVERAL_ON_CPU}"
+            f"CPU. For several: {_SEVERAL_ON_CPU}"
         )
-    for variable, who in PROCESS_COUNTS.items():
+    for variable, who in _PROCESS_COUNTS.items():
         asked = environment.get(variable, "")
         if state.num_processes == 1 and asked not in ("", "1"):
             wishes.append(
@@ -161,13 +161,13 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         if os.getpid() == main_process:  # not one that it forked, like a DataLoader's worker
             raise Interrupted(number, "What was finished is kept.")
 
-    handle_stop_signals(stop)
+    _handle_stop_signals(stop)
     try:
         if state.is_main_process or not alone:
             main()
     except Interrupted as interruption:
         ignore_stop_signals()
-        how = "" if alone else how_to_resume()
+        how = "" if alone else _how_to_resume()
         state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
         sys.exit(128 + interruption.signal_number)
     state.wait_for_everyone()
@@ -188,7 +188,7 @@ def require_one_process() -> None:
         )
 
 
-def how_to_resume() -> str:
+def _how_to_resume() -> str:
     """The command that goes on with this run, as far as a process knows how it was started."""
     launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
     start = "… " if launched else "python "  # accelerate launch or torchrun, and their options

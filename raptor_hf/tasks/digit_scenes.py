@@ -15,17 +15,17 @@ from PIL import Image
 
 from ..data import load_digits
 
-HEIGHT, WIDTH = 48, 64
-HORIZON = 16  # the row where the ground would end if it went on for ever
-GROUND = 48.0  # metres × rows: it is GROUND / (row − HORIZON) metres away, 1.5 at the bottom
-DIGIT_HEIGHT = 40.0  # metres × rows
-WALL = 10.0  # metres
-NEAREST, FARTHEST = 1.5, 3.0  # metres, of the digits
-INK = 0.2  # how opaque a pixel must be to belong to the digit
+_HEIGHT, _WIDTH = 48, 64
+_HORIZON = 16  # the row where the ground would end if it went on for ever
+_GROUND = 48.0  # metres × rows: it is GROUND / (row − HORIZON) metres away, 1.5 at the bottom
+_DIGIT_HEIGHT = 40.0  # metres × rows
+_WALL = 10.0  # metres
+NEAREST, _FARTHEST = 1.5, 3.0  # metres, of the digits
+_INK = 0.2  # how opaque a pixel must be to belong to the digit
 NUMBER = {"train": 1000, "test": 250}
 CLASSES = [str(digit) for digit in range(10)] + ["ground"]
 
-FEATURES = datasets.Features(
+_FEATURES = datasets.Features(
     image=datasets.Image(),  # grey, 8 bit
     mask=datasets.Image(),  # 8 bit: classes of CLASSES
     depth=datasets.Image(),  # 16 bit: millimetres
@@ -50,44 +50,44 @@ def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
     """
     digits = load_digits(split).with_format("numpy")
     images, labels = np.stack(digits["image"][:]) / 255, np.asarray(digits["label"][:])
-    columns: dict[str, list] = {name: [] for name in FEATURES}
+    columns: dict[str, list] = {name: [] for name in _FEATURES}
     for number in range(num_scenes or NUMBER[split]):
         scene = draw_scene(images, labels, np.random.default_rng((0, split == "test", number)))
         for name, pixels in scene.items():
             columns[name].append(pixels)
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+    return datasets.Dataset.from_dict(columns, features=_FEATURES)
 
 
 def draw_scene(
     images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """One scene of some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask`, `depth`."""
-    rows = np.arange(HEIGHT)[:, None] + np.zeros((1, WIDTH))
-    depth = np.minimum(GROUND / np.maximum(rows - HORIZON, 1e-3), WALL)
-    depth[rows <= HORIZON] = WALL
+    rows = np.arange(_HEIGHT)[:, None] + np.zeros((1, _WIDTH))
+    depth = np.minimum(_GROUND / np.maximum(rows - _HORIZON, 1e-3), _WALL)
+    depth[rows <= _HORIZON] = _WALL
     # darker with distance, and rough
     image = 30 * NEAREST / depth + rng.normal(0, 2, size=depth.shape)
-    mask = np.full((HEIGHT, WIDTH), CLASSES.index("ground"))
+    mask = np.full((_HEIGHT, _WIDTH), CLASSES.index("ground"))
     number = rng.integers(2, 5)
-    distances = np.exp(rng.uniform(np.log(NEAREST), np.log(FARTHEST), size=number))
+    distances = np.exp(rng.uniform(np.log(NEAREST), np.log(_FARTHEST), size=number))
     for distance in np.sort(distances)[::-1]:  # from far to near
         chosen = rng.integers(len(images))
-        size = round(DIGIT_HEIGHT / distance)
-        left = rng.integers(-size // 4, WIDTH - 3 * size // 4)
-        bottom = round(HORIZON + GROUND / distance)
+        size = round(_DIGIT_HEIGHT / distance)
+        left = rng.integers(-size // 4, _WIDTH - 3 * size // 4)
+        bottom = round(_HORIZON + _GROUND / distance)
         ink = np.asarray(
             Image.fromarray(images[chosen].astype(np.float32)).resize(
                 (size, size), Image.Resampling.BICUBIC
             )
         ).clip(0, 1)
         top, right = bottom - size, left + size
-        window = np.s_[max(top, 0) : min(bottom, HEIGHT), max(left, 0) : min(right, WIDTH)]
+        window = np.s_[max(top, 0) : min(bottom, _HEIGHT), max(left, 0) : min(right, _WIDTH)]
         ink = ink[window[0].start - top :, window[1].start - left :]
         ink = ink[: window[0].stop - window[0].start, : window[1].stop - window[1].start]
         # a nearer digit is brighter, so that it stands out from those behind it
         brightness = 120 + 135 * NEAREST / distance
         image[window] = (1 - ink) * image[window] + ink * brightness
-        covered = ink > INK
+        covered = ink > _INK
         mask[window][covered] = labels[chosen]
         depth[window][covered] = distance
     return {

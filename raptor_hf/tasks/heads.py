@@ -39,7 +39,7 @@ def load_linear_head(
     if Path(source).is_file():
         weights = read_head_file(Path(source))
     else:
-        weights, names = read_classifier(str(source), task)
+        weights, names = _read_classifier(str(source), task)
     weight, bias = weights["weight"], weights["bias"]
     width = task.head_width(hidden_size)
     if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
@@ -53,7 +53,7 @@ def load_linear_head(
     return head.requires_grad_(False), names
 
 
-def read_classifier(
+def _read_classifier(
     name_or_path: str, task: type[Task]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Weights and class names of the linear head of a saved model."""

@@ -19,11 +19,11 @@ from ..data import load_images
 from .digit_scenes import CLASSES, digit_scenes
 
 IGNORED = 255  # label of a pixel without a class
-ADE20K_CLASSES = 150
-NYU_MILLIMETRES = 1000  # units of 16-bit depth images in a metre
-NYU_TRAIN_METRES = 10.0  # depth of the value 255 in NYUv2's 8-bit training images
+_ADE20K_CLASSES = 150
+_NYU_MILLIMETRES = 1000  # units of 16-bit depth images in a metre
+_NYU_TRAIN_METRES = 10.0  # depth of the value 255 in NYUv2's 8-bit training images
 # what PIL raises for files that are missing, cut off, of another kind, or absurdly large
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LabelledImages:
         """
         cell_name, target_name = self.cells.column_names
         cells = self.cells[row]
-        image = open_image(cells[cell_name], name=f"image {row}").convert("RGB")
+        image = _open_image(cells[cell_name], name=f"image {row}").convert("RGB")
         target = self.read_target(cells[target_name], f"{target_name} {row}")
         if isinstance(target, np.ndarray):
             check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
@@ -77,7 +77,7 @@ def load_classification(name: str, split: str, *, missing_ok: bool = False) -> L
     if not isinstance(label, datasets.ClassLabel):
         raise ValueError(f"{name} ({split}): the column 'label' must be a ClassLabel; got {label}.")
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    return LabelledImages(dataset, partial(read_label, num_classes=label.num_classes), label.names)
+    return LabelledImages(dataset, partial(_read_label, num_classes=label.num_classes), label.names)
 
 
 def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
@@ -93,7 +93,7 @@ def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> Lab
         ValueError: no images in it.
     """
     if name == "digit_scenes":
-        cells = undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        cells = _undecoded(digit_scenes(split).select_columns(["image", "mask"]))
         read = partial(read_mask, num_classes=len(CLASSES), zero_is_background=False)
         return LabelledImages(cells, read, CLASSES)
     images, masks = Path(name) / "images" / split, Path(name) / "annotations" / split
@@ -105,22 +105,22 @@ def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> Lab
             )
     files = sorted(file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".png"))
     columns = {"image": files, "mask": [masks / f"{file.stem}.png" for file in files]}
-    cells = paired_files(columns, where=images, missing_ok=missing_ok)
-    read = partial(read_mask, num_classes=ADE20K_CLASSES, zero_is_background=True)
-    return LabelledImages(cells, read, ade20k_class_names(Path(name) / "objectInfo150.txt"))
+    cells = _paired_files(columns, where=images, missing_ok=missing_ok)
+    read = partial(read_mask, num_classes=_ADE20K_CLASSES, zero_is_background=True)
+    return LabelledImages(cells, read, _ade20k_class_names(Path(name) / "objectInfo150.txt"))
 
 
-def ade20k_class_names(path: Path) -> list[str]:
+def _ade20k_class_names(path: Path) -> list[str]:
     """Names of the 150 classes, of ADE20k's own table (last column), or numbers without it.
 
     Raises:
         ValueError: a table of another number of classes.
     """
     if not path.is_file():
-        return [f"class {number}" for number in range(ADE20K_CLASSES)]
+        return [f"class {number}" for number in range(_ADE20K_CLASSES)]
     lines = path.read_text().splitlines()[1:]
     names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
-    if len(names) != ADE20K_CLASSES:
+    if len(names) != _ADE20K_CLASSES:
         raise ValueError(f"{path}: expected a heading and 150 classes; got {len(names)} classes.")
     return names
 
@@ -140,7 +140,7 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
         ValueError: an empty list, a line without two paths, or a path out of the folder.
     """
     if name == "digit_scenes":
-        cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        cells = _undecoded(digit_scenes(split).select_columns(["image", "depth"]))
         return LabelledImages(cells, partial(read_depth, bits=16))
     table = Path(name) / "data" / f"nyu2_{split}.csv"
     if not table.is_file():
@@ -159,11 +159,11 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
         "image": [Path(name) / line[0] for line in lines],
         "depth": [Path(name) / line[1] for line in lines],
     }
-    cells = paired_files(columns, where=table, missing_ok=missing_ok)
+    cells = _paired_files(columns, where=table, missing_ok=missing_ok)
     return LabelledImages(cells, partial(read_depth, bits=8 if split == "train" else 16))
 
 
-def paired_files(
+def _paired_files(
     columns: dict[str, list[Path]], *, where: Path, missing_ok: bool
 ) -> datasets.Dataset:
     """Files as a dataset of undecoded images; errors as in the loaders."""
@@ -180,14 +180,14 @@ def paired_files(
     return datasets.Dataset.from_dict(paths, features=features)
 
 
-def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """The same dataset with images as `{"path", "bytes"}`."""
     for name in dataset.column_names:
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
 
 
-def open_image(cell: dict, *, name: str) -> Image.Image:
+def _open_image(cell: dict, *, name: str) -> Image.Image:
     """A decoded image of an undecoded cell.
 
     Args:
@@ -200,12 +200,12 @@ def open_image(cell: dict, *, name: str) -> Image.Image:
     try:
         image = Image.open(source)
         image.load()
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{cell['path'] or name} can't be decoded: {error}") from error
     return image
 
 
-def read_label(label: int, name: str, *, num_classes: int) -> int:
+def _read_label(label: int, name: str, *, num_classes: int) -> int:
     """A class, as it is.
 
     Raises:
@@ -225,7 +225,7 @@ def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bo
     Raises:
         ValueError: not a single-channel image, or a label that is no class.
     """
-    mask = np.asarray(open_image(cell, name=name))
+    mask = np.asarray(_open_image(cell, name=name))
     if mask.ndim != 2:
         raise ValueError(f"{cell['path'] or name}: a mask has one channel; got {mask.shape}.")
     mask = mask.astype(np.int64)
@@ -250,7 +250,7 @@ def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
     Raises:
         ValueError: an image of another bit depth, or with several channels.
     """
-    image = open_image(cell, name=name)
+    image = _open_image(cell, name=name)
     expected = {8: ("L",), 16: ("I;16", "I;16B", "I")}[bits]
     if image.mode not in expected:
         raise ValueError(
@@ -259,7 +259,7 @@ def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
             "training and 16 in its test images."
         )
     depth = np.asarray(image).astype(np.float32)
-    return depth / NYU_MILLIMETRES if bits == 16 else depth / 255 * NYU_TRAIN_METRES
+    return depth / _NYU_MILLIMETRES if bits == 16 else depth / 255 * _NYU_TRAIN_METRES
 
 
 def check_pair(image: Image.Image, target: np.ndarray, *, name: str) -> None:

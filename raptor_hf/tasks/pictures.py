@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from ..pictures import make_figure
 
 
-def class_colours(number: int) -> dict:
+def _class_colours(number: int) -> dict:
     """Options of `imshow` for maps of classes."""
     colors = colormaps["tab20" if number <= 20 else "gist_ncar"](np.linspace(0, 1, number))
     return {
@@ -21,14 +21,14 @@ def class_colours(number: int) -> dict:
     }
 
 
-def class_legend(figure, class_names: list[str], colours: dict) -> None:
+def _class_legend(figure, class_names: list[str], colours: dict) -> None:
     """Names of the classes beside a figure, where they are few enough to be read."""
     if len(class_names) <= 20:
         marks = [Rectangle((0, 0), 1, 1, color=color) for color in colours["cmap"].colors]
         figure.legend(marks, class_names, loc="outside right center", fontsize="small")
 
 
-def picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
+def _picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
     """A figure and its axes (rows, columns) for pictures of height × width = shape."""
     size = (1.7 * len(headings) + 1, 1.7 * shape[0] / shape[1] * rows + 0.5)
     figure, axes = make_figure(
@@ -49,13 +49,13 @@ def plot_class_maps(
     Args:
         maps: heading -> classes (H, W) of every image.
     """
-    colours = class_colours(len(class_names))
-    figure, axes = picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
+    colours = _class_colours(len(class_names))
+    figure, axes = _picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
     for row, image in enumerate(images):
         axes[row, 0].imshow(image, cmap="gray")
         for axis, source in zip(axes[row, 1:], maps.values(), strict=True):
             axis.imshow(np.ma.masked_greater_equal(source[row], len(class_names)), **colours)
-    class_legend(figure, class_names, colours)
+    _class_legend(figure, class_names, colours)
     figure.savefig(path, dpi=110)
 
 
@@ -63,7 +63,7 @@ def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str |
     """The same for depth in metres, on one scale; white is unknown."""
     known = [depth[depth > 0] for source in maps.values() for depth in source]
     limits = {"vmin": min(d.min() for d in known), "vmax": max(d.max() for d in known)}
-    figure, axes = picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
+    figure, axes = _picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
     for row, image in enumerate(images):
         axes[row, 0].imshow(image, cmap="gray")
         for axis, source in zip(axes[row, 1:], maps.values(), strict=True):
@@ -81,13 +81,13 @@ def plot_scenes(
     path: str | Path,
 ) -> None:
     """A sheet of scenes: image, classes and depth in metres side by side."""
-    colours = class_colours(len(class_names))
+    colours = _class_colours(len(class_names))
     headings = ["image", "class", "depth (m)"]
-    figure, axes = picture_grid(len(images), headings, masks[0].shape)
+    figure, axes = _picture_grid(len(images), headings, masks[0].shape)
     for row, (image, mask, depth) in enumerate(zip(images, masks, depths, strict=True)):
         axes[row, 0].imshow(image, cmap="gray")
         axes[row, 1].imshow(mask, **colours)
         drawn = axes[row, 2].imshow(depth, cmap="viridis_r", vmin=1, vmax=10)
-    class_legend(figure, class_names, colours)
+    _class_legend(figure, class_names, colours)
     figure.colorbar(drawn, ax=axes[:, 2], shrink=0.6)
     figure.savefig(path, dpi=110)
