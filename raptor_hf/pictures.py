@@ -14,17 +14,20 @@ from PIL import Image
 _ROUNDING = 1e-6
 
 
+_OF_SUBPLOTS = ("sharex", "sharey", "height_ratios", "width_ratios")
+
+
 def make_figure(rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options):
     """Make a figure and its axes as `pyplot.subplots` does, without a window or a global state.
 
     Args:
-        options: of `matplotlib.figure.Figure`, and `sharex`, `sharey` of its `subplots`.
+        options: of `matplotlib.figure.Figure`, and those of its `subplots` in `_OF_SUBPLOTS`.
     """
     from matplotlib.figure import Figure
 
-    shared = {name: options.pop(name) for name in ("sharex", "sharey") if name in options}
+    grid = {name: options.pop(name) for name in _OF_SUBPLOTS if name in options}
     figure = Figure(**options)
-    return figure, figure.subplots(rows, columns, squeeze=squeeze, **shared)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze, **grid)
 
 
 class PatchMaps(NamedTuple):

@@ -33,14 +33,6 @@ SIZES = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
-def pytest_collection_modifyitems(items):
-    """Keep tests that share what takes long to make in one worker: a file, and `line`'s users."""
-    for item in items:
-        group = "line" if "line" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def teacher():
     """A tiny random DINOv2 with two registers: 6 layers, 24 channels, 1 + 2 + 4 tokens."""

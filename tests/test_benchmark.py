@@ -89,6 +89,7 @@ def test_throughput_by_hand():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", ["model", "train_step"])
 def test_models_are_compared(suite, tmp_path):
     forms = ["plain", "compiled"] if suite == "model" else ["plain"]  # compiling takes long
@@ -112,6 +113,7 @@ def test_models_are_compared(suite, tmp_path):
         assert kept["matched, checkpointed"] < 0.2 < kept["matched"] < kept["exact"] < 1
 
 
+@pytest.mark.slow
 def test_the_program_compares_and_writes_its_figures(tmp_path):
     done = run(
         sys.executable, "evaluation/benchmark.py", "activations", "--teacher", "digits",

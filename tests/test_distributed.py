@@ -122,6 +122,7 @@ def test_parts_that_are_accumulated_are_a_whole_batch(blocks, one_process, tmp_p
     assert_same(tmp_path / "parts", one_process)
 
 
+@pytest.mark.slow
 def test_two_machines_learn_what_one_learns(blocks, one_process, tmp_path):
     launch = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"]
     launch += ["--master_port", free_port()]
@@ -201,6 +202,7 @@ def test_accelerate_launch_that_starts_one_process_is_said(blocks, tmp_path):
     assert "fp16 was asked for and needs a GPU" in done.stderr
 
 
+@pytest.mark.slow
 def test_bfloat16_and_compiled_blocks_follow_float32(blocks, one_process, tmp_path):
     launch = [*ACCELERATE_LAUNCH, "--cpu", "--mixed_precision", "bf16"]
     launch += ["--dynamo_backend", "aot_eager"]  # inductor's front half, which compiles fast

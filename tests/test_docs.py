@@ -190,6 +190,7 @@ def test_dynamics_speeds(digits):
     assert python(block("docs/dynamics.md", "speeds"), digits).startswith("tensor([")
 
 
+@pytest.mark.slow
 def test_hub_export(digits, tmp_path):
     changes = {'"raptor.onnx"': repr(str(tmp_path / "raptor.onnx")), **digits}
     printed = python(block("docs/hub.md", "export"), changes)

@@ -188,6 +188,7 @@ def analyse_random_states(number):
         study_models([system], images, [[6, 6]], options(), folder=folder)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images():
     """Trajectories of 1,400 images more are 110 MB, their cls tokens alone 37 MB."""
     few, many = (peak_memory(analyse_random_states, number) for number in (200, 1600))

@@ -37,6 +37,7 @@ def largest_error(ours, theirs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto_class", [name for name in AUTO_CLASSES if name != "AutoModel"])
 def test_programs_and_onnx_equal_the_models_around_a_raptor(auto_class, teacher, tmp_path):
     model = make(AUTO_CLASSES[auto_class], teacher).requires_grad_(False)

@@ -106,6 +106,7 @@ def start_extraction(path):
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     start_extraction(tmp_path / "whole").join()
     expected = checksums(tmp_path / "whole")
@@ -187,6 +188,7 @@ def test_an_error_while_writing_is_not_swallowed(teacher, images, tmp_path, monk
     assert not list(tmp_path.glob("data-*"))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     peaks = {}
     for number in (200, 2000):

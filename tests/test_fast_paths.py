@@ -81,6 +81,7 @@ def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_va
     assert counter.graphs == 2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inductor_gives_the_same(raptor, pixel_values):
     plain = raptor(pixel_values).hidden_states
@@ -185,6 +186,7 @@ print("error", ((a - b).square().sum() / (a - a.mean((0, 1))).square().sum()).it
 """
 
 
+@pytest.mark.slow
 def test_int8_is_near_and_comes_back_from_a_folder(raptor, pixel_values, tmp_path):
     # torchao lies apart: see pyproject.toml
     paths = [str(ROOT / ".venv" / "int8"), *sys.path]

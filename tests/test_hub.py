@@ -184,6 +184,7 @@ def stored(hub, repo_id, path, private=False):
     return hub.commits(repo_id)
 
 
+@pytest.mark.slow
 def test_a_model_is_published_despite_cuts_and_read_without_this_package(hub, teacher, tmp_path):
     config = RaptorModel.from_teacher(teacher, [3, 2, 1]).config
     config.id2label = {0: "even", 1: "odd", 2: "neither"}

@@ -81,6 +81,7 @@ def uninterrupted(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_it_ends_in_the_same_weights(uninterrupted, tmp_path):
     rng, path, in_the_middle = random.Random(0), tmp_path / "killed", 0
     for target in sorted(rng.sample(range(3, STEPS - 20), 7)):

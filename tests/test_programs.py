@@ -97,6 +97,7 @@ def test_the_card_has_metadata_and_a_snippet_that_runs(line):
         run_snippet(snippet.replace("raptor_k3", "no_such_model"), model.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "sign", "product"),
     [
@@ -230,6 +231,7 @@ def test_training_online_follows_training_from_the_store(line, tmp_path):
     assert "--dataset is for --activations online" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_ablation_ends_in_a_table_of_six_rows(line):
     out = line[0]
     command = block("docs/reference_code.md", "ablation").removesuffix(" --seeds 3\n").split()

@@ -125,6 +125,7 @@ def test_the_committed_cards_of_untrained_models_are_those_of_their_recipes():
         planned_card(recipes[0].with_name("digits_raptor.yaml"), read_json(PUBLISHED), PLANNED)
 
 
+@pytest.mark.slow
 def test_a_staged_model_holds_what_it_needs_and_nothing_else(model_dir, tmp_path):
     results = results_of("classification")
     stage_model(model_dir, tmp_path / "staged", results, TEMPLATE, title="me/raptor")
@@ -184,6 +185,7 @@ def client(hub, folder, *command, check=True):
     return done
 
 
+@pytest.mark.slow
 def test_a_published_model_is_loaded_by_its_card(model_dir, tmp_path):
     (tmp_path / "results").mkdir()
     for number, row in enumerate(results_of("classification")):
@@ -214,6 +216,7 @@ def test_a_published_model_is_loaded_by_its_card(model_dir, tmp_path):
         assert label in ("LABEL_0", "LABEL_1", "LABEL_2") and states == "7"
 
 
+@pytest.mark.slow
 def test_published_activations_name_no_folder_of_this_machine(store, tmp_path):
     program = ROOT / "model_cards" / "publish.py"
     publish = [program, "--activations", store, "--repo_id", "me/states"]

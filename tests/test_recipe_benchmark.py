@@ -91,6 +91,7 @@ def digits(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_recipes_are_compared_and_runs_on_record_are_not_made_again(digits, tmp_path):
     command = [
         sys.executable, "evaluation/benchmark.py", "recipe", "--digits", digits, "--k", "2",

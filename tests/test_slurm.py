@@ -89,6 +89,7 @@ def test_every_job_asks_to_be_requeued_and_to_be_told_in_time():
         assert "\nexec bash training/slurm/launch.sh" in script and "--resume" in script
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_stop_saves_requeues_and_goes_on(tmp_path):
     """The real accelerate and the real program, as SLURM would start and signal them."""
     tiny_teacher().save_pretrained(tmp_path / "teacher")
