@@ -13,7 +13,7 @@ which is analysed without any model if none is given. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raptor_hf import dynamics
+from raptor_hf import dry_runs, dynamics
 from raptor_hf.dynamics.arguments import StudyArguments, check_study
 from raptor_hf.runs.arguments import Watching, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name
@@ -54,13 +54,23 @@ class Arguments:
     resume: Watching[bool] = field(
         default=False, metadata={"help": "leave a finished run as it is"}
     )
+    dry_run: Watching[bool] = field(
+        default=False, metadata={"help": "print what would be read and written; do nothing"}
+    )
+
+
+PARTS = (Arguments, StudyArguments)
 
 
 def main() -> None:
     """Load the models, measure them, write what was found."""
-    own, analyses = parse_arguments(Arguments, StudyArguments)
+    own, analyses = parse_arguments(*PARTS)
     require_one_process()
     check_study(analyses)
+    if own.dry_run:
+        models = {name: name.split("=", 1)[-1] for name in own.model}
+        reads = [dry_runs.describe_images(own.data, own.split)]
+        return dry_runs.print_study_plan("Study depth", models, reads, own.output_dir)
     folders = {name: Path(name.split("=", 1)[-1]) for name in (*own.model, own.data)}
     ours = {
         n: f for n, f in folders.items() if any(f.glob("*.safetensors")) or dynamics.is_store(f)

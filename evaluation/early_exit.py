@@ -14,7 +14,7 @@ from pathlib import Path
 import transformers
 
 import raptor_hf
-from raptor_hf import distillation, probes
+from raptor_hf import distillation, dry_runs, probes
 from raptor_hf.runs.arguments import Watching, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
@@ -35,15 +35,25 @@ class Arguments:
     resume: Watching[bool] = field(
         default=False, metadata={"help": "leave a finished run as it is"}
     )
+    dry_run: Watching[bool] = field(
+        default=False, metadata={"help": "print what would be read and written; do nothing"}
+    )
+
+
+PARTS = (Arguments,)
 
 
 def main() -> None:
     """Judge every model, write the results."""
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(*PARTS)
     require_one_process()
     folders = dict(pair.split("=", 1) for pair in arguments.models if "=" in pair)
     if len(folders) != len(arguments.models):
         raise ValueError(f"--models takes NAME=FOLDER, each name once; got {arguments.models}.")
+    if arguments.dry_run:
+        splits = (arguments.train_split, arguments.test_split)
+        reads = [dry_runs.describe_images(arguments.dataset, split) for split in splits]
+        return dry_runs.print_study_plan("Exit early", folders, reads, arguments.output_dir)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if start_run(arguments, inputs=inputs):
         return

@@ -118,7 +118,7 @@ def test_the_program_compares_and_writes_its_figures(tmp_path):
     done = run(
         sys.executable, "evaluation/benchmark.py", "activations", "--teacher", "digits",
         "--images", "128", "--rounds", "1", "--folder", tmp_path / "files",
-        "--output_dir", tmp_path,
+        "--output_dir", tmp_path, new_process=True,
     )  # fmt: skip
     written = json.loads((tmp_path / "activations.json").read_text())
     assert written["settings"] == {"teacher": "digits", "images": 128, "rounds": 1}

@@ -63,6 +63,7 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
     given = yaml.safe_load(recipe.read_text())
     missing = {"teacher": digits_teacher, "activations": "activations", "output_dir": "out"}
     missing |= {"spans": "0-7", "phases": "12"}
+    missing |= {"model": digits_teacher, "models": f"teacher_too={digits_teacher}"}
     known = {field.name for part in program.PARTS for field in dataclasses.fields(part)}
     flags = []
     for name, value in missing.items():

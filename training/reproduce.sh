@@ -47,12 +47,12 @@ for ((seed = 0; seed < seeds; seed++)); do
   stage "accuracy with fewer applications, seed $seed"
   classifiers=()
   for k in 2 3 4; do classifiers+=(raptor_k$k=$run/classification/models/raptor_k$k); done
-  python evaluation/early_exit.py --resume --seed $seed --dataset digits --models "${classifiers[@]}" \
+  python evaluation/early_exit.py $recipes/digits_early_exit.yaml --resume --seed $seed --models "${classifiers[@]}" \
     --output_dir $run/early_exit
   results+=($run/early_exit/results)
 
   stage "depth as a dynamical system, seed $seed"
-  python evaluation/dynamics.py --resume --seed $seed --data digits --phases_file $out/phases/phases.json \
+  python evaluation/dynamics.py $recipes/digits_dynamics.yaml --resume --seed $seed --phases_file $out/phases/phases.json \
     --model $out/teacher "${classifiers[@]}" --output_dir $run/dynamics
 done
 

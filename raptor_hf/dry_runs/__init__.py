@@ -6,6 +6,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "extraction": ["print_extraction_plan"],
-        "plans": ["print_probe_plan", "print_teacher_plan", "print_training_plan"],
+        "describe": ["describe_images"],
+        "plans": [
+            "print_probe_plan",
+            "print_study_plan",
+            "print_teacher_plan",
+            "print_training_plan",
+        ],
     },
 )

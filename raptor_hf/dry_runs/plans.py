@@ -189,3 +189,18 @@ def print_teacher_plan(
         ("writes", f"{loop.output_dir}: {size(4 * num_parameters)}"),
     ]
     print_plan("Train a teacher", lines)
+
+
+def print_study_plan(
+    title: str, folders: dict[str, str], reads: list[str], output_dir: str
+) -> None:
+    """Print what a program that only looks at models and images would do.
+
+    Args:
+        folders: folder or Hub id of every model by its name.
+        reads: the images, a line each (`describe_images`).
+    """
+    lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
+             for name, folder in folders.items()]  # fmt: skip
+    lines += [("reads" if not number else "", text) for number, text in enumerate(reads)]
+    print_plan(title, [*lines, ("writes", output_dir)])
