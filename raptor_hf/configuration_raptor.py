@@ -38,7 +38,7 @@ class TokenLayout(NamedTuple):
         return self.num_cls + self.num_registers
 
     def groups(self) -> dict[str, slice]:
-        """The non-empty token groups as slices of a state's token axis (…, N, D)."""
+        """Return the non-empty token groups as slices of a state's token axis (…, N, D)."""
         ends = {"cls": self.num_cls, "registers": self.num_prefix_tokens, "patches": None}
         groups, start = {}, 0
         for name, end in ends.items():
@@ -49,7 +49,7 @@ class TokenLayout(NamedTuple):
 
 
 def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
-    """The row of `TEACHER_FAMILIES` for a teacher; a ValueError names all families."""
+    """Return the row of `TEACHER_FAMILIES` for a teacher; a ValueError names all families."""
     if teacher_config.model_type not in TEACHER_FAMILIES:
         raise ValueError(
             f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
@@ -59,14 +59,18 @@ def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
 
 
 def token_layout(config: PreTrainedConfig) -> TokenLayout:
-    """Token layout of a teacher's or of a Raptor's states, worked out from its configuration."""
+    """Return the token layout of a teacher's or of a Raptor's states, worked out from its
+    configuration.
+    """
     teacher_config = getattr(config, "teacher_config", config)
     teacher_family(teacher_config)
     return TokenLayout(1, getattr(teacher_config, "num_register_tokens", 0))
 
 
 def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
-    """Phases as spans: (start, stop) takes the state after layer start to the one after stop."""
+    """Return phases as spans: (start, stop) takes the state after layer start to the one after
+    stop.
+    """
     stops = [sum(phases[: p + 1]) for p in range(len(phases))]
     return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
 
@@ -225,17 +229,21 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         return -(-8 * self.hidden_size // 3 // 8) * 8  # a multiple of 8, as DINOv2's own SwiGLU
 
     def spans(self) -> list[tuple[int, int]]:
-        """The spans (start, stop) of the phases, see `phase_spans`."""
+        """Return the spans (start, stop) of the phases, see `phase_spans`."""
         return phase_spans(self.phases)
 
     def depths(self) -> list[int]:
-        """The layers (1 … L) that `forward` applies a block for: all, or `num_applications`."""
+        """Return the layers (1 … L) that `forward` applies a block for: all, or
+        `num_applications`.
+        """
         last = self.num_hidden_layers
         number = last if self.num_applications is None else self.num_applications
         return [last - round(n * (last - 1) / max(1, number - 1)) for n in reversed(range(number))]
 
     def phase_of(self, depth: int) -> int:
-        """Index of the block that makes layer `depth` (1 … L); a ValueError says what was given."""
+        """Return the index of the block that makes layer `depth` (1 … L); a ValueError says what
+        was given.
+        """
         for phase, (start, stop) in enumerate(self.spans()):
             if start < depth <= stop:
                 return phase

@@ -30,7 +30,7 @@ from .teachers import load_backbone, load_processor, teacher_identity
 def convert_checkpoint(
     checkpoint: str | Path, teacher: PreTrainedModel, *, phases: list[int] | None = None
 ) -> RaptorModel:
-    """A whole model of the reference as a Raptor around its teacher.
+    """Return a whole model of the reference as a Raptor around its teacher.
 
     Args:
         checkpoint: pickled module or state dict (`.pt`, `.pth`, `.safetensors`).
@@ -74,7 +74,7 @@ def convert_checkpoint(
 def convert_block(
     checkpoint: str | Path, teacher: PreTrainedModel, *, span: tuple[int, int] | None = None
 ) -> Span:
-    """A block of stage 1 of the reference as a `Span`.
+    """Return a block of stage 1 of the reference as a `Span`.
 
     Args:
         checkpoint: pickled module or state dict of one block.
@@ -154,7 +154,7 @@ def _convert_blocks(
     *,
     spans: list[tuple[int, int]] | None = None,
 ) -> list[Span]:
-    """Several blocks of stage 1, in the order of their layers.
+    """Return several blocks of stage 1, in the order of their layers.
 
     Args:
         checkpoints: files as of `convert_block`.
@@ -184,12 +184,12 @@ def _convert_blocks(
 
 
 def _block_architecture(span: Span) -> dict:
-    """What blocks of one folder share, read off a block's configuration."""
+    """Return what blocks of one folder share, read off a block's configuration."""
     return {name: getattr(span.block.attention.config, name) for name in ARCHITECTURE}
 
 
 def _chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel | None:
-    """Blocks as one Raptor; None where their spans don't follow each other from 0 to L.
+    """Return blocks as one Raptor; None where their spans don't follow each other from 0 to L.
 
     Args:
         blocks: built alike, in the order of their layers (`_convert_blocks`).
@@ -208,7 +208,7 @@ def _chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel |
 def convert(
     arguments: Arguments, teacher: PreTrainedModel
 ) -> tuple[RaptorModel | None, list[Span]]:
-    """What the command's files hold: a Raptor or None, and blocks of stage 1 if they are such.
+    """Convert files to a Raptor or None, and to blocks of stage 1 if they are such.
 
     Raises:
         ValueError: an argument that the files have no use for, or what the converters refuse.
@@ -239,7 +239,7 @@ def convert(
 
 
 def _find_processor(arguments: Arguments):
-    """The teacher's image processor, or None, which is said, where it has none."""
+    """Return the teacher's image processor, or print that it has none and return None."""
     try:
         return load_processor(arguments.teacher, arguments.revision)
     except OSError as error:

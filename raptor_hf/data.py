@@ -17,7 +17,7 @@ _TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
 
 
 def load_images(name: str, split: str) -> datasets.Dataset:
-    """A labelled image dataset with the columns `image` and `label`.
+    """Load a labelled image dataset with the columns `image` and `label`.
 
     Args:
         name: `"digits"` (embedded), a folder `<name>/<split>/<class>/<image>`, or a Hub dataset id.
@@ -42,7 +42,7 @@ def load_images(name: str, split: str) -> datasets.Dataset:
 
 
 def load_digits(split: str) -> datasets.Dataset:
-    """scikit-learn's 1,797 handwritten digits (8×8 pixels): 1,437 for training, 360 for testing."""
+    """Load scikit-learn's 1,797 handwritten digits (8×8 pixels): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -62,7 +62,7 @@ def load_digits(split: str) -> datasets.Dataset:
 
 
 def make_processor(image_size: int) -> BitImageProcessorPil:
-    """DINOv2's preprocessing at any size: bicubic resize, centre crop, ImageNet mean and std."""
+    """Return DINOv2's preprocessing at any size: bicubic resize, centre crop, ImageNet mean."""
     return BitImageProcessorPil(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},
@@ -73,7 +73,7 @@ def make_processor(image_size: int) -> BitImageProcessorPil:
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
-    """Random small rotation (±15°), scale (±15 %), shift (±10 %) of every image (B, C, H, W).
+    """Rotate (±15°), scale (±15 %) and shift (±10 %) every image (B, C, H, W) at random.
 
     Args:
         keys: one tuple of integers an image; equal keys give equal views.
@@ -127,7 +127,9 @@ class ImageViews(Dataset):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """A batch: `pixel_values` (B, C, H, W), and `label`, `image_id`, `view` (B,) each."""
+        """Return a batch: `pixel_values` (B, C, H, W), and `label`, `image_id`, `view` (B,)
+        each.
+        """
         image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
         views = [row // len(self.image_ids) for row in rows]
         pixel_values = self.processor(self._read(image_ids), return_tensors="pt")["pixel_values"]
@@ -143,7 +145,7 @@ class ImageViews(Dataset):
         }
 
     def _read(self, image_ids: list[int]) -> list:
-        """Decoded images; an unreadable one is named."""
+        """Decode images; an error names an unreadable one."""
         try:
             return [image.convert("RGB") for image in self.images[image_ids]["image"]]
         except OSError:  # what PIL raises for unknown and for truncated images
@@ -177,7 +179,7 @@ def batches(
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """This process' share of a dataset that hands out whole batches, with a progress bar.
+    """Yield this process' share of a dataset in whole batches, with a progress bar.
 
     Args:
         rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
@@ -198,7 +200,7 @@ def batches(
 
 
 def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
-    """Which of so many images are looked at: all of them, or some at random, in order.
+    """Return which of so many images are looked at: all, or some at random, in order.
 
     Raises:
         ValueError: more are wanted than there are.

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 
 def compute_over_processes(metric: evaluate.Metric, batches: list[dict[str, list]]) -> dict:
-    """A metric over the statistics of all processes; each of them gets the result.
+    """Compute a metric over the statistics of all processes; each gets the result.
 
     Args:
         metric: made with `keep_in_memory=True`.
@@ -45,7 +45,7 @@ class Accuracy(evaluate.Metric):
 
 
 def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list[int]]:
-    """Rows for `Accuracy.add_batch`: how many classes come before the right one, 0 for none.
+    """Return rows for `Accuracy.add_batch`: how many classes come before the right one, 0 for none.
 
     Of equal logits the lower class comes first, as in `argmax`.
 
@@ -80,7 +80,7 @@ class MeanIoU(evaluate.Metric):
         )
 
     def _compute(self, intersection, predicted, target) -> dict:
-        """`miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
+        """Return `miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
         hits, found, there = (np.sum(rows, axis=0) for rows in (intersection, predicted, target))
         if not there.sum():
             raise ValueError("No pixel is labelled: all are ignored, there is no IoU.")
@@ -100,7 +100,7 @@ def segmentation_statistics(
     num_classes: int,
     ignore_index: int = 255,
 ) -> dict[str, list[list[int]]]:
-    """Rows for `MeanIoU.add_batch`: pixels per class of every image.
+    """Return rows for `MeanIoU.add_batch`: pixels per class of every image.
 
     Args:
         prediction: (B, H, W) classes.
@@ -147,7 +147,7 @@ class DepthError(evaluate.Metric):
         )
 
     def _compute(self, count, **sums) -> dict[str, float]:
-        """Errors, and shares of pixels that are nearly right.
+        """Return errors, and shares of pixels that are nearly right.
 
         `rmse_m` in metres; `rmse_m_per_image`, its mean over images; `abs_rel`, |error| as a share
         of the depth; `log10`, |error| of log₁₀; `delta1`, `delta2`, `delta3`: the share of pixels
@@ -171,7 +171,7 @@ class DepthError(evaluate.Metric):
 def depth_statistics(
     *, prediction: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
 ) -> dict[str, list]:
-    """Rows for `DepthError.add_batch`: sums over the valid pixels of every image.
+    """Return rows for `DepthError.add_batch`: sums over the valid pixels of every image.
 
     Args:
         prediction: (B, H, W), metres, positive.
@@ -235,7 +235,9 @@ class RSquared(evaluate.Metric):
         )
 
     def _compute(self, layer, group, count, squared_error, target_square, target_sum) -> dict:
-        """`layers`: group to a list over layers 1 … L; `mean`: group to the mean over layers."""
+        """Return `layers`: group to a list over layers 1 … L; `mean`: group to the mean over
+        layers.
+        """
         errors, variances = {}, {}
         for key in sorted(set(zip(group, layer, strict=True))):
             rows = [i for i, row in enumerate(zip(group, layer, strict=True)) if row == key]
@@ -254,7 +256,7 @@ class RSquared(evaluate.Metric):
 
 
 def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
-    """R² of one batch of trajectories as the reference code works it out, for comparison only.
+    """Return R² of a batch as the reference code works it out, for comparison only.
 
     1 − Σ(â − a)² / Σ(â − m)², with m one scalar mean over all entries of the *prediction*: layers,
     tokens and channels are pooled (so the states with the largest norms decide), layer 0 is
@@ -287,7 +289,7 @@ def _check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
 def state_statistics(
     *, prediction: torch.Tensor, target: torch.Tensor, groups: dict[str, slice]
 ) -> dict[str, list]:
-    """Rows for `RSquared.add_batch`: one per layer 1 … L and token group.
+    """Return rows for `RSquared.add_batch`: one per layer 1 … L and token group.
 
     Args:
         prediction: (B, L + 1, N, D), a student's trajectory.

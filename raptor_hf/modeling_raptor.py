@@ -30,7 +30,7 @@ from .configuration_raptor import RaptorConfig, teacher_family, token_layout
 
 
 def eager_attention(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
-    """Plain softmax attention in the form of transformers' attention interface."""
+    """Compute plain softmax attention in the form of transformers' attention interface."""
     weights = torch.softmax(query @ key.transpose(2, 3) * scaling, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -51,7 +51,9 @@ class RaptorAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attentions: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """(…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to `attentions`."""
+        """Return (…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to
+        `attentions`.
+        """
         projected = self.qkv(hidden_states)
         tokens, sizes = projected.shape[-2], (3, self.num_heads, self.head_dim)
         # (3, batch, heads, tokens, D / heads): leading axes are made one
@@ -76,7 +78,7 @@ class RaptorFFN(nn.Module):
         self.fc2 = nn.Linear(config.ffn_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(…, N, D) to (…, N, D)."""
+        """Return (…, N, D) to (…, N, D)."""
         hidden = self.fc1(hidden_states)
         in_place = not hidden.requires_grad  # the largest tensor of all: no second one of it
         if self.gated:
@@ -101,7 +103,7 @@ class RaptorDepthLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """U(-1, 1) on what takes the depth itself, N(0, 1e-4²) on what gives the factors."""
+        """Draw U(-1, 1) for what takes the depth, N(0, 1e-4²) for what gives the factors."""
         for weight in (self.weight, self.bias):
             if self.weight.shape[1] == 1:
                 init.uniform_(weight, -1, 1)
@@ -109,7 +111,7 @@ class RaptorDepthLinear(nn.Module):
                 init.normal_(weight, std=1e-4)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(…, in) to (…, out)."""
+        """Return (…, in) to (…, out)."""
         return nn.functional.linear(inputs, self.weight, self.bias)
 
 
@@ -124,7 +126,9 @@ class RaptorDepthScaling(nn.Module):
         self.fc2 = RaptorDepthLinear(self.hidden_size, 3 * config.hidden_size)
 
     def forward(self, depth: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Factors of the attention, the FFN and the output, for depths (…, 1): (…, D) each."""
+        """Return factors of the attention, the FFN and the output, for depths (…, 1): (…, D)
+        each.
+        """
         kind = depth.device.type
         if torch.is_autocast_enabled(kind):
             # in the weights' own precision: bfloat16 knows no number between 1 and 1.0078
@@ -159,7 +163,7 @@ class RaptorBlock(GradientCheckpointingLayer):
         depth: int | torch.Tensor,
         attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """One application.
+        """Apply the block once.
 
         Args:
             hidden_states: (B, N, D), or (B, P, N, D) for P independent layers at once.
@@ -184,7 +188,7 @@ class RaptorBlock(GradientCheckpointingLayer):
     def scales(
         self, depth: torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """s₁·γ₁, s₃·s₂·γ₂ and s₃ for depths (P,), (P, 1, D) each; of the kind of `like`."""
+        """Return s₁·γ₁, s₃·s₂·γ₂ and s₃ for depths (P,), (P, 1, D) each; of the kind of `like`."""
         if self.folded_scales is not None:
             return self.folded_scales[depth][:, :, None].unbind(1)
         if self.depth_scaling is None:
@@ -203,7 +207,7 @@ class RaptorBlock(GradientCheckpointingLayer):
             self.folded_scales = torch.stack(scales, dim=1)
 
     def train(self, mode: bool = True) -> "RaptorBlock":
-        """As everywhere in PyTorch; folded scales are dropped, as the weights will change."""
+        """Set the mode as everywhere in PyTorch; drop folded scales, as the weights will change."""
         if mode:
             self.folded_scales = None
         return super().train(mode)
@@ -229,7 +233,7 @@ class RaptorBlock(GradientCheckpointingLayer):
 
 
 def teacher_layer_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of one of the teacher's layers under the names of a `RaptorBlock`."""
+    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`."""
     attention, mlp = layer.attention, layer.mlp
     qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
     gated = hasattr(mlp, "gate_proj")
@@ -272,7 +276,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = None, **kwargs):
-        """As everywhere in transformers, but from safetensors only: a pickle is never opened.
+        """Load as everywhere in transformers, but from safetensors only, never from a pickle.
 
         Raises:
             ValueError: `use_safetensors=False`, or weights in other files.
@@ -294,7 +298,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As everywhere in transformers. The code goes along, so that any Auto class can load it.
+        """Save as everywhere in transformers. The code goes along, for any Auto class to load.
 
         transformers itself would note down the one Auto class of the model that is saved, and
         `AutoModel` would not find the backbone of a classifier.
@@ -304,7 +308,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The teacher's patch embedding."""
+        """Return the teacher's patch embedding."""
         return self.base_model.shell.get_input_embeddings()
 
     @property
@@ -316,7 +320,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear weights N(0, initializer_range); a depth scaling that starts as 1 ± 1e-4."""
+        """Draw linear weights from N(0, initializer_range²); a depth scaling starts as 1 ± 1e-4."""
         if isinstance(module, RaptorDepthLinear):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
@@ -363,7 +367,7 @@ class RaptorModel(RaptorPreTrainedModel):
         layerscale_value: float | None = None,
         block_norm_eps: float | None = None,
     ) -> "RaptorModel":
-        """An untrained Raptor around the frozen embeddings and final norm of a teacher.
+        """Make an untrained Raptor around the frozen embeddings and final norm of a teacher.
 
         Args:
             teacher: the backbone (`Dinov2Model`, …), not a model with a task head.
@@ -411,7 +415,7 @@ class RaptorModel(RaptorPreTrainedModel):
         return model
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Layer 0: images (B, C, H, W) to states (B, N, D).
+        """Embed images: (B, C, H, W) to the states of layer 0, (B, N, D).
 
         Raises:
             ValueError: not four axes, another number of channels than the teacher's, or a height or
@@ -436,7 +440,7 @@ class RaptorModel(RaptorPreTrainedModel):
     def advance(
         self, states: torch.Tensor, depth: int, attentions: list[torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """One application: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth.
+        """Apply one block: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth.
 
         The attention weights (B, heads, N, N) are appended to `attentions`, if it is given.
         """
@@ -446,7 +450,7 @@ class RaptorModel(RaptorPreTrainedModel):
     def advance_moving(
         self, states: torch.Tensor, depth: int, moving: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One application to the images that have not settled, the rows `moving` of (B, N, D).
+        """Apply one block to the images that have not settled, the rows `moving` of (B, N, D).
 
         Returns:
             The states (B, N, D), and the rows that go on: all before the last phase, and in it
@@ -482,13 +486,13 @@ class RaptorModel(RaptorPreTrainedModel):
         return self
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
-        """The teacher's final norm: (B, N, D) to (B, N, D)."""
+        """Apply the teacher's final norm: (B, N, D) to (B, N, D)."""
         return self.shell.get_submodule(self.family.final_norm)(states)
 
     def rollout(
         self, states: torch.Tensor, *, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """The trajectory from the state after layer `start` to the one after `stop` (default L).
+        """Return the trajectory from layer `start` to layer `stop` (default L).
 
         Args:
             states: (B, N, D), the states after layer `start`.
@@ -514,7 +518,7 @@ class RaptorModel(RaptorPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Images (B, C, H, W) to the states of all layers.
+        """Return images (B, C, H, W) to the states of all layers.
 
         Returns:
             `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
@@ -555,13 +559,13 @@ class RaptorModel(RaptorPreTrainedModel):
 
 
 def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width of a patch in pixels."""
+    """Return the height and width of a patch in pixels."""
     patch = config.patch_size
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D)."""
+    """Return DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D)."""
     groups = token_layout(config).groups()
     cls, patches = last_hidden_state[:, 0], last_hidden_state[:, groups["patches"]]
     return torch.cat([cls, patches.mean(dim=1)], dim=-1)
@@ -584,7 +588,9 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
-        """Images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are given."""
+        """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
+        given.
+        """
         outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
@@ -609,7 +615,7 @@ class PatchFrame(NamedTuple):
 
     @classmethod
     def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
-        """The frame of images of `size` = (height, width) pixels."""
+        """Return the frame of images of `size` = (height, width) pixels."""
         patch = patch_sides(config)
         rows, columns = (-size[axis] % patch[axis] for axis in (0, 1))
         padded = (size[0] + rows, size[1] + columns)
@@ -618,23 +624,25 @@ class PatchFrame(NamedTuple):
         return cls(padded, padding, grid)
 
     def pad(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps (…, H, W) of an image's pixels, with zeros around them."""
+        """Pad maps (…, H, W) of an image's pixels with zeros."""
         return nn.functional.pad(maps, self.padding)
 
     def interpolate(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps (B, C, h, w) over the padded image, bilinearly at each pixel of the image itself."""
+        """Interpolate maps (B, C, h, w) over the padded image, at each pixel of the image
+        itself.
+        """
         maps = resize_maps(maps, self.padded)
         left, right, top, bottom = self.padding
         return maps[..., top : self.padded[0] - bottom, left : self.padded[1] - right]
 
 
 def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear interpolation of maps (B, C, h, w) to (B, C, H, W)."""
+    """Interpolate maps (B, C, h, w) bilinearly to (B, C, H, W)."""
     return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """What dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D)."""
+    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D)."""
     patches = states[:, token_layout(config).groups()["patches"]]
     return torch.cat([states[:, :1], patches], dim=1)
 
@@ -642,14 +650,14 @@ def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tens
 def segmentation_logits(
     classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """A linear layer on every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
+    """Apply a linear layer to every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
     return classifier(tokens[:, 1:]).transpose(1, 2).unflatten(2, grid)
 
 
 def depth_logits(
     classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int], *, upsampling: int = 4
 ) -> torch.Tensor:
-    """A linear layer on [patch, cls], four times as fine as the patches.
+    """Apply a linear layer to [patch, cls], four times as fine as the patches.
 
     DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
     the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
@@ -671,7 +679,7 @@ def depth_logits(
 def expected_depth(
     logits: torch.Tensor, frame: PatchFrame, *, min_depth: float, max_depth: float
 ) -> torch.Tensor:
-    """Mean of the bins' centres under the softmax: (B, bins, h, w) to metres (B, H, W)."""
+    """Return the bins' centres averaged by the softmax: (B, bins, h, w) to metres (B, H, W)."""
     edges = torch.linspace(
         min_depth, max_depth, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device
     )
@@ -689,7 +697,7 @@ def depth_loss(
     min_depth: float,
     max_depth: float,
 ) -> torch.Tensor:
-    """10 × scale-invariant log loss (λ = 0.85) + cross-entropy on the bins, over valid pixels.
+    """Return 10 × scale-invariant log loss (λ = 0.85) + cross-entropy, over valid pixels.
 
     With d = log(prediction + 1 mm) − log(target + 1 mm): mean(d²) − 0.85·mean(d)². A pixel is valid
     if its depth lies in [min_depth, max_depth]; the others count in neither part.
@@ -734,7 +742,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SemanticSegmenterOutput:
-        """Images (B, C, H, W) of any size to the logits of every patch.
+        """Return images (B, C, H, W) of any size to the logits of every patch.
 
         Args:
             labels: classes (B, H, W); `semantic_loss_ignore_index` is not counted.
@@ -785,7 +793,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> DepthEstimatorOutput:
-        """Images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
+        """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
 
         Args:
             labels: depth (B, H, W) in metres, 0 where it is unknown; gives `loss` (`depth_loss`).
@@ -811,7 +819,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
 def frame_of_images(
     pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
 ) -> PatchFrame:
-    """The frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
+    """Return the frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
     if labels is not None and tuple(labels.shape) != expected:
         raise ValueError(
@@ -843,7 +851,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BackboneOutput:
-        """Images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
+        """Return images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
 
         With `config.apply_layernorm` they are after the final norm. With
         `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then

@@ -154,7 +154,7 @@ def _load_pickle(path: Path):
 
 
 def _module_weights(module: _PickledModule, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Parameters and buffers of a stand-in; the reference has no buffers, so one is left over."""
+    """Return parameters and buffers of a stand-in; the reference has no buffers."""
     weights = {}
     for kind in ("_parameters", "_buffers"):
         for name, weight in vars(module).get(kind, {}).items():
@@ -167,7 +167,7 @@ def _module_weights(module: _PickledModule, prefix: str = "") -> dict[str, torch
 
 
 def _module_facts(module: _PickledModule) -> dict:
-    """Thresholds, number of heads and eps of a stand-in for a model or a block.
+    """Return the thresholds, number of heads and eps of a stand-in for a model or a block.
 
     Raises:
         ValueError: blocks that differ in them, or thresholds that are no growing layers.
@@ -211,7 +211,9 @@ def _check_block_facts(parts: dict[str, _PickledModule], t_scale: bool) -> None:
 
 
 def rename(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of one block by our names; one without LayerScale gets LayerScales of 1."""
+    """Return the weights of one block by our names; one without LayerScale gets LayerScales of
+    1.
+    """
     renamed, unknown = {}, []
     for name, weight in weights.items():
         if not name.startswith(prefix):

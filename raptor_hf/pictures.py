@@ -38,7 +38,7 @@ class PatchMaps(NamedTuple):
 
 
 def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> PatchMaps:
-    """Patches of one image as colours, with one basis and one scale a layer for all models.
+    """Colour the patches of one image, with one basis and one scale a layer for all models.
 
     Equal colours at one layer mean equal components; colours of different layers can't be compared,
     as every layer has a basis of its own.
@@ -67,7 +67,7 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
 def principal_scores(
     tokens: np.ndarray, before: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Tokens (T, D) on their first three principal components (T, 3), and the share these hold.
+    """Project tokens (T, D) on three principal components: (T, 3), and the share these hold.
 
     The sign of a component, which is arbitrary, is the one with which its scores follow those of
     the layer before, so that colours run on; in the first layer its largest entry is positive.
@@ -93,7 +93,7 @@ def principal_scores(
 
 
 def unit_range(scores: np.ndarray) -> np.ndarray:
-    """Every column of (T, C) from 0 (its least) to 1 (its largest); one that is constant, ½."""
+    """Scale every column of (T, C) from 0 (its least) to 1 (its largest); a constant one is ½."""
     low, high = scores.min(axis=0), scores.max(axis=0)
     spread = high - low
     scaled = (scores - low) / np.where(spread > 0, spread, 1)
@@ -101,7 +101,7 @@ def unit_range(scores: np.ndarray) -> np.ndarray:
 
 
 def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
-    """Pixel values (3, H, W) as an image (H, W, 3) of bytes: the processor's work undone."""
+    """Undo the processor's work: pixel values (3, H, W) to an image (H, W, 3) of bytes."""
     pixels = pixel_values.cpu().numpy().transpose(1, 2, 0)
     if processor.do_normalize:
         pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
@@ -109,12 +109,12 @@ def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A picture as an address that holds it whole."""
+    """Return an address that holds a whole picture."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def picture(pixels: np.ndarray, alt: str) -> str:
-    """Pixels (H, W, 3), bytes or numbers from 0 to 1, as an <img> that enlarges without blur."""
+    """Encode pixels (H, W, 3), bytes or 0 … 1, as an <img> that enlarges without blur."""
     if pixels.dtype != np.uint8:
         pixels = (255 * pixels).round().astype(np.uint8)
     file = io.BytesIO()

@@ -24,7 +24,7 @@ from .weights import check_weight_files, weights_digest
 
 
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
-    """A frozen teacher or Raptor, without a task head, in evaluation mode and float32.
+    """Load a frozen teacher or Raptor, without a task head, in evaluation mode and float32.
 
     Args:
         name_or_path: a Hub id or a local folder; a folder with a classifier gives its backbone.
@@ -40,7 +40,7 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
 
 
 def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
-    """Any vision model without its task head, frozen, in evaluation mode and float32.
+    """Load any vision model without its head, frozen, in evaluation mode and float32.
 
     Args:
         name_or_path: a Hub id or a local folder; of a model of images and text (CLIP, SigLIP) the
@@ -91,7 +91,7 @@ def _own_weights(model: PreTrainedModel) -> None:
 
 
 def load_processor(name_or_path: str, revision: str | None = None):
-    """The image processor that belongs to a teacher or a Raptor.
+    """Load the image processor that belongs to a teacher or a Raptor.
 
     Raises:
         OSError: there is none beside the model.
@@ -117,7 +117,7 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
 def teacher_identity(
     teacher: PreTrainedModel, revision: str | None = None
 ) -> dict[str, str | None]:
-    """What an activation dataset remembers of its teacher: name, Hub commit, weights."""
+    """Return what an activation dataset remembers of its teacher: name, Hub commit, weights."""
     return {
         "name": teacher.name_or_path,
         "revision": hub_commit(teacher.name_or_path, revision),
@@ -128,7 +128,7 @@ def teacher_identity(
 def infer_token_layout(
     config: PreTrainedConfig, *, num_tokens: int, height: int, width: int
 ) -> TokenLayout:
-    """Token layout of any vision model's states, from how many tokens an image gives.
+    """Return the token layout of any vision model's states, from how many tokens an image gives.
 
     Tokens that are no patches come first: one cls, the rest count as registers (so does DeiT's
     distillation token). No such token, no cls (SigLIP, I-JEPA).
@@ -164,7 +164,7 @@ def infer_token_layout(
 
 @torch.no_grad()
 def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """All states before the final norm: (B, C, H, W) to (B, L + 1, N, D).
+    """Return all states before the final norm: (B, C, H, W) to (B, L + 1, N, D).
 
     Raises:
         ValueError: a model that gives no states, not one for every layer, or states whose shape
@@ -185,7 +185,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
 
 
 def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
-    """The same model with the same weights in memory, but without the layers after `layer`.
+    """Return the same model with the same weights, but without the layers after `layer`.
 
     A model whose layers are not known (`TEACHER_FAMILIES`) is given back whole.
     """
@@ -200,7 +200,7 @@ def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
 
 
 def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
-    """The last layer of a model whose `hidden_states[-1]` may come after the final norm.
+    """Return the last layer of a model whose `hidden_states[-1]` may come after the final norm.
 
     transformers replaces the last of the hidden states by `last_hidden_state` in many models
     (`tie_last_hidden_states`), so it is read off the layer itself. None where that can't be or need

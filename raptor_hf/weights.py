@@ -48,7 +48,7 @@ def check_weight_files(
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights."""
+    """Return SHA-256 of a model's weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -57,7 +57,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def read_head_file(path: Path) -> dict[str, torch.Tensor]:
-    """`weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
+    """Read `weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)

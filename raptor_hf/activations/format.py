@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 
 
 def layer_column(layer: int) -> str:
-    """Name of the column that holds the states after a layer."""
+    """Return the name of the column that holds the states after a layer."""
     return f"layer_{layer}"
 
 
@@ -28,7 +28,7 @@ def activation_features(
     dtype: str = "float16",
     num_patches: int | None = None,
 ) -> datasets.Features:
-    """Schema of an activation dataset.
+    """Return the schema of an activation dataset.
 
     Args:
         layers: whose states it holds, each (num_tokens, num_channels).
@@ -45,20 +45,20 @@ def activation_features(
 
 
 def states_of(column: pa.Array) -> np.ndarray:
-    """A piece of a layer's column as (rows, N, D), without copying it."""
+    """Return a piece of a layer's column as (rows, N, D), without copying it."""
     values = column.storage.flatten().flatten().to_numpy(zero_copy_only=True)
     return values.reshape(len(column), *column.type.shape)
 
 
 def shard_digest(path: str | Path) -> str:
-    """Checksum of a file (XXH3, 128 bits: it finds damage at the speed of the disk)."""
+    """Return the checksum of a file (XXH3, 128 bits: it finds damage at the speed of the disk)."""
     with open(path, "rb") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return xxhash.xxh3_128(content).hexdigest()
 
 
 def shard_problem(path: Path, facts: dict | None) -> str | None:
-    """What tells at a glance that a shard is not the one of the manifest; None if nothing does."""
+    """Return how a shard plainly differs from the manifest; None if it does not."""
     if not path.exists():
         return f"The shard {path.name} of {path.parent} is missing."
     if facts is None:
@@ -73,7 +73,7 @@ def shard_problem(path: Path, facts: dict | None) -> str | None:
 
 
 def read_manifest(path: str | Path) -> dict:
-    """What a finished activation dataset says of itself.
+    """Return what a finished activation dataset says of itself.
 
     Raises:
         FileNotFoundError: there is no manifest.
@@ -95,7 +95,7 @@ def read_manifest(path: str | Path) -> dict:
 
 
 def how_to_repair(shard: str) -> str:
-    """What to do about a shard that is lost."""
+    """Return what to do about a shard that is lost."""
     return (
         f"Delete {shard} if it is there, and run training/extract_activations.py as you did, with "
         "--resume: it writes what is missing."
@@ -103,14 +103,14 @@ def how_to_repair(shard: str) -> str:
 
 
 def lost_shards(path: str | Path) -> list[str]:
-    """Shards of a finished dataset that are missing or truncated; none of one without manifest."""
+    """Return the shards of a finished dataset that are missing or truncated."""
     path = Path(path)
     shards = read_manifest(path)["shards"] if (path / MANIFEST).exists() else {}
     return [name for name, facts in shards.items() if shard_problem(path / name, facts)]
 
 
 def dataset_card(manifest: dict) -> str:
-    """The README.md of an activation dataset, which also tells the Hub where its data are."""
+    """Return the README.md of an activation dataset; it tells the Hub where the data are."""
     teacher, layers = manifest["teacher"], manifest["layers"]
     tokens = f"{manifest['num_cls']} cls, {manifest['num_registers']} registers, then "
     tokens += f"{manifest['num_patches'] or 'all'} patches"

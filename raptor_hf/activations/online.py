@@ -70,7 +70,7 @@ class OnlineActivations(Dataset):
         return {**self.__dict__, "teacher": None, "whole_teacher": None}
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The states (B, layers, N, D) of a batch with `pixel_values`, float32."""
+        """Return the states (B, layers, N, D) of a batch with `pixel_values`, float32."""
         device = self.teacher.device
         pixel_values = batch["pixel_values"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -90,7 +90,7 @@ class OnlineActivations(Dataset):
         return infer_token_layout(config, num_tokens=num_tokens, height=height, width=width)
 
     def identity(self) -> str:
-        """The digest of the teacher's weights: the images are said by the program's arguments."""
+        """Return the digest of the teacher's weights; the program's arguments name the images."""
         return weights_digest(self.whole_teacher)
 
 
@@ -160,7 +160,7 @@ def stream_states(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """The states (B, layers, N, D) of all rows, or of some chosen at random, in batches.
+    """Yield the states (B, layers, N, D) of all rows, or of some chosen at random, in batches.
 
     Of several processes each gets its share.
     """

@@ -27,7 +27,7 @@ class Shard(NamedTuple):
 
 
 def known_shards(path: Path) -> dict[str, dict]:
-    """Size and checksum of every shard that was ever finished, by its name."""
+    """Return the size and checksum of every shard that was ever finished, by its name."""
     manifest = path / MANIFEST
     known = read_json(manifest)["shards"] if manifest.exists() else {}
     # newer than what a manifest says: a shard that was written again
@@ -76,7 +76,7 @@ def write_shards(
 
 
 def _temporary_name(shard: Path) -> Path:
-    """What a shard is called until it is whole."""
+    """Return what a shard is called until it is whole."""
     return shard.with_suffix(".tmp")
 
 

@@ -88,7 +88,7 @@ class StoredActivations(Dataset):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A batch: `states` (B, layers, N, D), and `label`, `image_id`, `view` (B,).
+        """Return a batch: `states` (B, layers, N, D), and `label`, `image_id`, `view` (B,).
 
         Where only some patches of each image are stored, `patches` (B, M) says which.
         """
@@ -117,11 +117,11 @@ class StoredActivations(Dataset):
         return {"states": states if self.dtype is None else states.to(self.dtype), **scalars}
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The states (B, layers, N, D) of a batch; `OnlineActivations` computes them here."""
+        """Return the states (B, layers, N, D) of a batch, as `OnlineActivations` does."""
         return batch["states"]
 
     def identity(self) -> str:
-        """A digest of the dataset; other activations have another one."""
+        """Return a digest of the dataset; other activations have another one."""
         digest = xxhash.xxh3_128()
         for name, facts in self.manifest["shards"].items():
             digest.update(f"{name} {facts['xxh3_128']}".encode())
@@ -129,7 +129,7 @@ class StoredActivations(Dataset):
 
 
 def _small_column(column: pa.ChunkedArray) -> torch.Tensor:
-    """A column of numbers, or of lists of one length, in memory."""
+    """Return a column of numbers, or of lists of one length, in memory."""
     if pa.types.is_fixed_size_list(column.type):
         flat = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
         return torch.from_numpy(flat.reshape(-1, column.type.list_size))

@@ -26,7 +26,7 @@ from .format import (
 
 
 def verify_activations(path: str | Path) -> Iterator[str]:
-    """Everything that is wrong with an activation dataset, each in a sentence; nothing if whole.
+    """Yield everything that is wrong with an activation dataset, each in a sentence.
 
     Reads all of it: sizes, checksums, schema, that every number is finite, and that every view of
     every image is there exactly once.
@@ -69,7 +69,7 @@ def verify_activations(path: str | Path) -> Iterator[str]:
 
 
 def _shard_contents(path: Path, rows: int, expected: pa.Schema, seen: list) -> Iterator[str]:
-    """What is wrong inside a shard; adds its (image, view) to `seen`."""
+    """Yield what is wrong inside a shard; adds its (image, view) to `seen`."""
     table = datasets.Dataset.from_file(str(path)).data.table
     if not table.schema.equals(expected) or len(table) != rows:
         yield f"The shard {path.name} has {len(table):,} rows of {table.schema.names}, not {rows}."
@@ -82,7 +82,7 @@ def _shard_contents(path: Path, rows: int, expected: pa.Schema, seen: list) -> I
 
 
 def main() -> None:
-    """`verify PATH`: print what is wrong; exit with 1 if anything is."""
+    """Run `verify PATH`: print what is wrong; exit with 1 if anything is."""
     parser = argparse.ArgumentParser(prog="python -m raptor_hf.activations")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="check a dataset: files, checksums, contents")

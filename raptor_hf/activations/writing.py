@@ -113,7 +113,7 @@ def make_plan(
     batch_size: int,
     shard_megabytes: int,
 ) -> _Plan:
-    """Sizes, schema and shards; a shard holds whole batches, at least one."""
+    """Return the sizes, schema and shards; a shard holds whole batches, at least one."""
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be 'float16' or 'float32'; got {dtype!r}.")
     _, num_layers, num_tokens, num_channels = source.states(source.__getitems__([0])).shape
@@ -152,7 +152,7 @@ def _check_disk(path: Path, needed_bytes: int) -> None:
 def record_batches(
     source: OnlineActivations, plan: _Plan, shards: list[Shard], batch_size: int, num_workers: int
 ) -> Iterator[pa.RecordBatch]:
-    """The batches of some shards, one after the other."""
+    """Yield the batches of some shards, one after the other."""
     state = process_state()
     rows = [
         list(shard.rows[start : start + batch_size])
@@ -168,7 +168,7 @@ def record_batches(
 
 
 def _record_batch(source: OnlineActivations, plan: _Plan, batch: dict) -> pa.RecordBatch:
-    """Some trajectories as Arrow columns, without a detour by Python objects.
+    """Return some trajectories as Arrow columns, without a detour by Python objects.
 
     Raises:
         ValueError: a number that the dtype can't hold, or NaN.
@@ -212,14 +212,14 @@ def _check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> 
 
 
 def _choose_patches(batch: dict, num_patches: int, wanted: int, seed: int) -> torch.Tensor:
-    """Which patches of each image are kept, in order: (B, wanted), from (seed, view, image)."""
+    """Return the patches of each image that are kept, (B, wanted), from (seed, view, image)."""
     pairs = zip(batch["view"].tolist(), batch["image_id"].tolist(), strict=True)
     orders = [np.random.default_rng((seed, *pair)).permutation(num_patches) for pair in pairs]
     return torch.from_numpy(np.sort(np.stack(orders)[:, :wanted], axis=1))
 
 
 def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
-    """(B, N, D) as Arrow's nested lists under `datasets`' Array2D type."""
+    """Return (B, N, D) as Arrow's nested lists under `datasets`' Array2D type."""
     num_rows, num_tokens, num_channels = values.shape
     inner = np.arange(0, num_rows * num_tokens + 1, dtype=np.int32) * num_channels
     outer = np.arange(0, num_rows + 1, dtype=np.int32) * num_tokens

@@ -23,7 +23,7 @@ _BATCH = 64
 
 
 def grey_images(number: int, *, size: int = 8) -> ImageViews:
-    """Random images of size × size pixels."""
+    """Return random images of size × size pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, size=(number, size, size), dtype=np.uint8)
     features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
     columns = {"image": list(pixels), "label": [0] * number}
@@ -32,7 +32,7 @@ def grey_images(number: int, *, size: int = 8) -> ImageViews:
 
 
 def extract(teacher: str, number: int, path: Path, batch_size: int = _BATCH) -> None:
-    """The activations of random images and a teacher with random weights, of one of `TEACHERS`."""
+    """Write the activations of random images and a random teacher, one of `TEACHERS`."""
     shape = TEACHERS[teacher]
     torch.manual_seed(0)
     config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4, mlp_ratio=1)
@@ -42,7 +42,7 @@ def extract(teacher: str, number: int, path: Path, batch_size: int = _BATCH) -> 
 
 
 def read_all(path: Path) -> None:
-    """Random batches of an activation dataset, every image once."""
+    """Read random batches of an activation dataset, every image once."""
     activations = load_activations(path)
     order = np.random.default_rng(0).permutation(len(activations))
     for rows in np.array_split(order, -(-len(order) // _BATCH)):
@@ -64,14 +64,14 @@ class _GivenStates(Dataset):
         return {name: torch.tensor(rows) for name in ("label", "image_id", "view")}
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The same states for every batch."""
+        """Return the same states for every batch."""
         return self.given[: len(batch["label"])]
 
 
 def _compare_reading(
     activations: StoredActivations, folder: Path, layers: slice, rounds: int
 ) -> dict[str, float]:
-    """How many times longer others take for random batches than `StoredActivations`.
+    """Return how many times longer others take for random batches than `StoredActivations`.
 
     Beside it: `np.memmap` of the same bytes with the same gather, `datasets`' own torch format, and
     the reference's store and batches (zarr v2, zstd-3 and shuffle, chunks of 128 images and one
@@ -120,7 +120,7 @@ def _compare_reading(
 
 
 def _compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: int) -> dict:
-    """How many times longer a plain file of the same bytes takes than shards with checksums.
+    """Return how many times longer a plain file takes than shards with checksums.
 
     All end on the disk (fsync).
     """
@@ -149,7 +149,7 @@ def _compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: in
 
 
 def _write_others(activations: StoredActivations, folder: Path) -> None:
-    """The same numbers as one flat file, and in the reference's layout."""
+    """Write the same numbers as one flat file, and in the reference's layout."""
     import zarr
     from numcodecs import Blosc
 
@@ -171,7 +171,7 @@ def _write_others(activations: StoredActivations, folder: Path) -> None:
 
 
 def benchmark_activations(teacher: str, number: int, rounds: int, folder: Path) -> dict:
-    """All ratios at one size; `folder` is emptied afterwards."""
+    """Return all ratios at one size; `folder` is emptied afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         extract(teacher, number, folder / "store")
@@ -193,7 +193,8 @@ def benchmark_activations(teacher: str, number: int, rounds: int, folder: Path) 
 
 
 def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> dict[str, dict]:
-    """Peak memory in megabytes of writing and of reading, for every teacher and number of images.
+    """Return the peak memory in megabytes of writing and of reading, for every teacher and number
+    of images.
 
     Batches are of 16 images: few enough that the smallest number fills all that wait in line.
 

@@ -9,7 +9,7 @@ from .recipes import recipes  # noqa: E402
 
 
 def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
-    """A panel a measurement, a bar a candidate; only rows of ratios, which lie around 1."""
+    """Draw a panel a measurement, a bar a candidate; only rows of ratios, which lie around 1."""
     rows = {
         name: row
         for name, row in result.items()
@@ -33,7 +33,7 @@ def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
 
 
 def plot_recipes(result: dict, path: str | Path) -> None:
-    """R² against compute, a panel a k, a line a recipe: the tuned rates; dots are all others.
+    """Draw R² against compute, a panel a k, a line a recipe: the tuned rates; dots are all others.
 
     Both axes are logarithmic, R² as what is missing to 1; error bars are one standard deviation of
     the seeds.

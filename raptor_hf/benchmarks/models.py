@@ -39,7 +39,7 @@ class _ReferenceBlock(nn.Module):
         self.layer_scale2 = nn.Parameter(torch.full((size,), 0.1))
 
     def forward(self, states: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """States (B, N, D) one layer deeper; `depth` (B, 1) for every sample."""
+        """Return states (B, N, D) one layer deeper; `depth` (B, 1) for every sample."""
         s1, s2, s3 = (self.depth(depth) + 1)[:, None].chunk(3, dim=-1)
         normed = self.norm1(states)
         mixed, _ = self.attention(normed, normed, normed)
@@ -73,7 +73,7 @@ class _ReferenceChain(nn.Module):
         self.blocks = nn.ModuleList(_ReferenceBlock(size, heads) for _ in _PHASES)
 
     def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """The states (B, N, D) after every layer."""
+        """Return the states (B, N, D) after every layer."""
         trajectory, depth = [], 0
         for block, length in zip(self.blocks, _PHASES, strict=True):
             for _ in range(length):
@@ -104,27 +104,27 @@ class Candidates:
             theirs.copy_to(ours)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Where and in what it computes."""
+        """Return where and in what it computes."""
         return model.to(self.device, self.dtype).eval()
 
     def raptor(self, config: Dinov2WithRegistersConfig, **options) -> RaptorModel:
-        """A Raptor with random blocks."""
+        """Return a Raptor with random blocks."""
         options = {"teacher_config": config, "phases": _PHASES, "layerscale_value": 0.1, **options}
         return self.place(RaptorModel(RaptorConfig(**options)))
 
     def states(self, batch: int) -> torch.Tensor:
-        """States (B, N, D) after the embeddings."""
+        """Return states (B, N, D) after the embeddings."""
         generator = torch.Generator().manual_seed(batch)
         states = torch.randn(batch, self.num_tokens, self.width, generator=generator)
         return states.to(self.device, self.dtype)
 
     def layers(self) -> dict[str, list[nn.Module]]:
-        """What of each of them is applied: blocks or layers."""
+        """Return what of each of them is applied: blocks or layers."""
         models = {name: list(getattr(self, name).blocks) for name in RAPTORS}
         return {**models, "teacher": list(self.teacher.encoder.layer)}
 
     def rollouts(self) -> dict[str, Callable]:
-        """How each of them goes from the embeddings to the last layer: a list of states."""
+        """Return how each of them goes from the embeddings to the last layer: a list of states."""
         return {
             "reference": self.reference,
             "exact": partial(rollout_states, self.exact),
@@ -133,13 +133,13 @@ class Candidates:
         }
 
     def flops(self) -> dict[str, int]:
-        """FLOP of an image."""
+        """Return FLOP of an image."""
         one = {name: getattr(self, name).config for name in ("exact", "matched")}
         found = {n: 12 * application_flops(config, self.num_tokens) for n, config in one.items()}
         return {"reference": found["exact"], **found, "teacher": found["matched"]}
 
     def weight_bytes(self) -> dict[str, int]:
-        """Bytes of the weights of all blocks or layers."""
+        """Return bytes of the weights of all blocks or layers."""
         return {
             name: sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
             for name, parts in self.layers().items()
@@ -147,7 +147,7 @@ class Candidates:
 
 
 def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The states (B, N, D) after every application."""
+    """Return the states (B, N, D) after every application."""
     trajectory = []
     for depth in range(1, model.config.num_hidden_layers + 1):
         states = model.advance(states, depth)
@@ -156,7 +156,7 @@ def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tenso
 
 
 def _teacher_layers(model: Dinov2WithRegistersModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """The states (B, N, D) after every layer."""
+    """Return the states (B, N, D) after every layer."""
     trajectory = []
     for layer in model.encoder.layer:
         states = layer(states)

@@ -93,7 +93,7 @@ def recipes() -> dict[str, dict]:
 
 
 def variants() -> dict[str, dict]:
-    """Ours with one thing changed, each: what is it that helps?"""
+    """Return our recipe with one thing changed at a time, to see what helps."""
     changes = {
         "AdamW": {"optimizer": "adamw", "learning_rate": 4e-3},
         "batches of 64": {"batch_size": 64},
@@ -117,20 +117,20 @@ class _Group:
     seeds: int
 
     def runs(self) -> list[dict]:
-        """What is on record of them."""
+        """Return what is on record of them."""
         facts = {"recipe": self.recipe, "k": self.k, "budget": self.units}
         return [run for run in _recorded(self.folder) if facts.items() <= run.items()]
 
 
 def _recorded(folder: str | Path) -> list[dict]:
-    """All runs on record in a folder."""
+    """Return all runs on record in a folder."""
     path = Path(folder) / _RECORD
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 @cache
 def _sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
-    """The teacher, what is learned from, and what is reported on."""
+    """Return the teacher, what is learned from, and what is reported on."""
     folder = Path(digits)
     teacher = load_backbone(str(folder / "teacher"))
     learned = load_activations(folder / "activations")
@@ -139,7 +139,7 @@ def _sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
 
 
 def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed: int) -> dict:
-    """One run: R² on the test images, and on training images, after so many units of compute."""
+    """Train once: return R² on test and on training images after so many units of compute."""
     teacher, activations, test = _sources(digits)
     phases = read_json(Path(digits) / "phases" / "phases.json")["phases"][str(k)]
     with tempfile.TemporaryDirectory() as output_dir:
@@ -195,7 +195,7 @@ def _run_group(digits: str, group: _Group) -> None:
 
 
 def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
-    """The best of rate · 2ⁿ: the next one is tried as long as the last one was the best.
+    """Return the best of rate · 2ⁿ: search on as long as the last rate was the best.
 
     Args:
         score: the quality of a run at a rate.
@@ -212,7 +212,7 @@ def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = T
 
 
 def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) -> dict:
-    """A run, or what is on record of it."""
+    """Make a run, or return what is on record of it."""
     facts = {"rate": rate, "seed": seed}
     for run in group.runs():
         if facts.items() <= run.items():
@@ -264,7 +264,7 @@ def benchmark_recipes(
 
 
 def row(group: _Group) -> dict:
-    """The chosen learning rate of a group, and the R² of its seeds."""
+    """Return the chosen learning rate of a group, and the R² of its seeds."""
     runs = group.runs()
     best = max((run for run in runs if run["seed"] == 0), key=lambda run: run["train_r2"])["rate"]
     chosen = sorted((run for run in runs if run["rate"] == best), key=lambda run: run["seed"])
@@ -279,7 +279,7 @@ def row(group: _Group) -> dict:
 
 
 def recipe_tables(rows: list[dict]) -> str:
-    """R² of all tokens, `mean ± std` over seeds: a line a k and budget, a column a recipe.
+    """Return R² of all tokens, `mean ± std` over seeds: a line a k and budget, a column a recipe.
 
     A second table has the variants of ours.
     """
@@ -302,5 +302,5 @@ def recipe_tables(rows: list[dict]) -> str:
 
 
 def _mean_of(row: dict, figure: str) -> str:
-    """A figure of a row over its seeds."""
+    """Return a figure of a row over its seeds."""
     return mean_std(np.array(row[figure]), 4)

@@ -27,20 +27,20 @@ _REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio
 
 
 def _compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
-    """Times in seconds of what starts with the reference, which is measured twice."""
+    """Return times in seconds, with the reference first; it is measured twice."""
     candidates = {**candidates, _REFERENCE_AGAIN: candidates["reference"]}
     calls = {name: lambda _visit, call=call: call() for name, call in candidates.items()}
     return interleaved(calls, rounds=rounds, clock=_clock_of(device))
 
 
 def speeds(title: str, times: dict[str, list[float]]) -> Iterator[_Measurement]:
-    """Speed beside the reference: how many times longer it takes."""
+    """Yield speed beside the reference: how many times longer it takes."""
     names = [name for name in times if name != "reference"]
     yield title, {name: median_ratio(times, "reference", name) for name in names}
 
 
 def _clock_of(device: str) -> Callable[[], float]:
-    """CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
+    """Return CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
     if device != "cuda":
         return time.process_time
     start = torch.cuda.Event(enable_timing=True)
@@ -56,7 +56,7 @@ def _clock_of(device: str) -> Callable[[], float]:
 
 
 def _matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
-    """FLOP a second in products of large square matrices: the best of some."""
+    """Return FLOP a second in products of large square matrices: the best of some."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = {"product": lambda _visit: left @ right}
@@ -72,7 +72,7 @@ def images_a_second(
     peak: float,
     passes: int,
 ) -> Iterator[_Measurement]:
-    """Throughput, and the share of the peak that it reaches.
+    """Yield throughput, and the share of the peak that it reaches.
 
     Args:
         passes: how much of an image's FLOP are counted: 1 forwards, 3 for a training step.
@@ -94,7 +94,7 @@ def benchmark_model(
     dtype: torch.dtype,
     forms: Collection[str] = FORMS,
 ) -> Iterator[_Measurement]:
-    """Inference, 12 applications: plain, compiled, in int8; speed beside the reference."""
+    """Yield the speed of inference beside the reference: plain, compiled, in int8."""
     candidates = Candidates(size, device=device, dtype=dtype)
     candidates.matched.prepare_for_inference()
     yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
@@ -126,7 +126,7 @@ def benchmark_model(
 
 
 def relative(values: dict[str, float], name: str) -> dict[str, float]:
-    """Values as multiples of one of them."""
+    """Return values as multiples of one of them."""
     return {key: value / values[name] for key, value in values.items()}
 
 
@@ -139,7 +139,7 @@ def _compile_all(layers: dict[str, list[nn.Module]]) -> None:
 
 
 def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[_Measurement]:
-    """The same with linear layers in int8, activations too, compiled; and what that costs in R²."""
+    """Yield the same with int8 weights and activations, compiled, and what that costs in R²."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     candidates = Candidates(size)
@@ -167,18 +167,19 @@ def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[_Mea
 
 
 def spread(states: torch.Tensor) -> torch.Tensor:
-    """The sum of squares around the mean of each channel."""
+    """Return the sum of squares around the mean of each channel."""
     return (states - states.mean(dim=(0, 1))).square().sum()
 
 
 def _in_new_process(work: Callable, *arguments) -> object:
-    """What a function of a module returns in a fresh process."""
+    """Return what a function of a module returns in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def _seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
-    """CPU time that it takes to compile a Raptor's blocks, or all its applications as one graph.
+    """Return CPU time that it takes to compile a Raptor's blocks, or all its applications as one
+    graph.
 
     Returns:
         In all, and without the C++ compiler. What comes with the first of all compilations, here a
@@ -214,7 +215,7 @@ def benchmark_train_step(
     dtype: torch.dtype,
     forms: Collection[str] = FORMS,
 ) -> Iterator[_Measurement]:
-    """A rollout with its loss, backward pass, clipping and AdamW, and what it keeps in memory.
+    """Yield the speed of a training step beside the reference, and what it keeps in memory.
 
     Weights are float32 in any case; another type is what autocast computes in.
     """
@@ -251,7 +252,7 @@ def benchmark_train_step(
 def _loss_of(
     rollout: Callable, states: torch.Tensor, target: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Mean squared error over all layers."""
+    """Return the mean squared error over all layers."""
     with torch.autocast(states.device.type, dtype, enabled=dtype != states.dtype):
         trajectory = torch.stack(rollout(states))
     return (trajectory - target).square().mean()
@@ -262,7 +263,7 @@ def step(
     weights: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """One optimiser update."""
+    """Make one optimiser update."""
     loss().backward()
     nn.utils.clip_grad_norm_(weights, 1.0)
     optimizer.step()
@@ -270,7 +271,9 @@ def step(
 
 
 def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
-    """Bytes of all different tensors that autograd keeps for the backward pass, but the weights."""
+    """Return bytes of all different tensors that autograd keeps for the backward pass, but the
+    weights.
+    """
     kept: dict[tuple[int, int], int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -286,5 +289,5 @@ def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
 
 
 def _is_view_of_weight(tensor: torch.Tensor) -> bool:
-    """A transposed weight and its like."""
+    """Tell whether a tensor is a weight in another view."""
     return isinstance(tensor._base, nn.Parameter)

@@ -22,7 +22,7 @@ def interleaved(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Times of several ways to do the same, in seconds, a list a candidate.
+    """Return times of several ways to do the same, in seconds, a list a candidate.
 
     Every round visits them forwards and then backwards, so that whatever else the machine does
     hits all alike; `median_ratio` compares them. A first round that is not counted warms up.
@@ -43,13 +43,15 @@ def interleaved(
 
 
 def median_ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times longer `slow` takes than `fast`: the median over the visits, side by side."""
+    """Return how many times longer `slow` takes than `fast`: the median over the visits, side by
+    side.
+    """
     pairs = zip(times[slow], times[fast], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def peak_memory(work: Callable, *arguments) -> int:
-    """Bytes that a fresh process has for itself at most while it works; mapped files don't count.
+    """Return the bytes that a new process has for itself at most; mapped files do not count.
 
     Args:
         work: a function of a module, which a new process can find.
@@ -70,7 +72,7 @@ def peak_memory(work: Callable, *arguments) -> int:
 
 
 def watched(sender, work: Callable, *arguments) -> None:
-    """The new process of `peak_memory`: works, and looks at its own memory meanwhile."""
+    """Work in the new process of `peak_memory`, and watch its own memory meanwhile."""
     peak, done = 0, threading.Event()
 
     def watch() -> None:

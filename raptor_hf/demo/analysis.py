@@ -86,7 +86,7 @@ def read_image(path: str | Path, *, max_pixels: int) -> Image.Image:
 
 
 def model_folder(name_or_path: str, revision: str | None = None) -> str:
-    """The local folder of a model; one of the Hub is downloaded, without pickles and code.
+    """Return the local folder of a model; one of the Hub is downloaded, without pickles and code.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -146,7 +146,7 @@ def load_pair(
 
 
 def _load_head(source: str, raptor: RaptorModel) -> Head:
-    """A head for the Raptor's or its teacher's features; errors as `load_linear_head`."""
+    """Return a head for the Raptor's or its teacher's features; errors as `load_linear_head`."""
     linear, names = load_linear_head(source, hidden_size=raptor.config.hidden_size)
     names = names or [f"LABEL_{label}" for label in range(linear.out_features)]
     # ImageNet has two classes called crane
@@ -208,13 +208,13 @@ def analyse(pair: Pair, image: Image.Image) -> Analysis:
 
 
 def state_cosines(teacher: torch.Tensor, raptor: torch.Tensor, group: slice) -> np.ndarray:
-    """The cosine between two models' states (L + 1, N, D), mean over a token group: (L + 1,)."""
+    """Return the cosine between two models' states (L + 1, N, D), a mean over tokens: (L + 1,)."""
     cosines = (directions(teacher[:, group]) * directions(raptor[:, group])).sum(dim=-1)
     return cosines.mean(dim=1).numpy()
 
 
 def top_classes(head: Head | None, features: torch.Tensor, number: int = 5) -> dict[str, float]:
-    """The likeliest classes of features (1, 2·D) and their probabilities, best first."""
+    """Return the likeliest classes of features (1, 2·D) and their probabilities, best first."""
     if head is None:
         return {}
     probabilities = head.linear(features)[0].softmax(dim=-1)
@@ -226,7 +226,7 @@ def top_classes(head: Head | None, features: torch.Tensor, number: int = 5) -> d
 
 
 def pick_examples(dataset: str, split: str, number: int = 10) -> list[tuple[Image.Image, str]]:
-    """The first image of each of the first classes of a dataset, with its class' name.
+    """Return the first image of each of the first classes of a dataset, with its class' name.
 
     Raises:
         ValueError: the dataset has no images and labels, or no such split.

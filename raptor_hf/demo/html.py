@@ -19,13 +19,13 @@ COLOURS = (
 
 
 def _block_names(spans: list[tuple[int, int]]) -> list[str]:
-    """What makes each layer, the embeddings first."""
+    """Return what makes each layer, the embeddings first."""
     blocks = [f"block {p}" for p, (start, stop) in enumerate(spans) for _ in range(start, stop)]
     return ["embeddings", *blocks]
 
 
 def layer_view(analysis: Analysis | None, layer: int, spans: list[tuple[int, int]]) -> str:
-    """The image and both models' patches after one layer, with what the numbers say."""
+    """Return the image and both models' patches after one layer, with what the numbers say."""
     if analysis is None:
         return '<p class="facts">Upload an image to begin.</p>'
     (teacher, raptor), explained = analysis.maps
@@ -53,7 +53,7 @@ def layer_view(analysis: Analysis | None, layer: int, spans: list[tuple[int, int
 
 
 def layer_strip(analysis: Analysis | None, spans: list[tuple[int, int]]) -> str:
-    """Both models' patches after every layer, as a table with one column a layer."""
+    """Return both models' patches after every layer, as a table with a column a layer."""
     if analysis is None:
         return ""
     layers = range(len(analysis.maps.explained))
@@ -78,7 +78,7 @@ def layer_strip(analysis: Analysis | None, spans: list[tuple[int, int]]) -> str:
 
 
 def curves(analysis: Analysis | None, spans: list[tuple[int, int]]) -> str:
-    """Turns of the cls token, and cosines between the models, over the layers."""
+    """Return turns of the cls token, and cosines between the models, over the layers."""
     if analysis is None:
         return ""
     turns = {"teacher": analysis.teacher_angles, "Raptor": analysis.raptor_angles}
@@ -109,7 +109,7 @@ def _curve(
     colours: tuple[str, str],
     spans: list[tuple[int, int]],
 ) -> str:
-    """Two lines over the layers as an <img>, with the phases behind them.
+    """Return two lines over the layers as an <img>, with the phases behind them.
 
     Args:
         lines: name -> a value for each of the last layers, or for all.
@@ -144,7 +144,7 @@ def _curve(
 
 
 def thumbnail(image: Image.Image, side: int = 96) -> Image.Image:
-    """A small picture of about `side` pixels; smaller images grow in whole steps, without blur."""
+    """Return a picture of about `side` pixels; smaller images grow in whole steps."""
     if factor := side // max(image.size):
         return image.resize([factor * length for length in image.size], Image.Resampling.NEAREST)
     image = image.copy()

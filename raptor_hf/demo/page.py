@@ -67,7 +67,7 @@ class _Parts(NamedTuple):
 
 
 def _check_uploaded(file: dict) -> dict:
-    """A file that was uploaded; a gr.Error for one that lies elsewhere, here or on the network."""
+    """Return an uploaded file; raise gr.Error for one that lies elsewhere."""
     path = file["path"]
     if is_http_url_like(path):
         raise gr.Error("Upload the file itself: no address is fetched.", print_exception=False)
@@ -77,7 +77,7 @@ def _check_uploaded(file: dict) -> dict:
 
 
 def heading(pair: Pair, names: dict[str, str]) -> str:
-    """What the page is about."""
+    """Return what the page is about."""
     phases = ", ".join(
         f"block {p} makes layer{'s' if stop - start > 1 else ''} "
         + (f"{start + 1}–{stop}" if stop - start > 1 else f"{stop}")
@@ -92,12 +92,12 @@ def heading(pair: Pair, names: dict[str, str]) -> str:
 
 
 def _existing_layer(pair: Pair, layer: float) -> int:
-    """The layer nearest to what an event says: the slider's bounds bind the page alone."""
+    """Return the layer nearest to what an event says: only the page knows the slider's bounds."""
     return min(max(0, round(layer)), pair.raptor.config.num_hidden_layers)
 
 
 def _show(pair: Pair, image: Image.Image | None, layer: int) -> list:
-    """What the page shows of an image: the analysis, three pieces of HTML, both models' classes."""
+    """Return what the page shows of an image: analysis, HTML, both models' classes."""
     spans, layer = pair.raptor.config.spans(), _existing_layer(pair, layer)
     analysis = None if image is None else analyse(pair, image)
     return [
@@ -111,7 +111,7 @@ def _show(pair: Pair, image: Image.Image | None, layer: int) -> list:
 
 
 def _lay_out(pair: Pair, examples: list[tuple[Image.Image, str]]) -> _Parts:
-    """The page below its heading, with the first example in it."""
+    """Return the page below its heading, with the first example in it."""
     depth = pair.raptor.config.num_hidden_layers
     analysis, view, strip, plots, *tops = _show(pair, examples[0][0] if examples else None, depth)
     with gr.Row():
@@ -150,7 +150,7 @@ def build_page(
     *,
     max_pixels: int,
 ) -> gr.Blocks:
-    """The page, to be served by `serve`.
+    """Return the page, to be served by `serve`.
 
     Args:
         names: what to call `model` and `teacher`.

@@ -183,7 +183,7 @@ class ValidationArguments:
 
 
 def parse_token_weights(text: str) -> dict[str, float] | None:
-    """`"0.45,0.10,0.45"` as the weights of cls, registers and patches; `"none"` as None.
+    """Parse `"0.45,0.10,0.45"` as weights of cls, registers and patches; `"none"` as None.
 
     Raises:
         ValueError: not three numbers, a negative one, or a sum of zero.
@@ -203,7 +203,7 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
 
 
 def parse_span(text: str) -> tuple[int, int]:
-    """`"0-7"` as (0, 7); a ValueError says what was given."""
+    """Parse `"0-7"` as (0, 7); a ValueError says what was given."""
     start, dash, stop = text.partition("-")
     if not (dash and start.isdigit() and stop.isdigit()):
         raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")

@@ -65,7 +65,7 @@ def make_span(
     compute: ComputeArguments | None = None,
     **options,
 ) -> Span:
-    """A new block for a span of a teacher's layers.
+    """Make a new block for a span of a teacher's layers.
 
     Args:
         compute: how it computes; default: as transformers does.
@@ -118,7 +118,7 @@ def save_blocks(spans: list[Span], folder: str | Path) -> None:
 def raptor_from_blocks(
     teacher: PreTrainedModel, phases: list[int], folder: str | Path
 ) -> RaptorModel:
-    """A Raptor whose blocks were trained in stage 1.
+    """Make a Raptor of blocks that were trained in stage 1.
 
     Args:
         folder: of `pretrain_blocks.py`: `blocks.safetensors` and the architecture, `config.json`.

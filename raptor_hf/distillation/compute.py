@@ -7,14 +7,14 @@ from .objective import ObjectiveArguments
 
 
 def application_flops(config: RaptorConfig, num_tokens: int) -> int:
-    """FLOP of one application of a block to one image, forward only."""
+    """Return FLOP of one application of a block to one image, forward only."""
     size = config.hidden_size
     linear = 4 * size * size + (3 if config.ffn == "swiglu" else 2) * size * config.ffn_size
     return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * size
 
 
 def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> int:
-    """FLOP of the matrix products of an update: Muon's five Newton-Schulz iterations; AdamW's 0.
+    """Return FLOP of an update's products: Muon's five Newton-Schulz iterations; 0 for AdamW.
 
     For a matrix of m ≤ n: X·Xᵀ, the square of that, and its product with X.
     """
@@ -27,14 +27,14 @@ def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> in
 
 
 def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
-    """A configuration whose block costs what a layer of the teacher does."""
+    """Return a configuration whose block costs what a layer of the teacher does."""
     width = getattr(config, "mlp_ratio", 4) * config.hidden_size
     phases = [config.num_hidden_layers]
     return RaptorConfig(teacher_config=config, phases=phases, intermediate_size=width)
 
 
 def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
-    """How often a step goes through a chain on average: with forcing and without may be both."""
+    """Return how often a step goes through a chain on average; with forcing it may be twice."""
     if objective.annealing == "drawn":
         return 1.0
     half = [objective.forcing(step / steps) for step in range(steps)]

@@ -36,7 +36,7 @@ def trajectory_r2(
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
 ) -> dict:
-    """R² of a student's states against its teacher's, by two definitions.
+    """Measure R² of a student's states against its teacher's, by two definitions.
 
     The student starts from the images where there are any (`OnlineActivations`), and from the
     teacher's embeddings, which a Raptor shares, where only states are stored.
@@ -101,7 +101,7 @@ class TrajectoryValidation:
         self.rows = np.sort(rows)[self.state.process_index :: self.state.num_processes].tolist()
 
     def __call__(self) -> dict[str, float]:
-        """`<chain>/r2` and, where there is a head, `<chain>/accuracy` of every chain."""
+        """Return `<chain>/r2` and, where there is a head, `<chain>/accuracy` of every chain."""
         groups = token_layout(self.teacher.config).groups()
         states_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
@@ -130,7 +130,7 @@ class TrajectoryValidation:
         return scalars
 
     def finish(self, states: torch.Tensor, start: int) -> torch.Tensor:
-        """States (B, N, D) after layer `start`, through the rest of the teacher, as (B, 2·D)."""
+        """Take states (B, N, D) after layer `start` through the rest of the teacher: (B, 2·D)."""
         family = teacher_family(self.teacher.config)
         for layer in self.teacher.get_submodule(family.layers)[start:]:
             states = layer(states)

@@ -30,7 +30,7 @@ class _ChainOutput(NamedTuple):
     target: torch.Tensor
 
     def statistics(self, groups: dict[str, slice]) -> dict[str, list]:
-        """Rows for `RSquared`."""
+        """Return rows for `RSquared`."""
         whole = torch.cat([self.target[:, :1], self.prediction], dim=1)
         return state_statistics(prediction=whole, target=self.target, groups=groups)
 
@@ -56,7 +56,7 @@ class TrajectoryMatching(nn.Module):
         )
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, _ChainOutput]:
-        """The states of `layers` (B, layers, N, D) and the progress in [0, 1), for every chain."""
+        """Return, for every chain, how it follows the states of `layers` (B, layers, N, D)."""
         forcing, rolling = loss_weights(self.arguments, progress)
         found = {}
         for chain in self.chains:
@@ -68,7 +68,7 @@ class TrajectoryMatching(nn.Module):
         return found
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
-        """The states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
+        """Return the states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
         first = self.layers.start
         return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
 
@@ -80,7 +80,7 @@ class TrajectoryMatching(nn.Module):
         rolling: float,
         starts: set[int],
     ) -> _ChainOutput:
-        """The mixed loss of one chain, and what it was worked out from.
+        """Return the mixed loss of one chain, and what it was worked out from.
 
         Args:
             forcing, rolling: weights of teacher forcing and of rollouts.
@@ -104,7 +104,7 @@ class TrajectoryMatching(nn.Module):
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:
-        """What is not finite in the states that are learned, or in what the blocks make of them."""
+        """Return what is not finite in the learned states or in what the blocks make of them."""
         for layer, states in zip(self.layers, trajectory.unbind(1), strict=True):
             if not torch.isfinite(states).all():
                 return f"the teacher's state after layer {layer} is not finite"
@@ -118,7 +118,7 @@ class TrajectoryMatching(nn.Module):
 
 
 def matching_loss(activations: Activations) -> Callable:
-    """`compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
+    """Return `compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
 
     def compute_loss(module: nn.Module, batch: dict, progress: float) -> StepResult:
         chains = module(activations.states(batch).float(), progress)
@@ -131,7 +131,7 @@ def matching_loss(activations: Activations) -> Callable:
 
 
 def matching_explanation(activations: Activations) -> Callable:
-    """`explain` of `fit` for the same."""
+    """Return `explain` of `fit` for the same."""
 
     def explain(module: TrajectoryMatching, batch: dict) -> str | None:
         return module.explain(activations.states(batch).float())

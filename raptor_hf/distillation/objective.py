@@ -34,7 +34,7 @@ def token_loss(
     weights: dict[str, float] | None = None,
     loss: str = "mse",
 ) -> torch.Tensor:
-    """Mean error of the tokens of some states (…, N, D), a scalar.
+    """Return the mean error of the tokens of some states (…, N, D), a scalar.
 
     Args:
         groups: token groups of the states (`TokenLayout.groups`).

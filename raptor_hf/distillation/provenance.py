@@ -21,7 +21,7 @@ _OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments, RefitArguments)
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
-    """Teacher and stages of a Raptor that the training programs made.
+    """Return the teacher and stages of a Raptor that the training programs made.
 
     Args:
         folder: of `distill_raptor.py`; its `run.json` leads to that of the blocks.
@@ -49,7 +49,7 @@ def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
 
 
 def _training_dataset(arguments: dict) -> str | None:
-    """The images that a training saw, itself or by way of its stored activations."""
+    """Return the images that a training saw, itself or by way of its stored activations."""
     if arguments.get("dataset"):
         return public_name(arguments["dataset"])
     extraction = Path(arguments["activations"]) / "run.json"
@@ -59,7 +59,7 @@ def _training_dataset(arguments: dict) -> str | None:
 
 
 def _stage_facts(folder: Path, run: dict) -> dict:
-    """What one training took."""
+    """Return what one training took."""
     arguments = run["arguments"]
     names = RECIPE if arguments.get("blocks") else RECIPE + _OF_NEW_BLOCKS
     return {
@@ -72,7 +72,9 @@ def _stage_facts(folder: Path, run: dict) -> dict:
 
 
 def _training_seconds(folder: Path) -> float:
-    """Time that a run trained, all its resumed parts together; each counts its own seconds."""
+    """Return the time that a run trained, all its resumed parts together; each counts its own
+    seconds.
+    """
     log = folder / "log.jsonl"
     total = last = 0.0
     for line in log.read_text().splitlines() if log.exists() else ():
@@ -84,7 +86,7 @@ def _training_seconds(folder: Path) -> float:
 
 
 def model_facts(model: PreTrainedModel) -> dict:
-    """Phases (None for a teacher) and the parameters of the blocks or of the teacher's layers."""
+    """Return phases (None for a teacher) and the parameters of the blocks or layers."""
     phases = getattr(model.config, "phases", None)
     layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
     return {

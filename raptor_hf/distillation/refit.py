@@ -87,7 +87,7 @@ def refit_spans(
 
 @contextmanager
 def _inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What goes into some modules, in their order, while a block is applied."""
+    """Yield what goes into some modules, in their order, while a block is applied."""
     found: list[torch.Tensor | None] = [None] * len(modules)
 
     def keep(position: int):
@@ -105,7 +105,7 @@ def _inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
-    """The first step, for states (B, stop − start + 1, N, D) and token weights (N,)."""
+    """Take the first step, for states (B, stop − start + 1, N, D) and token weights (N,)."""
     block, normal, moment = span.block, 0.0, 0.0
     projections = (block.attention.proj, block.ffn.fc2)
     for chunk in states:
@@ -135,7 +135,7 @@ def _refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Te
 
 
 def _refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.Tensor) -> None:
-    """The second step; arguments as of the first one."""
+    """Take the second step; arguments as for the first one."""
     block = span.block
     scaling, block.depth_scaling = block.depth_scaling, None  # the branches as they are
     current, fitted = [chunk[:, 0] for chunk in states], []
@@ -165,13 +165,13 @@ def _refit_depth_scales(span: Span, states: list[torch.Tensor], weights: torch.T
 
 
 def branches(block: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What both branches of a block without depth scaling add to states (B, N, D)."""
+    """Return what both branches of a block without depth scaling add to states (B, N, D)."""
     attention = block.layer_scale1 * block.attention(block.norm1(states))
     return attention, block.layer_scale2 * block.ffn(block.norm2(states + attention))
 
 
 def _apply_scaled(block: nn.Module, states: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """An application with given scales (3, D) of the attention, the FFN and the output."""
+    """Return an application with given scales (3, D) of the attention, the FFN and the output."""
     states = states + scales[0] * block.layer_scale1 * block.attention(block.norm1(states))
     states = states + scales[1] * block.layer_scale2 * block.ffn(block.norm2(states))
     return scales[2] * states

@@ -35,7 +35,8 @@ class TeacherFacts(NamedTuple):
 def teacher_facts(
     name_or_path: str, revision: str | None = None, resolution: tuple[int, int] | None = None
 ) -> TeacherFacts:
-    """Configuration and token count of a teacher, for images as its processor makes them.
+    """Return the configuration and token count of a teacher, for images as its processor makes
+    them.
 
     Args:
         resolution: height and width of the images, if the processor doesn't make them.
@@ -53,7 +54,7 @@ def teacher_facts(
 
 
 def cost(flop: float) -> str:
-    """A number of FLOP, and how long it takes at the assumed rates."""
+    """Describe a number of FLOP, and how long it takes at the assumed rates."""
     times = []
     for dtype, rate in _ASSUMED_TFLOPS.items():
         seconds = flop / (rate * 1e12)
@@ -63,7 +64,7 @@ def cost(flop: float) -> str:
 
 
 def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
-    """A teacher in one line."""
+    """Describe a teacher in one line."""
     config = facts.config
     return (
         f"{name_or_path}: {config.model_type}, {config.num_hidden_layers} layers × "
@@ -72,7 +73,7 @@ def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
 
 
 def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
-    """A folder and what its files take, or that it is missing."""
+    """Describe a folder and what its files take, or say that it is missing."""
     path = Path(path)
     if not path.is_dir():
         return f"{path}: {absent}"
@@ -81,7 +82,7 @@ def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
 
 
 def count_images(dataset: str, split: str) -> int | None:
-    """Images of a split of a local dataset; None for a Hub dataset or one that is missing."""
+    """Count the images of a split of a local dataset; None for the Hub or a missing one."""
     embedded = {"digits": {"train": 1437, "test": 360}, "digit_scenes": NUMBER}
     if dataset in embedded:
         return embedded[dataset].get(split)
@@ -98,7 +99,7 @@ def count_images(dataset: str, split: str) -> int | None:
 
 
 def describe_images(dataset: str, split: str) -> str:
-    """A dataset's split and its number of images, as far as they can be told offline."""
+    """Describe a split and its number of images, as far as that is known offline."""
     number = count_images(dataset, split)
     if number is None:
         known = "no such folder; taken for a Hub dataset, which a dry run does not download"

@@ -49,7 +49,7 @@ class _Job(NamedTuple):
 
 
 def _measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
-    """Images a second through a teacher of this architecture with random weights, no decoding."""
+    """Measure images a second through a random teacher of this architecture, no decoding."""
     state = process_state()
     model = AutoModel.from_config(facts.config).eval().to(state.device)
     if state.device.type == "cpu":
@@ -71,7 +71,7 @@ def _measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> fl
 
 
 def _measure_disk(folder: Path) -> tuple[float, float]:
-    """Bytes a second written to and read from a disk, by a temporary file; memory left out."""
+    """Measure bytes a second written to and read from a disk, past the memory cache."""
     chunk = os.urandom(2**24)
     number = max(1, min(_TEST_BYTES, shutil.disk_usage(folder).free // 10) // len(chunk))
     with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
@@ -90,7 +90,7 @@ def _measure_disk(folder: Path) -> tuple[float, float]:
 
 
 def _stored_or_online(job: _Job, rates: _Rates, free_bytes: float) -> list[tuple[str, str]]:
-    """The two sums and which one is less, as lines of a plan.
+    """Return both sums and which one is less, as lines of a plan.
 
     Extraction overlaps the teacher with the disk; an epoch of a store is read from the disk, one of
     the online teacher computed anew. Training itself costs the same either way and is left out.
@@ -125,7 +125,7 @@ def _stored_or_online(job: _Job, rates: _Rates, free_bytes: float) -> list[tuple
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in a readable unit."""
+    """Return seconds in a readable unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
@@ -133,7 +133,7 @@ def _duration(seconds: float) -> str:
 
 
 def _existing_parent(path: str | Path) -> Path:
-    """The folder itself, or the next one above it that there is."""
+    """Return the folder itself, or the next one above it that there is."""
     path = Path(path).resolve()
     return path if path.exists() else _existing_parent(path.parent)
 

@@ -26,32 +26,32 @@ class _Claim(NamedTuple):
 
 
 def _mean_of(result: dict, *keys: str) -> np.ndarray:
-    """A figure's mean over the images."""
+    """Return a figure's mean over the images."""
     for key in keys:
         result = result[key]
     return np.array(result["mean"])
 
 
 def _quarters(values: np.ndarray) -> tuple[float, float]:
-    """The mean of the first and of the last quarter of a curve over the layers."""
+    """Return the mean of the first and of the last quarter of a curve over the layers."""
     quarter = max(1, len(values) // 4)
     return values[:quarter].mean(), values[-quarter:].mean()
 
 
 def _arrows(values: np.ndarray, digits: int = 2) -> str:
-    """A curve by its first, middle and last value."""
+    """Return a curve by its first, middle and last value."""
     return " → ".join(f"{values[n]:.{digits}f}" for n in (0, len(values) // 2, -1))
 
 
 def _converges(result: dict) -> _Verdict:
-    """Directions approach the last one layer by layer."""
+    """Decide whether directions approach the last one layer by layer."""
     curves = {group: _mean_of(result, "convergence", group) for group in result["convergence"]}
     seen = all((np.diff(curve) > 0).mean() >= 0.9 for curve in curves.values())
     return seen, "; ".join(f"{group} {_arrows(curve)}" for group, curve in curves.items())
 
 
 def _s_shaped(result: dict) -> _Verdict:
-    """The rise is slow, then fast, then slow."""
+    """Decide whether the rise is slow, then fast, then slow."""
     steepest, seen = [], True
     for group in result["convergence"]:
         rises = np.diff(_mean_of(result, "convergence", group))
@@ -62,7 +62,7 @@ def _s_shaped(result: dict) -> _Verdict:
 
 
 def basins(result: dict) -> _Verdict:
-    """Classes gather."""
+    """Decide whether classes gather."""
     if "class_basins" not in result:
         return None
     own, other, silhouette = (
@@ -77,7 +77,7 @@ def basins(result: dict) -> _Verdict:
 
 
 def _corrects(group: str) -> Callable[[dict], _Verdict]:
-    """Pushed tokens of a group come back."""
+    """Decide whether pushed tokens of a group come back."""
 
     def decide(result: dict) -> _Verdict:
         pushes = result.get("self_correction", {}).get(group)
@@ -96,7 +96,7 @@ def _corrects(group: str) -> Callable[[dict], _Verdict]:
 
 
 def _late_cls(result: dict) -> _Verdict:
-    """The cls token turns most in the last quarter."""
+    """Decide whether the cls token turns most in the last quarter."""
     if "cls" not in result["speed"]:
         return None
     speed = _mean_of(result, "speed", "cls")
@@ -109,7 +109,7 @@ def _late_cls(result: dict) -> _Verdict:
 
 
 def _ordered_speeds(result: dict) -> _Verdict:
-    """Registers are slower than patches, patches than cls."""
+    """Decide whether registers are slower than patches, and patches than cls."""
     if len(result["speed"]) < 3:
         return None
     speeds = {group: _mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
@@ -118,7 +118,7 @@ def _ordered_speeds(result: dict) -> _Verdict:
 
 
 def _piecewise(result: dict) -> _Verdict:
-    """Speeds jump at the boundaries of phases."""
+    """Decide whether speeds jump at the boundaries of phases."""
     found = {
         (group, partition): at
         for group, speed in result["speed"].items()
@@ -137,7 +137,7 @@ def _piecewise(result: dict) -> _Verdict:
 
 
 def _loses_rank(result: dict) -> _Verdict:
-    """Updates become low in rank."""
+    """Decide whether updates become low in rank."""
     shown, seen = [], True
     for kind in ("stable", "effective"):
         first, last = _quarters(_mean_of(result, "update_rank", kind)[1:])
@@ -147,7 +147,7 @@ def _loses_rank(result: dict) -> _Verdict:
 
 
 def _coherent(result: dict) -> _Verdict:
-    """Patches align late."""
+    """Decide whether patches align late."""
     kappa = _mean_of(result, "coherence", "states")
     half = len(kappa) // 2
     seen = kappa[-1] == kappa.max() and kappa[-1] - kappa[half] > kappa[half] - kappa[0]
@@ -155,13 +155,13 @@ def _coherent(result: dict) -> _Verdict:
 
 
 def _coherent_updates(result: dict) -> _Verdict:
-    """Updates of patches point the same way."""
+    """Decide whether updates of patches point the same way."""
     kappa = _mean_of(result, "coherence", "updates")
     return bool(kappa.min() > 0.5), f"κ of updates {kappa.min():.2f} to {kappa.max():.2f}"
 
 
 def _swaps_differ(other: str) -> Callable[[dict], _Verdict]:
-    """Layers of the same phase stand in for each other better than those of another one."""
+    """Decide whether layers of the same phase stand in for each other better than others."""
 
     def decide(result: dict) -> _Verdict:
         shown, seen = [], []
@@ -185,7 +185,7 @@ def _swaps_differ(other: str) -> Callable[[dict], _Verdict]:
 
 
 def contrast(result: dict) -> _Verdict:
-    """The phases are better than random ones."""
+    """Decide whether phases are better than random ones."""
     shown, seen = [], True
     for partition, found in result.get("phase_contrast", {}).items():
         if found["contrast"] is None or not found["random"]:
@@ -203,7 +203,7 @@ def contrast(result: dict) -> _Verdict:
 
 
 def settles(result: dict) -> _Verdict:
-    """The state comes to rest when the last block goes on."""
+    """Decide whether the state comes to rest when the last block goes on."""
     held = result.get("more_time", {}).get("held")
     if not held:
         return None
@@ -219,7 +219,7 @@ def settles(result: dict) -> _Verdict:
 
 
 def linear(result: dict) -> _Verdict:
-    """A linear map a phase predicts better than standing still."""
+    """Decide whether a linear map a phase predicts better than standing still."""
     shown, ahead = [], []
     for group, spans in result.get("linear_modes", {}).items():
         gains = [found["map"][-1] - found["identity"][-1] for found in spans.values()]
@@ -231,7 +231,7 @@ def linear(result: dict) -> _Verdict:
 
 
 def _identity_catches_up(result: dict) -> _Verdict:
-    """Late in depth, standing still predicts nearly as well."""
+    """Decide whether, late in depth, standing still predicts nearly as well."""
     gains = []
     for phases in (phases for phases in result["partitions"] if len(phases) > 1):
         for spans in result.get("linear_modes", {}).values():
@@ -291,7 +291,7 @@ CLAIMS = [
 
 
 def evaluate_claims(results: list[dict]) -> list[dict]:
-    """Every claim with its verdict for every model: `seen` (None: no figures) and `figures`."""
+    """Return every claim with its verdict for every model: `seen` (or None) and `figures`."""
     judged = []
     for claim in CLAIMS:
         found = {result["model"]: claim.decide(result) or (None, "") for result in results}

@@ -41,14 +41,14 @@ class ClassBasins:
         self.count = 0
 
     def add(self, cls: torch.Tensor, labels: torch.Tensor) -> None:
-        """Some more images: (B, L + 1, D) and (B,)."""
+        """Add some images: (B, L + 1, D) and (B,)."""
         rows = slice(self.count, self.count + len(labels))
         self.directions[rows] = directions(cls).cpu().numpy()
         self.labels[rows] = labels.cpu().numpy()
         self.count += len(labels)
 
     def result(self) -> dict:
-        """Per layer 0 … L, as means (`mean`) and standard deviations (`std`) over the images.
+        """Return, per layer 0 … L, means (`mean`) and standard deviations (`std`) over images.
 
         Returns:
             `own_angle`: degrees to the mean direction of the other images of the same class;
@@ -85,7 +85,7 @@ class ClassBasins:
         return {"num_images": len(rows), "num_classes": len(classes), **result, **self.paths()}
 
     def paths(self) -> dict:
-        """The picture's part of `result`."""
+        """Return the picture's part of `result`."""
         last, everyone = self.directions[:, -1], np.arange(self.count)
         centre = sum(last[part].sum(axis=0, dtype=np.float64) for part in _chunked(everyone))
         centre = centre / self.count
@@ -107,14 +107,14 @@ class ClassBasins:
 
 
 def _chunked(rows: np.ndarray) -> list[np.ndarray]:
-    """Rows, a few at once."""
+    """Return rows, a few at once."""
     return np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE))
 
 
 def _class_angles(
     units: np.ndarray, sums: np.ndarray, member: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Angles in degrees of images to their own class without them, and to the nearest other one.
+    """Return angles in degrees to the own class without the image, and to the nearest other.
 
     Args:
         units: (n, D) directions.

@@ -16,7 +16,7 @@ _PHASES = ["#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b"]
 
 
 def _panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, (rows, columns); without pyplot, which keeps every figure."""
+    """Return a figure and its axes, (rows, columns); without pyplot, which keeps every figure."""
     figure = Figure(figsize=(3.4 * columns + 0.6, 2.7 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
@@ -26,7 +26,7 @@ def _panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
 
 
 def line(axis, x, found: dict, number: int, label: str | None, *, band: bool = False) -> None:
-    """A mean over images as a model's line, with its standard deviation as a band."""
+    """Draw a mean over images as a model's line, with its standard deviation as a band."""
     mean, std = np.array(found["mean"], dtype=float), np.array(found["std"], dtype=float)
     color, marker = _MODELS[number % len(_MODELS)], _MARKERS[number % len(_MARKERS)]
     axis.plot(x, mean, marker + "-", ms=3, lw=1.2, color=color, label=label)
@@ -35,13 +35,13 @@ def line(axis, x, found: dict, number: int, label: str | None, *, band: bool = F
 
 
 def _shown_phases(result: dict) -> list[int] | None:
-    """The partition that is drawn for a model: a Raptor's own, or the middle one of several."""
+    """Return the partition that is drawn for a model: a Raptor's own, or the middle one."""
     partitions = result["partitions"]
     return partitions[len(partitions) // 2] if partitions else None
 
 
 def _plot_convergence(results: list[dict]) -> Figure:
-    """γ and norms over the layers, a column a token group, a line a model."""
+    """Draw the γ and norms over the layers, a column a token group, a line a model."""
     groups = list(results[0]["convergence"])
     figure, axes = _panels(2, len(groups), sharex=True)
     for column, group in enumerate(groups):
@@ -59,7 +59,7 @@ def _plot_convergence(results: list[dict]) -> Figure:
 
 
 def _plot_speed(results: list[dict]) -> Figure:
-    """Angular speed over the layers, a panel a model, with its phase boundaries."""
+    """Draw the angular speed over the layers, a panel a model, with its phase boundaries."""
     figure, axes = _panels(1, len(results), sharey=True)
     for axis, result in zip(axes[0], results, strict=True):
         for group, found in result["speed"].items():
@@ -79,7 +79,7 @@ def _plot_speed(results: list[dict]) -> Figure:
 
 
 def _plot_class_basins(results: list[dict]) -> Figure:
-    """Angles to class means over the layers, and paths of cls tokens, a column a model."""
+    """Draw the angles to class means over the layers, and paths of cls tokens, a column a model."""
     figure, axes = _panels(2, len(results))
     for (above, below), result in zip(axes.T, results, strict=True):
         found, x = result["class_basins"], range(result["depth"] + 1)
@@ -100,7 +100,7 @@ def _plot_class_basins(results: list[dict]) -> Figure:
 
 
 def _plot_self_correction(results: list[dict]) -> Figure:
-    """What is left of a push over the layers: a row a token group, a column a model."""
+    """Draw what is left of a push over the layers: a row a token group, a column a model."""
     groups = list(dict.fromkeys(g for r in results for g in r["self_correction"]))
     figure, axes = _panels(len(groups), len(results), sharex=True, sharey="row")
     for row, group in enumerate(groups):
@@ -125,7 +125,7 @@ def _plot_self_correction(results: list[dict]) -> Figure:
 
 
 def _plot_rank_and_coherence(results: list[dict]) -> Figure:
-    """Ranks of updates, and coherence of patches and of their updates, a line a model."""
+    """Draw the ranks of updates, and coherence of patches and of their updates, a line a model."""
     shown = [
         ("update_rank", "stable", "stable rank of updates"),
         ("update_rank", "effective", "effective rank of updates"),
@@ -144,7 +144,9 @@ def _plot_rank_and_coherence(results: list[dict]) -> Figure:
 
 
 def _plot_layer_swap(results: list[dict]) -> Figure:
-    """Accuracy (or cosine to the untouched state) after swaps: a panel a partition, dots draws."""
+    """Draw accuracy (or cosine to the untouched state) after swaps: a panel a partition, dots
+    draws.
+    """
     result = next(result for result in results if "layer_swap" in result)
     found = result["layer_swap"]
     partitions = [name for name in map(partition_name, result["partitions"]) if name in found]
@@ -169,7 +171,7 @@ def _plot_layer_swap(results: list[dict]) -> Figure:
 
 
 def _plot_phase_contrast(results: list[dict]) -> Figure:
-    """The contrast of phases, as lines, among those of random partitions, as dots."""
+    """Draw the contrast of phases, as lines, among those of random partitions, as dots."""
     columns = [(r["model"], p, found) for r in results for p, found in r["phase_contrast"].items()]
     figure, axes = _panels(1, 1)
     figure.set_size_inches(1.5 * len(columns) + 1.5, 3.4)
@@ -191,7 +193,9 @@ def _plot_phase_contrast(results: list[dict]) -> Figure:
 
 
 def _plot_more_time(results: list[dict]) -> Figure:
-    """What further applications of the last block do, solid with the depth held, dashed free."""
+    """Draw what further applications of the last block do, solid with the depth held, dashed
+    free.
+    """
     results = [result for result in results if "more_time" in result]
     accuracies = all("accuracy" in r["more_time"]["held"] for r in results)
     figure, axes = _panels(1, 3 if accuracies else 2)
@@ -211,7 +215,7 @@ def _plot_more_time(results: list[dict]) -> Figure:
 
 
 def _plot_linear_modes(results: list[dict]) -> Figure:
-    """Each phase's linear map, a column a model, two rows a token group.
+    """Draw each phase's linear map, a column a model, two rows a token group.
 
     Eigenvalues beside the unit circle, and how well it predicts (dashed: standing still).
     """
@@ -237,7 +241,7 @@ def _plot_linear_modes(results: list[dict]) -> Figure:
 
 
 def draw_study(results: list[dict]) -> Iterator[tuple[str, Figure]]:
-    """All figures that there are results for, by name.
+    """Yield all figures that there are results for, by name.
 
     Args:
         results: of `dynamics_study.study_models`.

@@ -22,7 +22,7 @@ _Figures = dict[tuple[str, ...], torch.Tensor]
 def _random_directions(
     batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
 ) -> torch.Tensor:
-    """Uniform on the unit sphere, (B, *shape): a function of seed, image and view alone."""
+    """Draw directions uniform on the unit sphere, (B, *shape), from seed, image and view alone."""
     keys = zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True)
     draws = [
         np.random.default_rng((seed, *key)).standard_normal(shape, dtype=np.float32) for key in keys
@@ -82,7 +82,7 @@ def _check_push(
     epsilons: Sequence[float],
     system: DepthSystem,
 ) -> None:
-    """Errors of `self_correction`."""
+    """Refuse what `self_correction` refuses."""
     if tokens is None:
         raise ValueError(
             f"{system.name} has the token groups {', '.join(system.layout.groups())} (or all); "
@@ -99,12 +99,12 @@ def _check_push(
 
 
 def contraction(angles: np.ndarray) -> list[float]:
-    """By what factor each layer changes an angle: θ_{m+1} / θ_m of (n,), n − 1 numbers."""
+    """Return by what factor each layer changes an angle: θ_{m+1} / θ_m of (n,), n − 1 numbers."""
     return (angles[1:] / angles[:-1]).tolist()
 
 
 def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
-    """For every layer (1 … L) that has any, the layers that may stand in for it.
+    """Return, for every layer (1 … L) that has any, the layers that may stand in for it.
 
     Args:
         phases: lengths that sum to L.
@@ -124,7 +124,7 @@ def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
 def draw_swaps(
     phases: Sequence[int], kind: str, number: int, *, draws: int, seed: int = 0
 ) -> list[dict[int, int]]:
-    """Random swaps of so many layers: {layer: the layer that stands in for it}.
+    """Draw random swaps of so many layers: {layer: the layer that stands in for it}.
 
     Args:
         number: of layers that are replaced, each by an unchanged one of the teacher.
@@ -150,7 +150,7 @@ def layer_swap(
     swaps: Sequence[Mapping[int, int]],
     labels: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """A teacher with some of its layers replaced by others of its own (paper, Fig. 15).
+    """Replace some layers of a teacher by others of its own (paper, Fig. 15).
 
     Args:
         states: the untouched trajectory, (B, L + 1, N, D).
@@ -179,7 +179,7 @@ def layer_swap(
 def more_time(
     system: DepthSystem, states: torch.Tensor, extra: int, labels: torch.Tensor | None = None
 ) -> _Figures:
-    """A Raptor's last block applied up to m more times than the teacher has layers.
+    """Apply a Raptor's last block up to m more times than the teacher has layers.
 
     Args:
         states: the trajectory, (B, L + 1, N, D).

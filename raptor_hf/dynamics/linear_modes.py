@@ -30,7 +30,7 @@ class _LinearMap(NamedTuple):
         return values[np.argsort(-abs(values), kind="stable")]
 
     def power(self, states: torch.Tensor, p: int) -> torch.Tensor:
-        """K^p of states (…, D)."""
+        """Apply K^p to states (…, D)."""
         matrix = torch.linalg.matrix_power(self.reduced, p).T.to(states)
         basis = self.basis.to(states)
         return states @ basis @ matrix @ basis.T
@@ -39,7 +39,7 @@ class _LinearMap(NamedTuple):
 def fit_linear_map(
     second: torch.Tensor, cross: torch.Tensor, *, energy: float = _ENERGY, ridge: float = _RIDGE
 ) -> _LinearMap:
-    """The linear map that takes states to their successors, by ridge regression.
+    """Fit the linear map that takes states to their successors, by ridge regression.
 
     Args:
         second: (D, D), Σ x xᵀ over the states.
@@ -89,7 +89,7 @@ class LinearModes:
         self.num_evaluated = 0
 
     def add(self, states: torch.Tensor) -> None:
-        """The group's tokens of some more images, (B, L + 1, n, D)."""
+        """Add the group's tokens of some images, (B, L + 1, n, D)."""
         units = directions(states)
         first = max(0, min(self.fitting, len(units)))
         self.fitting -= first
@@ -99,7 +99,7 @@ class LinearModes:
             self.evaluate(units[first:])
 
     def accumulate(self, units: torch.Tensor) -> None:
-        """The sums that maps are fitted to."""
+        """Add to the sums that maps are fitted to."""
         flat = units.transpose(0, 1).flatten(1, 2)
         for layer in range(len(flat)):
             second = (flat[layer].T @ flat[layer]).double().cpu()
@@ -109,7 +109,7 @@ class LinearModes:
                 self.crosses[layer] = self.crosses.get(layer, 0) + cross
 
     def evaluate(self, units: torch.Tensor) -> None:
-        """Cosines of K^p x̂_ℓ, and of x̂_ℓ itself, with x̂_{ℓ+p}, for all ℓ and p inside a phase."""
+        """Compare K^p x̂_ℓ, and x̂_ℓ itself, with x̂_{ℓ+p} by their cosines, inside a phase."""
         for start, stop in self.spans:
             layers = range(start, stop)
             if (start, stop) not in self.maps:
@@ -127,7 +127,7 @@ class LinearModes:
         self.num_evaluated += len(units)
 
     def result(self) -> dict:
-        """What was found of every phase, by its layers (`"4-6"`).
+        """Return the figures of every phase, by its layers (`"4-6"`).
 
         Returns:
             `rank`, `eigenvalues` as [real, imaginary], and the mean cosines that `map` and

@@ -19,13 +19,13 @@ _RANDOM_PARTITIONS = 1000  # that a partition's boundaries are compared with
 
 
 def directions(states: torch.Tensor) -> torch.Tensor:
-    """States (…, D) at length 1; one of length 0 stays 0."""
+    """Return states (…, D) at length 1; one of length 0 stays 0."""
     lengths = states.norm(dim=-1, keepdim=True)
     return states / torch.where(lengths > 0, lengths, 1)
 
 
 def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Angles in degrees between vectors (…, D), from 0 to 180.
+    """Return the angles in degrees between vectors (…, D), from 0 to 180.
 
     Worked out as 2·atan2(|â − b̂|, |â + b̂|), exact also where the arc cosine is not: near 0°.
     """
@@ -35,7 +35,7 @@ def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], torch.Tensor]:
-    """Everything about trajectories that needs nothing but them, per image.
+    """Measure everything that needs nothing but trajectories, per image.
 
     Returns:
         For every token group, as means over its tokens:
@@ -73,7 +73,7 @@ def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], 
 
 
 def coherence(vectors: torch.Tensor) -> torch.Tensor:
-    """κ = ‖mean over n of the directions‖ of vectors (B, n, D): (B,).
+    """Return κ = ‖mean over n of the directions‖ of vectors (B, n, D): (B,).
 
     1 where all point the same way, 1/√n where they are orthogonal.
     """
@@ -81,7 +81,7 @@ def coherence(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def update_ranks(updates: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How many directions updates (B, N, D) of N tokens take.
+    """Return how many directions updates (B, N, D) of N tokens take.
 
     Returns:
         `stable`: ‖U‖_F² / ‖U‖₂², and `effective`: exp of the entropy of the singular values' shares
@@ -106,7 +106,7 @@ class Spread:
         self.counts: dict[tuple[str, ...], int] = {}
 
     def add(self, figures: Mapping[tuple[str, ...], torch.Tensor]) -> None:
-        """Figures (B, …) of some more images."""
+        """Add figures (B, …) of some images."""
         for key, values in figures.items():
             values = values.double()
             sums = torch.stack([values.sum(dim=0), values.square().sum(dim=0)]).cpu().numpy()
@@ -114,16 +114,18 @@ class Spread:
             self.counts[key] = self.counts.get(key, 0) + len(values)
 
     def mean(self, *key: str) -> np.ndarray:
-        """The mean over images of a figure: its shape without the images."""
+        """Return the mean over images of a figure: its shape without the images."""
         return self.sums[key][0] / self.counts[key]
 
     def std(self, *key: str) -> np.ndarray:
-        """The standard deviation over the images themselves, not an estimate for others."""
+        """Return the standard deviation over the images themselves, not an estimate for others."""
         squares = self.sums[key][1] / self.counts[key]
         return np.sqrt(np.maximum(squares - self.mean(*key) ** 2, 0))
 
     def summary(self) -> dict:
-        """All figures, nested by the parts of their names, with `mean` and `std` as lists."""
+        """Return all figures, nested by the parts of their names, with `mean` and `std` as
+        lists.
+        """
         tree: dict = {}
         for key in self.sums:
             node = tree
@@ -134,7 +136,7 @@ class Spread:
 
 
 def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> dict | None:
-    """How much faster directions turn where one phase ends and the next begins.
+    """Return how much faster directions turn where one phase ends and the next begins.
 
     The first layer's turn, away from the embeddings, counts on neither side: phases are cut between
     layers 1 … L.

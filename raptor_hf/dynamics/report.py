@@ -52,12 +52,12 @@ _CAPTIONS = {
 
 
 def _verdict_word(seen: bool | None) -> str:
-    """A verdict as it is shown."""
+    """Return a verdict as it is shown."""
     return {True: "seen", False: "not seen", None: "–"}[seen]
 
 
 def claims_page(claims: list[dict]) -> str:
-    """The claims as Markdown: a table of verdicts, then the figures that decided."""
+    """Return the claims as Markdown: a table of verdicts, then the figures that decided."""
     models = list(claims[0]["verdicts"])
     rows = [
         [c["sentence"], c["source"], *(_verdict_word(c["verdicts"][m]["seen"]) for m in models)]
@@ -76,7 +76,7 @@ def claims_page(claims: list[dict]) -> str:
 
 
 def png(picture: Figure | Image.Image) -> bytes:
-    """A picture as the content of a PNG file; a plot with no more colours than it needs."""
+    """Encode a picture as a PNG file; a plot with no more colours than it needs."""
     file = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(file, format="png", dpi=100)
@@ -87,7 +87,7 @@ def png(picture: Figure | Image.Image) -> bytes:
 
 
 def token_names(layout: TokenLayout, grid: tuple[int, int]) -> list[str]:
-    """What every token of a state is called, in their order."""
+    """Return what every token of a state is called, in their order."""
     height, width = grid
     return [
         *["cls"] * layout.num_cls,
@@ -97,7 +97,7 @@ def token_names(layout: TokenLayout, grid: tuple[int, int]) -> list[str]:
 
 
 def walk_rows(images: ImageViews | StoredActivations, number: int) -> list[int]:
-    """Rows of the walk: images of as many classes as there are, the first of each class first."""
+    """Return rows of the walk: images of as many classes as there are, first ones first."""
     if isinstance(images, StoredActivations) and images.manifest["num_patches"] is not None:
         return []  # maps need all patches
     rows, labels = plain_images(images)
@@ -109,7 +109,7 @@ def walk_rows(images: ImageViews | StoredActivations, number: int) -> list[int]:
 
 @torch.no_grad()
 def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict | None:
-    """What the page shows of some images.
+    """Return what the page shows of some images.
 
     Args:
         inputs: models and images; the first model is what others are compared to.
@@ -158,7 +158,7 @@ def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict | None:
 def patch_grid(
     system: System, batch: Mapping[str, torch.Tensor], num_tokens: int
 ) -> tuple[int, int]:
-    """Patches in a column and in a row; of stored states they are taken for a square."""
+    """Return the patches in a column and in a row; of stored states they are taken for a square."""
     if "pixel_values" in batch:
         sides = zip(batch["pixel_values"].shape[2:], patch_sides(system.model.config), strict=True)
         return tuple(pixels // side for pixels, side in sides)
@@ -168,7 +168,7 @@ def patch_grid(
 
 
 def _pixels_uri(pixels: np.ndarray) -> str:
-    """Colours (H, W, 3), bytes or numbers from 0 to 1, as the address of a picture."""
+    """Encode colours (H, W, 3), bytes or numbers from 0 to 1, as the address of a picture."""
     if pixels.dtype != np.uint8:
         pixels = (255 * pixels).round().astype(np.uint8)
     return data_uri(png(Image.fromarray(pixels)), "png")

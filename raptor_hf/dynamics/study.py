@@ -22,14 +22,14 @@ SWAPPED = (1, 2, 3)  # layers at once
 
 
 def partition_name(phases: Sequence[int]) -> str:
-    """What a partition is called in results: `"3-3-6"`."""
+    """Return what a partition is called in results: `"3-3-6"`."""
     return "-".join(map(str, phases))
 
 
 def left_out(
     system: System, partitions: Sequence[list[int]], options: StudyArguments
 ) -> dict[str, str]:
-    """Which of the wanted analyses a model can't be asked for, and why."""
+    """Return which of the wanted analyses a model can't be asked for, and why."""
     no_cls = "it needs a cls token, and this model has none"
     no_layers = "it runs layers one by one, and those of this model are not known"
     no_phases = "it needs phases: give --phases_file (training/find_phases.py), or a Raptor"
@@ -88,7 +88,7 @@ class ModelStudy:
         self.push_layers = options.push_layers or sorted({n * depth // 4 for n in range(4)})
 
     def all_swaps(self) -> dict[tuple[str, ...], list[dict[int, int]]]:
-        """The swaps that will be tried, by partition, kind and number of layers."""
+        """Return the swaps that will be tried, by partition, kind and number of layers."""
         draws, seed = self.options.swap_draws, self.options.seed
         swaps = {
             (partition_name(phases), kind, str(number)): draw_swaps(
@@ -101,7 +101,7 @@ class ModelStudy:
         return {key: found for key, found in swaps.items() if found}
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Some more images, or stored trajectories."""
+        """Add some images, or stored trajectories."""
         states, groups = self.system.trajectory(batch), self.system.layout.groups()
         self.spread.add(measure(states, self.system.layout))
         distances = image_distances(states, self.system.layout)
@@ -139,11 +139,11 @@ class ModelStudy:
             self.spread.add({("layer_swap", *key, name): v for name, v in found.items()})
 
     def spans(self) -> list[tuple[int, int]]:
-        """The spans of the phases of all partitions, each once."""
+        """Return the spans of the phases of all partitions, each once."""
         return sorted({span for phases in self.partitions for span in phase_spans(phases)})
 
     def result(self) -> dict:
-        """All figures, ready for JSON: see the docstrings of what made them."""
+        """Return all figures, ready for JSON: see the docstrings of what made them."""
         system, figures = self.system, self.spread.summary()
         for group, found in figures["speed"].items():
             speed = self.spread.mean("speed", group)
@@ -230,7 +230,7 @@ def study_models(
 
 
 def plain_images(images: ImageViews | StoredActivations) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that hold every image as it is, not a random view of it, and their labels."""
+    """Return the rows that hold every image as it is, not a random view of it, and their labels."""
     if isinstance(images, StoredActivations):
         rows = np.flatnonzero(images.scalars["view"] == 0)
         return rows, images.scalars["label"].numpy()[rows]

@@ -60,7 +60,8 @@ class DepthSystem:
 
     @torch.no_grad()
     def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """All states (B, L + 1, N, D) of a batch with `pixel_values` or with stored `states`.
+        """Return all states (B, L + 1, N, D) of a batch with `pixel_values` or with stored
+        `states`.
 
         Of stored states (B, L + 1, N, D) the embeddings are taken, and run on.
 
@@ -78,7 +79,8 @@ class DepthSystem:
     def run(
         self, states: torch.Tensor, *, start: int = 0, swapped: Mapping[int, int] | None = None
     ) -> torch.Tensor:
-        """The states after the layers `start` … L, (B, L − start + 1, N, D), from those at `start`.
+        """Return the states after the layers `start` … L, (B, L − start + 1, N, D), from those at
+        `start`.
 
         Args:
             states: (B, N, D), after layer `start`.
@@ -94,7 +96,7 @@ class DepthSystem:
 
     @torch.no_grad()
     def predict(self, states: torch.Tensor) -> torch.Tensor:
-        """The classes (B,) that the head makes of states (B, N, D) before the final norm."""
+        """Return the classes (B,) that the head makes of states (B, N, D) before the final norm."""
         config = self.model.config
         if self.is_raptor:
             states = self.model.norm(states)
@@ -129,7 +131,9 @@ class StoredSystem:
     head: None = None
 
     def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The stored states (B, L + 1, N, D) in float32; errors as `DepthSystem.trajectory`."""
+        """Return the stored states (B, L + 1, N, D) in float32; errors as
+        `DepthSystem.trajectory`.
+        """
         states = batch["states"].float()
         _check_finite(states, self.name, batch)
         return states
@@ -219,12 +223,12 @@ def load_inputs(
 
 
 def is_store(data: str | Path) -> bool:
-    """Whether something is the folder of an activation dataset."""
+    """Return whether something is the folder of an activation dataset."""
     return (Path(data) / MANIFEST).exists()
 
 
 def class_names(dataset) -> list[str] | None:
-    """What a labelled dataset calls its classes, if it does."""
+    """Return what a labelled dataset calls its classes, if it does."""
     return getattr(dataset.features["label"], "names", None)
 
 

@@ -48,7 +48,7 @@ print({answer}, len(outputs.hidden_states))"""
 
 
 def usage_snippet(name: str, task: type[Task], revision: str = "<commit>") -> str:
-    """How a model is used by people who have transformers alone.
+    """Return the code that uses a model with transformers alone.
 
     Args:
         name: a Hub id, or a folder, for which the revision has no meaning.
@@ -77,7 +77,7 @@ def run_snippet(snippet: str, folder: Path) -> str:
 
 
 def task_of(model_dir: str | Path) -> type[Task]:
-    """The task that a saved Raptor has a head for.
+    """Return the task that a saved Raptor has a head for.
 
     Raises:
         ValueError: it has none.
@@ -96,7 +96,7 @@ def task_of(model_dir: str | Path) -> type[Task]:
 def _card_metadata(
     name: str, task: type[Task], results: list[dict], *, title: str, license: str
 ) -> ModelCardData:
-    """What the Hub reads of a card: library, task, teacher, licence, data, measured figures.
+    """Return what the Hub reads of a card: library, task, teacher, licence, data, figures.
 
     Args:
         results: of the model: of its task, and `r2` where there is one.
@@ -132,7 +132,7 @@ def _card_metadata(
 
 
 def results_table(name: str, task: type[Task], results: list[dict]) -> list[tuple[str, str, str]]:
-    """Rows of a card's table: a figure, of the model, of its teacher."""
+    """Return rows of a card's table: a figure, of the model, of its teacher."""
     column = COLUMNS[task.name]
     scores = [values_of(results, m, task.name, column.metric) for m in (name, "teacher")]
     cells = [mean_std(column.scale * values, column.digits) for values in scores]
@@ -155,7 +155,7 @@ def make_model_card(
     title: str | None = None,
     license: str = "apache-2.0",
 ) -> ModelCard:
-    """The card of a model, rendered from its results.
+    """Return the card of a model, rendered from its results.
 
     Args:
         name: of the model among the results (`tables.load_results`).
@@ -217,7 +217,7 @@ def write_model_card(
 
 
 def planned_card(recipe: str | Path, published: dict, template: str | Path) -> ModelCard:
-    """The card of a model that nobody has trained yet: its recipe, and no figure of ours.
+    """Return the card of a model that nobody has trained yet: its recipe, and no figure of ours.
 
     Args:
         recipe: of `distill_raptor.py`, headed by a comment with the command and the cost.

@@ -163,7 +163,7 @@ def check_outputs(
 
 
 def publish_model(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload a staged model; returns the commit that its card tells people to trust.
+    """Upload a staged model; return the commit that its card tells people to trust.
 
     The first commit holds the model, the second one the card, whose snippet names the first.
 
@@ -199,7 +199,7 @@ def _open_repository(api: HfApi, repo_id: str, repo_type: str, private: bool) ->
 def _commit_files(
     api: HfApi, repo_id: str, repo_type: str, files: dict[str, Path | bytes], message: str
 ) -> str:
-    """One commit with these files, and without the weights or shards of a version before."""
+    """Commit these files and delete the weights or shards of a version before."""
     there = api.list_repo_files(repo_id, repo_type=repo_type)
     stale = [name for name in there if name.endswith(_OF_A_VERSION) and name not in files]
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
@@ -209,7 +209,7 @@ def _commit_files(
 
 
 def activation_files(path: str | Path) -> dict[str, Path | bytes]:
-    """The files of an activation dataset as they are published, after a check of all of them.
+    """Check an activation dataset and return its files as they are published.
 
     Manifest and card are written anew: a teacher in a local folder goes by the folder's name.
 
@@ -233,7 +233,7 @@ def activation_files(path: str | Path) -> dict[str, Path | bytes]:
 
 
 def write_files(files: dict[str, Path | bytes], folder: str | Path) -> None:
-    """A folder of `activation_files` to look at: shards are links to where they lie.
+    """Write `activation_files` as a folder to look at: shards are links to where they lie.
 
     Raises:
         ValueError: the folder is not empty.
@@ -251,7 +251,7 @@ def write_files(files: dict[str, Path | bytes], folder: str | Path) -> None:
 def publish_activations(
     files: dict[str, Path | bytes], repo_id: str, *, private: bool = False
 ) -> str:
-    """Upload `activation_files` in one commit; returns it. Errors as `publish_model`."""
+    """Upload `activation_files` in one commit; return it. Errors as `publish_model`."""
     api = HfApi()
     repo_id = _open_repository(api, repo_id, "dataset", private)
     return _commit_files(api, repo_id, "dataset", files, "Activations of a teacher")

@@ -24,7 +24,7 @@ _UNFINISHED, _REMOVED = "unfinished", "removed"
 
 
 def checkpoints_of(output_dir: str | Path) -> Path:
-    """The folder of a run's checkpoints."""
+    """Return the folder of a run's checkpoints."""
     return Path(output_dir) / "checkpoints"
 
 
@@ -89,7 +89,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
 
 
 def _write_down_files(checkpoint: Path) -> None:
-    """Put a checkpoint's files on the disk, and their sizes and checksums beside them."""
+    """Sync the files of a checkpoint to disk; write their sizes and checksums beside them."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
@@ -100,7 +100,7 @@ def _write_down_files(checkpoint: Path) -> None:
 
 
 def _checkpoint_problem(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being used, in words; None if it is whole."""
+    """Return what keeps a checkpoint from being used, in words; None if it is whole."""
     if not (checkpoint / _FILES).exists():
         return f"it was only half written ({_FILES} is missing)"
     for name, facts in read_json(checkpoint / _FILES).items():
@@ -115,7 +115,7 @@ def _checkpoint_problem(checkpoint: Path) -> str | None:
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The whole checkpoint with the most steps, if any; damaged ones are warned of by name."""
+    """Return the whole checkpoint with the most steps, if any; warn of damaged ones by name."""
     folder = checkpoints_of(output_dir)
     damaged = [(folder / _UNFINISHED, "it was only half written")]
     newest = None
@@ -149,10 +149,10 @@ def resume(accelerator: Accelerator, output_dir: Path) -> int:
 
 
 def _step_of(checkpoint: Path) -> int:
-    """How many updates a checkpoint has behind it."""
+    """Return how many updates a checkpoint has behind it."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
-    """Delete the checkpoints of a run whose result is saved."""
+    """Remove the checkpoints of a run whose result is saved."""
     shutil.rmtree(checkpoints_of(output_dir), ignore_errors=True)

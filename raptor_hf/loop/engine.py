@@ -75,13 +75,13 @@ class Engine:
         check_room(Path(arguments.output_dir), trained_parameters(module), arguments.keep)
 
     def backward(self, loss: torch.Tensor, weight: float) -> None:
-        """Gradients of a part of the batch that is such a share of it."""
+        """Add the gradients of a part of the batch that is such a share of it."""
         # Accelerate takes the mean over processes and parts, however many images each has
         scale = weight * self.share.num_processes * self.share.num_parts
         self.accelerator.backward(loss * scale)
 
     def update(self) -> None:
-        """One update of the weights and of the schedule."""
+        """Update the weights and the schedule once."""
         if not self.deepspeed:  # which clips by itself, all gradients together
             self.accelerator.unscale_gradients()
             for parameters in self.clipped:
@@ -92,7 +92,7 @@ class Engine:
             optimizer.zero_grad()
 
     def learning_rate(self) -> float:
-        """Of the first group, in the next step."""
+        """Return the rate of the first group in the next step."""
         return self.schedules[0].get_last_lr()[0]
 
     def update_module(self) -> None:
@@ -133,7 +133,7 @@ class Engine:
 
 
 def _make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
-    """Accelerate as its environment sets it up, and how the processes share a batch."""
+    """Return Accelerate as its environment sets it up, and how the processes share a batch."""
     process_state()
     tracker = arguments.report_to
     # Accelerate itself only warns, and then a long run is not tracked
@@ -195,7 +195,7 @@ def _compile_repeated_parts(module: nn.Module) -> None:
 
 
 def tracker_id(output_dir: str | Path) -> str:
-    """The identity of a run in its tracker, which stays the same when it is resumed."""
+    """Return the identity of a run in its tracker, which stays the same when it is resumed."""
     path = Path(output_dir) / "tracker_id"
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:8])

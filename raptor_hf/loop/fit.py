@@ -196,7 +196,7 @@ def _workers_ended(batches: Iterator) -> Iterator[Iterator]:
 def _all_reduce_step(
     accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
 ) -> tuple[int, dict[str, float]]:
-    """What all processes know together: a signal that any of them got, and sums of their scalars.
+    """Sum the scalars over all processes and return the first stop signal that any received.
 
     A collective call at every step, so that all stop after the same one.
     """
@@ -207,7 +207,7 @@ def _all_reduce_step(
 
 
 def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
-    """R² of every chain on this batch, over all its tokens, and the mean over chains.
+    """Return R² of every chain on this batch, over all its tokens, and the mean over chains.
 
     Args:
         statistics: for every part of the batch, rows of `state_statistics` by chain.

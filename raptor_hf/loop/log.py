@@ -55,7 +55,7 @@ class LossLog:
         self.bar = progress_bar(description, steps, initial=first, enabled=enabled)
 
     def advance(self) -> None:
-        """An update was made."""
+        """Count an update."""
         now = time.perf_counter()
         self.images += self.batch_size
         self.seconds += now - self.resumed
@@ -64,12 +64,12 @@ class LossLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count as training: validation, checkpoints."""
+        """Leave a time out of the training speed: validation, checkpoints."""
         yield
         self.resumed = time.perf_counter()
 
     def images_per_second(self) -> float:
-        """Training speed since this was last asked for."""
+        """Return the training speed since this was last asked for."""
         speed = self.images / self.seconds if self.seconds else 0.0
         self.images, self.seconds = 0, 0.0
         return speed
@@ -108,13 +108,13 @@ class LossLog:
 
 
 def read_log(output_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's log."""
+    """Return the lines of a run's log."""
     lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def _plot_training(log: list[dict[str, float]], path: str | Path) -> None:
-    """Curves of a training against its steps: errors on the left, qualities on the right.
+    """Draw the curves of a training: errors on the left, qualities on the right.
 
     Args:
         log: lines of a run's log (`loss_log.read_log`).

@@ -13,7 +13,7 @@ _VECTOR_RATE = 1 / 8
 
 
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """The matrices of the attention and the FFN in the repeated parts of a module.
+    """Return the matrices of the attention and the FFN in the repeated parts of a module.
 
     Heads, embeddings and the depth scaling (no `nn.Linear`) are none.
 
@@ -35,7 +35,7 @@ def make_optimizers(
     arguments: LoopArguments,
     matrices: list[nn.Parameter],
 ) -> list[torch.optim.Optimizer]:
-    """AdamW (fused: several times faster), after Muon where there are matrices for it.
+    """Make AdamW (fused: several times faster), after Muon where there are matrices for it.
 
     Muon makes all singular values of an update alike (kellerjordan.github.io/posts/muon), and
     scales it to the size of AdamW's (arXiv 2502.16982).
@@ -72,7 +72,7 @@ def make_optimizers(
 def make_schedule(
     optimizer: torch.optim.Optimizer, arguments: LoopArguments
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm-up and cosine, a factor: each group keeps its share of `arguments.learning_rate`."""
+    """Make warm-up and cosine, a factor: each group keeps its share of the learning rate."""
     return get_cosine_with_min_lr_schedule_with_warmup(
         optimizer,
         arguments.warmup_steps,
@@ -82,5 +82,5 @@ def make_schedule(
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that learn."""
+    """Return the parameters that learn."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

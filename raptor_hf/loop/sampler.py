@@ -41,7 +41,7 @@ class BatchShare:
     def of_at_most(
         cls, batch_size: int, *, largest_part: int, least_parts: int, **processes: int
     ) -> "BatchShare":
-        """The share with the fewest parts: `least_parts`, or more if one were too large.
+        """Return the share with the fewest parts: `least_parts`, or more if one is too large.
 
         Args:
             largest_part: images of a part, at most; 0: no limit.
@@ -53,12 +53,12 @@ class BatchShare:
         return cls(batch_size, num_parts=max(parts, least_parts), **processes)
 
     def split(self, rows: np.ndarray) -> list[list[int]]:
-        """The parts of this process of a batch of rows."""
+        """Return the parts of this process of a batch of rows."""
         mine = np.array_split(rows, self.num_processes)[self.process_index]
         return [part.tolist() for part in np.array_split(mine, self.num_parts)]
 
     def weights(self) -> list[float]:
-        """What share of a whole batch each part of this process is."""
+        """Return what share of a whole batch each part of this process is."""
         return [len(part) / self.batch_size for part in self.split(np.arange(self.batch_size))]
 
     @property

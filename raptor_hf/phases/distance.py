@@ -14,7 +14,7 @@ from ..runs.processes import process_state
 
 
 def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) -> np.ndarray:
-    """Mean cosine distance between layers 1 … L, over images and over {cls, mean patch}.
+    """Return the mean cosine distance between layers 1 … L, over images and {cls, mean patch}.
 
     Args:
         trajectories: batches (B, L + 1, N, D), of several processes each its share; they are
@@ -41,7 +41,7 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
 
 
 def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """The distances of `layer_distance` in every image, the mean patch's and then the cls token's.
+    """Return every image's distances: those of the mean patch, then of the cls token.
 
     Args:
         states: (B, L + 1, N, D).
@@ -58,7 +58,7 @@ def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
 
 
 def load_distance(path: str | Path) -> np.ndarray:
-    """The matrix (L, L) under the key `"distance"` of a JSON file, such as our `phases.json`.
+    """Load the matrix (L, L) under the key `"distance"` of a JSON file.
 
     Raises:
         ValueError: no such key, or not a layer distance matrix.
@@ -74,7 +74,7 @@ def load_distance(path: str | Path) -> np.ndarray:
 
 
 def check_distance(distance: np.ndarray) -> np.ndarray:
-    """A layer distance matrix as float64, or a ValueError that says what is wrong with it."""
+    """Return a layer distance matrix as float64; a ValueError says what is wrong with it."""
     distance = np.asarray(distance, dtype=np.float64)
     if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
         raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")

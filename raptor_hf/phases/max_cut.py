@@ -9,7 +9,7 @@ _MAX_EXACT = 26  # 2^25 bipartitions: seconds
 
 
 def recursive_phases(distance: np.ndarray, k: int) -> list[int]:
-    """Phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
+    """Cut phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
     groups = [np.arange(len(distance))]
     while len(groups) < k:
         _, split = _best_split(distance, groups)
@@ -37,7 +37,7 @@ def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
 
 
 def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
-    """The split of one group that cuts most weight: (weight, groups after it), or (0, None)."""
+    """Return the split of one group that cuts most weight: (weight, groups), or (0, None)."""
     best, after = 0.0, None
     for index, group in enumerate(groups):
         if len(group) < _MIN_SPLIT:
@@ -49,7 +49,7 @@ def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
 
 
 def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Exact maximum cut of a small graph, over all bipartitions, with the first vertex on side 0.
+    """Return the exact maximum cut of a small graph; the first vertex is on side 0.
 
     Returns:
         The weight of the cut and its sides, (n,) bool.
@@ -72,7 +72,9 @@ def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
-    """Lengths of groups of layers in depth order; a ValueError if one is not a run of layers."""
+    """Return lengths of groups of layers in depth order; a ValueError if one is not a run of
+    layers.
+    """
     ordered = sorted(groups, key=lambda group: group[0])
     for group in ordered:
         if group[-1] - group[0] + 1 != len(group):

@@ -73,7 +73,7 @@ def find_phases(
 
 
 def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
-    """What every run of layers adds to the objective of `"maxcut"` or `"ncut"`.
+    """Return what every run of layers adds to the objective of `"maxcut"` or `"ncut"`.
 
     Returns:
         (L + 1, L + 1): entry (i, j), i < j, is the score of layers i + 1 … j; a partition is the
@@ -99,7 +99,7 @@ def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
 
 
 def _best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[int]:
-    """Lengths of the k runs with the largest sum of scores, exact, in O(k L²).
+    """Return lengths of the k runs with the largest sum of scores, exact, in O(k L²).
 
     Args:
         scores: (L + 1, L + 1) of `_segment_scores`.
@@ -122,7 +122,7 @@ def _best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[
 
 
 def random_phases(layers: int, k: int, *, seed: int, min_length: int = 1) -> list[int]:
-    """One of all partitions of L layers into k runs of at least `min_length`, each as likely."""
+    """Draw one of all partitions of L layers into k runs of at least `min_length`."""
     spare = layers - k * (min_length - 1)  # shorten every run by min_length − 1, cut, lengthen
     cuts = np.random.default_rng(seed).choice(np.arange(1, spare), size=k - 1, replace=False)
     lengths = np.diff([0, *sorted(cuts), spare]) + min_length - 1
@@ -130,7 +130,7 @@ def random_phases(layers: int, k: int, *, seed: int, min_length: int = 1) -> lis
 
 
 def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, float | None]:
-    """How well phases separate the layers, over all pairs of two different layers.
+    """Return how well phases separate the layers, over all pairs of two different layers.
 
     Args:
         distance: (L, L) layer distances.
@@ -168,7 +168,7 @@ def check_partition(phases: list[int], depth: int) -> None:
 def phase_contrast(
     distance: np.ndarray, phases: list[int], *, draws: int, seed: int = 0
 ) -> dict[str, object]:
-    """How well phases separate the layers, beside random partitions.
+    """Return how well phases separate the layers, beside random partitions.
 
     Args:
         distance: (L, L) layer distances.

@@ -21,7 +21,7 @@ def nearest_neighbours(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> dict[str, float]:
-    """Accuracy of a vote of the nearest training images, by the cosine of the cls tokens.
+    """Return accuracy of a vote of the nearest training images, by the cosine of the cls tokens.
 
     Weights are exp(cosine / temperature) (DINO, arXiv 2104.14294): nothing is trained.
     """
@@ -50,7 +50,7 @@ def constant_metrics(
     num_images: int = 1000,
     skip_corrupt: int = 0,
 ) -> dict:
-    """What the best constant answer scores: the baseline that looks at no image.
+    """Return what the best constant answer scores: the baseline that looks at no image.
 
     Args:
         num_images: training targets that it is read off, at most.

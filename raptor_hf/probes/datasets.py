@@ -36,7 +36,7 @@ class ProbeData:
 
 
 def choose(number: int, at_most: int, seed: int) -> np.ndarray:
-    """Row numbers in random order; all of them where `at_most` is 0."""
+    """Return the row numbers in random order; all of them where `at_most` is 0."""
     return np.random.default_rng(seed).permutation(number)[: at_most or None]
 
 
@@ -123,7 +123,7 @@ class ProbeImageSets:
         self.validation_rows = np.sort(choose(len(self.validation), recipe.test_images, 0))
 
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
-        """Images as they are judged, without random views."""
+        """Return images as they are judged, without random views."""
         recipe = self.recipe
         return ProbeImages(
             images,
@@ -134,7 +134,8 @@ class ProbeImageSets:
         )
 
     def data(self, backbone: PreTrainedModel, task: Task, folder: Path) -> ProbeData:
-        """The images for the heads of one backbone; features are stored where there are no crops.
+        """Return the images for the heads of one backbone; features are stored where there are no
+        crops.
 
         Args:
             folder: for the features.

@@ -20,7 +20,7 @@ _TOLERANCE = 0.01  # of accuracy
 
 
 def applications_after_exit(cls: torch.Tensor, angle: float, *, start: int) -> torch.Tensor:
-    """How many applications images get that stop once their cls token turns by less than an angle.
+    """Return the applications of images that stop once cls turns by less than an angle.
 
     Args:
         cls: (B, L + 1, D), the cls token after every layer.
@@ -41,7 +41,7 @@ def applications_after_exit(cls: torch.Tensor, angle: float, *, start: int) -> t
 def exit_curves(
     model: RaptorForImageClassification, images: torch.utils.data.Dataset, *, batch_size: int = 64
 ) -> dict[str, list[dict[str, float]]]:
-    """Accuracy against compute.
+    """Return accuracy against compute.
 
     Args:
         images: batches with `pixel_values` and `label` (`ImageViews`).
@@ -84,7 +84,7 @@ def exit_curves(
 
 
 def predict(model: RaptorForImageClassification, states: torch.Tensor) -> torch.Tensor:
-    """The classes (B,) that the head makes of states (B, N, D)."""
+    """Return the classes (B,) that the head makes of states (B, N, D)."""
     features = pool_tokens(model.raptor.norm(states), model.config)
     return model.classifier(features).argmax(dim=-1)
 
@@ -92,7 +92,7 @@ def predict(model: RaptorForImageClassification, states: torch.Tensor) -> torch.
 def _spread_prediction(
     model: RaptorForImageClassification, pixel_values: torch.Tensor, applications: int
 ) -> torch.Tensor:
-    """The classes (B,) after so many applications."""
+    """Return the classes (B,) after so many applications."""
     before = model.config.num_applications
     model.config.num_applications = applications
     try:
@@ -102,7 +102,7 @@ def _spread_prediction(
 
 
 def cheapest(points: list[dict[str, float]], *, tolerance: float = _TOLERANCE) -> int:
-    """Which point of a curve spends least and loses at most so much accuracy.
+    """Return which point of a curve spends least and loses at most so much accuracy.
 
     What is lost counts from the point with the most applications.
     """
@@ -116,7 +116,7 @@ def evaluate_early_exit(
     chosen_on: torch.utils.data.Dataset,
     images: torch.utils.data.Dataset,
 ) -> dict:
-    """The curves on some images, and what is saved at no more than 1 % of accuracy lost.
+    """Return the curves on some images, and what is saved at no more than 1 % of accuracy lost.
 
     Args:
         chosen_on: other images, which the angle and the numbers of applications are chosen on.

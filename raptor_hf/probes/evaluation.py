@@ -166,7 +166,7 @@ class Evaluation:
     def save_model(
         self, name: str, model: PreTrainedModel, task: Task, probe: Probe, data: ProbeData
     ) -> None:
-        """A Raptor with its head and its processor in one folder, for the Auto classes."""
+        """Save a Raptor with its head and its processor in one folder, for the Auto classes."""
         folder = self.output_dir / "models" / name
         names, processor = self.images.train.class_names, self.processor
         fields = task.config_fields()
@@ -185,7 +185,7 @@ class Evaluation:
 
     @torch.no_grad()
     def save_predictions(self, name: str, task: Task, probe: Probe, data: ProbeData) -> None:
-        """What a head says about some validation images."""
+        """Save what a head says about some validation images."""
         chosen = np.linspace(0, len(data.validation) - 1, _PICTURES).astype(int)
         batch = data.validation.__getitems__(chosen.tolist())
         logits = task.logits(probe.head, batch["features"], batch["target"])
@@ -195,7 +195,7 @@ class Evaluation:
         np.savez(path, prediction=prediction, rows=batch["image_id"].numpy())
 
     def draw_predictions(self, names: list[str]) -> Path | None:
-        """Image, truth and what every model makes of it, side by side; None for whole images."""
+        """Draw image, truth and what every model makes of it; return None for whole images."""
         if not TASKS[self.recipe.task].dense or not self.state.is_main_process:
             return None
         files = [np.load(self.output_dir / "predictions" / f"{name}.npz") for name in names]

@@ -28,7 +28,7 @@ _FILES = ("features", "targets")
 def backbone_features(
     backbone: PreTrainedModel, task: Task, pixel_values: torch.Tensor
 ) -> torch.Tensor:
-    """What a head of the task looks at, for images of any size where the task is dense."""
+    """Return what a head of the task looks at, for images of any size where the task is dense."""
     pixel_values = pixel_values.to(backbone.device)
     if task.dense:
         pixel_values = PatchFrame.of(pixel_values.shape[-2:], backbone.config).pad(pixel_values)
@@ -56,7 +56,7 @@ class StoredFeatures(Dataset):
         return len(self.rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """A batch of `features`, `target` and `image_id`."""
+        """Return a batch of `features`, `target` and `image_id`."""
         chosen = np.asarray(rows) % len(self)
         target = torch.from_numpy(self.targets[self.rows[chosen]])
         return {
@@ -66,11 +66,11 @@ class StoredFeatures(Dataset):
         }
 
     def subset(self, image_ids: np.ndarray) -> "StoredFeatures":
-        """Some of the images, without those that could not be read."""
+        """Return some of the images, without those that could not be read."""
         return StoredFeatures(self.folder, image_ids)
 
     def batches(self, batch_size: int, *, share: bool = False) -> Iterator[dict]:
-        """All rows in order, the last batch as ragged as it comes; or this process' share."""
+        """Yield all rows in order, the last batch as ragged as it comes; or this process' share."""
         state = process_state()
         first, step = (state.process_index, state.num_processes) if share else (0, 1)
         rows = list(range(first, len(self), step))
@@ -86,7 +86,7 @@ def store_features(
     *,
     batch_size: int,
 ) -> StoredFeatures:
-    """Features of images, computed by all processes together unless the folder holds them already.
+    """Compute features with all processes together, unless the folder holds them already.
 
     Args:
         folder: where features are kept; each (model, task, images) has a folder of its own in it,
@@ -133,7 +133,7 @@ def store_features(
 
 
 def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> None:
-    """Features and targets of a batch go to their rows of the files.
+    """Write features and targets of a batch to their rows of the files.
 
     Raises:
         ValueError: images of another size than the first ones.
@@ -144,7 +144,7 @@ def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> N
 
 
 def _create_files(folder, number: int, backbone, task: Task, batch: dict) -> list[np.memmap]:
-    """Empty files for features (float32) and targets as large as those of a batch."""
+    """Return the empty files for features (float32) and targets as large as those of a batch."""
     features = backbone_features(backbone, task, batch["pixel_values"][:1])
     target = batch["target"]
     # classes of pixels fit into a byte (`IGNORED` is 255); labels and metres stay as they are
@@ -165,7 +165,7 @@ def _create_files(folder, number: int, backbone, task: Task, batch: dict) -> lis
 
 
 def _features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) -> str:
-    """A name for features: other weights, files, sizes or preprocessing give another one."""
+    """Return a name for features: other weights, files, sizes or preprocessing give another one."""
     config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
     facts = {
         "weights": weights_digest(backbone),

@@ -46,7 +46,8 @@ class ProbeImages(Dataset):
         return len(self.rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """A batch: `pixel_values` (B, C, H, W), `target` (B,) or (B, H, W), and `image_id` (B,).
+        """Return a batch: `pixel_values` (B, C, H, W), `target` (B,) or (B, H, W), and `image_id`
+        (B,).
 
         Images that are left out are missing in it.
 
@@ -76,7 +77,7 @@ class ProbeImages(Dataset):
         return {"pixel_values": pixel_values, "target": target, "image_id": torch.tensor(image_ids)}
 
     def view(self, image, target, key: tuple[int, ...]):
-        """An image and its target, augmented or resized as the dataset was told."""
+        """Return an image and its target, augmented or resized as the dataset asks."""
         of_pixels = isinstance(target, np.ndarray)
         if self.augmentation is not None:
             maps = target if of_pixels else None

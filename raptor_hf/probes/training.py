@@ -46,12 +46,12 @@ class PooledLinear(nn.Linear):
             self.bias.copy_(head.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(…, F) to (…, outputs)."""
+        """Return (…, F) to (…, outputs)."""
         weight = self.weight[:, self.columns]
         return nn.functional.linear(features[..., self.columns], weight, self.bias)
 
     def plain(self) -> nn.Linear:
-        """The same head as an ordinary linear layer, on the CPU."""
+        """Return the same head as an ordinary linear layer, on the CPU."""
         head = nn.Linear(self.in_features, self.out_features)
         head.load_state_dict({name: w.cpu() for name, w in self.state_dict().items()})
         return head
@@ -81,7 +81,7 @@ class ProbeHeads(nn.Module):
     def forward(
         self, features: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor
     ) -> list[torch.Tensor]:
-        """The loss of every head, then of every twin.
+        """Return the loss of every head, then of every twin.
 
         Args:
             held_out: (B,), True for the images that twins don't see.
@@ -92,7 +92,7 @@ class ProbeHeads(nn.Module):
         return losses + [self.loss(twin, features, target) for twin in self.twins]
 
     def loss(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """One head's loss; 0 where no image is left."""
+        """Return one head's loss; 0 where no image is left."""
         if not len(target):
             return 0.0 * (head.weight.sum() + head.bias.sum())
         if self.task.dense and len(self.heads) > 1:
@@ -101,7 +101,7 @@ class ProbeHeads(nn.Module):
         return self.full_loss(head, features, target)
 
     def full_loss(self, head, features, target) -> torch.Tensor:
-        """From features to the loss of one head."""
+        """Return the loss of one head on features."""
         return self.task.loss(self.task.logits(head, features, target), target)
 
 
@@ -126,7 +126,7 @@ class Probe:
 def _score_heads(
     task: Task, heads: nn.ModuleList, features: StoredFeatures, batch_size: int
 ) -> list[dict]:
-    """The metric of every head; the processes share the images."""
+    """Return the metric of every head; the processes share the images."""
     rows = [[] for _ in heads]
     device = process_state().device
     for batch in features.batches(batch_size, share=True):
@@ -139,7 +139,7 @@ def _score_heads(
 
 @torch.no_grad()
 def _selection_losses(heads: ProbeHeads, features: StoredFeatures, batch_size: int) -> list[float]:
-    """The loss of every twin on the images that select: finer than a score on so few images."""
+    """Return the loss of every twin on the images that select: finer than a score."""
     device, rows = process_state().device, []
     for batch in features.batches(batch_size, share=True):
         target, inputs = batch["target"].to(device), batch["features"].to(device)
@@ -221,7 +221,7 @@ def train_probe(
 
 
 def best_epoch(task: Task, log: list[dict], candidate: str, epoch_steps: int) -> dict:
-    """Where a head's score on validation was best: `epoch`, and the `metrics` after it."""
+    """Return where a head's score on validation was best: `epoch`, and the `metrics` after it."""
     validations = [line for line in log if f"{candidate}/{task.score}" in line]
     best = validations[task.best([line[f"{candidate}/{task.score}"] for line in validations])]
     prefix = f"{candidate}/"
@@ -243,7 +243,7 @@ def check_head(task: Task, head: nn.Linear | None) -> None:
 def original_size_metrics(
     task: Task, head: nn.Linear, features: StoredFeatures, images: LabelledImages, resolution
 ) -> dict:
-    """Segmentation's metrics at the size that each mask has in its file."""
+    """Compute segmentation's metrics at the size that each mask has in its file."""
     device = process_state().device
     rows, resized, head = [], torch.empty(1, *resolution), copy.deepcopy(head).to(device)
     for batch in features.batches(1, share=True):

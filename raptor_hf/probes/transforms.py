@@ -32,7 +32,7 @@ class Augmentation:
     def __call__(
         self, image: Image.Image, target: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[Image.Image, np.ndarray | None]:
-        """A random view of an image, and of the target (H, W) of its pixels, if it has one.
+        """Return a random view of an image, and of the target (H, W) of its pixels, if it has one.
 
         Resized as by `resize_pair`.
         """
@@ -46,7 +46,7 @@ class Augmentation:
     def draw_box(
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """Left, top, width and height of a crop.
+        """Return left, top, width and height of a crop.
 
         As in torchvision: ten draws of area and ratio; if none fits into the image, the largest
         crop in its middle with an allowed ratio.
@@ -63,7 +63,7 @@ class Augmentation:
         return (width - w) // 2, (height - h) // 2, w, h
 
     def change_colours(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Brightness, contrast, saturation and hue, in random order."""
+        """Change brightness, contrast, saturation and hue, in random order."""
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         for kind in rng.permutation(4):
             amount = self.jitter[kind] * rng.uniform(-1, 1)
@@ -83,7 +83,7 @@ def resize_pair(
     *,
     box: tuple[int, int, int, int] | None = None,
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """An image and the target (H, W) of its pixels, if it has one, at another size.
+    """Return an image and the target (H, W) of its pixels, if it has one, at another size.
 
     The image is interpolated (bicubic), the target takes the nearest pixel.
 
@@ -100,5 +100,5 @@ def resize_pair(
 
 
 def nearest(length: int, number: int) -> np.ndarray:
-    """The pixels of a row of `length` that a row of `number` takes: those at its centres."""
+    """Return the pixels of a row of `length` that a row of `number` takes: those at its centres."""
     return ((np.arange(number) + 0.5) * length / number).astype(int)

@@ -12,7 +12,7 @@ from ..pictures import make_figure
 def plot_layer_distance(
     distance: np.ndarray, phases: dict[str, list[int]], path: str | Path
 ) -> None:
-    """The (L, L) distance matrix as a picture, with the cuts of every partition drawn in."""
+    """Draw the (L, L) distance matrix as a picture, with the cuts of every partition drawn in."""
     layers = len(distance)
     figure, axes = make_figure(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(distance, cmap="viridis", extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
@@ -34,7 +34,7 @@ def plot_layer_distance(
 
 
 def axis_limits(values: np.ndarray, usual: tuple[float, float], step: float) -> tuple[float, float]:
-    """The usual limits of an axis, widened in whole steps to where the values lie."""
+    """Return the usual limits of an axis, widened in whole steps to where the values lie."""
     low, high = usual
     # rounding first: 0.6 / 0.1 is 5.999…, and would cost a whole step
     low = min(low, step * math.floor(round(values.min() / step, 6)))
@@ -48,7 +48,7 @@ def plot_bars(
     *,
     baseline: tuple[str, float] | None = None,
 ) -> None:
-    """Accuracy (left axis) beside R² (right axis), a pair of bars a model, mean over seeds.
+    """Draw accuracy (left axis) beside R² (right axis), a pair of bars a model, mean over seeds.
 
     Error bars are the standard deviation over seeds, where there are several.
 
@@ -85,7 +85,7 @@ def plot_bars(
 
 
 def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
-    """R² of every layer, one panel a token group, one line a model.
+    """Draw R² of every layer, one panel a token group, one line a model.
 
     Args:
         curves: model -> token group -> R² of layers 1 … L.
@@ -106,7 +106,7 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
 
 
 def plot_early_exit(curves: dict[str, dict[str, list[dict]]], path: str | Path) -> None:
-    """Accuracy against applications, one panel a model, one line a way to make fewer.
+    """Draw accuracy against applications, one panel a model, one line a way to make fewer.
 
     Args:
         curves: model -> way (`early_exit`) -> points of `applications` and `accuracy`.

@@ -35,7 +35,7 @@ _MEANING = {
 
 
 def _data_section(results: list[dict]) -> list[str]:
-    """What was measured on which images, a line a task."""
+    """Return what was measured on which images, a line a task."""
     lines = []
     for task, meaning in _MEANING.items():
         facts = next((result for result in results if result["task"] == task), None)
@@ -51,7 +51,7 @@ def _data_section(results: list[dict]) -> list[str]:
 
 
 def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
-    """The section of the report for a folder of `training/ablate.sh`, as paragraphs."""
+    """Return the section of the report for a folder of `training/ablate.sh`, as paragraphs."""
     # the teacher is judged beside the tuned head too
     folders = sorted(Path(folder).rglob("results"))
     results = [r for f in folders for r in load_results([f]) if r["model"] in ABLATION]
@@ -72,7 +72,7 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
 
 
 def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
-    """Two models that differ only in how their blocks started (teacher, random).
+    """Compare two models that differ only in how their blocks started (teacher, random).
 
     Raises:
         ValueError: no R² results of one of the two.
@@ -93,7 +93,9 @@ def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
 
 
 def early_exit_table(results: list[dict]) -> str:
-    """Applications saved and accuracy lost, a row a Raptor and a way of stopping early."""
+    """Return the applications saved and accuracy lost, a row a Raptor and a way of stopping
+    early.
+    """
     found = [result for result in results if result["task"] == "early_exit"]
     curves = {result["model"]: result["metrics"]["curves"] for result in found}
     rows = [
@@ -110,7 +112,7 @@ def early_exit_table(results: list[dict]) -> str:
 
 
 def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
-    """The section on fewer applications, as paragraphs, and its figure; empty without results."""
+    """Return the section on fewer applications, and its figure; empty without results."""
     found = [result for result in results if result["task"] == "early_exit"]
     if not found:
         return []
@@ -133,7 +135,7 @@ def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
 def _draw_figures(
     results: list[dict], names: list[str], output_dir: Path, baseline: str | None
 ) -> None:
-    """`against_k.png` and `r2_per_layer.png` of some Raptors."""
+    """Draw `against_k.png` and `r2_per_layer.png` of some Raptors."""
     facts = {result["model"]: result for result in results}
     judged = values_of(results, "teacher", "classification", "accuracy")
     teacher = judged.mean() / 100 if len(judged) else np.nan

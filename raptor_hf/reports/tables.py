@@ -40,7 +40,7 @@ ABLATION = {
 
 
 def load_results(folders: list[str | Path]) -> list[dict]:
-    """All result files (`*.json`) of some folders.
+    """Load all result files (`*.json`) of some folders.
 
     Raises:
         FileNotFoundError: there are none.
@@ -75,7 +75,7 @@ def load_results(folders: list[str | Path]) -> list[dict]:
 
 
 def values_of(results: list[dict], model: str, task: str, *keys: str) -> np.ndarray:
-    """One figure of a model over its seeds: (seeds,), or (seeds, L) for figures per layer.
+    """Return one figure of a model over its seeds: (seeds,), or (seeds, L) for figures per layer.
 
     Results that lack the figure are left out.
     """
@@ -91,7 +91,7 @@ def values_of(results: list[dict], model: str, task: str, *keys: str) -> np.ndar
 
 
 def mean_std(values: np.ndarray, digits: int) -> str:
-    """`mean ± std` over seeds, the one value that there is, or a dash where there is none."""
+    """Return `mean ± std` over seeds, the one value that there is, or a dash."""
     if not len(values):
         return "–"
     mean = f"{values.mean():.{digits}f}"
@@ -99,13 +99,13 @@ def mean_std(values: np.ndarray, digits: int) -> str:
 
 
 def markdown_table(heading: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def model_names(results: list[dict]) -> list[str]:
-    """The teacher first, then other baselines, then the Raptors by their number of blocks."""
+    """Order models: the teacher, other baselines, the Raptors by their number of blocks."""
     facts = {result["model"]: result for result in results}
     return sorted(
         facts, key=lambda name: (len(facts[name]["phases"] or ()), name != "teacher", name)
@@ -113,7 +113,7 @@ def model_names(results: list[dict]) -> list[str]:
 
 
 def results_table(results: list[dict], published: dict | None = None) -> str:
-    """The main table in Markdown, a row a model, `mean ± std` over model seeds.
+    """Return the main table in Markdown, a row a model, `mean ± std` over model seeds.
 
     Args:
         results: as from `load_results`; columns without any figure are left out.
@@ -161,7 +161,7 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
 
 
 def probes_table(results: list[dict]) -> str:
-    """Every probe: its figure after the last epoch, the best one of all epochs, and k-NN.
+    """Return, for every probe, the last epoch, the best of all epochs, and k-NN.
 
     The best epoch is picked on the images that it is reported for, as the reference does: it
     flatters, and is here for comparison.
@@ -187,7 +187,7 @@ def probes_table(results: list[dict]) -> str:
 
 
 def _published_value(published: dict, task: str, model: str | None = None) -> dict | None:
-    """The published figure of a task, of a model or of the first one that has it."""
+    """Return the published figure of a task, of a model or of the first one that has it."""
     found = (
         row for row in published["results"] if row["task"] == task and model in (None, row["model"])
     )
@@ -195,7 +195,7 @@ def _published_value(published: dict, task: str, model: str | None = None) -> di
 
 
 def published_rows(published: dict, tasks: list[str], width: int) -> list[list[str]]:
-    """Rows of the main table for published models, marked as such."""
+    """Return rows of the main table for published models, marked as such."""
     rows = []
     teacher = _published_value(published, "classification", published["teacher"])["mean"]
     for model in dict.fromkeys(row["model"] for row in published["results"]):
@@ -214,7 +214,7 @@ def published_rows(published: dict, tasks: list[str], width: int) -> list[list[s
 
 
 def ablation_table(results: list[dict], published: dict | None = None) -> str:
-    """What each part of the recipe adds, a row a part, in Markdown.
+    """Return what each part of the recipe adds, a row a part, in Markdown.
 
     Args:
         results: of models that are named by the keys of `ABLATION`.

@@ -12,7 +12,7 @@ _NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in a readable unit: `5.21 MB`."""
+    """Return bytes in a readable unit: `5.21 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -31,7 +31,7 @@ def write_json(path: str | Path, content: dict) -> None:
 
 
 def rounded(content, digits: int = 6):
-    """Nested dicts and lists with all numbers at so many significant digits; NaN as None."""
+    """Round all numbers of nested dicts and lists to so many significant digits; NaN is None."""
     if isinstance(content, dict):
         return {key: rounded(value, digits) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -47,7 +47,7 @@ def read_json(path: str | Path) -> dict:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
+    """Return SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):
@@ -56,7 +56,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def folder_digest(path: str | Path) -> str:
-    """SHA-256 of what a folder of ours holds: its weights, its manifest or its result.
+    """Return SHA-256 of what a folder of ours holds: weights, manifest or result.
 
     Raises:
         FileNotFoundError: there is nothing of the kind in the folder.
@@ -73,7 +73,7 @@ def folder_digest(path: str | Path) -> str:
 
 
 def public_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a path its last part: nobody else has the folders of this machine."""
+    """Return a Hub id unchanged and shorten a local path to its last part, for cards."""
     looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
     if looks_like_one or (name_or_path and Path(name_or_path).exists()):
         return Path(name_or_path).resolve().name

@@ -18,7 +18,7 @@ _REMOVED = {"forcing_patches": 0}
 
 
 def environment() -> dict:
-    """Versions, commit and number of processes that a result was made with."""
+    """Return the versions, commit and number of processes that a result was made with."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None

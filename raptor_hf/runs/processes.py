@@ -74,13 +74,13 @@ def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:
 
 
 def ignore_stop_signals(_worker: int = 0) -> None:
-    """For the workers of a DataLoader: when to stop is said by the process that reads from them."""
+    """Ignore stop signals in a DataLoader worker: the process that reads from it decides."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def process_state() -> "PartialState":
-    """Which of how many processes this is; `accelerate launch` and `torchrun` set it up.
+    """Return which of how many processes this is, as `accelerate launch` or `torchrun` set up.
 
     Several processes on the CPU (`torchrun …` where there is no GPU, or with ACCELERATE_USE_CPU)
     are only seen by a `PartialState` that is told of the CPU. The timeout is long: one process may
@@ -95,7 +95,7 @@ def process_state() -> "PartialState":
 
 
 def describe_processes(state: "PartialState") -> str:
-    """How many processes on what, like `8 processes on 2 machines, cuda, bf16`."""
+    """Describe how many processes run on what, like `8 processes on 2 machines, cuda, bf16`."""
     number = state.num_processes
     machines = number // int(os.environ.get("LOCAL_WORLD_SIZE", number))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -108,7 +108,7 @@ def describe_processes(state: "PartialState") -> str:
 
 
 def launcher_warnings(state: "PartialState") -> list[str]:
-    """What the launcher or the environment asked for and this program did not get, in words."""
+    """Return what the launcher or the environment asked for in vain, in words."""
     from accelerate.utils import parse_flag_from_env
 
     wishes, environment = [], os.environ
@@ -175,7 +175,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
 
 
 def require_one_process() -> None:
-    """For work that is not shared: of several processes each would see its share of the images.
+    """Refuse several processes for work that is not shared: each would see a share of images.
 
     Raises:
         ValueError: several were started.
@@ -189,7 +189,7 @@ def require_one_process() -> None:
 
 
 def _how_to_resume() -> str:
-    """The command that goes on with this run, as far as a process knows how it was started."""
+    """Return the command that resumes this run, as far as a process knows how it started."""
     launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
     start = "… " if launched else "python "  # accelerate launch or torchrun, and their options
     resume = [] if "--resume" in sys.argv else ["--resume"]
@@ -199,7 +199,7 @@ def _how_to_resume() -> str:
 def progress_bar(
     description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
 ) -> tqdm:
-    """A progress bar that draws often on a terminal and rarely into a log file."""
+    """Return a progress bar that draws often on a terminal and rarely into a log file."""
     return tqdm(
         total=total,
         initial=initial,

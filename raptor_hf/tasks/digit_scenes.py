@@ -33,7 +33,7 @@ _FEATURES = datasets.Features(
 
 
 def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
-    """Scenes of 48×64 pixels with 2 to 4 digits each; always the same ones.
+    """Return scenes of 48×64 pixels with 2 to 4 digits each; always the same ones.
 
     The ground and the wall behind it are a class of their own, the eleventh. The digits of the test
     scenes are those of the test split of `load_digits`: no training scene shows them.
@@ -61,7 +61,9 @@ def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
 def draw_scene(
     images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """One scene of some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask`, `depth`."""
+    """Return one scene of some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask`,
+    `depth`.
+    """
     rows = np.arange(_HEIGHT)[:, None] + np.zeros((1, _WIDTH))
     depth = np.minimum(_GROUND / np.maximum(rows - _HORIZON, 1e-3), _WALL)
     depth[rows <= _HORIZON] = _WALL

@@ -14,7 +14,7 @@ from .task import Classification, Task
 def load_linear_head(
     source: str | Path, *, hidden_size: int, task: type[Task] = Classification
 ) -> tuple[nn.Linear, list[str] | None]:
-    """The linear head of a task, and the names of its classes.
+    """Return the linear head of a task, and the names of its classes.
 
     For classification DINOv2's own heads and the classifiers of transformers' Dinov2 models put
     the features in the same order, cls before the mean of the patches, and leave registers out.
@@ -56,7 +56,7 @@ def load_linear_head(
 def _read_classifier(
     name_or_path: str, task: type[Task]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights and class names of the linear head of a saved model."""
+    """Return weights and class names of the linear head of a saved model."""
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type not in task.head_types:
         raise ValueError(
@@ -90,7 +90,7 @@ def attach_head(
     model_class: type[RaptorPreTrainedModel] = RaptorForImageClassification,
     **fields,
 ) -> RaptorPreTrainedModel:
-    """A Raptor and a linear head as one model for the Auto classes.
+    """Return a Raptor and a linear head as one model for the Auto classes.
 
     Args:
         class_names: default `LABEL_0`, `LABEL_1`, … as in transformers.

@@ -44,7 +44,7 @@ class LabelledImages:
         return len(self.cells)
 
     def read(self, row: int) -> tuple[Image.Image, int | np.ndarray]:
-        """An image in RGB and its target.
+        """Return an image in RGB and its target.
 
         Raises:
             ValueError: a file that is missing or can't be decoded, a target that is no class or has
@@ -59,13 +59,13 @@ class LabelledImages:
         return image, target
 
     def target(self, row: int) -> np.ndarray:
-        """The target of a row alone."""
+        """Return the target of a row alone."""
         name = self.cells.column_names[1]
         return self.read_target(self.cells[row][name], f"{name} {row}")
 
 
 def load_classification(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
-    """Images and their classes; names and errors as `load_images`.
+    """Return images and their classes; names and errors as `load_images`.
 
     Raises:
         ValueError: also for a split without images or without class names.
@@ -81,7 +81,7 @@ def load_classification(name: str, split: str, *, missing_ok: bool = False) -> L
 
 
 def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
-    """Images and their masks.
+    """Return images and their masks.
 
     Args:
         name: `"digit_scenes"` (embedded) or the folder `ADEChallengeData2016` of SceneParse150.
@@ -111,7 +111,7 @@ def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> Lab
 
 
 def _ade20k_class_names(path: Path) -> list[str]:
-    """Names of the 150 classes, of ADE20k's own table (last column), or numbers without it.
+    """Return names of the 150 classes, from ADE20k's own table or as numbers.
 
     Raises:
         ValueError: a table of another number of classes.
@@ -126,7 +126,7 @@ def _ade20k_class_names(path: Path) -> list[str]:
 
 
 def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
-    """Images and their depth.
+    """Return images and their depth.
 
     Args:
         name: `"digit_scenes"` (embedded) or NYUv2's folder `nyu_data`, with
@@ -166,7 +166,7 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
 def _paired_files(
     columns: dict[str, list[Path]], *, where: Path, missing_ok: bool
 ) -> datasets.Dataset:
-    """Files as a dataset of undecoded images; errors as in the loaders."""
+    """Return the files as a dataset of undecoded images; errors as in the loaders."""
     if not columns["image"]:
         raise ValueError(f"{where} holds no images: the split is empty.")
     missing = [str(file) for files in columns.values() for file in files if not file.is_file()]
@@ -181,14 +181,14 @@ def _paired_files(
 
 
 def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The same dataset with images as `{"path", "bytes"}`."""
+    """Return the same dataset with images as `{"path", "bytes"}`."""
     for name in dataset.column_names:
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
 
 
 def _open_image(cell: dict, *, name: str) -> Image.Image:
-    """A decoded image of an undecoded cell.
+    """Return a decoded image of an undecoded cell.
 
     Args:
         name: what the error calls it where the cell has no path.
@@ -206,7 +206,7 @@ def _open_image(cell: dict, *, name: str) -> Image.Image:
 
 
 def _read_label(label: int, name: str, *, num_classes: int) -> int:
-    """A class, as it is.
+    """Return a class, as it is.
 
     Raises:
         ValueError: no class; −1 is what datasets without labels have.
@@ -217,7 +217,7 @@ def _read_label(label: int, name: str, *, num_classes: int) -> int:
 
 
 def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bool) -> np.ndarray:
-    """Classes (H, W), int64, `IGNORED` where there is none.
+    """Return the classes (H, W), int64, `IGNORED` where there is none.
 
     Args:
         zero_is_background: 0 in the file is ignored and 1, 2, … are the classes 0, 1, … (ADE20k).
@@ -241,7 +241,7 @@ def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bo
 
 
 def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
-    """Depth (H, W) in metres, float32, 0 where it is unknown.
+    """Return the depth (H, W) in metres, float32, 0 where it is unknown.
 
     Args:
         bits: 16 for millimetres (NYUv2's test images, digit scenes), 8 for images whose 255 is

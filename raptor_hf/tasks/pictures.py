@@ -11,7 +11,7 @@ from ..pictures import make_figure
 
 
 def _class_colours(number: int) -> dict:
-    """Options of `imshow` for maps of classes."""
+    """Return the options of `imshow` for maps of classes."""
     colors = colormaps["tab20" if number <= 20 else "gist_ncar"](np.linspace(0, 1, number))
     return {
         "cmap": ListedColormap(colors),
@@ -22,14 +22,14 @@ def _class_colours(number: int) -> dict:
 
 
 def _class_legend(figure, class_names: list[str], colours: dict) -> None:
-    """Names of the classes beside a figure, where they are few enough to be read."""
+    """Write names of the classes beside a figure, where they are few enough to be read."""
     if len(class_names) <= 20:
         marks = [Rectangle((0, 0), 1, 1, color=color) for color in colours["cmap"].colors]
         figure.legend(marks, class_names, loc="outside right center", fontsize="small")
 
 
 def _picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
-    """A figure and its axes (rows, columns) for pictures of height × width = shape."""
+    """Make a figure and its axes (rows, columns) for pictures of height × width = shape."""
     size = (1.7 * len(headings) + 1, 1.7 * shape[0] / shape[1] * rows + 0.5)
     figure, axes = make_figure(
         rows, len(headings), figsize=size, squeeze=False, layout="constrained"
@@ -44,7 +44,7 @@ def _picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
 def plot_class_maps(
     images: list, maps: dict[str, list[np.ndarray]], class_names: list[str], path: str | Path
 ) -> None:
-    """Images and classes of their pixels: a row an image, a column a source; white is no class.
+    """Draw images and classes of their pixels: a row an image, a column a source.
 
     Args:
         maps: heading -> classes (H, W) of every image.
@@ -60,7 +60,7 @@ def plot_class_maps(
 
 
 def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str | Path) -> None:
-    """The same for depth in metres, on one scale; white is unknown."""
+    """Draw the same for depth in metres, on one scale; white is unknown."""
     known = [depth[depth > 0] for source in maps.values() for depth in source]
     limits = {"vmin": min(d.min() for d in known), "vmax": max(d.max() for d in known)}
     figure, axes = _picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
@@ -80,7 +80,7 @@ def plot_scenes(
     class_names: list[str],
     path: str | Path,
 ) -> None:
-    """A sheet of scenes: image, classes and depth in metres side by side."""
+    """Draw a sheet of scenes: image, classes and depth in metres side by side."""
     colours = _class_colours(len(class_names))
     headings = ["image", "class", "depth (m)"]
     figure, axes = _picture_grid(len(images), headings, masks[0].shape)

@@ -76,45 +76,47 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def load(name: str, split: str, *, missing_ok: bool = False):
-        """A dataset of this task as `LabelledImages`."""
+        """Load a dataset of this task as `LabelledImages`."""
 
     @abstractmethod
     def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """What heads look at of the tokens (B, N, D) after the final norm."""
+        """Return what heads look at of the tokens (B, N, D) after the final norm."""
 
     @abstractmethod
     def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """A head's logits; of the target (B, …) only the size counts."""
+        """Return a head's logits; of the target (B, …) only the size counts."""
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The training loss, a scalar."""
+        """Return the training loss, a scalar."""
 
     @abstractmethod
     def predict(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """What the logits say about images as large as the target (B, …)."""
+        """Return what the logits say about images as large as the target (B, …)."""
 
     @abstractmethod
     def statistics(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, list]:
-        """Rows for the metric, one an image."""
+        """Return rows for the metric, one an image."""
 
     @abstractmethod
     def constant(self, targets: list) -> torch.Tensor:
-        """The one answer that fits some training targets best: a prediction without its axes of
-        images and pixels.
+        """Return the one answer that fits some training targets best: a prediction without its axes
+        of images and pixels.
         """
 
     @classmethod
     def head_width(cls, hidden_size: int) -> int:
-        """Inputs of a head on a backbone of `hidden_size` channels."""
+        """Return the inputs of a head on a backbone of `hidden_size` channels."""
         return len(cls.looks_at) * hidden_size
 
     def config_fields(self) -> dict:
-        """What a Raptor's configuration says of a head of this task, beside the class names."""
+        """Return what a Raptor's configuration says of a head of this task, beside the class
+        names.
+        """
         return {}
 
     def best(self, scores: list[float]) -> int:
-        """Which of several scores is the best; the first of equal ones."""
+        """Return which of several scores is the best; the first of equal ones."""
         return int(np.argmax(scores) if self.higher_is_better else np.argmin(scores))
 
 
@@ -131,27 +133,29 @@ class Classification(Task):
     load = staticmethod(load_classification)
 
     def features(self, last_hidden_state):
-        """(B, 2·D)."""
+        """Return (B, 2·D)."""
         return pool_tokens(last_hidden_state, self.config)
 
     def logits(self, head, features, target):
-        """(B, classes)."""
+        """Return (B, classes)."""
         return head(features)
 
     def loss(self, logits, target):
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return nn.functional.cross_entropy(logits, target)
 
     def predict(self, logits, target):
-        """The logits themselves: the metric looks at the first five."""
+        """Return the logits themselves: the metric looks at the first five."""
         return logits
 
     def statistics(self, prediction, target):
-        """`label_ranks`."""
+        """Return `label_ranks`."""
         return label_ranks(logits=prediction, labels=target)
 
     def constant(self, targets):
-        """How often each class occurs (classes,): as logits they name the most frequent ones."""
+        """Return how often each class occurs (classes,): as logits they name the most frequent
+        ones.
+        """
         return torch.bincount(torch.tensor(targets), minlength=self.num_outputs).float()
 
 
@@ -166,33 +170,33 @@ class Segmentation(Task):
     load = staticmethod(load_segmentation)
 
     def features(self, last_hidden_state):
-        """(B, 1 + h·w, D), cls and patches."""
+        """Return (B, 1 + h·w, D), cls and patches."""
         return drop_registers(last_hidden_state, self.config)
 
     def logits(self, head, features, target):
-        """(B, classes, H, W)."""
+        """Return (B, classes, H, W)."""
         frame = PatchFrame.of(target.shape[1:], self.config)
         return frame.interpolate(segmentation_logits(head, features, frame.grid))
 
     def loss(self, logits, target):
-        """Cross-entropy over the pixels that have a class."""
+        """Return the cross-entropy over the pixels that have a class."""
         loss = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
         return loss / (target != IGNORED).sum().clamp(min=1)
 
     def predict(self, logits, target):
-        """(B, H, W) classes; of a target of another size than the images, at its size."""
+        """Return (B, H, W) classes; of a target of another size than the images, at its size."""
         if logits.shape[-2:] != target.shape[-2:]:
             logits = resize_maps(logits, target.shape[-2:])
         return logits.argmax(dim=1)
 
     def statistics(self, prediction, target):
-        """`segmentation_statistics`."""
+        """Return `segmentation_statistics`."""
         return segmentation_statistics(
             prediction=prediction, target=target, num_classes=self.num_outputs, ignore_index=IGNORED
         )
 
     def constant(self, targets):
-        """The most frequent class."""
+        """Return the most frequent class."""
         counts = sum(
             np.bincount(t[t != IGNORED], minlength=self.num_outputs)
             for t in map(np.asarray, targets)
@@ -222,29 +226,30 @@ class Depth(Task):
         self.eval_crop = eval_crop
 
     def config_fields(self):
-        """Number and range of the bins."""
+        """Return the number and range of the bins."""
         return {"depth_bins": self.num_outputs, **self.limits}
 
     def features(self, last_hidden_state):
-        """(B, 1 + h·w, D), cls and patches."""
+        """Return (B, 1 + h·w, D), cls and patches."""
         return drop_registers(last_hidden_state, self.config)
 
     def logits(self, head, features, target):
-        """(B, bins, 4·h, 4·w), over the padded image."""
+        """Return (B, bins, 4·h, 4·w), over the padded image."""
         return depth_logits(head, features, PatchFrame.of(target.shape[1:], self.config).grid)
 
     def loss(self, logits, target):
-        """`depth_loss`."""
+        """Return `depth_loss`."""
         frame = PatchFrame.of(target.shape[1:], self.config)
         depth = self.predict(logits, target)
         return depth_loss(logits, depth, target, frame, **self.limits)
 
     def predict(self, logits, target):
-        """(B, H, W) in metres."""
+        """Return (B, H, W) in metres."""
         return expected_depth(logits, PatchFrame.of(target.shape[1:], self.config), **self.limits)
 
     def statistics(self, prediction, target):
-        """`depth_statistics`, of the pixels of the crop whose depth is known and within the bins.
+        """Return `depth_statistics`, of the pixels of the crop whose depth is known and within the
+        bins.
 
         Raises:
             ValueError: images smaller than the crop.
@@ -263,7 +268,7 @@ class Depth(Task):
         return depth_statistics(prediction=prediction, target=target, valid=valid)
 
     def constant(self, targets):
-        """The mean depth, which has the smallest RMSE."""
+        """Return the mean depth, which has the smallest RMSE."""
         depth = np.concatenate([np.asarray(target).ravel() for target in targets])
         low, high = self.limits["min_depth"], self.limits["max_depth"]
         return torch.tensor(float(depth[(depth >= low) & (depth <= high)].mean()))
