@@ -49,13 +49,14 @@ def convert_checkpoint(
     depth = teacher.config.num_hidden_layers
     if original.thresholds is not None:
         stops = [0, *original.thresholds, depth]
-        found = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
-        if phases is not None and list(phases) != found:
+        lengths = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
+        if phases is not None and list(phases) != lengths:
             raise ValueError(
                 f"phases={list(phases)} contradict the thresholds {original.thresholds} of "
-                f"{checkpoint}, which with {depth} layers are the phases {found}. Leave phases out."
+                f"{checkpoint}, which with {depth} layers are the phases {lengths}. Leave "
+                "phases out."
             )
-        phases = found
+        phases = lengths
     if phases is None:
         raise ValueError(
             f"{checkpoint} is a plain state dict of {len(original.blocks)} blocks, which does not "

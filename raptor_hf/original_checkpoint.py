@@ -181,14 +181,14 @@ def _module_facts(module: _PickledModule) -> dict:
         facts["thresholds"] = stops
     for block in blocks:
         _check_block_facts(block._modules, bool(block.t_scale))
-    found = [
+    counts = [
         (block._modules["attn"].num_heads, block._modules[norm].eps)
         for block in blocks
         for norm in ("norm1", "norm2")
     ]
-    if len(set(found)) > 1:
-        raise ValueError(f"Blocks must share heads and LayerNorm eps; got (heads, eps) {found}.")
-    return {**facts, "num_heads": found[0][0], "block_norm_eps": found[0][1]}
+    if len(set(counts)) > 1:
+        raise ValueError(f"Blocks must share heads and LayerNorm eps; got (heads, eps) {counts}.")
+    return {**facts, "num_heads": counts[0][0], "block_norm_eps": counts[0][1]}
 
 
 def _check_block_facts(parts: dict[str, _PickledModule], t_scale: bool) -> None:
@@ -224,11 +224,11 @@ def rename(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
             unknown.append(name)
         else:
             renamed[_NAMES[match] + own.removeprefix(match)] = weight.float()
-    wanted = {"norm1.weight", "attention.qkv.weight", "ffn.fc1.weight", "ffn.fc2.weight"}
-    if unknown or not wanted <= set(renamed):
+    required = {"norm1.weight", "attention.qkv.weight", "ffn.fc1.weight", "ffn.fc2.weight"}
+    if unknown or not required <= set(renamed):
         raise ValueError(
             f"A block of the reference has the weights {', '.join(_NAMES)}…; unknown here: "
-            f"{unknown[:5]}, missing: {sorted(wanted - set(renamed))}."
+            f"{unknown[:5]}, missing: {sorted(required - set(renamed))}."
         )
     for name in ("layer_scale1", "layer_scale2"):
         renamed.setdefault(name, torch.ones_like(renamed["norm1.weight"]))

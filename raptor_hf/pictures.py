@@ -50,7 +50,7 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
     Raises:
         ValueError: shapes that differ, or another number of tokens than the grid has patches.
     """
-    shapes = [found.shape for found in states]
+    shapes = [model_states.shape for model_states in states]
     if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][1] != grid[0] * grid[1]:
         raise ValueError(
             f"Patch maps need the patches of all models as (layers + 1, {grid[0]} · {grid[1]}, "

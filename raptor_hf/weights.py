@@ -71,11 +71,11 @@ def read_head_file(path: Path) -> dict[str, torch.Tensor]:
             "it was run."
         ) from error
     if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
-        found = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
-        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {found}.")
+        contents = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
+        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {contents}.")
     if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        found = {name: type(weight).__name__ for name, weight in weights.items()}
-        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {found}.")
+        contents = {name: type(weight).__name__ for name, weight in weights.items()}
+        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {contents}.")
     return weights
 
 

@@ -164,7 +164,7 @@ def stream_states(
 
     Of several processes each gets its share.
     """
-    wanted = None if num_images is None else min(num_images, len(activations))
-    rows = choose_images(len(activations), wanted, seed).tolist()
+    limit = None if num_images is None else min(num_images, len(activations))
+    rows = choose_images(len(activations), limit, seed).tolist()
     for batch in batches(activations, batch_size, description, rows=rows, num_workers=num_workers):
         yield activations.states(batch)

@@ -59,12 +59,16 @@ def verify_activations(path: str | Path) -> Iterator[str]:
             else:
                 yield from _shard_contents(path / name, facts["rows"], expected, seen)
             bar.update(facts["size_bytes"] // 2**20)
-    found = len({image_id for image_id, _ in seen}), len({view for _, view in seen}), len(set(seen))
+    counts = (
+        len({image_id for image_id, _ in seen}),
+        len({view for _, view in seen}),
+        len(set(seen)),
+    )
     images, views = manifest["num_images"], manifest["views"]
-    if whole and (found != (images, views, images * views) or len(seen) > len(set(seen))):
+    if whole and (counts != (images, views, images * views) or len(seen) > len(set(seen))):
         yield (
             f"{path} must hold {views} views of {images:,} images, each once; it has {len(seen):,} "
-            f"trajectories, {found[2]:,} of them different, of {found[0]:,} images."
+            f"trajectories, {counts[2]:,} of them different, of {counts[0]:,} images."
         )
 
 

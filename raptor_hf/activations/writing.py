@@ -97,9 +97,9 @@ def write_activations(
             leftover.unlink()
         _check_disk(path, needed)
     state.wait_for_everyone()
-    mine = missing[state.process_index :: state.num_processes]
-    batches = record_batches(source, plan, mine, batch_size, num_workers)
-    write_shards(path, mine, plan.features.arrow_schema, batches)
+    own_shards = missing[state.process_index :: state.num_processes]
+    batches = record_batches(source, plan, own_shards, batch_size, num_workers)
+    write_shards(path, own_shards, plan.features.arrow_schema, batches)
     state.wait_for_everyone()
     if state.is_main_process:
         _complete(path, plan, source, dtype, revision)

@@ -79,12 +79,12 @@ def _compare_reading(
     """
     import zarr
 
-    number, chosen = len(activations), activations.layers[layers]
-    ours = load_activations(activations.path, layers=chosen)
-    ours32 = load_activations(activations.path, layers=chosen, dtype=torch.float32)
+    number, layers_read = len(activations), activations.layers[layers]
+    ours = load_activations(activations.path, layers=layers_read)
+    ours32 = load_activations(activations.path, layers=layers_read, dtype=torch.float32)
     flat = np.memmap(folder / "flat.bin", dtype=np.float16, mode="r")
     flat = flat.reshape(number, len(activations.layers), *ours[0]["states"].shape[1:])
-    columns = [f"layer_{layer}" for layer in chosen]
+    columns = [f"layer_{layer}" for layer in layers_read]
     stock = datasets.load_from_disk(str(activations.path)).select_columns(columns)
     stock = stock.with_format("torch")
     reference = zarr.open(str(folder / "reference.zarr"), mode="r")

@@ -135,8 +135,8 @@ class Candidates:
     def flops(self) -> dict[str, int]:
         """Return FLOP of an image."""
         one = {name: getattr(self, name).config for name in ("exact", "matched")}
-        found = {n: 12 * application_flops(config, self.num_tokens) for n, config in one.items()}
-        return {"reference": found["exact"], **found, "teacher": found["matched"]}
+        flops = {n: 12 * application_flops(config, self.num_tokens) for n, config in one.items()}
+        return {"reference": flops["exact"], **flops, "teacher": flops["matched"]}
 
     def weight_bytes(self) -> dict[str, int]:
         """Return bytes of the weights of all blocks or layers."""

@@ -202,13 +202,13 @@ def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = T
         rate: where the search starts.
         extend: else only the rate itself and its half are tried.
     """
-    found = {candidate: score(candidate) for candidate in (rate, rate / 2)}
+    scores = {candidate: score(candidate) for candidate in (rate, rate / 2)}
     if extend:
-        found[2 * rate] = score(2 * rate)
+        scores[2 * rate] = score(2 * rate)
         for factor, end in ((2, max), (0.5, min)):
-            while max(found, key=found.get) == (edge := end(found)):
-                found[factor * edge] = score(factor * edge)
-    return max(found, key=found.get)
+            while max(scores, key=scores.get) == (edge := end(scores)):
+                scores[factor * edge] = score(factor * edge)
+    return max(scores, key=scores.get)
 
 
 def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) -> dict:
@@ -267,14 +267,14 @@ def row(group: _Group) -> dict:
     """Return the chosen learning rate of a group, and the R² of its seeds."""
     runs = group.runs()
     best = max((run for run in runs if run["seed"] == 0), key=lambda run: run["train_r2"])["rate"]
-    chosen = sorted((run for run in runs if run["rate"] == best), key=lambda run: run["seed"])
+    best_runs = sorted((run for run in runs if run["rate"] == best), key=lambda run: run["seed"])
     return {
         "recipe": group.recipe,
         "k": group.k,
         "budget": group.units,
         "rate": best,
-        "r2": [run["r2"]["all"] for run in chosen],
-        "r2_cls": [run["r2"]["cls"] for run in chosen],
+        "r2": [run["r2"]["all"] for run in best_runs],
+        "r2_cls": [run["r2"]["cls"] for run in best_runs],
     }
 
 
@@ -286,17 +286,19 @@ def recipe_tables(rows: list[dict]) -> str:
     cells = {(row["k"], row["budget"], row["recipe"]): row for row in rows}
     lines = []
     for k, budget in sorted({(row["k"], row["budget"]) for row in rows}):
-        found = [cells.get((k, budget, name)) for name in recipes()]
-        shown = [f"{_mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in found]
-        lines.append([str(k), f"{budget:g}", *shown])
+        results = [cells.get((k, budget, name)) for name in recipes()]
+        cells_of_row = [
+            f"{_mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in results
+        ]
+        lines.append([str(k), f"{budget:g}", *cells_of_row])
     tables = [markdown_table(["k", "compute", *recipes()], lines)]
     names = [name for name in ("ours", *variants()) if (*_VARIANTS_AT, name) in cells]
     if names[1:]:
         heading = [f"k = {_VARIANTS_AT[0]}, compute {_VARIANTS_AT[1]}", "R², all tokens", "R², cls"]
-        found = [cells[(*_VARIANTS_AT, name)] for name in names]
-        lines = [[row["recipe"], _mean_of(row, "r2"), _mean_of(row, "r2_cls")] for row in found]
+        results = [cells[(*_VARIANTS_AT, name)] for name in names]
+        lines = [[row["recipe"], _mean_of(row, "r2"), _mean_of(row, "r2_cls")] for row in results]
         tables.append(markdown_table([*heading, "rate"], [
-            [*line, f"{row['rate']:g}"] for line, row in zip(lines, found, strict=True)
+            [*line, f"{row['rate']:g}"] for line, row in zip(lines, results, strict=True)
         ]))  # fmt: skip
     return "\n\n".join(tables)
 

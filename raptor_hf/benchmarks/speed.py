@@ -77,12 +77,12 @@ def images_a_second(
     Args:
         passes: how much of an image's FLOP are counted: 1 forwards, 3 for a training step.
     """
-    flops, found, shares = candidates.flops(), {}, {}
+    flops, throughputs, shares = candidates.flops(), {}, {}
     for name in times:
         if model := next((known for known in flops if name.startswith(known)), None):
-            found[name] = batch / statistics.median(times[name])
-            shares[name] = passes * flops[model] * found[name] / peak
-    yield f"{title}: images a second", found
+            throughputs[name] = batch / statistics.median(times[name])
+            shares[name] = passes * flops[model] * throughputs[name] / peak
+    yield f"{title}: images a second", throughputs
     yield f"{title}: share of the peak", shares
 
 
@@ -158,10 +158,10 @@ def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[_Mea
             times = _compare(calls, rounds, "cpu")
         yield from speeds(f"inference, batch {batch}, in int8 beside the reference", times)
     with torch.no_grad():
-        found = {name: plain[name](candidates.states(1))[-1] for name in quantised}
+        expected = {name: plain[name](candidates.states(1))[-1] for name in quantised}
     errors = {
         name: ((states - exact[name]).square().sum() / spread(exact[name])).item()
-        for name, states in found.items()
+        for name, states in expected.items()
     }
     yield "1 − R² of int8 after 12 applications", errors
 

@@ -134,9 +134,9 @@ def raptor_from_blocks(
         prefix = f"{start}-{stop}."
         state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if not state:
-            there = sorted({name.split(".")[0] for name in weights})
+            spans = sorted({name.split(".")[0] for name in weights})
             raise ValueError(
-                f"{folder} has no block for the span {start}-{stop}, only for {there}."
+                f"{folder} has no block for the span {start}-{stop}, only for {spans}."
             )
         block.load_state_dict(state)
     return model

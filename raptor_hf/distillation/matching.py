@@ -58,14 +58,14 @@ class TrajectoryMatching(nn.Module):
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, _ChainOutput]:
         """Return, for every chain, how it follows the states of `layers` (B, layers, N, D)."""
         forcing, rolling = loss_weights(self.arguments, progress)
-        found = {}
+        outputs = {}
         for chain in self.chains:
             starts = {span.start for span in chain.spans}
             if progress >= self.arguments.phase_fraction:
                 starts = {min(starts)}
             part = self.part(chain, trajectory)
-            found[chain.name] = self.follow(chain, part, forcing, rolling, starts)
-        return found
+            outputs[chain.name] = self.follow(chain, part, forcing, rolling, starts)
+        return outputs
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
         """Return the states (B, S + 1, N, D) that a chain of S layers starts from and learns."""

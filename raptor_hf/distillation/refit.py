@@ -88,17 +88,17 @@ def refit_spans(
 @contextmanager
 def _inputs_of(*modules: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Yield what goes into some modules, in their order, while a block is applied."""
-    found: list[torch.Tensor | None] = [None] * len(modules)
+    received: list[torch.Tensor | None] = [None] * len(modules)
 
     def keep(position: int):
         def hook(_module, inputs):
-            found[position] = inputs[0]
+            received[position] = inputs[0]
 
         return hook
 
     hooks = [m.register_forward_pre_hook(keep(position)) for position, m in enumerate(modules)]
     try:
-        yield found
+        yield received
     finally:
         for hook in hooks:
             hook.remove()
@@ -121,12 +121,12 @@ def _refit_projections(span: Span, states: list[torch.Tensor], weights: torch.Te
             current = following
     scales = (block.layer_scale1, block.layer_scale2)
     pairs = list(zip(projections, scales, strict=True))
-    there = [(scale[:, None] * projection.weight).T for projection, scale in pairs]
+    weights_now = [(scale[:, None] * projection.weight).T for projection, scale in pairs]
     bias = sum(scale * projection.bias for projection, scale in pairs)
-    there = torch.cat([*there, bias[None]]).double()
+    weights_now = torch.cat([*weights_now, bias[None]]).double()
     pull = RIDGE_PROJECTIONS * normal.diagonal().mean()
     eye = torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
-    fitted = torch.linalg.solve(normal + pull * eye, moment + pull * there).float()
+    fitted = torch.linalg.solve(normal + pull * eye, moment + pull * weights_now).float()
     widths = [projection.in_features for projection in projections]
     for (projection, scale), part in zip(pairs, fitted[:-1].split(widths), strict=True):
         projection.weight.copy_((part / scale).T)

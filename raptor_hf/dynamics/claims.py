@@ -85,7 +85,8 @@ def _corrects(group: str) -> Callable[[dict], _Verdict]:
             return None
         epsilon = min(pushes, key=float)
         left = {
-            layer: found["mean"][-1] / found["mean"][0] for layer, found in pushes[epsilon].items()
+            layer: angles["mean"][-1] / angles["mean"][0]
+            for layer, angles in pushes[epsilon].items()
         }
         shares = ", ".join(f"{100 * share:.0f} %" for share in left.values())
         return max(left.values()) < 1, (
@@ -119,31 +120,31 @@ def _ordered_speeds(result: dict) -> _Verdict:
 
 def _piecewise(result: dict) -> _Verdict:
     """Decide whether speeds jump at the boundaries of phases."""
-    found = {
+    jumps = {
         (group, partition): at
         for group, speed in result["speed"].items()
         for partition, at in speed["at_boundaries"].items()
         if at is not None
     }
-    if not found:
+    if not jumps:
         return None
-    clear = sum(at["ratio"] > 1 and at["above_random"] >= _CLEARLY for at in found.values())
+    clear = sum(at["ratio"] > 1 and at["above_random"] >= _CLEARLY for at in jumps.values())
     ratios = ", ".join(
         f"{group} {partition}: {at['ratio']:.2f} (beats {100 * at['above_random']:.0f} %)"
-        for (group, partition), at in found.items()
+        for (group, partition), at in jumps.items()
         if group != "registers"
     )
-    return clear > len(found) / 2, f"clear in {clear} of {len(found)} cases; {ratios}"
+    return clear > len(jumps) / 2, f"clear in {clear} of {len(jumps)} cases; {ratios}"
 
 
 def _loses_rank(result: dict) -> _Verdict:
     """Decide whether updates become low in rank."""
-    shown, seen = [], True
+    lines, seen = [], True
     for kind in ("stable", "effective"):
         first, last = _quarters(_mean_of(result, "update_rank", kind)[1:])
         seen &= last < first
-        shown.append(f"{kind} rank {first:.2f} → {last:.2f}")
-    return bool(seen), f"{', '.join(shown)} (first and last quarter)"
+        lines.append(f"{kind} rank {first:.2f} → {last:.2f}")
+    return bool(seen), f"{', '.join(lines)} (first and last quarter)"
 
 
 def _coherent(result: dict) -> _Verdict:
@@ -164,42 +165,42 @@ def _swaps_differ(other: str) -> Callable[[dict], _Verdict]:
     """Decide whether layers of the same phase stand in for each other better than others."""
 
     def decide(result: dict) -> _Verdict:
-        shown, seen = [], []
+        lines, seen = [], []
         for partition in map(partition_name, result["partitions"]):
             kinds = result.get("layer_swap", {}).get(partition, {})
             both = [kinds.get(kind, {}).get(str(max(SWAPPED))) for kind in ("same_phase", other)]
             if None in both:
                 continue
             figure = "accuracy" if "accuracy" in both[0] else "cosine"
-            same, across = (np.array(found[figure]["mean"]) for found in both)
+            same, across = (np.array(swaps[figure]["mean"]) for swaps in both)
             error = np.sqrt(same.var(ddof=1) / len(same) + across.var(ddof=1) / len(across))
             seen.append(len(same) > 1 and same.mean() - across.mean() > 2 * error)
-            shown.append(
+            lines.append(
                 f"{partition}: {same.mean():.3f} against {across.mean():.3f} (± {error:.3f})"
             )
-        if not shown:
+        if not lines:
             return None
-        return all(seen), f"{figure} with {max(SWAPPED)} layers swapped, {'; '.join(shown)}"
+        return all(seen), f"{figure} with {max(SWAPPED)} layers swapped, {'; '.join(lines)}"
 
     return decide
 
 
 def contrast(result: dict) -> _Verdict:
     """Decide whether phases are better than random ones."""
-    shown, seen = [], True
-    for partition, found in result.get("phase_contrast", {}).items():
-        if found["contrast"] is None or not found["random"]:
+    lines, seen = [], True
+    for partition, figures in result.get("phase_contrast", {}).items():
+        if figures["contrast"] is None or not figures["random"]:
             continue
         beats = {
-            kind: np.mean([c is None or found["contrast"] > c for c in found[kind]])
+            kind: np.mean([c is None or figures["contrast"] > c for c in figures[kind]])
             for kind in ("random", "shuffled")
         }
         seen &= min(beats.values()) >= _CLEARLY
-        shown.append(
-            f"{partition}: {found['contrast']:.2f}, beats {100 * beats['random']:.0f} % of random "
-            f"runs, {100 * beats['shuffled']:.0f} % of shuffled layers"
+        lines.append(
+            f"{partition}: {figures['contrast']:.2f}, beats {100 * beats['random']:.0f} % of "
+            f"random runs, {100 * beats['shuffled']:.0f} % of shuffled layers"
         )
-    return (bool(seen), "; ".join(shown)) if shown else None
+    return (bool(seen), "; ".join(lines)) if lines else None
 
 
 def settles(result: dict) -> _Verdict:
@@ -208,26 +209,26 @@ def settles(result: dict) -> _Verdict:
     if not held:
         return None
     speed, cosine = (_mean_of(held, name, "patches") for name in ("speed", "convergence"))
-    shown = (
+    line = (
         f"patches turn {speed[0]:.1f}° → {speed[-1]:.1f}° an application (m = 1, {len(speed)}), "
         f"cosine to x_L {cosine[-1]:.2f}"
     )
     if "accuracy" in held:
         accuracy = _mean_of(held, "accuracy")
-        shown += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
-    return bool(speed[-1] < 0.1 * speed[0]), shown
+        line += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
+    return bool(speed[-1] < 0.1 * speed[0]), line
 
 
 def linear(result: dict) -> _Verdict:
     """Decide whether a linear map a phase predicts better than standing still."""
-    shown, ahead = [], []
+    lines, ahead = [], []
     for group, spans in result.get("linear_modes", {}).items():
-        gains = [found["map"][-1] - found["identity"][-1] for found in spans.values()]
+        gains = [cosines["map"][-1] - cosines["identity"][-1] for cosines in spans.values()]
         ahead += [gain > 0 for gain in gains]
-        shown.append(f"{group} {min(gains):+.3f} to {max(gains):+.3f}")
-    if not shown:
+        lines.append(f"{group} {min(gains):+.3f} to {max(gains):+.3f}")
+    if not lines:
         return None
-    return all(ahead), f"cosine over a whole phase, map − identity: {', '.join(shown)}"
+    return all(ahead), f"cosine over a whole phase, map − identity: {', '.join(lines)}"
 
 
 def _identity_catches_up(result: dict) -> _Verdict:
@@ -237,7 +238,7 @@ def _identity_catches_up(result: dict) -> _Verdict:
         for spans in result.get("linear_modes", {}).values():
             ends = (f"1-{phases[0]}", f"{sum(phases[:-1]) + 1}-{sum(phases)}")
             first, last = (spans[end] for end in ends)
-            gains.append([found["map"][0] - found["identity"][0] for found in (first, last)])
+            gains.append([cosines["map"][0] - cosines["identity"][0] for cosines in (first, last)])
     if not gains:
         return None
     gains = np.array(gains)
@@ -294,8 +295,10 @@ def evaluate_claims(results: list[dict]) -> list[dict]:
     """Return every claim with its verdict for every model: `seen` (or None) and `figures`."""
     judged = []
     for claim in CLAIMS:
-        found = {result["model"]: claim.decide(result) or (None, "") for result in results}
-        verdicts = {model: {"seen": seen, "figures": text} for model, (seen, text) in found.items()}
+        decided = {result["model"]: claim.decide(result) or (None, "") for result in results}
+        verdicts = {
+            model: {"seen": seen, "figures": text} for model, (seen, text) in decided.items()
+        }
         said = {name: getattr(claim, name) for name in ("sentence", "source", "criterion")}
         judged.append({**said, "verdicts": verdicts})
     return judged

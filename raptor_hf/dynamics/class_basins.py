@@ -79,8 +79,8 @@ class ClassBasins:
             }.items():
                 columns.setdefault(name, []).append(values)
         result = {
-            name: {"mean": [v.mean() for v in found], "std": [v.std() for v in found]}
-            for name, found in columns.items()
+            name: {"mean": [v.mean() for v in column], "std": [v.std() for v in column]}
+            for name, column in columns.items()
         }
         return {"num_images": len(rows), "num_classes": len(classes), **result, **self.paths()}
 
@@ -93,7 +93,7 @@ class ClassBasins:
         variances, components = np.linalg.eigh(sum(part.T @ part for part in deviations))
         basis = components[:, ::-1][:, :2]
         basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), [0, 1]])
-        shown = np.concatenate(
+        rows = np.concatenate(
             [
                 np.flatnonzero(self.labels[: self.count] == label)[:_PER_CLASS]
                 for label in np.unique(self.labels[: self.count])[:CLASSES]
@@ -101,8 +101,8 @@ class ClassBasins:
         )
         return {
             "explained": float(variances[-2:].sum() / max(variances.sum(), np.finfo(float).tiny)),
-            "trajectories": ((self.directions[shown] - centre) @ basis).tolist(),
-            "labels": self.labels[shown].tolist(),
+            "trajectories": ((self.directions[rows] - centre) @ basis).tolist(),
+            "labels": self.labels[rows].tolist(),
         }
 
 
@@ -126,7 +126,7 @@ def _class_angles(
     cosines = units @ directions(sums).T
     cosines[range(len(units)), member] = -2  # of no angle
     other = angles(units, sums[cosines.argmax(dim=1)])
-    return tuple(torch.where(found < _ROUNDING, 0, found).numpy() for found in (own, other))
+    return tuple(torch.where(angle < _ROUNDING, 0, angle).numpy() for angle in (own, other))
 
 
 def check_classes(labels: np.ndarray, num_classes: int) -> None:

@@ -62,10 +62,10 @@ def _plot_speed(results: list[dict]) -> Figure:
     """Draw the angular speed over the layers, a panel a model, with its phase boundaries."""
     figure, axes = _panels(1, len(results), sharey=True)
     for axis, result in zip(axes[0], results, strict=True):
-        for group, found in result["speed"].items():
+        for group, figures in result["speed"].items():
             x, mean, std = (
                 np.arange(1, result["depth"] + 1),
-                *(np.array(found[n]) for n in ("mean", "std")),
+                *(np.array(figures[n]) for n in ("mean", "std")),
             )
             axis.plot(x, mean, "o-", ms=3, lw=1.2, color=_GROUPS[group], label=group)
             axis.fill_between(x, mean - std, mean + std, color=_GROUPS[group], alpha=0.15, lw=0)
@@ -82,15 +82,15 @@ def _plot_class_basins(results: list[dict]) -> Figure:
     """Draw the angles to class means over the layers, and paths of cls tokens, a column a model."""
     figure, axes = _panels(2, len(results))
     for (above, below), result in zip(axes.T, results, strict=True):
-        found, x = result["class_basins"], range(result["depth"] + 1)
-        line(above, x, found["own_angle"], 1, "own class", band=True)
-        line(above, x, found["other_angle"], 2, "nearest other", band=True)
+        basins, x = result["class_basins"], range(result["depth"] + 1)
+        line(above, x, basins["own_angle"], 1, "own class", band=True)
+        line(above, x, basins["other_angle"], 2, "nearest other", band=True)
         above.set(title=result["model"], xlabel="layer")
-        paths, labels = np.array(found["trajectories"]), np.array(found["labels"])
+        paths, labels = np.array(basins["trajectories"]), np.array(basins["labels"])
         for number, label in enumerate(np.unique(labels)):
-            mine, color = paths[labels == label], f"C{number}"
-            below.plot(*mine.transpose(2, 1, 0), lw=0.6, alpha=0.5, color=color)
-            below.plot(*mine[:, -1].T, "o", ms=3, color=color, label=f"class {label}")
+            path, color = paths[labels == label], f"C{number}"
+            below.plot(*path.transpose(2, 1, 0), lw=0.6, alpha=0.5, color=color)
+            below.plot(*path[:, -1].T, "o", ms=3, color=color, label=f"class {label}")
         below.set(xlabel="first component", aspect="equal")
     axes[0, 0].set_ylabel("angle to class mean (degrees)")
     axes[0, 0].legend(fontsize="x-small")
@@ -109,8 +109,8 @@ def _plot_self_correction(results: list[dict]) -> Figure:
             for style, (epsilon, by_layer) in zip(
                 ("-", "--", ":") * 9, pushes.items(), strict=False
             ):
-                for number, (layer, found) in enumerate(by_layer.items()):
-                    left = np.array(found["mean"]) / found["mean"][0]
+                for number, (layer, angles) in enumerate(by_layer.items()):
+                    left = np.array(angles["mean"]) / angles["mean"][0]
                     label = f"ε = {epsilon}" if number == 0 else None
                     x = int(layer) + np.arange(len(left))
                     axis.plot(x, left, style, lw=1.2, color=_MODELS[number % 6], label=label)
@@ -126,18 +126,18 @@ def _plot_self_correction(results: list[dict]) -> Figure:
 
 def _plot_rank_and_coherence(results: list[dict]) -> Figure:
     """Draw the ranks of updates, and coherence of patches and of their updates, a line a model."""
-    shown = [
+    kinds = [
         ("update_rank", "stable", "stable rank of updates"),
         ("update_rank", "effective", "effective rank of updates"),
         ("coherence", "states", "κ of patches"),
         ("coherence", "updates", "κ of their updates"),
     ]
     figure, axes = _panels(1, 4)
-    for axis, (name, kind, title) in zip(axes[0], shown, strict=True):
+    for axis, (name, kind, title) in zip(axes[0], kinds, strict=True):
         for number, result in enumerate(results):
-            found = result[name][kind]
-            x = range(result["depth"] + 1 - len(found["mean"]), result["depth"] + 1)
-            line(axis, x, found, number, result["model"], band=number == 0)
+            values = result[name][kind]
+            x = range(result["depth"] + 1 - len(values["mean"]), result["depth"] + 1)
+            line(axis, x, values, number, result["model"], band=number == 0)
         axis.set(title=title, xlabel="layer")
     axes[0, 0].legend(fontsize="x-small")
     return figure
@@ -148,21 +148,21 @@ def _plot_layer_swap(results: list[dict]) -> Figure:
     draws.
     """
     result = next(result for result in results if "layer_swap" in result)
-    found = result["layer_swap"]
-    partitions = [name for name in map(partition_name, result["partitions"]) if name in found]
+    swaps = result["layer_swap"]
+    partitions = [name for name in map(partition_name, result["partitions"]) if name in swaps]
     figure, axes = _panels(1, len(partitions), sharey=True)
     for axis, partition in zip(axes[0], partitions, strict=True):
         for number, kind in enumerate(SWAPS):
-            for replaced, figures in found[partition].get(kind, {}).items():
+            for replaced, figures in swaps[partition].get(kind, {}).items():
                 measured = "accuracy" if "accuracy" in figures else "cosine"
                 values, x = np.array(figures[measured]["mean"]), int(replaced) + 0.22 * (number - 1)
-                first = replaced == next(iter(found[partition][kind]))
+                first = replaced == next(iter(swaps[partition][kind]))
                 label = kind.replace("_", " ") if first else None
                 axis.plot(np.full(len(values), x), values, ".", ms=4, alpha=0.4, color=f"C{number}")
                 axis.plot(
                     [x - 0.09, x + 0.09], [values.mean()] * 2, lw=3, color=f"C{number}", label=label
                 )
-        untouched = found["untouched"]["accuracy"]["mean"] if measured == "accuracy" else 1.0
+        untouched = swaps["untouched"]["accuracy"]["mean"] if measured == "accuracy" else 1.0
         axis.axhline(untouched, color="#222222", lw=1, ls="--", label="untouched")
         axis.set(title=f"{result['model']} {partition}", xlabel="layers replaced", xticks=[1, 2, 3])
     axes[0, 0].set_ylabel(measured)
@@ -172,19 +172,21 @@ def _plot_layer_swap(results: list[dict]) -> Figure:
 
 def _plot_phase_contrast(results: list[dict]) -> Figure:
     """Draw the contrast of phases, as lines, among those of random partitions, as dots."""
-    columns = [(r["model"], p, found) for r in results for p, found in r["phase_contrast"].items()]
+    columns = [
+        (r["model"], p, contrast) for r in results for p, contrast in r["phase_contrast"].items()
+    ]
     figure, axes = _panels(1, 1)
     figure.set_size_inches(1.5 * len(columns) + 1.5, 3.4)
-    for x, (_, _, found) in enumerate(columns):
+    for x, (_, _, contrast) in enumerate(columns):
         for shift, (kind, color) in enumerate({"random": "C0", "shuffled": "C1"}.items()):
-            values = np.array([c for c in found[kind] if c is not None], dtype=float)
+            values = np.array([c for c in contrast[kind] if c is not None], dtype=float)
             label = f"{kind} {'runs' if kind == 'random' else 'layers'}" if x == 0 else None
             at = x + 0.25 * (shift - 0.5) + np.linspace(-0.08, 0.08, len(values))
             axes[0, 0].plot(at, values, ".", ms=3, alpha=0.5, color=color, label=label)
-        if found["contrast"] is not None:
+        if contrast["contrast"] is not None:
             mark = {"label": "these phases"} if x == 0 else {}
             axes[0, 0].plot(
-                [x - 0.3, x + 0.3], [found["contrast"]] * 2, color="#222222", lw=2, **mark
+                [x - 0.3, x + 0.3], [contrast["contrast"]] * 2, color="#222222", lw=2, **mark
             )
     axes[0, 0].set_xticks(range(len(columns)), [f"{model}\n{p}" for model, p, _ in columns])
     axes[0, 0].set_ylabel("contrast of distances")
@@ -201,10 +203,10 @@ def _plot_more_time(results: list[dict]) -> Figure:
     figure, axes = _panels(1, 3 if accuracies else 2)
     for number, result in enumerate(results):
         for depth_mode, style in (("held", "-"), ("free", "--")):
-            found, color = result["more_time"][depth_mode], _MODELS[(number + 1) % 6]
+            figures, color = result["more_time"][depth_mode], _MODELS[(number + 1) % 6]
             label = f"{result['model']}, {depth_mode}"
             for axis, name in zip(axes[0], ("convergence", "speed", "accuracy"), strict=False):
-                curve = found[name] if name == "accuracy" else found[name]["patches"]
+                curve = figures[name] if name == "accuracy" else figures[name]["patches"]
                 y, first = np.array(curve["mean"], dtype=float), int(name == "speed")
                 axis.plot(range(first, first + len(y)), y, style, lw=1.2, color=color, label=label)
     titles = ("patches: cosine to x_L", "patches: turn (degrees)", "accuracy")
@@ -226,12 +228,12 @@ def _plot_linear_modes(results: list[dict]) -> Figure:
         for above, below, result in zip(*axes[2 * number : 2 * number + 2], results, strict=True):
             above.plot(np.cos(circle), np.sin(circle), color="#999999", lw=0.8)
             for phase, (start, stop) in enumerate(phase_spans(_shown_phases(result))):
-                found = result["linear_modes"][group][f"{start + 1}-{stop}"]
+                modes = result["linear_modes"][group][f"{start + 1}-{stop}"]
                 color, steps = _PHASES[phase % len(_PHASES)], range(1, stop - start + 1)
                 label = f"layers {start + 1}–{stop}"
-                above.plot(*np.array(found["eigenvalues"]).T, "o", ms=3, color=color, label=label)
-                below.plot(steps, found["map"], "o-", ms=3, lw=1.2, color=color, label=label)
-                below.plot(steps, found["identity"], "--", lw=1.2, color=color)
+                above.plot(*np.array(modes["eigenvalues"]).T, "o", ms=3, color=color, label=label)
+                below.plot(steps, modes["map"], "o-", ms=3, lw=1.2, color=color, label=label)
+                below.plot(steps, modes["identity"], "--", lw=1.2, color=color)
             above.set(aspect="equal", title=f"{result['model']}, {group}")
             below.set(xlabel="layers ahead")
             above.legend(fontsize="xx-small")

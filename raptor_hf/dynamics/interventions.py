@@ -172,7 +172,7 @@ def layer_swap(
         columns["cosine"].append(cosines.mean(dim=-1))
         if system.head is not None and labels is not None:
             columns["accuracy"].append((system.predict(last) == labels.to(last.device)).float())
-    return {name: torch.stack(found, dim=1) for name, found in columns.items() if found}
+    return {name: torch.stack(values, dim=1) for name, values in columns.items() if values}
 
 
 @torch.no_grad()

@@ -116,10 +116,10 @@ class LinearModes:
                 second = sum(self.seconds[layer] for layer in layers)
                 cross = sum(self.crosses[layer] for layer in layers)
                 self.maps[start, stop] = fit_linear_map(second, cross)
-            found, sums = self.maps[start, stop], np.zeros((2, stop - start))
+            fitted, sums = self.maps[start, stop], np.zeros((2, stop - start))
             for p in range(1, stop - start + 1):
                 now, then = units[:, start : stop + 1 - p], units[:, start + p : stop + 1]
-                for row, guess in enumerate((found.power(now, p), now)):
+                for row, guess in enumerate((fitted.power(now, p), now)):
                     sums[row, p - 1] += (
                         cosine_similarity(guess, then, dim=-1).mean(dim=(1, 2)).sum().item()
                     )
@@ -134,8 +134,8 @@ class LinearModes:
             `identity` reach p = 1, 2, … steps ahead.
         """
         result = {}
-        for (start, stop), found in self.maps.items():
-            values = found.eigenvalues
+        for (start, stop), fitted in self.maps.items():
+            values = fitted.eigenvalues
             cosines = self.sums[start, stop] / self.num_evaluated
             result[f"{start + 1}-{stop}"] = {
                 "rank": len(values),

@@ -163,7 +163,7 @@ def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> di
 
     if not 1 < len(phases) < len(speed):
         return None
-    found, seeds = ratio(phases), range(seed, seed + _RANDOM_PARTITIONS)
+    own_ratio, seeds = ratio(phases), range(seed, seed + _RANDOM_PARTITIONS)
     draws = [random_phases(len(speed), len(phases), seed=draw) for draw in seeds]
-    below = np.mean([found > ratio(lengths) for lengths in draws if lengths != list(phases)])
-    return {"ratio": float(found), "above_random": float(below)}
+    below = np.mean([own_ratio > ratio(lengths) for lengths in draws if lengths != list(phases)])
+    return {"ratio": float(own_ratio), "above_random": float(below)}

@@ -129,7 +129,9 @@ def walk_through(inputs: Inputs, rows: Sequence[int]) -> dict | None:
         states = [system.trajectory(batch)[0].cpu().double() for system in systems]
         grid = grid or patch_grid(systems[0], batch, states[0].shape[1])
         patches = systems[0].layout.groups()["patches"]
-        maps = patch_pca_maps([found[:, patches].numpy() for found in states], grid)
+        maps = patch_pca_maps(
+            [states_of_model[:, patches].numpy() for states_of_model in states], grid
+        )
         first = directions(states[0])
         label, picture = int(batch["label"][0]), None
         if processor is not None:

@@ -98,7 +98,7 @@ class ModelStudy:
             for kind in SWAPS
             for number in SWAPPED
         }
-        return {key: found for key, found in swaps.items() if found}
+        return {key: swaps_of_kind for key, swaps_of_kind in swaps.items() if swaps_of_kind}
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Add some images, or stored trajectories."""
@@ -135,8 +135,8 @@ class ModelStudy:
             right = (system.predict(states[:, -1]) == labels.to(states.device)).float()
             self.spread.add({("layer_swap", "untouched", "accuracy"): right})
         for key, swaps in self.swaps.items():
-            found = layer_swap(system, states, swaps, labels)
-            self.spread.add({("layer_swap", *key, name): v for name, v in found.items()})
+            figures_of_swaps = layer_swap(system, states, swaps, labels)
+            self.spread.add({("layer_swap", *key, name): v for name, v in figures_of_swaps.items()})
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the spans of the phases of all partitions, each once."""
@@ -145,16 +145,16 @@ class ModelStudy:
     def result(self) -> dict:
         """Return all figures, ready for JSON: see the docstrings of what made them."""
         system, figures = self.system, self.spread.summary()
-        for group, found in figures["speed"].items():
+        for group, values in figures["speed"].items():
             speed = self.spread.mean("speed", group)
-            found["at_boundaries"] = {
+            values["at_boundaries"] = {
                 partition_name(phases): boundary_speed(speed, phases, seed=self.options.seed)
                 for phases in self.partitions
             }
         for by_epsilon in figures.get("self_correction", {}).values():
             for by_layer in by_epsilon.values():
-                for found in by_layer.values():
-                    found["contraction"] = contraction(np.array(found["mean"]))
+                for values in by_layer.values():
+                    values["contraction"] = contraction(np.array(values["mean"]))
         if "layer_swap" in figures:
             figures["layer_swap"]["swaps"] = {" ".join(key): s for key, s in self.swaps.items()}
         if self.basins is not None:
@@ -212,8 +212,8 @@ def study_models(
     check_study(options)
     rows, labels = plain_images(images)
     num_classes = len(np.unique(labels))
-    chosen = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
-    rows, labels = rows[chosen], labels[chosen]
+    positions = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
+    rows, labels = rows[positions], labels[positions]
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     studies = [

@@ -252,5 +252,5 @@ def find_partitions(phases_file: str | None, systems: list[System]) -> list[list
         if not isinstance(content.get("phases"), dict):
             raise ValueError(f"{phases_file} must be a phases.json of training/find_phases.py.")
         return list(content["phases"].values())
-    found = {tuple(system.phases) for system in systems if system.phases}
-    return [list(phases) for phases in sorted(found, key=lambda phases: (len(phases), phases))]
+    partitions = {tuple(system.phases) for system in systems if system.phases}
+    return [list(phases) for phases in sorted(partitions, key=lambda phases: (len(phases), phases))]

@@ -166,8 +166,8 @@ def make_model_card(
     Raises:
         ValueError: no results of this model, or of its teacher, on this task.
     """
-    mine = [result for result in results if result["model"] == name]
-    facts = next((result for result in mine if result["task"] == task.name), None)
+    own_results = [result for result in results if result["model"] == name]
+    facts = next((result for result in own_results if result["task"] == task.name), None)
     if facts is None:
         raise ValueError(f"There are no {task.name} results of {name!r} to make its card from.")
     teachers = [r for r in results if (r["model"], r["task"]) == ("teacher", task.name)]
@@ -175,7 +175,7 @@ def make_model_card(
         raise ValueError(f"There are no {task.name} results of the teacher to compare with.")
     title = title or name
     return ModelCard.from_template(
-        _card_metadata(name, task, mine, title=title, license=license),
+        _card_metadata(name, task, own_results, title=title, license=license),
         template_path=str(template),
         title=title,
         citation=_CITATION,

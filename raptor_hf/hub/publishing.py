@@ -118,12 +118,12 @@ def check_read_back(model: PreTrainedModel, folder: Path, auto_class: str) -> No
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{folder} can't be loaded again:\n{done.stderr[-2000:]}")
-        weights, found = map(load_file, files[1:])
+        weights, outputs_read = map(load_file, files[1:])
     check_weights(weights, model.state_dict(), folder)
     outputs = model.eval()(images, output_hidden_states=True)
     expected = {str(layer): state for layer, state in enumerate(outputs.hidden_states)}
     expected["answer"] = outputs[0]
-    check_outputs(found, expected, folder)
+    check_outputs(outputs_read, expected, folder)
 
 
 def check_weights(
@@ -200,8 +200,8 @@ def _commit_files(
     api: HfApi, repo_id: str, repo_type: str, files: dict[str, Path | bytes], message: str
 ) -> str:
     """Commit these files and delete the weights or shards of a version before."""
-    there = api.list_repo_files(repo_id, repo_type=repo_type)
-    stale = [name for name in there if name.endswith(_OF_A_VERSION) and name not in files]
+    files_before = api.list_repo_files(repo_id, repo_type=repo_type)
+    stale = [name for name in files_before if name.endswith(_OF_A_VERSION) and name not in files]
     operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
     operations += [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(repo_id, operations, repo_type=repo_type, commit_message=message)

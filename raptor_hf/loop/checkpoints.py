@@ -137,8 +137,8 @@ def resume(accelerator: Accelerator, output_dir: Path) -> int:
     Checkpoints of another number of processes load too. What they hold of random generators is not
     used: everything that a step draws is a function of the seed and the step.
     """
-    chosen = [newest_checkpoint(output_dir) if accelerator.is_main_process else None]
-    checkpoint = broadcast_object_list(chosen)[0]
+    newest = [newest_checkpoint(output_dir) if accelerator.is_main_process else None]
+    checkpoint = broadcast_object_list(newest)[0]
     if checkpoint is None:
         return 0
     step = _step_of(checkpoint)

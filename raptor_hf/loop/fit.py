@@ -212,12 +212,12 @@ def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
     Args:
         statistics: for every part of the batch, rows of `state_statistics` by chain.
     """
-    found = {}
+    scores = {}
     for name in statistics[0]:
         rows = [part[name] for part in statistics]
         metric = RSquared(keep_in_memory=True)
-        found[f"train/{name}/r2"] = compute_over_processes(metric, rows)["mean"]["all"]
-    return {**found, "train/r2": float(np.mean(list(found.values())))} if found else {}
+        scores[f"train/{name}/r2"] = compute_over_processes(metric, rows)["mean"]["all"]
+    return {**scores, "train/r2": float(np.mean(list(scores.values())))} if scores else {}
 
 
 def _seed_step(seed: int, step: int, process_index: int) -> None:

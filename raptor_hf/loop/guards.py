@@ -67,9 +67,9 @@ def check_finite_loss(
     engine.update_module()
     accelerator = engine.accelerator
     batches = [send_to_device(batch, accelerator.device) for batch in batches]
-    found = [explain(engine.module, batch) for batch in batches] if explain else []
+    causes = [explain(engine.module, batch) for batch in batches] if explain else []
     images = [batch["image_id"].tolist() for batch in batches if "image_id" in batch]
-    reasons = dict.fromkeys(filter(None, gather_object(found)))
+    reasons = dict.fromkeys(filter(None, gather_object(causes)))
     images = [str(image) for part in gather_object(images) for image in part]
     raise FloatingPointError(
         f"The loss is {loss} at step {step}"

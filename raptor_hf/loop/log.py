@@ -87,8 +87,8 @@ class LossLog:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
         names = {**_ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
-        shown = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
-        self.shown |= shown
+        texts = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
+        self.shown |= texts
         self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
 
     def draw(self, *, now: bool = True) -> None:
@@ -129,11 +129,11 @@ def _plot_training(log: list[dict[str, float]], path: str | Path) -> None:
         1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis, (shown, scale, label) in zip(axes[0], panels, strict=False):
-        for name in shown:
+    for axis, (lines, scale, label) in zip(axes[0], panels, strict=False):
+        for name in lines:
             points = [(line["step"], line[name]) for line in log if name in line]
             few = len(points) < 20
             axis.plot(*zip(*points, strict=True), ".-" if few else "-", lw=1, label=name)
         axis.set(xlabel="step", ylabel=label, yscale=scale)
-        axis.legend(fontsize="x-small", ncols=1 + len(shown) // 12)
+        axis.legend(fontsize="x-small", ncols=1 + len(lines) // 12)
     figure.savefig(path, dpi=110)

@@ -59,9 +59,9 @@ def make_optimizers(
             f"--optimizer muon needs torch 2.9 or newer; this is {torch.__version__}. Update it, "
             "or choose --optimizer adamw."
         )
-    chosen = [[p for p in group if id(p) in taken] for group in groups]
+    matrix_groups = [[p for p in group if id(p) in taken] for group in groups]
     muon = torch.optim.Muon(
-        [{"params": g, "lr": rate} for g, rate in zip(chosen, rates, strict=True) if g],
+        [{"params": g, "lr": rate} for g, rate in zip(matrix_groups, rates, strict=True) if g],
         weight_decay=arguments.weight_decay,
         momentum=0.9,
         adjust_lr_fn="match_rms_adamw",

@@ -54,8 +54,8 @@ class BatchShare:
 
     def split(self, rows: np.ndarray) -> list[list[int]]:
         """Return the parts of this process of a batch of rows."""
-        mine = np.array_split(rows, self.num_processes)[self.process_index]
-        return [part.tolist() for part in np.array_split(mine, self.num_parts)]
+        own_rows = np.array_split(rows, self.num_processes)[self.process_index]
+        return [part.tolist() for part in np.array_split(own_rows, self.num_parts)]
 
     def weights(self) -> list[float]:
         """Return what share of a whole batch each part of this process is."""

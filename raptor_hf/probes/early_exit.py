@@ -126,10 +126,10 @@ def evaluate_early_exit(
         applications, and `lost`, the accuracy that it costs on `images`.
     """
     trained, curves = exit_curves(model, chosen_on), exit_curves(model, images)
-    depth, chosen = model.config.num_hidden_layers, {}
+    depth, choices = model.config.num_hidden_layers, {}
     for kind, points in curves.items():
         point = points[cheapest(trained[kind])]
         full = max(points, key=lambda p: p["applications"])["accuracy"]
         saved, lost = 1 - point["applications"] / depth, full - point["accuracy"]
-        chosen[kind] = {**point, "saved": saved, "lost": lost}
-    return {"curves": curves, "chosen": chosen}
+        choices[kind] = {**point, "saved": saved, "lost": lost}
+    return {"curves": curves, "chosen": choices}

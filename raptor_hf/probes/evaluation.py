@@ -186,8 +186,8 @@ class Evaluation:
     @torch.no_grad()
     def save_predictions(self, name: str, task: Task, probe: Probe, data: ProbeData) -> None:
         """Save what a head says about some validation images."""
-        chosen = np.linspace(0, len(data.validation) - 1, _PICTURES).astype(int)
-        batch = data.validation.__getitems__(chosen.tolist())
+        rows = np.linspace(0, len(data.validation) - 1, _PICTURES).astype(int)
+        batch = data.validation.__getitems__(rows.tolist())
         logits = task.logits(probe.head, batch["features"], batch["target"])
         prediction = task.predict(logits, batch["target"]).numpy()
         (self.output_dir / "predictions").mkdir(exist_ok=True)

@@ -49,20 +49,20 @@ class StoredFeatures(Dataset):
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.targets = np.load(folder / "targets.npy", mmap_mode="r")
         stored = np.array(read_json(folder / "complete.json")["image_ids"])  # −1: unreadable
-        wanted = stored >= 0 if image_ids is None else np.isin(stored, image_ids)
-        self.rows, self.image_ids = np.flatnonzero(wanted), stored[wanted]
+        kept_rows = stored >= 0 if image_ids is None else np.isin(stored, image_ids)
+        self.rows, self.image_ids = np.flatnonzero(kept_rows), stored[kept_rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch of `features`, `target` and `image_id`."""
-        chosen = np.asarray(rows) % len(self)
-        target = torch.from_numpy(self.targets[self.rows[chosen]])
+        positions = np.asarray(rows) % len(self)
+        target = torch.from_numpy(self.targets[self.rows[positions]])
         return {
-            "features": torch.from_numpy(self.features[self.rows[chosen]]),
+            "features": torch.from_numpy(self.features[self.rows[positions]]),
             "target": target.long() if target.dtype == torch.uint8 else target,
-            "image_id": torch.from_numpy(self.image_ids[chosen]),
+            "image_id": torch.from_numpy(self.image_ids[positions]),
         }
 
     def subset(self, image_ids: np.ndarray) -> "StoredFeatures":
@@ -113,12 +113,14 @@ def store_features(
             "features", len(rows), unit="image", enabled=state.is_main_process
         ) as bar:
             for start in range(0, len(rows), batch_size):
-                chosen = rows[start : start + batch_size]
-                batch = keep_batch(images.__getitems__(chosen.tolist()))
-                chosen = chosen[np.isin(images.rows[chosen], batch["image_id"])]  # the readable
-                if len(chosen):
-                    write_batch(files, chosen, backbone, task, batch)
-                written += chosen.tolist()
+                batch_rows = rows[start : start + batch_size]
+                batch = keep_batch(images.__getitems__(batch_rows.tolist()))
+                batch_rows = batch_rows[
+                    np.isin(images.rows[batch_rows], batch["image_id"])
+                ]  # the readable
+                if len(batch_rows):
+                    write_batch(files, batch_rows, backbone, task, batch)
+                written += batch_rows.tolist()
                 bar.update(min(batch_size, len(rows) - start))
         for file in files:
             file.flush()

@@ -102,8 +102,8 @@ class ProbeImages(Dataset):
 def check_one_size(sizes: set[tuple[int, ...]]) -> None:
     """Refuse images of several sizes (height, width), which can't be in one array."""
     if len(sizes) > 1:
-        found = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
+        listed = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
         raise ValueError(
-            f"The images have several sizes ({found}): give --resolution HEIGHT WIDTH to resize "
+            f"The images have several sizes ({listed}): give --resolution HEIGHT WIDTH to resize "
             "them and their targets."
         )

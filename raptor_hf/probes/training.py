@@ -131,10 +131,12 @@ def _score_heads(
     device = process_state().device
     for batch in features.batches(batch_size, share=True):
         target, inputs = batch["target"].to(device), batch["features"].to(device)
-        for found, head in zip(rows, heads, strict=True):
+        for head_rows, head in zip(rows, heads, strict=True):
             prediction = task.predict(task.logits(head, inputs, target), target)
-            found.append(task.statistics(prediction, target))
-    return [compute_over_processes(task.metric(keep_in_memory=True), found) for found in rows]
+            head_rows.append(task.statistics(prediction, target))
+    return [
+        compute_over_processes(task.metric(keep_in_memory=True), head_rows) for head_rows in rows
+    ]
 
 
 @torch.no_grad()

@@ -96,12 +96,12 @@ def early_exit_table(results: list[dict]) -> str:
     """Return the applications saved and accuracy lost, a row a Raptor and a way of stopping
     early.
     """
-    found = [result for result in results if result["task"] == "early_exit"]
-    curves = {result["model"]: result["metrics"]["curves"] for result in found}
+    results_of_task = [result for result in results if result["task"] == "early_exit"]
+    curves = {result["model"]: result["metrics"]["curves"] for result in results_of_task}
     rows = [
         [name, way]
         + [
-            mean_std(100 * values_of(found, name, "early_exit", "chosen", way, key), 1)
+            mean_std(100 * values_of(results_of_task, name, "early_exit", "chosen", way, key), 1)
             for key in ("saved", "lost")
         ]
         for name in model_names(results)
@@ -113,11 +113,11 @@ def early_exit_table(results: list[dict]) -> str:
 
 def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
     """Return the section on fewer applications, and its figure; empty without results."""
-    found = [result for result in results if result["task"] == "early_exit"]
-    if not found:
+    results_of_task = [result for result in results if result["task"] == "early_exit"]
+    if not results_of_task:
         return []
-    first = min(result["seed"] for result in found)
-    curves = {r["model"]: r["metrics"]["curves"] for r in found if r["seed"] == first}
+    first = min(result["seed"] for result in results_of_task)
+    curves = {r["model"]: r["metrics"]["curves"] for r in results_of_task if r["seed"] == first}
     names = [name for name in model_names(results) if name in curves]
     plot_early_exit({name: curves[name] for name in names}, output_dir / "early_exit.png")
     return [
@@ -127,7 +127,7 @@ def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
         "all layers (`num_applications`). *first*: all images stop after the same layer. The "
         "Raptors were trained for all applications. What loses at most 1 % of accuracy on training "
         "images is chosen; the table says what that saves and loses on test images.",
-        early_exit_table(found),
+        early_exit_table(results_of_task),
         "![accuracy against applications](early_exit.png)",
     ]
 

@@ -79,15 +79,15 @@ def values_of(results: list[dict], model: str, task: str, *keys: str) -> np.ndar
 
     Results that lack the figure are left out.
     """
-    found = []
+    values = []
     for result in sorted(results, key=lambda result: result["seed"]):
         if (result["model"], result["task"]) == (model, task):
             value = result["metrics"]
             for key in keys:
                 value = value.get(key) if value is not None else None
             if value is not None:
-                found.append(value)
-    return np.array(found)
+                values.append(value)
+    return np.array(values)
 
 
 def mean_std(values: np.ndarray, digits: int) -> str:
@@ -146,9 +146,9 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     for name in names:
         cells = [name, "–" if facts[name]["phases"] is None else str(facts[name]["phases"])]
         for task in tasks:
-            shown = COLUMNS[task]
-            values = values_of(results, name, task, shown.metric)
-            cells.append(mean_std(shown.scale * values, shown.digits))
+            column = COLUMNS[task]
+            values = values_of(results, name, task, column.metric)
+            cells.append(mean_std(column.scale * values, column.digits))
             if task == "classification":
                 cells.append(f"{100 * values.mean() / teacher:.1f}" if len(values) else "–")
         cells += [mean_std(values_of(results, name, "r2", *keys), 3) for keys in r2.values()]
@@ -168,30 +168,30 @@ def probes_table(results: list[dict]) -> str:
     """
     rows = []
     for name in model_names(results):
-        for task, shown in COLUMNS.items():
-            last = values_of(results, name, task, shown.metric)
-            mine = [r for r in results if (r["model"], r["task"]) == (name, task)]
-            best = [r["best_on_validation"] for r in mine if "best_on_validation" in r]
+        for task, column in COLUMNS.items():
+            last = values_of(results, name, task, column.metric)
+            own_results = [r for r in results if (r["model"], r["task"]) == (name, task)]
+            best = [r["best_on_validation"] for r in own_results if "best_on_validation" in r]
             if not best:
                 continue
-            figures = np.array([found["metrics"][shown.metric] for found in best])
-            knn = np.array([r["knn"][shown.metric] for r in mine if "knn" in r])
-            selected = sorted({r["selected"]["pooling"] for r in mine})
-            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in mine})
-            columns = [mean_std(shown.scale * v, shown.digits) for v in (last, figures, knn)]
-            epochs = ", ".join(str(found["epoch"]) for found in best)
+            figures = np.array([point["metrics"][column.metric] for point in best])
+            knn = np.array([r["knn"][column.metric] for r in own_results if "knn" in r])
+            selected = sorted({r["selected"]["pooling"] for r in own_results})
+            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in own_results})
+            columns = [mean_std(column.scale * v, column.digits) for v in (last, figures, knn)]
+            epochs = ", ".join(str(point["epoch"]) for point in best)
             columns.insert(2, epochs)
-            rows.append([name, shown.heading, *columns, ", ".join(selected), ", ".join(rates)])
+            rows.append([name, column.heading, *columns, ", ".join(selected), ", ".join(rates)])
     heading = ["model", "figure", "last epoch", "best on validation", "in epoch", "k-NN"]
     return markdown_table([*heading, "head on", "learning rate"], rows)
 
 
 def _published_value(published: dict, task: str, model: str | None = None) -> dict | None:
     """Return the published figure of a task, of a model or of the first one that has it."""
-    found = (
+    value = (
         row for row in published["results"] if row["task"] == task and model in (None, row["model"])
     )
-    return next(found, None)
+    return next(value, None)
 
 
 def published_rows(published: dict, tasks: list[str], width: int) -> list[list[str]]:
@@ -202,11 +202,11 @@ def published_rows(published: dict, tasks: list[str], width: int) -> list[list[s
         phases = next(row["phases"] for row in published["results"] if row["model"] == model)
         cells = [f"{model} (published)", "–" if phases is None else str(phases)]
         for task in tasks:
-            row, shown = _published_value(published, task, model), COLUMNS[task]
+            row, column = _published_value(published, task, model), COLUMNS[task]
             spread = ""
             if row and row["std"] is not None:
-                spread = f" ± {shown.scale * row['std']:.{shown.digits}f}"
-            cells.append(f"{shown.scale * row['mean']:.{shown.digits}f}{spread}" if row else "–")
+                spread = f" ± {column.scale * row['std']:.{column.digits}f}"
+            cells.append(f"{column.scale * row['mean']:.{column.digits}f}{spread}" if row else "–")
             if task == "classification":
                 cells.append(f"{100 * row['mean'] / teacher:.1f}" if row else "–")
         rows.append(cells + ["–"] * (width - len(cells)))
@@ -223,9 +223,11 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
     Raises:
         ValueError: rows of the ablation are missing, for some of the seeds or all.
     """
-    there = {(r["model"], r["seed"]) for r in results if r["task"] == "classification"}
-    seeds = sorted({seed for model, seed in there if model in ABLATION})
-    missing = [name for name in ABLATION if any((name, seed) not in there for seed in seeds or [0])]
+    models = {(r["model"], r["seed"]) for r in results if r["task"] == "classification"}
+    seeds = sorted({seed for model, seed in models if model in ABLATION})
+    missing = [
+        name for name in ABLATION if any((name, seed) not in models for seed in seeds or [0])
+    ]
     if missing:
         raise ValueError(
             f"The ablation lacks results for {', '.join(missing)} (seeds {seeds}): let "

@@ -62,7 +62,7 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
     values, watching = all_values(*parts), marked_names(Watching, *parts)
     output_dir = Path(values["output_dir"])
     record = output_dir / "run.json"
-    wanted = {
+    run = {
         "program": Path(sys.argv[0]).stem,
         "arguments": {name: value for name, value in values.items() if name not in watching},
         "inputs": inputs,
@@ -77,24 +77,24 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
     if files <= {record.name} and not (files and read_json(record)["finished"]):
         # empty, or claimed by a run that stopped before it made anything
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(record, {**wanted, "environment": environment(), "finished": False})
+        write_json(record, {**run, "environment": environment(), "finished": False})
         return
-    found = read_json(record)
-    if found["program"] != wanted["program"]:
+    before = read_json(record)
+    if before["program"] != run["program"]:
         raise ValueError(
-            f"{output_dir} was made by {found['program']}, not by {wanted['program']}. "
+            f"{output_dir} was made by {before['program']}, not by {run['program']}. "
             "Choose another --output_dir."
         )
     # arguments that did not exist yet when it was made had what is now their default
-    found["arguments"] = {
+    before["arguments"] = {
         **{name: value for name, value in _defaults_of(*parts).items() if name not in watching},
-        **{k: v for k, v in found["arguments"].items() if _REMOVED.get(k, ...) != v},
+        **{k: v for k, v in before["arguments"].items() if _REMOVED.get(k, ...) != v},
     }
     differences = [
-        f"  {name}: made with {found[part].get(name)!r}, now asked for {wanted[part].get(name)!r}"
+        f"  {name}: made with {before[part].get(name)!r}, now asked for {run[part].get(name)!r}"
         for part in ("arguments", "inputs")
-        for name in sorted({*found[part], *wanted[part]})
-        if found[part].get(name) != json.loads(json.dumps(wanted[part].get(name)))
+        for name in sorted({*before[part], *run[part]})
+        if before[part].get(name) != json.loads(json.dumps(run[part].get(name)))
     ]
     if differences:
         raise ValueError(
@@ -102,7 +102,7 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
             + "\n".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
-    if not found["finished"] and not values["resume"]:
+    if not before["finished"] and not values["resume"]:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )

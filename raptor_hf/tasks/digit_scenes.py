@@ -73,12 +73,12 @@ def draw_scene(
     number = rng.integers(2, 5)
     distances = np.exp(rng.uniform(np.log(NEAREST), np.log(_FARTHEST), size=number))
     for distance in np.sort(distances)[::-1]:  # from far to near
-        chosen = rng.integers(len(images))
+        image_index = rng.integers(len(images))
         size = round(_DIGIT_HEIGHT / distance)
         left = rng.integers(-size // 4, _WIDTH - 3 * size // 4)
         bottom = round(_HORIZON + _GROUND / distance)
         ink = np.asarray(
-            Image.fromarray(images[chosen].astype(np.float32)).resize(
+            Image.fromarray(images[image_index].astype(np.float32)).resize(
                 (size, size), Image.Resampling.BICUBIC
             )
         ).clip(0, 1)
@@ -90,7 +90,7 @@ def draw_scene(
         brightness = 120 + 135 * NEAREST / distance
         image[window] = (1 - ink) * image[window] + ink * brightness
         covered = ink > _INK
-        mask[window][covered] = labels[chosen]
+        mask[window][covered] = labels[image_index]
         depth[window][covered] = distance
     return {
         "image": image.round().clip(0, 255).astype(np.uint8),
