@@ -3,23 +3,19 @@
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
 
 import raptor_hf
+from tests.pages import read
 from tests.programs import ENVIRONMENT, ROOT
 
-LEVELS = """
-configuration_raptor metrics pictures weights runs
-modeling_raptor teachers data original_checkpoint phases reports
-activations loop tasks
-distillation dynamics
-probes hub demo benchmarks convert_raptor_original_to_hf
-dry_runs
-"""
-LEVEL = {room: level for level, row in enumerate(LEVELS.split("\n")) for room in row.split()}
+# the table of docs/architecture.md: `| 3 | `activations` | … |`, several rooms a row
+ROWS = re.findall(r"^\| (\d) \| (`.*?`) \|", read("docs/architecture.md"), re.MULTILINE)
+LEVEL = {room: int(level) for level, names in ROWS for room in re.findall(r"`(\w+)`", names)}
 TRAVELS = {"configuration_raptor": {"torch", "transformers"}}
 TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {"configuration_raptor"}
 HEAVY = {"accelerate", "datasets", "evaluate", "gradio", "matplotlib", "torch", "zarr"}
