@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..loop.arguments import ComputeArguments
+from ..loop.engine import configure_compute
 from .models import RAPTORS, Candidates, rollout_states
 from .settings import FORMS
 from .timing import PROCESSES, interleaved, median_ratio
@@ -222,7 +223,8 @@ def benchmark_train_step(
     candidates = Candidates(size, device=device)
     modules = {name: getattr(candidates, name) for name in RAPTORS}
     modules["matched, checkpointed"] = copy.deepcopy(candidates.matched)
-    ComputeArguments(gradient_checkpointing=True).set_up(modules["matched, checkpointed"])
+    compute = ComputeArguments(gradient_checkpointing=True)
+    configure_compute(modules["matched, checkpointed"], compute)
     peak = _matmul_peak(device, dtype, rounds)
     for batch in batches:
         states = candidates.states(batch)
