@@ -15,34 +15,18 @@ import torch  # noqa: E402
 from transformers import (  # noqa: E402
     Dinov2Config,
     Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
 )
 
 from raptor_hf.activations.writing import write_activations  # noqa: E402
 from raptor_hf.data import ImageViews, make_processor  # noqa: E402
+from tests.helpers import SIZES, FeatureDataset, tiny_teacher  # noqa: E402
 from tests.programs import run  # noqa: E402
-
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 3,
-    "image_size": 8,
-    "patch_size": 4,
-    "layerscale_value": 0.5,
-}
 
 
 @pytest.fixture
 def teacher():
     """A tiny random DINOv2 with two registers: 6 layers, 24 channels, 1 + 2 + 4 tokens."""
     return tiny_teacher()
-
-
-def tiny_teacher():
-    torch.manual_seed(0)
-    config = Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)
-    return Dinov2WithRegistersModel(config).eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -84,3 +68,10 @@ def line(tmp_path_factory):
     out = tmp_path_factory.mktemp("line")
     command = ("bash", "training/reproduce.sh", "digits")
     return out, run(*command, OUT=str(out), RECIPES="tests/recipes").stdout
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(37, 5, generator=generator)
+    return FeatureDataset(features, (features.sum(1) > 0).long())

@@ -1,6 +1,24 @@
-"""What is compared exactly, and what is not: weights and files are, outputs of kernels are not."""
+"""What several test files share: tiny models, data, a training loop, comparisons.
 
+Weights and files are compared exactly, outputs of kernels to a tolerance.
+"""
+
+import copy
+
+import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from raptor_hf import RaptorConfig, RaptorModel
+from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.data import make_processor
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.fit import StepResult
+from raptor_hf.tasks.heads import attach_head
 
 
 def assert_same_outputs(actual, expected, tolerance=3e-6):
@@ -23,3 +41,135 @@ def assert_same_outputs(actual, expected, tolerance=3e-6):
         assert len(actual) == len(expected)
         for one, other in zip(actual, expected, strict=True):
             assert_same_outputs(one, other, tolerance)
+
+
+LAYOUT = TokenLayout(1, 2)
+
+
+def randomised(module):
+    """The module with every parameter drawn anew: none is left where it could hide a mistake."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in module.parameters():
+        with torch.no_grad():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def result(model, task, seed, metrics, phases=None, parameters=1200):
+    facts = {"model": model, "task": task, "seed": seed, "metrics": metrics, "phases": phases}
+    facts |= {"block_parameters": parameters, "dataset": "digits", "split": "test"}
+    return facts | {"num_images": 360, "environment": {}}
+
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "image_size": 8,
+    "patch_size": 4,
+    "layerscale_value": 0.5,
+}
+
+
+def tiny_teacher():
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(**SIZES, num_register_tokens=2)
+    return Dinov2WithRegistersModel(config).eval().requires_grad_(False)
+
+
+def make(model_class, teacher, **fields):
+    config = RaptorConfig(
+        teacher_config=copy.deepcopy(teacher.config), phases=[4, 2], depth_bins=5, **fields
+    )
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    for block in model.base_model.blocks:
+        randomised(block)
+    return model
+
+
+def tensors(outputs):
+    """All tensors of an output, by the name of their field."""
+    return {
+        f"{name}.{index}": tensor
+        for name, field in outputs.items()
+        for index, tensor in enumerate(field if isinstance(field, tuple) else (field,))
+    }
+
+
+class FeatureDataset(Dataset):
+    def __init__(self, features, labels):
+        self.features, self.labels = features, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitems__(self, rows):
+        return {"features": self.features[rows], "label": self.labels[rows]}
+
+
+def arguments(path, **changes):
+    values = {
+        "steps": 12,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "log_every": 2,
+    }
+    values |= {"checkpoint_every": 5, "report_to": "none", "output_dir": str(path)}
+    return LoopArguments(**(values | changes))
+
+
+def noisy_network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Linear(16, 2))
+
+
+def compute_loss(module, batch, progress):
+    loss = nn.functional.cross_entropy(module(batch["features"]), batch["label"])
+    return StepResult(loss, {"progress": torch.tensor(progress)})
+
+
+def untimed(line):
+    """A line of the log without what depends on the clock."""
+    return {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+
+
+class Killed(Exception):
+    pass
+
+
+def noise(seed, size=(8, 8)):
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save_models(folder):
+    """A teacher, a Raptor with a head of seven classes, the bare Raptor, and a head file."""
+    teacher = tiny_teacher()
+    raptor = tiny_raptor(teacher)
+    models = {
+        "teacher": teacher,
+        "raptor": attach_head(raptor, tiny_head(), NAMES),
+        "bare_raptor": raptor,
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        make_processor(8).save_pretrained(folder / name)
+    save_file(tiny_head().state_dict(), folder / "head.safetensors")
+    return folder
+
+
+NAMES = [f"kind {n}" for n in range(7)]
+
+
+def tiny_raptor(teacher):
+    torch.manual_seed(0)
+    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    randomised(raptor.blocks)
+    return raptor.eval()
+
+
+def tiny_head():
+    torch.manual_seed(1)
+    return nn.Linear(48, 7).requires_grad_(False)

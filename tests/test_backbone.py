@@ -9,8 +9,7 @@ from transformers import (
 )
 
 from raptor_hf import RaptorBackbone, RaptorConfig, RaptorModel
-from tests.helpers import assert_same_outputs
-from tests.test_modeling_common import make
+from tests.helpers import assert_same_outputs, make
 
 
 @pytest.fixture

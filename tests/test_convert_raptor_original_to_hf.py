@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
 )
 
 from raptor_hf.convert_raptor_original_to_hf import convert_block, convert_checkpoint, main
@@ -26,18 +23,10 @@ from raptor_hf.distillation.blocks import raptor_from_blocks
 from raptor_hf.original_checkpoint import STAND_INS
 from tests import pages
 from tests.programs import run
+from tests.reference import Block, Raptor, make_teacher, save_as_reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY = FIXTURES / "final_raptor3_tiny_seed_1101_step_312500.pt"
-
-
-def make_teacher(width=32, heads=4, layers=12):
-    torch.manual_seed(0)
-    config = Dinov2WithRegistersConfig(
-        hidden_size=width, num_attention_heads=heads, num_hidden_layers=layers,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    return Dinov2WithRegistersModel(config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -73,73 +62,6 @@ def test_plain_state_dicts_convert_once_the_phases_are_said(tiny, suffix, tmp_pa
 
 
 # An independent block and model in the shape of the reference, under its module names.
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.rand(width))
-
-    def forward(self, x):
-        return self.gamma * x
-
-
-class SwiGLU(nn.Module):
-    def forward(self, x):
-        gate, up = x.tensor_split(2, dim=-1)
-        return up * gate * torch.sigmoid(gate)
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads, hidden, swiglu, t_scale, layer_scale=True):
-        super().__init__()
-        self.t_scale = t_scale
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
-        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
-        inner = [nn.Linear(width, 2 * hidden), SwiGLU()] if swiglu else None
-        inner = inner or [nn.Linear(width, hidden), nn.GELU()]
-        self.mlp = nn.Sequential(*inner, nn.Linear(hidden, width))
-        if t_scale:
-            self.t_proj = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 3 * width))
-
-    def forward(self, x, depth):
-        attention, ffn, output = 1, 1, 1
-        if self.t_scale:
-            factors = self.t_proj(torch.tensor([[float(depth)]])) + 1
-            attention, ffn, output = factors.split(x.shape[-1], dim=-1)
-        y = self.norm1(x)
-        x = x + attention * self.ls1(self.attn(y, y, y, need_weights=False)[0])
-        return output * (x + ffn * self.ls2(self.mlp(self.norm2(x))))
-
-
-class Raptor(nn.Module):
-    def __init__(self, blocks, thresholds):
-        super().__init__()
-        self.blocks, self.thresholds = nn.ModuleList(blocks), thresholds
-
-    def trajectory(self, x, layers):
-        states = [x]
-        for depth in range(1, layers + 1):
-            block = self.blocks[sum(depth > threshold for threshold in self.thresholds)]
-            states.append(block(states[-1], depth))
-        return torch.stack(states, dim=1).detach()
-
-
-def save_as_reference(module, path, monkeypatch):
-    """Pickle a module as the reference does: whole, under its own module names."""
-    homes = {Raptor: "raptor", Block: "block", LayerScale: "block", SwiGLU: "block"}
-    with monkeypatch.context() as patch:
-        for cls, home in homes.items():
-            if home not in sys.modules or not hasattr(sys.modules[home], "throw_away"):
-                fake = types.ModuleType(home)
-                fake.throw_away = True
-                patch.setitem(sys.modules, home, fake)
-            setattr(sys.modules[home], cls.__name__, cls)
-            patch.setattr(cls, "__module__", home)
-        torch.save(module, path)
-    assert "block" not in sys.modules and "raptor" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
-from raptor_hf import RaptorModel
 from raptor_hf.data import make_processor
 from raptor_hf.demo.analysis import (
     Head,
@@ -23,44 +21,14 @@ from raptor_hf.demo.analysis import (
     top_classes,
 )
 from raptor_hf.demo.html import curves, layer_strip, layer_view
-from raptor_hf.tasks.heads import attach_head
-from tests.conftest import tiny_teacher
-from tests.test_modeling_raptor import randomised
-
-NAMES = [f"kind {n}" for n in range(7)]
-
-
-def noise(seed, size=(8, 8)):
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def tiny_raptor(teacher):
-    torch.manual_seed(0)
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
-    randomised(raptor.blocks)
-    return raptor.eval()
-
-
-def tiny_head():
-    torch.manual_seed(1)
-    return nn.Linear(48, 7).requires_grad_(False)
-
-
-def save_models(folder):
-    """A teacher, a Raptor with a head of seven classes, the bare Raptor, and a head file."""
-    teacher = tiny_teacher()
-    raptor = tiny_raptor(teacher)
-    models = {
-        "teacher": teacher,
-        "raptor": attach_head(raptor, tiny_head(), NAMES),
-        "bare_raptor": raptor,
-    }
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-        make_processor(8).save_pretrained(folder / name)
-    save_file(tiny_head().state_dict(), folder / "head.safetensors")
-    return folder
+from tests.helpers import (
+    NAMES,
+    noise,
+    save_models,
+    tiny_head,
+    tiny_raptor,
+    tiny_teacher,
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from raptor_hf.demo.analysis import analyse, load_pair
+from tests.helpers import noise, save_models
 from tests.programs import ROOT, free_port, run, start
-from tests.test_demo import noise, save_models
 
 CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=60_000)  # milliseconds: the machine may be busy

@@ -21,8 +21,7 @@ from raptor_hf.modeling_raptor import (
     drop_registers,
     expected_depth,
 )
-from tests.helpers import assert_same_outputs
-from tests.test_modeling_raptor import randomised
+from tests.helpers import assert_same_outputs, randomised
 
 
 def dense_model(model_class, teacher, **fields):

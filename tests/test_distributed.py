@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.data import ImageViews, load_images, make_processor
-from tests.conftest import tiny_teacher
+from tests.helpers import tiny_teacher
 from tests.programs import ACCELERATE_LAUNCH, TORCHRUN, TWO_PROCESSES, free_port, run, start
 
 # as torchrun sets it for several processes: sums in the same order
@@ -82,7 +82,7 @@ import torch
 from raptor_hf.loop.engine import Engine
 from raptor_hf.runs.processes import process_state
 from raptor_hf.loop.fit import fit
-from tests.test_loop import FeatureDataset, arguments, compute_loss
+from tests.helpers import FeatureDataset, arguments, compute_loss
 
 folder, update = sys.argv[1], Engine.update
 

@@ -28,9 +28,7 @@ from raptor_hf.dynamics.measures import (
 )
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem, load_system
 from raptor_hf.teachers import trajectory
-from tests.test_modeling_raptor import randomised
-
-LAYOUT = TokenLayout(1, 2)
+from tests.helpers import LAYOUT, randomised
 
 
 class LinearSystem(StoredSystem):
@@ -322,7 +320,7 @@ def test_systems_run_as_their_models(system, raptor, pixel_values, store):
 
 
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):
-    from tests.test_demo import save_models
+    from tests.helpers import save_models
 
     folder = save_models(tmp_path)
     from raptor_hf import RaptorForImageClassification

@@ -11,9 +11,8 @@ from playwright.sync_api import expect, sync_playwright
 from raptor_hf.data import make_processor
 from raptor_hf.dynamics.report import patch_grid, token_names, walk_rows, walk_through
 from raptor_hf.dynamics.systems import load_inputs
+from tests.helpers import LAYOUT, save_models
 from tests.programs import ACCELERATE_LAUNCH, ROOT, TWO_PROCESSES, run
-from tests.test_demo import save_models
-from tests.test_dynamics import LAYOUT
 
 CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=60_000)  # milliseconds: the machine may be busy

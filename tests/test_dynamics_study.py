@@ -18,9 +18,8 @@ from raptor_hf.dynamics.report import claims_page
 from raptor_hf.dynamics.study import study_models
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
 from raptor_hf.runs.files import read_json
+from tests.helpers import LAYOUT, randomised
 from tests.programs import ROOT
-from tests.test_dynamics import LAYOUT
-from tests.test_modeling_raptor import randomised
 
 PARTITIONS = [[2, 4], [2, 2, 2]]
 

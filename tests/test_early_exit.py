@@ -11,8 +11,7 @@ from raptor_hf.probes.early_exit import (
     exit_curves,
 )
 from raptor_hf.reports.report import early_exit_section
-from tests.test_modeling_raptor import randomised
-from tests.test_report import result
+from tests.helpers import randomised, result
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from torch.export import Dim
 
 from raptor_hf.modeling_raptor import AUTO_CLASSES
-from tests.test_modeling_common import make, tensors
+from tests.helpers import make, tensors
 
 # (batch, height, width) in pixels: two batch sizes, two resolutions, and the teacher's own
 SIZES = [(2, 16, 12), (5, 16, 12), (2, 20, 24), (5, 20, 24)]

@@ -21,7 +21,7 @@ from raptor_hf.benchmarks.timing import PROCESSES, peak_memory
 from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
-from tests.conftest import tiny_teacher
+from tests.helpers import tiny_teacher
 from tests.programs import TWO_PROCESSES, run
 
 

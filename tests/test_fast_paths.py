@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, randomised
 from tests.programs import ROOT, run
-from tests.test_modeling_raptor import randomised
 
 
 @pytest.fixture

@@ -15,8 +15,12 @@ from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.guards import DivergenceGuard
-from tests.helpers import assert_same_outputs
-from tests.test_loop import FeatureDataset, arguments, compute_loss, data, noisy_network  # noqa: F401
+from tests.helpers import (
+    arguments,
+    assert_same_outputs,
+    compute_loss,
+    noisy_network,
+)
 
 
 def test_losses_that_grow_tenfold_are_warned_of_once(caplog):
@@ -78,7 +82,7 @@ def test_a_teacher_whose_states_are_not_finite_is_told_apart(teacher, images, tm
         train_blocks(teacher, images, tmp_path)
 
 
-def test_too_little_memory_says_which_knobs_there_are(data, tmp_path):  # noqa: F811
+def test_too_little_memory_says_which_knobs_there_are(data, tmp_path):
     def hungry(module, batch, progress):
         torch.empty(2**60)
         return compute_loss(module, batch, progress)

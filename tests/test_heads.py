@@ -20,7 +20,7 @@ from raptor_hf.modeling_raptor import (
 )
 from raptor_hf.tasks.heads import attach_head, load_linear_head
 from raptor_hf.tasks.task import Depth, Segmentation
-from tests.conftest import SIZES
+from tests.helpers import SIZES
 
 WEIGHTS = {
     "weight": torch.arange(5 * 48.0).view(5, 48),

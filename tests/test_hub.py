@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
 from raptor_hf.data import make_processor
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, randomised
 from tests.hub_server import Blob, Repository, hub_server
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE
-from tests.test_modeling_raptor import randomised
 
 ATTEMPTS = 6  # huggingface_hub repeats an upload five times
 

@@ -17,14 +17,7 @@ from raptor_hf.benchmarks.timing import PROCESSES
 from raptor_hf.loop.checkpoints import checkpoints_of, newest_checkpoint
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.log import read_log
-from tests.test_loop import (
-    FeatureDataset,
-    arguments,
-    compute_loss,
-    data,  # noqa: F401 (a fixture)
-    noisy_network,
-    untimed,
-)
+from tests.helpers import FeatureDataset, arguments, compute_loss, noisy_network, untimed
 
 STEPS = 120
 
@@ -120,13 +113,13 @@ def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, numb
         assert torch.equal(weight, weights[name]), name
 
 
-def test_the_newest_checkpoints_are_kept(data, tmp_path):  # noqa: F811
+def test_the_newest_checkpoints_are_kept(data, tmp_path):
     fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2, keep=3))
     names = sorted(path.name for path in checkpoints_of(tmp_path).iterdir())
     assert names == ["step_00000008", "step_00000010", "step_00000012"]
 
 
-def test_keeping_no_checkpoint_is_refused(data, tmp_path):  # noqa: F811
+def test_keeping_no_checkpoint_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="keep must be at least 1.*got 0"):
         fit(noisy_network(), data, compute_loss, arguments(tmp_path, keep=0))
 
@@ -154,7 +147,7 @@ def damage(checkpoint, how):
         ("unlisted", "only half written"),
     ],
 )
-def test_a_damaged_checkpoint_is_skipped_by_name(data, tmp_path, caplog, how, message):  # noqa: F811
+def test_a_damaged_checkpoint_is_skipped_by_name(data, tmp_path, caplog, how, message):
     whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
     newest = newest_checkpoint(tmp_path)
     damage(newest, how)
@@ -168,7 +161,7 @@ def test_a_damaged_checkpoint_is_skipped_by_name(data, tmp_path, caplog, how, me
     assert newest_checkpoint(tmp_path) == newest  # and the damaged one was replaced
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     save_state, calls = Accelerator.save_state, []
 
     def save_until_full(self, folder):
@@ -189,7 +182,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
-def test_a_disk_without_room_for_checkpoints_is_said_before_training(data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_disk_without_room_for_checkpoints_is_said_before_training(data, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(

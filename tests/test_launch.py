@@ -19,7 +19,7 @@ from raptor_hf.runs.processes import (
     launcher_warnings,
     run_program,
 )
-from tests.conftest import tiny_teacher
+from tests.helpers import tiny_teacher
 from tests.programs import run, start
 
 

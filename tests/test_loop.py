@@ -5,61 +5,11 @@ import time
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
 from raptor_hf.loop.fit import StepResult, fit
 from raptor_hf.loop.sampler import BatchShare, StepSampler
-
-
-class FeatureDataset(Dataset):
-    def __init__(self, features, labels):
-        self.features, self.labels = features, labels
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitems__(self, rows):
-        return {"features": self.features[rows], "label": self.labels[rows]}
-
-
-@pytest.fixture
-def data():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(37, 5, generator=generator)
-    return FeatureDataset(features, (features.sum(1) > 0).long())
-
-
-def arguments(path, **changes):
-    values = {
-        "steps": 12,
-        "batch_size": 8,
-        "learning_rate": 0.01,
-        "warmup_steps": 2,
-        "log_every": 2,
-    }
-    values |= {"checkpoint_every": 5, "report_to": "none", "output_dir": str(path)}
-    return LoopArguments(**(values | changes))
-
-
-def noisy_network():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Linear(16, 2))
-
-
-def compute_loss(module, batch, progress):
-    loss = nn.functional.cross_entropy(module(batch["features"]), batch["label"])
-    return StepResult(loss, {"progress": torch.tensor(progress)})
-
-
-def untimed(line):
-    """A line of the log without what depends on the clock."""
-    return {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
-
-
-class Killed(Exception):
-    pass
+from tests.helpers import Killed, arguments, compute_loss, noisy_network, untimed
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 8, 11])

@@ -14,8 +14,7 @@ from raptor_hf.distillation.blocks import (
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.objective import loss_weights, token_loss
 from raptor_hf.distillation.rollout import rollout
-from tests.helpers import assert_same_outputs
-from tests.test_modeling_raptor import randomised
+from tests.helpers import assert_same_outputs, randomised
 
 GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}
 

@@ -33,33 +33,12 @@ import json
 import pytest
 import torch
 
-from raptor_hf import RaptorConfig, RaptorForImageClassification, RaptorModel
+from raptor_hf import RaptorForImageClassification, RaptorModel
 from raptor_hf.modeling_raptor import AUTO_CLASSES
 from raptor_hf.teachers import load_backbone
-from tests.helpers import assert_same_outputs
-from tests.test_modeling_raptor import randomised
+from tests.helpers import assert_same_outputs, make, tensors
 
 EVERY_MODEL = pytest.mark.parametrize("model_class", AUTO_CLASSES.values())
-
-
-def make(model_class, teacher, **fields):
-    config = RaptorConfig(
-        teacher_config=copy.deepcopy(teacher.config), phases=[4, 2], depth_bins=5, **fields
-    )
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    for block in model.base_model.blocks:
-        randomised(block)
-    return model
-
-
-def tensors(outputs):
-    """All tensors of an output, by the name of their field."""
-    return {
-        f"{name}.{index}": tensor
-        for name, field in outputs.items()
-        for index, tensor in enumerate(field if isinstance(field, tuple) else (field,))
-    }
 
 
 def assert_same(ours, theirs, **tolerances):

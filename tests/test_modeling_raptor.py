@@ -6,16 +6,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from transformers import AutoModel, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
 from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
-from tests.helpers import assert_same_outputs
-
-
-def randomised(module):
-    """The module with every parameter drawn anew: none is left where it could hide a mistake."""
-    generator = torch.Generator().manual_seed(5)
-    for parameter in module.parameters():
-        with torch.no_grad():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
+from tests.helpers import assert_same_outputs, randomised
 
 
 def reference_block(w, x, depth, heads, gated):

@@ -11,8 +11,7 @@ from raptor_hf.loop.checkpoints import newest_checkpoint
 from raptor_hf.loop.engine import Engine
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.optimizers import layer_matrices
-from tests.test_loop import Killed, arguments, noisy_network
-from tests.test_modeling_raptor import randomised
+from tests.helpers import Killed, arguments, noisy_network, randomised
 
 
 def chain_of(teacher):

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 from raptor_hf.convert_raptor_original_to_hf import convert_checkpoint
-from tests.test_convert_raptor_original_to_hf import (
-    Block,
-    Raptor,
-    make_teacher,
-    save_as_reference,
-)
+from tests.reference import Block, Raptor, make_teacher, save_as_reference
 
 
 def test_pickles_that_are_not_built_like_the_reference_are_refused(tmp_path, monkeypatch):

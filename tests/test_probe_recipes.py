@@ -18,9 +18,9 @@ from transformers import (
 from raptor_hf import RaptorModel
 from raptor_hf.data import make_processor
 from raptor_hf.tasks.digit_scenes import digit_scenes
+from tests.helpers import randomised
 from tests.layouts import write_ade20k, write_imagenet, write_nyuv2
 from tests.programs import ACCELERATE_LAUNCH, TWO_PROCESSES, run
-from tests.test_modeling_raptor import randomised
 
 LAUNCH = [*ACCELERATE_LAUNCH, "evaluation/probe.py"]
 

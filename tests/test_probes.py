@@ -19,7 +19,7 @@ from raptor_hf.runs.arguments import build_arguments
 from raptor_hf.tasks.heads import attach_head
 from raptor_hf.tasks.labelled_images import LabelledImages
 from raptor_hf.tasks.task import Classification, Depth, Segmentation
-from tests.test_modeling_raptor import randomised
+from tests.helpers import randomised
 
 
 def stored(folder, features, targets, image_ids=None):

@@ -26,9 +26,9 @@ from raptor_hf.hub.publishing import (
 from raptor_hf.modeling_raptor import AUTO_CLASSES, RaptorModel
 from raptor_hf.runs.files import public_name, read_json
 from raptor_hf.tasks.task import TASKS
+from tests.helpers import make
 from tests.hub_server import Blob, Repository, hub_server
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE
-from tests.test_modeling_common import make
 
 TEMPLATE, PLANNED = ROOT / "model_cards" / "template.md", ROOT / "model_cards" / "planned.md"
 FIGURES = {

@@ -9,9 +9,8 @@ from transformers import DPTImageProcessorPil
 
 from raptor_hf.data import make_processor
 from raptor_hf.modeling_raptor import AUTO_CLASSES
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, make, tensors
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE, run
-from tests.test_modeling_common import make, tensors
 
 LOAD = """
 import json

@@ -8,12 +8,7 @@ from raptor_hf.reports.figures import axis_limits
 from raptor_hf.reports.report import write_report
 from raptor_hf.reports.tables import ABLATION, load_results, mean_std, results_table
 from raptor_hf.runs.files import read_json
-
-
-def result(model, task, seed, metrics, phases=None, parameters=1200):
-    facts = {"model": model, "task": task, "seed": seed, "metrics": metrics, "phases": phases}
-    facts |= {"block_parameters": parameters, "dataset": "digits", "split": "test"}
-    return facts | {"num_images": 360, "environment": {}}
+from tests.helpers import result
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from raptor_hf.data import make_processor
 from raptor_hf.loop.checkpoints import checkpoints_of
 from raptor_hf.runs.files import read_json
-from tests.conftest import tiny_teacher
+from tests.helpers import tiny_teacher
 from tests.programs import ENVIRONMENT, ROOT, run
 
 

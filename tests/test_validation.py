@@ -13,7 +13,7 @@ from raptor_hf.distillation.rollout import rollout
 from raptor_hf.metrics import RSquared, state_statistics
 from raptor_hf.modeling_raptor import pool_tokens
 from raptor_hf.teachers import trajectory
-from tests.test_modeling_raptor import randomised
+from tests.helpers import randomised
 
 
 @pytest.fixture
