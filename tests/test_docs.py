@@ -223,7 +223,7 @@ def test_performance_fast(digits):
 
 def claimed():
     """Yield (page, name) of every block that a test asks for, as often as tests do."""
-    for file in sorted((ROOT / "tests").glob("test_*.py")):
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("block"):
                 arguments = tuple(getattr(argument, "value", None) for argument in node.args)
@@ -305,7 +305,7 @@ def test_programs_tests_and_recipes_that_are_named_are_there(page):
     ):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`(test_\w+)`", text):
-        assert (ROOT / "tests" / f"{name}.py").exists(), name
+        assert list((ROOT / "tests").rglob(f"{name}.py")), name
     for name in re.findall(
         r"`((?:imagenet|ade20k|nyuv2|digits)_\w+(?:probe|blocks|raptor\w*))`", text
     ):
