@@ -6,4 +6,4 @@ source training/environment.sh
 ruff check .
 ruff format --check .
 python -m pytest -n 2 --dist loadfile -m "not slow" "$@"
-[[ " $* " == *" -m "* ]] || echo "Left out: tests marked slow (launchers, kills, browsers, compilers, …). All: bash tests/run.sh -m ''"
+[[ " $* " == *" -m "* ]] || echo "Left out: tests marked slow (kills, compilers, benchmarks, export, clients of the Hub, peak memory). All: bash tests/run.sh -m ''"
