@@ -155,17 +155,22 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     for wish in launcher_warnings(state) if state.is_main_process else ():
         logger.warning(wish)
 
-    main_process = os.getpid()
+    main_process, raised = os.getpid(), []
 
     def stop(number: int, _frame) -> None:
         if os.getpid() == main_process:  # not one that it forked, like a DataLoader's worker
-            raise Interrupted(number, "What was finished is kept.")
+            raised.append(Interrupted(number, "What was finished is kept."))
+            raise raised[-1]
 
     _handle_stop_signals(stop)
     try:
         if state.is_main_process or not alone:
             main()
-    except Interrupted as interruption:
+    except BaseException as error:
+        # raised in a function that a library calls back, such as Arrow, it becomes another error
+        if not raised and not isinstance(error, Interrupted):
+            raise
+        interruption = error if isinstance(error, Interrupted) else raised[0]
         ignore_stop_signals()
         how = "" if alone else _how_to_resume()
         state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
