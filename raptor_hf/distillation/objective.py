@@ -15,8 +15,6 @@ from torch.nn import functional
 
 from .arguments import ObjectiveArguments
 
-_TOKEN_GROUPS = ("cls", "registers", "patches")
-
 
 def loss_weights(objective: ObjectiveArguments, progress: float) -> tuple[float, float]:
     """Return how much teacher forcing and rollouts count in a step: λ and 1 − λ, or one of both."""
