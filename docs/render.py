@@ -161,5 +161,5 @@ TABLES: dict[str, Callable[[], str]] = {
 
 if __name__ == "__main__":
     for page in pages():
-        page.write_text(render(page.read_text()))
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(page.relative_to(ROOT))

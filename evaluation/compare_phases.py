@@ -16,7 +16,7 @@ import numpy as np
 
 import raptor_hf
 from raptor_hf import phases, reports
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import Checked, Positive, parse_arguments
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import run_program
 
@@ -24,13 +24,17 @@ MEASURES = ("cut_share", "within", "between", "contrast")
 
 
 @dataclass
-class Arguments:
+class Arguments(Checked):
     """Which matrix, which numbers of phases."""
 
     distance: str = field(metadata={"help": "JSON file with the key 'distance'"})
     output_dir: str = field(metadata={"help": "folder of comparison.json and partitions.png"})
-    k: list[int] = field(default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of phases"})
-    random_draws: int = field(default=20, metadata={"help": "partitions of the method random"})
+    k: list[Positive[int]] = field(
+        default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of phases"}
+    )
+    random_draws: Positive[int] = field(
+        default=20, metadata={"help": "partitions of the method random"}
+    )
 
 
 def compare(distance: np.ndarray, k: int, method: str, draws: int) -> dict:

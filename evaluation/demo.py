@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass, field
 
 from raptor_hf import demo
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import Checked, NonNegative, Positive, parse_arguments
 from raptor_hf.runs.files import public_name
 from raptor_hf.runs.processes import run_program
 
@@ -29,7 +29,7 @@ def variable(name: str, default: str) -> str:
 
 
 @dataclass
-class Arguments:
+class Arguments(Checked):
     """Which models, which examples, and who may look."""
 
     model: str = field(
@@ -55,10 +55,14 @@ class Arguments:
         default=variable("GRADIO_SERVER_NAME", "127.0.0.1"),
         metadata={"help": "address to listen on; 0.0.0.0 lets other machines in"},
     )
-    port: int = int(variable("GRADIO_SERVER_PORT", "7860"))
+    port: NonNegative[int] = int(variable("GRADIO_SERVER_PORT", "7860"))
     share: bool = field(default=False, metadata={"help": "a public address through gradio.live"})
-    max_upload_megabytes: float = field(default=5.0, metadata={"help": "larger files are refused"})
-    max_megapixels: float = field(default=25.0, metadata={"help": "larger images are refused"})
+    max_upload_megabytes: Positive[float] = field(
+        default=5.0, metadata={"help": "larger files are refused"}
+    )
+    max_megapixels: Positive[float] = field(
+        default=25.0, metadata={"help": "larger images are refused"}
+    )
 
 
 def main() -> None:

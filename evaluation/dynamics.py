@@ -14,8 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf import dry_runs, dynamics
-from raptor_hf.dynamics.arguments import StudyArguments, check_study
-from raptor_hf.runs.arguments import Watching, parse_arguments
+from raptor_hf.dynamics.arguments import StudyArguments
+from raptor_hf.runs.arguments import (
+    Checked,
+    NonNegative,
+    Positive,
+    Watching,
+    named_folders,
+    parse_arguments,
+)
 from raptor_hf.runs.files import folder_digest, public_name
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import require_one_process, run_program
@@ -24,7 +31,7 @@ TEMPLATE = Path(__file__).parent / "dynamics.html"
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Which models, which images, and where what is found goes."""
 
     _argument_group_name = "inputs and outputs"
@@ -40,7 +47,7 @@ class Arguments:
         metadata={"help": "folder of dynamics.json, dynamics.html, plots"}
     )
     split: str = field(default="test", metadata={"help": "of the images"})
-    num_images: int = field(default=2000, metadata={"help": "at most, drawn at random"})
+    num_images: Positive[int] = field(default=2000, metadata={"help": "at most, drawn at random"})
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py; default: the Raptors'"}
     )
@@ -48,9 +55,13 @@ class Arguments:
         default=None,
         metadata={"help": "linear head of the first model, if it has none of its own"},
     )
-    walk_images: int = field(default=10, metadata={"help": "images of the walk; 0: no walk"})
-    batch_size: int = 64
-    num_workers: Watching[int] = field(default=0, metadata={"help": "processes that read images"})
+    walk_images: NonNegative[int] = field(
+        default=10, metadata={"help": "images of the walk; 0: no walk"}
+    )
+    batch_size: Positive[int] = 64
+    num_workers: Watching[NonNegative[int]] = field(
+        default=0, metadata={"help": "processes that read images"}
+    )
     resume: Watching[bool] = field(
         default=False, metadata={"help": "leave a finished run as it is"}
     )
@@ -66,14 +77,15 @@ def main() -> None:
     """Load the models, measure them, write what was found."""
     own, analyses = parse_arguments(*PARTS)
     require_one_process()
-    check_study(analyses)
+    models = named_folders("--model", own.model)
     if own.dry_run:
-        models = {name: name.split("=", 1)[-1] for name in own.model}
         reads = [dry_runs.describe_images(own.data, own.split)]
         return dry_runs.print_study_plan("Study depth", models, reads, own.output_dir)
-    folders = {name: Path(name.split("=", 1)[-1]) for name in (*own.model, own.data)}
+    folders = {**dict(zip(own.model, models.values(), strict=True)), own.data: own.data}
     ours = {
-        n: f for n, f in folders.items() if any(f.glob("*.safetensors")) or dynamics.is_store(f)
+        name: folder
+        for name, folder in folders.items()
+        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder)
     }
     if start_run(own, analyses, inputs={name: folder_digest(f) for name, f in ours.items()}):
         return

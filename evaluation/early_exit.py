@@ -15,23 +15,32 @@ import transformers
 
 import raptor_hf
 from raptor_hf import distillation, dry_runs, probes
-from raptor_hf.runs.arguments import Watching, parse_arguments
+from raptor_hf.runs.arguments import (
+    Checked,
+    NonNegative,
+    Positive,
+    Watching,
+    named_folders,
+    parse_arguments,
+)
 from raptor_hf.runs.files import folder_digest, public_name, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import process_state, require_one_process, run_program
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Which classifiers, on which images."""
 
-    models: list[str] = field(metadata={"help": "Raptors that classify, as name=folder"})
+    models: list[str] = field(metadata={"help": "Raptors that classify, as NAME=FOLDER"})
     dataset: str = field(metadata={"help": "digits, an image folder or a Hub id, with labels"})
     output_dir: Watching[str] = field(metadata={"help": "folder of results/, a JSON a model"})
     train_split: str = field(default="train", metadata={"help": "images to choose on"})
     test_split: str = field(default="test", metadata={"help": "images to judge on"})
-    train_images: int = field(default=2000, metadata={"help": "at most, chosen at random"})
-    seed: int = field(default=0, metadata={"help": "of the models, for the report"})
+    train_images: Positive[int] = field(
+        default=2000, metadata={"help": "at most, chosen at random"}
+    )
+    seed: NonNegative[int] = field(default=0, metadata={"help": "of the models, for the report"})
     resume: Watching[bool] = field(
         default=False, metadata={"help": "leave a finished run as it is"}
     )
@@ -47,9 +56,7 @@ def main() -> None:
     """Judge every model, write the results."""
     (arguments,) = parse_arguments(*PARTS)
     require_one_process()
-    folders = dict(pair.split("=", 1) for pair in arguments.models if "=" in pair)
-    if len(folders) != len(arguments.models):
-        raise ValueError(f"--models takes NAME=FOLDER, each name once; got {arguments.models}.")
+    folders = named_folders("--models", arguments.models)
     if arguments.dry_run:
         splits = (arguments.train_split, arguments.test_split)
         reads = [dry_runs.describe_images(arguments.dataset, split) for split in splits]

@@ -16,7 +16,7 @@ import transformers
 from raptor_hf import dry_runs, probes
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import run_program
@@ -30,25 +30,11 @@ class Arguments:
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher; it is judged too"})
     models: list[str] = field(
-        default_factory=list, metadata={"help": "Raptors and baselines, as name=folder"}
+        default_factory=list, metadata={"help": "Raptors and baselines, as NAME=FOLDER"}
     )
 
 
 PARTS = (Arguments, ProbeArguments, LoopArguments)
-
-
-def read_folders(own: Arguments) -> dict[str, str]:
-    """Return the folder or Hub id of every model by its name, the teacher's first."""
-    folders = {"teacher": own.teacher}
-    for pair in own.models:
-        name, _, folder = pair.partition("=")
-        if not folder or name in folders or name == "constant":
-            raise ValueError(
-                f"--models takes NAME=FOLDER, each name once and none of them teacher or constant; "
-                f"got {pair!r}."
-            )
-        folders[name] = folder
-    return folders
 
 
 def main() -> None:
@@ -56,7 +42,8 @@ def main() -> None:
     # by default as many steps as the recipe's epochs have
     parts = parse_arguments(*PARTS, defaults={"steps": None})
     own, recipe, training = parts
-    folders = read_folders(own)
+    models = named_folders("--models", own.models, reserved=("teacher", "constant"))
+    folders = {"teacher": own.teacher, **models}
     if training.dry_run:
         return dry_runs.print_probe_plan(recipe, training, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}

@@ -38,7 +38,7 @@ def check_weight_files(
     )
     files = {getattr(config, "transformers_weights", None)} - {None}
     if index:
-        files |= set(json.loads(Path(index).read_text())["weight_map"].values())
+        files |= set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
     foreign = [f for f in sorted(files) if not f.endswith(".safetensors") or Path(f).name != f]
     if foreign:
         raise ValueError(

@@ -171,6 +171,9 @@ def become(message: dict, files: list[int]) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    # the server's own were made for other files, which may be sought in
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
     os.chdir(message["cwd"])
     os.environ.clear()
     os.environ.update(message["environment"])

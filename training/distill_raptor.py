@@ -24,14 +24,14 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import all_values, parse_arguments
+from raptor_hf.runs.arguments import Checked, Positive, all_values, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """Which layers each block makes, and which blocks to start from."""
 
     _argument_group_name = "phases"
@@ -40,11 +40,15 @@ class Arguments:
         default=None,
         metadata={"help": "folder of pretrain_blocks.py; without it blocks are new (init, ffn, …)"},
     )
-    phases: list[int] = field(default_factory=list, metadata={"help": "layers of each phase"})
+    phases: list[Positive[int]] = field(
+        default_factory=list, metadata={"help": "layers of each phase"}
+    )
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
-    k: int | None = field(default=None, metadata={"help": "which partition of phases_file"})
+    k: Positive[int] | None = field(
+        default=None, metadata={"help": "which partition of phases_file"}
+    )
 
 
 PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)

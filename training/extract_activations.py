@@ -12,13 +12,13 @@ from typing import Literal
 import raptor_hf
 from raptor_hf import activations, dry_runs
 from raptor_hf.activations.arguments import ImageArguments
-from raptor_hf.runs.arguments import Watching, parse_arguments
+from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
 from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(Checked):
     """What to extract, and where to."""
 
     _argument_group_name = "extraction"
@@ -26,16 +26,18 @@ class Arguments:
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     output_dir: Watching[str] = field(metadata={"help": "folder of the activation dataset"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
-    layers: list[int] = field(
+    layers: list[NonNegative[int]] = field(
         default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
-    tokens: int | None = field(
+    tokens: Positive[int] | None = field(
         default=None, metadata={"help": "random patches to store of each image; default: all"}
     )
     dtype: Literal["float16", "float32"] = "float16"
-    batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
-    shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
-    num_workers: Watching[int] = field(
+    batch_size: Positive[int] = field(default=64, metadata={"help": "images in one forward pass"})
+    shard_megabytes: NonNegative[int] = field(
+        default=256, metadata={"help": "size of one file of the dataset"}
+    )
+    num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that decode images ahead"}
     )
     resume: Watching[bool] = field(
@@ -44,12 +46,17 @@ class Arguments:
     dry_run: Watching[bool] = field(
         default=False, metadata={"help": "measure for a few seconds, advise stored or online"}
     )
-    planned_epochs: Watching[float] = field(
+    planned_epochs: Watching[Positive[float]] = field(
         default=16, metadata={"help": "dry_run: epochs over it in all training together"}
     )
     planned_spans: Watching[list[str]] = field(
         default_factory=list, metadata={"help": "dry_run: spans to train (7-10); default: all"}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"--layers takes each layer once; got {self.layers}.")
 
 
 PARTS = (Arguments, ImageArguments)

@@ -19,7 +19,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import activations, phases, reports
-from raptor_hf.runs.arguments import Watching, parse_arguments
+from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
@@ -28,7 +28,7 @@ OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a 
 
 
 @dataclass
-class Arguments:
+class Arguments(Checked):
     """Which layers to cut, and how."""
 
     output_dir: Watching[str] = field(
@@ -40,13 +40,23 @@ class Arguments:
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     split: str = "train"
-    num_images: int = field(default=10_000, metadata={"help": "images to look at, at most"})
-    batch_size: int = 64
-    num_workers: Watching[int] = field(default=0, metadata={"help": "processes that read images"})
-    k: list[int] = field(default_factory=list, metadata={"help": "numbers of phases (2 3 4)"})
-    thresholds: list[float] = field(default_factory=list, metadata={"help": "instead of --k"})
+    num_images: Positive[int] = field(
+        default=10_000, metadata={"help": "images to look at, at most"}
+    )
+    batch_size: Positive[int] = 64
+    num_workers: Watching[NonNegative[int]] = field(
+        default=0, metadata={"help": "processes that read images"}
+    )
+    k: list[Positive[int]] = field(
+        default_factory=list, metadata={"help": "numbers of phases (2 3 4)"}
+    )
+    thresholds: list[NonNegative[float]] = field(
+        default_factory=list, metadata={"help": "instead of --k"}
+    )
     method: str = field(default="recursive", metadata={"help": "recursive, maxcut, ncut …"})
-    seed: int = field(default=0, metadata={"help": "seed of the images and of random phases"})
+    seed: NonNegative[int] = field(
+        default=0, metadata={"help": "seed of the images and of random phases"}
+    )
     resume: Watching[bool] = field(default=False, metadata={"help": "go on with an unfinished run"})
 
 

@@ -11,27 +11,34 @@ import transformers
 import raptor_hf
 from raptor_hf import dry_runs, loop
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import all_values, parse_arguments
+from raptor_hf.runs.arguments import (
+    Checked,
+    NonNegative,
+    Positive,
+    Share,
+    all_values,
+    parse_arguments,
+)
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass
-class Arguments:
+class Arguments(Checked):
     """A teacher's architecture and its data."""
 
     _argument_group_name = "teacher"
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
-    image_size: int = field(default=16, metadata={"help": "pixels"})
-    patch_size: int = field(default=4, metadata={"help": "pixels"})
-    hidden_size: int = 64
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 4
-    num_register_tokens: int = 4
-    layerscale_value: float = 0.1
-    drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
-    label_smoothing: float = 0.1
+    image_size: Positive[int] = field(default=16, metadata={"help": "pixels"})
+    patch_size: Positive[int] = field(default=4, metadata={"help": "pixels"})
+    hidden_size: Positive[int] = 64
+    num_hidden_layers: Positive[int] = 12
+    num_attention_heads: Positive[int] = 4
+    num_register_tokens: NonNegative[int] = 4
+    layerscale_value: NonNegative[float] = 0.1
+    drop_path_rate: Share[float] = field(default=0.1, metadata={"help": "stochastic depth"})
+    label_smoothing: Share[float] = 0.1
 
 
 PARTS = (Arguments, ComputeArguments, LoopArguments)

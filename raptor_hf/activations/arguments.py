@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from ..runs.arguments import OnCard
+from ..runs.arguments import Checked, NonNegative, OnCard, Positive
 
 
 @dataclass(kw_only=True)
-class ImageArguments:
+class ImageArguments(Checked):
     """Which images a teacher looks at, in which views, and how it computes."""
 
     _argument_group_name = "images"
@@ -16,17 +16,17 @@ class ImageArguments:
         default=None, metadata={"help": "digits, an image folder or a Hub id"}
     )
     split: str = "train"
-    num_images: int | None = field(
+    num_images: Positive[int] | None = field(
         default=None, metadata={"help": "so many images, chosen at random; default: all"}
     )
-    views: int = field(
+    views: NonNegative[int] = field(
         default=1,
         metadata={
             "help": "views per image, all but the first are augmented; 0, where the teacher "
             "computes online: another random view in every epoch"
         },
     )
-    view_seed: int = field(
+    view_seed: NonNegative[int] = field(
         default=0, metadata={"help": "seed of the augmented views and of what is chosen at random"}
     )
     precision: OnCard[Literal["float32", "bfloat16"]] = field(
@@ -35,7 +35,7 @@ class ImageArguments:
 
 
 @dataclass(kw_only=True)
-class ActivationArguments:
+class ActivationArguments(Checked):
     """Whose states are learned, and whether they are stored or computed in training."""
 
     _argument_group_name = "activations"

@@ -266,7 +266,7 @@ def _complete(
         "environment": environment(),
         "shards": shards,
     }
-    (path / "README.md").write_text(dataset_card(manifest))
+    (path / "README.md").write_text(dataset_card(manifest), encoding="utf-8")
     write_json(path / MANIFEST, manifest)
     for entry in path.glob("data-*.json"):
         entry.unlink()

@@ -81,7 +81,7 @@ def recipes() -> dict[str, dict]:
     64. *reference, our batches* has ours and is the reference's else.
     """
     known = {field.name for part in PARTS for field in fields(part)}
-    ours = yaml.safe_load((_RECIPES / "digits_raptor.yaml").read_text())
+    ours = yaml.safe_load((_RECIPES / "digits_raptor.yaml").read_text(encoding="utf-8"))
     ours = {name: value for name, value in ours.items() if name in known}
     reference = {
         "init": "random", "ffn": "swiglu", "intermediate_size": 256, "layerscale_value": 1e-5,
@@ -125,7 +125,8 @@ class _Group:
 def _recorded(folder: str | Path) -> list[dict]:
     """Return all runs on record in a folder."""
     path = Path(folder) / _RECORD
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 @cache
@@ -181,7 +182,7 @@ def _run_group(digits: str, group: _Group) -> None:
     """Make the runs of a group that are not on record, quietly."""
     torch.set_num_threads(1)
     recipe = (recipes() | variants())[group.recipe]
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             rate = recipe["learning_rate"]
             if group.units < _LONG or group.recipe != "ours":
@@ -219,7 +220,7 @@ def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) 
             return run
     result = train(digits, recipe, k=group.k, units=group.units, **facts)
     run = {"recipe": group.recipe, "k": group.k, "budget": group.units, **facts, **result}
-    with open(Path(group.folder) / _RECORD, "a") as file:
+    with open(Path(group.folder) / _RECORD, "a", encoding="utf-8") as file:
         file.write(json.dumps(run) + "\n")
     return run
 

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..runs.arguments import OnCard, Watching
+from ..runs.arguments import Checked, NonNegative, OnCard, Positive, Share, Watching
 
 _TOKEN_GROUPS = ("cls", "registers", "patches")
 
 
 @dataclass(kw_only=True)
-class BlockArguments:
+class BlockArguments(Checked):
     """What new blocks look like and start from, see `RaptorModel.from_teacher`."""
 
     _argument_group_name = "blocks"
@@ -19,20 +19,20 @@ class BlockArguments:
         default="teacher", metadata={"help": "what blocks start from"}
     )
     ffn: OnCard[Literal["gelu", "swiglu"]] = "gelu"
-    intermediate_size: int | None = field(
+    intermediate_size: Positive[int] | None = field(
         default=None, metadata={"help": "hidden width of the FFN"}
     )
     depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float | None = field(
+    layerscale_value: NonNegative[float] | None = field(
         default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
     )
-    block_norm_eps: float | None = field(
+    block_norm_eps: Positive[float] | None = field(
         default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}
     )
 
 
 @dataclass(kw_only=True)
-class RefitArguments:
+class RefitArguments(Checked):
     """Whether new blocks are refitted before they are trained."""
 
     _argument_group_name = "refit"
@@ -44,11 +44,11 @@ class RefitArguments:
             "projections (best without training, worse than none after 50 steps and more)"
         },
     )
-    refit_images: int = field(default=256, metadata={"help": "rows that refit looks at"})
+    refit_images: Positive[int] = field(default=256, metadata={"help": "rows that refit looks at"})
 
 
 @dataclass(kw_only=True)
-class SpanArguments:
+class SpanArguments(Checked):
     """Which spans stage 1 trains blocks for."""
 
     _argument_group_name = "spans"
@@ -59,7 +59,7 @@ class SpanArguments:
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
-    k: list[int] = field(
+    k: list[Positive[int]] = field(
         default_factory=list, metadata={"help": "partitions of phases_file to cover"}
     )
     last_block_weights: OnCard[str] = field(
@@ -68,7 +68,7 @@ class SpanArguments:
 
 
 @dataclass(kw_only=True)
-class ObjectiveArguments:
+class ObjectiveArguments(Checked):
     """What a block is trained to do; every option of the reference trainer."""
 
     _argument_group_name = "objective"
@@ -77,11 +77,11 @@ class ObjectiveArguments:
         default="annealed",
         metadata={"help": "annealed goes from teacher forcing to autoregressive (rollouts)"},
     )
-    teacher_forcing_fraction: float | None = field(
+    teacher_forcing_fraction: Share[float] | None = field(
         default=None,
         metadata={"help": "annealed: share of the steps over which forcing fades; default 0.25"},
     )
-    teacher_forcing_floor: float | None = field(
+    teacher_forcing_floor: Share[float] | None = field(
         default=None,
         metadata={"help": "annealed: least weight of forcing; default 0"},
     )
@@ -92,7 +92,7 @@ class ObjectiveArguments:
             "drawn with its weight as the probability (the same on average, for less compute)"
         },
     )
-    phase_fraction: OnCard[float] = field(
+    phase_fraction: OnCard[Share[float]] = field(
         default=0.0,
         metadata={
             "help": "share of the steps, the first ones, in which every block of a Raptor rolls "
@@ -106,12 +106,13 @@ class ObjectiveArguments:
         default="none",
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
     )
-    noise_std: OnCard[float] = field(
+    noise_std: OnCard[NonNegative[float]] = field(
         default=0.0,
         metadata={"help": "σ of Gaussian noise on every block's input"},
     )
 
     def __post_init__(self):
+        super().__post_init__()
         self.check_objective()
 
     def forcing(self, progress: float) -> float:
@@ -123,7 +124,7 @@ class ObjectiveArguments:
         return max(self.teacher_forcing_floor or 0.0, fading)
 
     def check_objective(self) -> None:
-        """Refuse options that are out of range or contradict each other."""
+        """Refuse options that are unknown or contradict each other."""
         if self.objective not in ("annealed", "autoregressive", "teacher_forcing"):
             raise ValueError(
                 "objective must be 'annealed', 'autoregressive' or 'teacher_forcing'; "
@@ -140,8 +141,6 @@ class ObjectiveArguments:
                     f"{name}={value} contradicts objective={self.objective!r}: only 'annealed' "
                     f"fades teacher forcing. Leave out {name}, or choose objective='annealed'."
                 )
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; got {value}.")
         if self.annealing not in ("weighted", "drawn"):
             raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
         if self.annealing == "drawn" and self.objective != "annealed":
@@ -149,19 +148,15 @@ class ObjectiveArguments:
                 f"annealing='drawn' is for objective='annealed'; got {self.objective!r}, which has "
                 "one loss at every step."
             )
-        if not 0 <= self.phase_fraction <= 1:
-            raise ValueError(f"phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
         if self.phase_fraction and self.objective == "teacher_forcing":
             raise ValueError(
                 "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
             )
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"noise_std must be a number ≥ 0; got {self.noise_std}.")
         parse_token_weights(self.token_weights)
 
 
 @dataclass(kw_only=True)
-class ValidationArguments:
+class ValidationArguments(Checked):
     """On what, and how often, a training program validates; without a dataset it does not."""
 
     _argument_group_name = "validation"
@@ -170,14 +165,14 @@ class ValidationArguments:
         default=None, metadata={"help": "digits, an image folder or a Hub id; none: no validation"}
     )
     validation_split: Watching[str] = "test"
-    validation_images: Watching[int] = field(
-        default=2048, metadata={"help": "images to look at, at most"}
+    validation_images: Watching[NonNegative[int]] = field(
+        default=2048, metadata={"help": "images to look at, at most; 0: all"}
     )
     validation_head: Watching[str | None] = field(
         default=None,
         metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
     )
-    validate_every: Watching[int] = field(
+    validate_every: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
     )
 

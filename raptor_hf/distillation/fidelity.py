@@ -81,6 +81,7 @@ class TrajectoryValidation:
         head: its linear head on [cls, mean of patches]; None leaves the accuracy out.
         images: the labelled images.
         chains: the chains in training.
+        num_images: so many of them, at most; 0: all.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class TrajectoryValidation:
         self.teacher = teacher.to(self.state.device)
         self.head = None if head is None else head.to(self.state.device)
         self.images, self.chains, self.batch_size = images, chains, batch_size
-        rows = np.random.default_rng(0).permutation(len(images))[:num_images]
+        rows = np.random.default_rng(0).permutation(len(images))[: num_images or None]
         self.rows = np.sort(rows)[self.state.process_index :: self.state.num_processes].tolist()
 
     def __call__(self) -> dict[str, float]:

@@ -77,7 +77,7 @@ def _training_seconds(folder: Path) -> float:
     """
     log = folder / "log.jsonl"
     total = last = 0.0
-    for line in log.read_text().splitlines() if log.exists() else ():
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         seconds = json.loads(line)["seconds"]
         if seconds < last:
             total += last

@@ -88,7 +88,7 @@ def count_images(dataset: str, split: str) -> int | None:
         return embedded[dataset].get(split)
     table = Path(dataset) / "data" / f"nyu2_{split}.csv"
     if table.is_file():
-        return len(table.read_text().splitlines())
+        return len(table.read_text(encoding="utf-8").splitlines())
     ade20k = Path(dataset) / "images" / split
     folder = ade20k if ade20k.is_dir() else Path(dataset) / split
     if not folder.is_dir():

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..runs.arguments import Checked, NonNegative, Positive
+
 # beside what needs nothing but trajectories (`dynamics.measure`), which is always made
 ANALYSES = (
     "class_basins",
@@ -14,7 +16,7 @@ ANALYSES = (
 
 
 @dataclass(kw_only=True)
-class StudyArguments:
+class StudyArguments(Checked):
     """What is done to the trajectories."""
 
     _argument_group_name = "analyses"
@@ -26,31 +28,29 @@ class StudyArguments:
         default_factory=lambda: ["cls", "patches"],
         metadata={"help": "self-correction: tokens that are pushed: cls, registers, patches, all"},
     )
-    push_layers: list[int] = field(
+    push_layers: list[NonNegative[int]] = field(
         default_factory=list,
         metadata={"help": "self-correction: after which layers; default: 0, L/4, L/2, 3L/4"},
     )
-    epsilons: list[float] = field(
+    epsilons: list[Positive[float]] = field(
         default_factory=lambda: [0.01, 0.1, 0.5],
         metadata={"help": "self-correction: lengths of the push, as shares of the state's"},
     )
-    swap_draws: int = field(default=20, metadata={"help": "layer swap: random swaps of each kind"})
-    extra_applications: int = field(
+    swap_draws: Positive[int] = field(
+        default=20, metadata={"help": "layer swap: random swaps of each kind"}
+    )
+    extra_applications: Positive[int] = field(
         default=12, metadata={"help": "more time: how often the last block is applied again"}
     )
-    random_partitions: int = field(
+    random_partitions: Positive[int] = field(
         default=100, metadata={"help": "phase contrast: random partitions to compare with"}
     )
-    seed: int = field(default=0, metadata={"help": "of the images, pushes, swaps and partitions"})
+    seed: NonNegative[int] = field(
+        default=0, metadata={"help": "of the images, pushes, swaps and partitions"}
+    )
 
-
-def check_study(study: StudyArguments) -> None:
-    """Refuse what no model could be asked for."""
-    unknown = [name for name in study.analyses if name not in ANALYSES]
-    if unknown:
-        raise ValueError(f"--analyses are {', '.join(ANALYSES)}; got {', '.join(unknown)}.")
-    if any(not epsilon > 0 for epsilon in study.epsilons):
-        raise ValueError(f"--epsilons must lie above 0; got {study.epsilons}.")
-    for name in ("swap_draws", "extra_applications", "random_partitions"):
-        if getattr(study, name) < 1:
-            raise ValueError(f"--{name} must be at least 1; got {getattr(study, name)}.")
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = [name for name in self.analyses if name not in ANALYSES]
+        if unknown:
+            raise ValueError(f"--analyses are {', '.join(ANALYSES)}; got {', '.join(unknown)}.")

@@ -192,7 +192,7 @@ def write_report(
         figures: PNG files by name, of the figures of `draw_study`.
         walk: as from `walk_through`; None leaves the page out.
     """
-    source = Path(template).read_text()
+    source = Path(template).read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     models = [result["model"] for result in study["models"]]
     if walk is not None:  # inside <script>: no tag can begin there
@@ -211,7 +211,7 @@ def write_report(
         word=_verdict_word,
         walk=walk,
     )
-    Path(path).write_text(html)
+    Path(path).write_text(html, encoding="utf-8")
 
 
 def write_study(
@@ -240,7 +240,7 @@ def write_study(
     study |= {"claims": evaluate_claims(results), "models": results}
     write_json(folder / "dynamics.json", rounded(study))
     page = claims_page(study["claims"])
-    (folder / "what_we_see.md").write_text(page)
+    (folder / "what_we_see.md").write_text(page, encoding="utf-8")
     figures = {name: png(figure) for name, figure in draw_study(results)}
     for name, content in figures.items():
         (folder / f"{name}.png").write_bytes(content)

@@ -11,7 +11,7 @@ from ..configuration_raptor import phase_spans
 from ..data import ImageViews, batches
 from ..phases.distance import image_distances
 from ..phases.partitions import check_partition, phase_contrast
-from .arguments import StudyArguments, check_study
+from .arguments import StudyArguments
 from .class_basins import ClassBasins, check_classes
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
 from .linear_modes import LinearModes
@@ -207,9 +207,8 @@ def study_models(
 
     Raises:
         ValueError: states that are not finite, partitions that do not cover a model's layers, too
-            few images for class basins, options out of range, no image.
+            few images for class basins, no image.
     """
-    check_study(options)
     rows, labels = plain_images(images)
     num_classes = len(np.unique(labels))
     positions = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]

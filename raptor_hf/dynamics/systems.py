@@ -15,6 +15,7 @@ from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, load_images
 from ..modeling_raptor import pool_tokens
+from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
@@ -192,10 +193,8 @@ def load_inputs(
             for an activation dataset without some layers or patches, or of models whose layers
             are not known.
     """
-    named = [m.split("=", 1) if "=" in m else (Path(m).name, m) for m in models]
-    if len(dict(named)) != len(named):
-        raise ValueError(f"Every model needs a name of its own, as NAME=FOLDER; got {models}.")
-    sources, heads = dict(named), {named[0][0]: teacher_head} if named else {}
+    sources = named_folders("--model", models)
+    heads = {name: teacher_head for name in list(sources)[:1]}
     if is_store(data):
         images, processor, names = load_activations(data), None, None
         check_all_layers(images)
@@ -212,7 +211,7 @@ def load_inputs(
     else:
         if not sources:
             raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-        dataset, processor = load_images(data, split), load_processor(named[0][1])
+        dataset, processor = load_images(data, split), load_processor(next(iter(sources.values())))
         images, names = ImageViews(dataset, processor), class_names(dataset)
         systems = [
             load_system(name, source, images=images, head=heads.get(name))

@@ -227,7 +227,7 @@ def planned_card(recipe: str | Path, published: dict, template: str | Path) -> M
     Raises:
         ValueError: the recipe has no phases.
     """
-    text = Path(recipe).read_text()
+    text = Path(recipe).read_text(encoding="utf-8")
     fields = yaml.safe_load(text)
     if not fields.get("phases"):
         raise ValueError(f"{recipe} has no phases: a planned card is made of such a recipe.")

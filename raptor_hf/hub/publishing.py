@@ -177,7 +177,7 @@ def publish_model(folder: str | Path, repo_id: str, *, private: bool = False) ->
     commit = _commit_files(api, repo_id, "model", files, "A Raptor and its code")
     pinned = usage_snippet(repo_id, task, commit).splitlines()
     [line] = [line for line in pinned if line.startswith("name, revision = ")]
-    lines = card.read_text().splitlines()
+    lines = card.read_text(encoding="utf-8").splitlines()
     lines = [line if old.startswith("name, revision = ") else old for old in lines]
     text = ("\n".join(lines) + "\n").encode()
     addition = CommitOperationAdd("README.md", text)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..runs.arguments import OnCard, Watching
+from ..runs.arguments import Checked, NonNegative, OnCard, Positive, Watching
 
 
 @dataclass(kw_only=True)
-class LoopArguments:
+class LoopArguments(Checked):
     """Arguments of every training program."""
 
     _argument_group_name = "loop"
@@ -18,11 +18,11 @@ class LoopArguments:
     resume: Watching[bool] = field(
         default=False, metadata={"help": "go on with an unfinished run in output_dir"}
     )
-    steps: OnCard[int] = field(default=1000, metadata={"help": "optimiser updates"})
-    batch_size: OnCard[int] = field(
+    steps: OnCard[NonNegative[int]] = field(default=1000, metadata={"help": "optimiser updates"})
+    batch_size: OnCard[Positive[int]] = field(
         default=64, metadata={"help": "images a step, over all processes"}
     )
-    per_device_batch_size: Watching[int] = field(
+    per_device_batch_size: Watching[NonNegative[int]] = field(
         default=0,
         metadata={"help": "images in one pass of a process, at most; 0: its whole share of a step"},
     )
@@ -33,28 +33,36 @@ class LoopArguments:
             "for the same compute; what else learns gets AdamW at an eighth of the rate"
         },
     )
-    learning_rate: OnCard[float] = field(default=3e-4, metadata={"help": "peak learning rate"})
-    final_learning_rate: OnCard[float] = field(
+    learning_rate: OnCard[NonNegative[float]] = field(
+        default=3e-4, metadata={"help": "peak learning rate"}
+    )
+    final_learning_rate: OnCard[NonNegative[float]] = field(
         default=1e-6, metadata={"help": "where the cosine ends"}
     )
-    weight_decay: OnCard[float] = 1e-4
-    warmup_steps: OnCard[int] = field(default=50, metadata={"help": "steps of linear warm-up"})
-    max_grad_norm: OnCard[float] = field(default=1.0, metadata={"help": "gradient clipping"})
-    seed: OnCard[int] = field(
+    weight_decay: OnCard[NonNegative[float]] = 1e-4
+    warmup_steps: OnCard[NonNegative[int]] = field(
+        default=50, metadata={"help": "steps of linear warm-up"}
+    )
+    max_grad_norm: OnCard[Positive[float]] = field(
+        default=1.0, metadata={"help": "gradient clipping"}
+    )
+    seed: OnCard[NonNegative[int]] = field(
         default=0, metadata={"help": "seed of initialisation, data order and noise"}
     )
-    log_every: Watching[int] = field(
-        default=20, metadata={"help": "steps between two lines of the log"}
+    log_every: Watching[NonNegative[int]] = field(
+        default=20, metadata={"help": "steps between two lines of the log; 0: the last alone"}
     )
-    checkpoint_every: Watching[int] = field(
-        default=200, metadata={"help": "steps between two checkpoints"}
+    checkpoint_every: Watching[NonNegative[int]] = field(
+        default=200, metadata={"help": "steps between two checkpoints; 0: the last alone"}
     )
-    keep: Watching[int] = field(default=2, metadata={"help": "newest checkpoints that are kept"})
+    keep: Watching[Positive[int]] = field(
+        default=2, metadata={"help": "newest checkpoints that are kept"}
+    )
     tf32: bool = field(
         default=True,
         metadata={"help": "on GPUs: float32 products with TF32's 10 bits, several times as fast"},
     )
-    num_workers: Watching[int] = field(
+    num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
     )
     report_to: Watching[Literal["tensorboard", "wandb", "trackio", "none"]] = field(
@@ -66,7 +74,7 @@ class LoopArguments:
 
 
 @dataclass(kw_only=True)
-class ComputeArguments:
+class ComputeArguments(Checked):
     """How the layers of a model compute; none of it changes what they compute."""
 
     _argument_group_name = "compute"

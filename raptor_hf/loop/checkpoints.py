@@ -33,10 +33,7 @@ def check_room(output_dir: Path, parameters: list[torch.Tensor], keep: int) -> N
 
     Raises:
         OSError: too little is free.
-        ValueError: none would be kept.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1: a run goes on with a checkpoint; got {keep}.")
     folder = checkpoints_of(output_dir)
     each = ADAMW_BYTES * sum(parameter.numel() for parameter in parameters)
     to_come = keep + 1 - len(list(folder.glob("step_*")))  # one more while it is written

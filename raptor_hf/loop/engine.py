@@ -198,5 +198,5 @@ def tracker_id(output_dir: str | Path) -> str:
     """Return the identity of a run in its tracker, which stays the same when it is resumed."""
     path = Path(output_dir) / "tracker_id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8])
-    return path.read_text()
+        path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+    return path.read_text(encoding="utf-8")

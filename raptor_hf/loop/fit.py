@@ -138,7 +138,7 @@ def fit(
         for step in range(first, arguments.steps):
             done = step + 1
             last = done == arguments.steps
-            logging = last or done % arguments.log_every == 0
+            logging = last or _is_due(arguments.log_every, done)
             scalars, statistics, seen = {"loss": 0.0}, [], []
             _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
@@ -164,9 +164,9 @@ def fit(
                 scalars |= _r_squared(statistics)
                 log.write(done, {**scalars, "learning_rate": rate, "images_per_second": speed})
             with log.paused():
-                if validate and validate_every and done % validate_every == 0 and not last:
+                if validate and _is_due(validate_every, done) and not last:
                     run_validation(done)
-                if stop or last or done % arguments.checkpoint_every == 0:
+                if stop or last or _is_due(arguments.checkpoint_every, done):
                     save_checkpoint(accelerator, output_dir, done, arguments.keep)
                     log.draw(now=bool(stop))
             if stop:
@@ -178,6 +178,11 @@ def fit(
     log.close()
     engine.update_module()
     return module.eval()
+
+
+def _is_due(every: int, done: int) -> bool:
+    """Return whether what happens after every so many steps happens after this one; 0: never."""
+    return every > 0 and done % every == 0
 
 
 @contextmanager

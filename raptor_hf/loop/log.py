@@ -47,11 +47,11 @@ class LossLog:
         self.shown: dict[str, str] = {}
         enabled = accelerator.is_main_process
         if enabled:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
             kept = [
                 line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
             ]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.bar = progress_bar(description, steps, initial=first, enabled=enabled)
 
     def advance(self) -> None:
@@ -84,7 +84,7 @@ class LossLog:
         if not self.accelerator.is_main_process:
             return
         elapsed = round(time.perf_counter() - self.started, 2)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
         names = {**_ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
         texts = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
@@ -109,7 +109,7 @@ class LossLog:
 
 def read_log(output_dir: str | Path) -> list[dict[str, float]]:
     """Return the lines of a run's log."""
-    lines = (Path(output_dir) / "log.jsonl").read_text().splitlines()
+    lines = (Path(output_dir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 

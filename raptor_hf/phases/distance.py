@@ -64,7 +64,7 @@ def load_distance(path: str | Path) -> np.ndarray:
         ValueError: no such key, or not a layer distance matrix.
         OSError: no such file.
     """
-    content = json.loads(Path(path).read_text())
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or "distance" not in content:
         raise ValueError(
             f"{path} must be a JSON object with the layer distances, rows of numbers, under the "

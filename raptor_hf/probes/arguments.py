@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..runs.arguments import Watching
+from ..runs.arguments import Checked, NonNegative, Positive, Share, Watching
 
 
 @dataclass(kw_only=True)
-class ProbeArguments:
+class ProbeArguments(Checked):
     """A recipe of a task: its images, how they are augmented, and the heads that are trained."""
 
     _argument_group_name = "probe"
@@ -19,15 +19,23 @@ class ProbeArguments:
     )
     train_split: str = "train"
     test_split: str = "test"
-    train_images: int = field(default=0, metadata={"help": "a random choice of so many; 0: all"})
-    test_images: int = field(default=0, metadata={"help": "the same for all seeds; 0: all"})
-    epochs: int = field(default=10, metadata={"help": "times that the training images are seen"})
-    validate_epochs: int = field(default=1, metadata={"help": "epochs between two validations"})
+    train_images: NonNegative[int] = field(
+        default=0, metadata={"help": "a random choice of so many; 0: all"}
+    )
+    test_images: NonNegative[int] = field(
+        default=0, metadata={"help": "the same for all seeds; 0: all"}
+    )
+    epochs: Positive[int] = field(
+        default=10, metadata={"help": "times that the training images are seen"}
+    )
+    validate_epochs: Positive[int] = field(
+        default=1, metadata={"help": "epochs between two validations"}
+    )
     head: str | None = field(
         default=None,
         metadata={"help": "linear head (file, folder, Hub id) to start from; --steps 0 judges it"},
     )
-    learning_rate_grid: list[float] = field(
+    learning_rate_grid: list[Positive[float]] = field(
         default_factory=lambda: [1.0],
         metadata={"help": "multiples of learning_rate, heads that are trained side by side"},
     )
@@ -35,37 +43,43 @@ class ProbeArguments:
         default_factory=list,
         metadata={"help": "tokens that a head looks at: cls_patches, cls, patches (the grid too)"},
     )
-    held_out: float = field(
+    held_out: Share[float] = field(
         default=0.1, metadata={"help": "share of the training images that select among heads"}
     )
-    resolution: list[int] = field(
+    resolution: list[Positive[int]] = field(
         default_factory=list, metadata={"help": "height and width of the images in pixels"}
     )
-    crop_scale: list[float] = field(
+    crop_scale: list[Positive[float]] = field(
         default_factory=list,
         metadata={"help": "random crops: smallest and largest share of the image; none: no crops"},
     )
-    crop_ratio: list[float] = field(
+    crop_ratio: list[Positive[float]] = field(
         default_factory=lambda: [3 / 4, 4 / 3],
         metadata={"help": "smallest and largest width / height of random crops"},
     )
-    flip: float = field(default=0.0, metadata={"help": "probability of a horizontal flip"})
-    jitter: list[float] = field(
+    flip: Share[float] = field(default=0.0, metadata={"help": "probability of a horizontal flip"})
+    jitter: list[NonNegative[float]] = field(
         default_factory=lambda: [0.0] * 4,
         metadata={"help": "random brightness, contrast, saturation, hue (with random crops)"},
     )
-    depth_bins: int = 256
-    min_depth: float = field(default=0.001, metadata={"help": "metres; nearer pixels don't count"})
-    max_depth: float = field(default=10.0, metadata={"help": "metres; farther pixels don't count"})
-    eval_crop: list[int] = field(
+    depth_bins: Positive[int] = 256
+    min_depth: NonNegative[float] = field(
+        default=0.001, metadata={"help": "metres; nearer pixels don't count"}
+    )
+    max_depth: Positive[float] = field(
+        default=10.0, metadata={"help": "metres; farther pixels don't count"}
+    )
+    eval_crop: list[NonNegative[int]] = field(
         default_factory=list,
         metadata={"help": "depth: rows and columns that are judged: top, bottom, left, right"},
     )
-    eval_batch_size: int = field(default=64, metadata={"help": "images at a time in evaluation"})
-    knn_images: int = field(
+    eval_batch_size: Positive[int] = field(
+        default=64, metadata={"help": "images at a time in evaluation"}
+    )
+    knn_images: NonNegative[int] = field(
         default=100_000, metadata={"help": "classification: images that vote in k-NN; 0: no k-NN"}
     )
-    skip_corrupt: int = field(
+    skip_corrupt: NonNegative[int] = field(
         default=0, metadata={"help": "unreadable images that are left out, with a warning"}
     )
     features_dir: Watching[str | None] = field(
@@ -73,6 +87,7 @@ class ProbeArguments:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         pairs = {"resolution": 2, "crop_scale": 2, "crop_ratio": 2, "jitter": 4, "eval_crop": 4}
         for name, number in pairs.items():
             if len(getattr(self, name)) not in (0, number):
@@ -83,5 +98,9 @@ class ProbeArguments:
             raise ValueError("Random crops need --resolution HEIGHT WIDTH, their size.")
         if self.task != "depth" and self.eval_crop:
             raise ValueError("eval_crop is for depth alone.")
+        if not self.min_depth < self.max_depth:
+            raise ValueError(
+                f"min_depth must lie below max_depth; got {self.min_depth} and {self.max_depth}."
+            )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1; got {self.held_out}.")

@@ -206,5 +206,5 @@ def write_report(
     sections += early_exit_section(results, output_dir)
     sections += _pair_section(results, pair) if pair else []
     sections += ablation_section(ablation, published) if ablation else []
-    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n")
+    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return table

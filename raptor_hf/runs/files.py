@@ -26,7 +26,7 @@ def write_json(path: str | Path, content: dict) -> None:
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(content, indent=1, ensure_ascii=False)
     text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    temporary.write_text(text + "\n")
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -43,7 +43,7 @@ def rounded(content, digits: int = 6):
 
 def read_json(path: str | Path) -> dict:
     """Read a JSON file."""
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def file_digest(path: str | Path) -> str:

@@ -140,6 +140,13 @@ def launcher_warnings(state: "PartialState") -> list[str]:
     return wishes
 
 
+def print_anything() -> None:
+    """Let a terminal that lacks a character show `?` for it: printing never ends a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not one that a notebook or a test put there
+            stream.reconfigure(errors="replace")
+
+
 def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     """Run a program's `main` under any launcher; say on how many processes, and how to go on.
 
@@ -148,6 +155,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     Args:
         alone: the work is that of one process; others that were started do nothing.
     """
+    print_anything()
     if {"-h", "--help"} & set(sys.argv):
         return main()
     state = process_state()

@@ -118,7 +118,7 @@ def _ade20k_class_names(path: Path) -> list[str]:
     """
     if not path.is_file():
         return [f"class {number}" for number in range(_ADE20K_CLASSES)]
-    lines = path.read_text().splitlines()[1:]
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
     names = [line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip()]
     if len(names) != _ADE20K_CLASSES:
         raise ValueError(f"{path}: expected a heading and 150 classes; got {len(names)} classes.")
@@ -148,7 +148,7 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
             f"{table}: no such file. Expected NYUv2's folder nyu_data with data/nyu2_train.csv and "
             "data/nyu2_test.csv."
         )
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         lines = [line for line in csv.reader(file) if line]
     for number, line in enumerate(lines, start=1):
         if len(line) != 2:

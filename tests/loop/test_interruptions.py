@@ -120,7 +120,7 @@ def test_the_newest_checkpoints_are_kept(data, tmp_path):
 
 
 def test_keeping_no_checkpoint_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="keep must be at least 1.*got 0"):
+    with pytest.raises(ValueError, match="--keep must be a number > 0; got 0"):
         fit(noisy_network(), data, compute_loss, arguments(tmp_path, keep=0))
 
 
