@@ -18,6 +18,7 @@ import os
 from dataclasses import dataclass, field
 
 from raptor_hf import demo
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import Checked, NonNegative, Positive, parse_arguments
 from raptor_hf.runs.files import public_name
 from raptor_hf.runs.processes import run_program
@@ -60,14 +61,14 @@ class Arguments(Checked):
     max_upload_megabytes: Positive[float] = field(
         default=5.0, metadata={"help": "larger files are refused"}
     )
-    max_megapixels: Positive[float] = field(
-        default=25.0, metadata={"help": "larger images are refused"}
-    )
+
+
+PARTS = (Arguments, ReadingArguments)
 
 
 def main() -> None:
     """Load both models, build the page, serve it."""
-    (arguments,) = parse_arguments(Arguments)
+    arguments, reading = parse_arguments(*PARTS, defaults={"max_megapixels": 25.0})
     pair = demo.load_pair(
         arguments.model,
         arguments.teacher,
@@ -77,9 +78,9 @@ def main() -> None:
     )
     examples = []
     if arguments.dataset != "none":
-        examples = demo.pick_examples(arguments.dataset, arguments.split)
+        examples = demo.pick_examples(arguments.dataset, arguments.split, reading=reading)
     names = {name: public_name(getattr(arguments, name)) for name in ("model", "teacher")}
-    page = demo.build_page(pair, names, examples, max_pixels=int(arguments.max_megapixels * 1e6))
+    page = demo.build_page(pair, names, examples, max_pixels=int(reading.max_megapixels * 1e6))
     demo.serve(
         page,
         host=arguments.host,

@@ -13,7 +13,9 @@ which is analysed without any model if none is given. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import raptor_hf
 from raptor_hf import dry_runs, dynamics
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.arguments import StudyArguments
 from raptor_hf.runs.arguments import (
     Checked,
@@ -70,16 +72,17 @@ class Arguments(Checked):
     )
 
 
-PARTS = (Arguments, StudyArguments)
+PARTS = (Arguments, ReadingArguments, StudyArguments)
 
 
 def main() -> None:
     """Load the models, measure them, write what was found."""
-    own, analyses = parse_arguments(*PARTS)
+    own, reading, analyses = parse_arguments(*PARTS)
     require_one_process()
     models = named_folders("--model", own.model)
     if own.dry_run:
-        reads = [dry_runs.describe_images(own.data, own.split)]
+        at_most = own.num_images
+        reads = [dry_runs.describe_images(own.data, own.split, reading, at_most=at_most)]
         return dry_runs.print_study_plan("Study depth", models, reads, own.output_dir)
     folders = {**dict(zip(own.model, models.values(), strict=True)), own.data: own.data}
     ours = {
@@ -87,10 +90,15 @@ def main() -> None:
         for name, folder in folders.items()
         if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder)
     }
-    if start_run(own, analyses, inputs={name: folder_digest(f) for name, f in ours.items()}):
+    images = None
+    if not dynamics.is_store(own.data):
+        images = raptor_hf.data.load_images(own.data, own.split, reading)
+    digests = {name: folder_digest(folder) for name, folder in ours.items()}
+    read = {"images": raptor_hf.data.list_images(own.data, images)} if images else {}
+    if start_run(own, reading, analyses, inputs=digests, images=read):
         return
     inputs = dynamics.load_inputs(
-        own.model, own.data, split=own.split, teacher_head=own.teacher_head
+        own.model, own.data, split=own.split, teacher_head=own.teacher_head, reading=reading
     )
     results = dynamics.study_models(
         inputs.systems,

@@ -15,6 +15,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import distillation, dry_runs, probes
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import (
     Checked,
     NonNegative,
@@ -49,40 +50,53 @@ class Arguments(Checked):
     )
 
 
-PARTS = (Arguments,)
+PARTS = (Arguments, ReadingArguments)
 
 
 def main() -> None:
     """Judge every model, write the results."""
-    (arguments,) = parse_arguments(*PARTS)
+    arguments, reading = parse_arguments(*PARTS)
     require_one_process()
     folders = named_folders("--models", arguments.models)
     if arguments.dry_run:
-        splits = (arguments.train_split, arguments.test_split)
-        reads = [dry_runs.describe_images(arguments.dataset, split) for split in splits]
+        reads = [
+            dry_runs.describe_images(arguments.dataset, split, reading, at_most=at_most)
+            for split, at_most in (
+                (arguments.train_split, arguments.train_images),
+                (arguments.test_split, None),
+            )
+        ]
         return dry_runs.print_study_plan("Exit early", folders, reads, arguments.output_dir)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
-    if start_run(arguments, inputs=inputs):
+    train = raptor_hf.data.load_images(arguments.dataset, arguments.train_split, reading)
+    test = raptor_hf.data.load_images(arguments.dataset, arguments.test_split, reading)
+    read = {
+        name: raptor_hf.data.list_images(arguments.dataset, images)
+        for name, images in (("train_images", train), ("test_images", test))
+    }
+    if start_run(arguments, reading, inputs=inputs, images=read):
         return
     results = Path(arguments.output_dir) / "results"
     results.mkdir(exist_ok=True)
-    train = raptor_hf.data.load_images(arguments.dataset, arguments.train_split)
-    test = raptor_hf.data.load_images(arguments.dataset, arguments.test_split)
     chosen = raptor_hf.data.choose_images(len(train), min(len(train), arguments.train_images), 0)
     for name, folder in folders.items():
         model = transformers.AutoModelForImageClassification.from_pretrained(folder)
         model.to(process_state().device).eval()
         processor = raptor_hf.teachers.load_processor(folder)
-        images = raptor_hf.data.ImageViews(test, processor)
-        metrics = probes.evaluate_early_exit(
-            model, raptor_hf.data.ImageViews(train, processor, image_ids=chosen), images
+        images, chosen_on = (
+            raptor_hf.data.ImageViews(
+                split, processor, image_ids=ids, reading=reading
+            ).drop_unreadable()
+            for split, ids in ((test, None), (train, chosen))
         )
+        metrics = probes.evaluate_early_exit(model, chosen_on, images)
         result = {"model": name, "task": "early_exit", "seed": arguments.seed, "metrics": metrics}
         result |= {
             **distillation.model_facts(model.raptor),
             "dataset": public_name(arguments.dataset),
         }
         result |= {"split": arguments.test_split, "num_images": len(images)}
+        result |= {"images_sha256": read["test_images"].content_digest}
         write_json(results / f"{name}_early_exit.json", {**result, "environment": environment()})
         for kind, point in metrics["chosen"].items():
             print(

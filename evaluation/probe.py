@@ -14,6 +14,7 @@ from pathlib import Path
 import transformers
 
 from raptor_hf import dry_runs, probes
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.runs.arguments import named_folders, parse_arguments
@@ -34,27 +35,27 @@ class Arguments:
     )
 
 
-PARTS = (Arguments, ProbeArguments, LoopArguments)
+PARTS = (Arguments, ProbeArguments, ReadingArguments, LoopArguments)
 
 
 def main() -> None:
     """Probe the teacher and every model, write the results."""
     # by default as many steps as the recipe's epochs have
     parts = parse_arguments(*PARTS, defaults={"steps": None})
-    own, recipe, training = parts
+    own, recipe, reading, training = parts
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}
     if training.dry_run:
-        return dry_runs.print_probe_plan(recipe, training, folders)
+        return dry_runs.print_probe_plan(recipe, reading, training, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
         inputs["head"] = digest(recipe.head)
     for folder in folders.values():  # a name that is no model is said now, not hours later
         transformers.AutoConfig.from_pretrained(folder)
-    if start_run(*parts, inputs=inputs):
+    evaluation = probes.Evaluation(recipe, reading, training, own.teacher)
+    if start_run(*parts, inputs=inputs, images=evaluation.images.files()):
         return
-    evaluation = probes.Evaluation(recipe, training, own.teacher)
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)
     picture = evaluation.draw_predictions(list(folders))

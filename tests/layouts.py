@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from raptor_hf.data import load_digits
+from raptor_hf.data.loading import load_digits
 from raptor_hf.tasks.digit_scenes import digit_scenes
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from raptor_hf.data import ImageViews, keep_batch, load_digits, load_images, make_processor
+from raptor_hf.data import ImageViews, keep_batch, load_images, make_processor
+from raptor_hf.data.loading import load_digits
 from tests.helpers import assert_same_outputs
 
 
@@ -33,7 +34,7 @@ def test_batches_lie_where_torch_allocates():
 
 
 def test_the_first_view_is_the_image_itself(images):
-    image = images.images[3]["image"].convert("RGB")
+    image = images.read(3, 3)
     plain = images.processor(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(images[3]["pixel_values"], plain)
     images.plain_first = False
@@ -68,7 +69,7 @@ def test_a_corrupt_image_is_named():
     dataset = datasets.Dataset.from_dict({"image": rows, "label": [0, 0]}, features=features)
     views = ImageViews(dataset, make_processor(8))
     assert views[0]["pixel_values"].shape == (3, 8, 8)
-    with pytest.raises(ValueError, match="Image 1 of the dataset can't be decoded"):
+    with pytest.raises(ValueError, match="image 1 of the dataset can't be decoded"):
         views.__getitems__([0, 1])
 
 
@@ -83,4 +84,4 @@ def test_an_image_folder_works(tmp_path):
 
 def test_views_must_be_positive(images):
     with pytest.raises(ValueError, match="at least 1; got 0"):
-        ImageViews(images.images.add_column("label", [0] * 5), images.processor, views=0)
+        ImageViews(images.cells, images.processor, views=0)

@@ -16,6 +16,7 @@ import transformers
 import raptor_hf
 from raptor_hf import activations, distillation, dry_runs, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
@@ -52,7 +53,8 @@ class Arguments(Checked):
 
 
 PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
-PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
+PARTS += (ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments)
+PARTS += (LoopArguments,)
 DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
 
 
@@ -67,7 +69,7 @@ def read_phases(own: Arguments) -> list[int]:
 def main() -> None:
     """Chain the blocks, train them, save the model with the teacher's image processor."""
     parts = parse_arguments(*PARTS, defaults=DEFAULTS)
-    own, source, images, blocks, refit, objective, compute, validation, training = parts
+    own, source, images, blocks, refit, reading, objective, compute, validation, training = parts
     if own.blocks and blocks != BlockArguments():
         raise ValueError(
             f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
@@ -80,6 +82,7 @@ def main() -> None:
             raptor_hf.configuration_raptor.phase_spans(phases),
             source=source,
             images=images,
+            reading=reading,
             blocks=blocks,
             objective=objective,
             validation=validation,
@@ -95,16 +98,17 @@ def main() -> None:
         model = raptor_hf.RaptorModel.from_teacher(teacher, phases, **asdict(blocks))
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
-    states = activations.open_source(source, images, teacher, distillation.covered_layers(chains))
+    layers = distillation.covered_layers(chains)
+    states = activations.open_source(source, images, reading, teacher, layers)
     inputs = {"activations": states.identity(), "phases": phases}
     if own.blocks:
         inputs["blocks"] = folder_digest(own.blocks)
-    if start_run(*parts, inputs=inputs):
+    if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
     init = "" if own.blocks else blocks.init
     distillation.refit_blocks(chains[0].spans, states, refit, init=init)
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation,
+        chains, teacher, states, objective, training, validation=validation, reading=reading,
         revision=source.revision, new_views=source.online and images.views == 0,
         tracked=all_values(*parts), description=f"raptor {'-'.join(map(str, phases))}",
     )  # fmt: skip

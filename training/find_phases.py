@@ -19,6 +19,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import activations, phases, reports
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
@@ -60,8 +61,13 @@ class Arguments(Checked):
     resume: Watching[bool] = field(default=False, metadata={"help": "go on with an unfinished run"})
 
 
+PARTS = (Arguments, ReadingArguments)
+
+
 def measure(
-    arguments: Arguments, model: "transformers.PreTrainedModel | None"
+    arguments: Arguments,
+    model: "transformers.PreTrainedModel | None",
+    views: "raptor_hf.data.ImageViews | None",
 ) -> tuple[np.ndarray, int | None]:
     """The layer distances, and over how many images they are a mean (None: the file knows)."""
     if arguments.distance:
@@ -70,11 +76,8 @@ def measure(
         source = activations.load_activations(arguments.activations)
         activations.check_all_layers(source)
     else:
-        processor = raptor_hf.teachers.load_processor(arguments.teacher, arguments.revision)
-        views = raptor_hf.data.ImageViews(
-            raptor_hf.data.load_images(arguments.dataset, arguments.split), processor
-        )
-        source = activations.OnlineActivations(model.to(process_state().device), views)
+        model.to(process_state().device)
+        source = activations.OnlineActivations(model, views.drop_unreadable())
     options = {name: getattr(arguments, name) for name in OPTIONS}
     states = activations.stream_states(source, "layer distances", **options)
     return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))
@@ -94,21 +97,27 @@ def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
 
 def main() -> None:
     """Measure or read the matrix, cut, write, print."""
-    (arguments,) = parse_arguments(Arguments)
+    arguments, reading = parse_arguments(*PARTS)
     given = [name for name in ("activations", "teacher", "distance") if getattr(arguments, name)]
     if len(given) != 1:
         raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")
     if arguments.thresholds and (arguments.k or arguments.method != "recursive"):
         raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
-    model, source = None, {given[0]: getattr(arguments, given[0])}
+    model = views = None
+    source = {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
         model = raptor_hf.teachers.load_vision_model(arguments.teacher, arguments.revision)
         source = {"teacher": raptor_hf.teachers.teacher_identity(model, arguments.revision)}
         digest = itemgetter("weights_sha256")
-    if start_run(arguments, inputs={name: digest(it) for name, it in source.items()}):
+        images = raptor_hf.data.load_images(arguments.dataset, arguments.split, reading)
+        processor = raptor_hf.teachers.load_processor(arguments.teacher, arguments.revision)
+        views = raptor_hf.data.ImageViews(images, processor, reading=reading)
+    inputs = {name: digest(it) for name, it in source.items()}
+    read = {"images": raptor_hf.data.list_images(arguments.dataset, images)} if views else {}
+    if start_run(arguments, reading, inputs=inputs, images=read):
         return
-    distance, number = measure(arguments, model)
+    distance, number = measure(arguments, model, views)
     partitions = cut(distance, arguments)
     if not process_state().is_main_process:
         return

@@ -14,6 +14,7 @@ import transformers
 import raptor_hf
 from raptor_hf import activations, distillation, dry_runs, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
@@ -30,7 +31,8 @@ from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
-PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
+PARTS += (ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments)
+PARTS += (LoopArguments,)
 
 
 def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
@@ -49,7 +51,7 @@ def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
     parts = parse_arguments(*PARTS)
-    own, source, images, blocks, refit, objective, compute, validation, training = parts
+    own, source, images, blocks, refit, reading, objective, compute, validation, training = parts
     weights = parse_token_weights(objective.token_weights)
     last = parse_token_weights(own.last_block_weights)
     if objective.phase_fraction:
@@ -57,7 +59,7 @@ def main() -> None:
     spans = read_spans(own)
     if training.dry_run:
         return dry_runs.print_training_plan(
-            "Train blocks", spans, source=source, images=images, blocks=blocks,
+            "Train blocks", spans, source=source, images=images, reading=reading, blocks=blocks,
             objective=objective, validation=validation, loop=training,
         )  # fmt: skip
     teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
@@ -65,13 +67,15 @@ def main() -> None:
     chains = distillation.make_chains(
         teacher, spans, weights=weights, last_weights=last, compute=compute, **asdict(blocks)
     )
-    states = activations.open_source(source, images, teacher, distillation.covered_layers(chains))
-    if start_run(*parts, inputs={"activations": states.identity()}):
+    layers = distillation.covered_layers(chains)
+    states = activations.open_source(source, images, reading, teacher, layers)
+    inputs = {"activations": states.identity()}
+    if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
     made = [chain.spans[0] for chain in chains]
     distillation.refit_blocks(made, states, refit, init=blocks.init)
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation,
+        chains, teacher, states, objective, training, validation=validation, reading=reading,
         revision=source.revision, clip_apart=[span.block for span in made],
         new_views=source.online and images.views == 0, tracked=all_values(*parts),
     )  # fmt: skip

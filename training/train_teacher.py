@@ -10,6 +10,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import dry_runs, loop
+from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import (
     Checked,
@@ -41,7 +42,7 @@ class Arguments(Checked):
     label_smoothing: Share[float] = 0.1
 
 
-PARTS = (Arguments, ComputeArguments, LoopArguments)
+PARTS = (Arguments, ReadingArguments, ComputeArguments, LoopArguments)
 
 
 def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
@@ -57,7 +58,7 @@ def main() -> None:
     parts = parse_arguments(*PARTS)
     import torch  # not before: `--help` does without
 
-    own, compute, training = parts
+    own, reading, compute, training = parts
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification
     if training.dry_run:
@@ -65,17 +66,23 @@ def main() -> None:
             number = model_class(config).num_parameters()
         depth = config.num_hidden_layers
         return dry_runs.print_teacher_plan(own.dataset, depth, number, training)
-    if start_run(*parts):
+    images = raptor_hf.data.load_images(own.dataset, "train", reading)
+    if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)
-    images = raptor_hf.data.load_images(own.dataset, "train")
     config.id2label = dict(enumerate(images.features["label"].names))
     config.label2id = {name: label for label, name in config.id2label.items()}
     processor = raptor_hf.data.make_processor(own.image_size)
     # every epoch sees each image in a view of its own
     views = -(-training.steps * training.batch_size // len(images)) + 1
     dataset = raptor_hf.data.ImageViews(
-        images, processor, views=views, seed=training.seed, plain_first=False
+        images,
+        processor,
+        views=views,
+        seed=training.seed,
+        plain_first=False,
+        reading=reading,
+        fill=True,
     )
 
     def compute_loss(model, batch, progress):

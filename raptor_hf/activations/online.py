@@ -1,9 +1,9 @@
 """Where training gets a teacher's states from: stored ones, or the teacher itself, one interface.
 
 Both sources are map-style datasets that a DataLoader reads whole batches of, and both have
-`states(batch)`, the states (B, layers, N, D) of such a batch; `layers`, `layout` and `identity()`
-say which states of whom. `StoredActivations` (`activations.py`) reads them, `OnlineActivations`
-computes them from images.
+`states(batch)`, the states (B, layers, N, D) of such a batch; `layers`, `layout`, `identity()` and
+`files()` say which states of whom, and of what. `StoredActivations` reads them (`store.py`),
+`OnlineActivations` computes them from images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
-from ..data import ImageViews, batches, choose_images, load_images
+from ..data import (
+    ImageViews,
+    ReadingArguments,
+    batches,
+    choose_images,
+    list_images,
+    load_images,
+)
+from ..runs.file_list import FileList
 from ..runs.processes import process_state
 from ..teachers import infer_token_layout, load_processor, trajectory, up_to_layer
 from ..weights import weights_digest
@@ -50,7 +58,7 @@ class OnlineActivations(Dataset):
         self.images, self.precision = images, precision
         self.depth = getattr(teacher.config, "num_hidden_layers", None)
         if self.depth is None:  # whatever it is, `trajectory` says in words what it lacks
-            pixel_values = images.__getitems__([0])["pixel_values"]
+            pixel_values = images.first_batch()["pixel_values"]
             self.depth = trajectory(teacher, pixel_values.to(teacher.device)).shape[1] - 1
         self.layers = list(range(self.depth + 1) if layers is None else layers)
         if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
@@ -64,6 +72,14 @@ class OnlineActivations(Dataset):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         return self.images.__getitems__(rows)
+
+    def first_batch(self) -> dict[str, torch.Tensor]:
+        """Return the first image that can be read, as a batch."""
+        return self.images.first_batch()
+
+    def path_of(self, image_id: int) -> str:
+        """Return the path of an image, or which one it is where it has none."""
+        return self.images.path_of(image_id)
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher
@@ -84,41 +100,53 @@ class OnlineActivations(Dataset):
         config = self.teacher.config
         if config.model_type in TEACHER_FAMILIES:
             return token_layout(config)
-        batch = self.images.__getitems__([0])
+        batch = self.images.first_batch()
         height, width = batch["pixel_values"].shape[-2:]
         num_tokens = self.states(batch).shape[2]
         return infer_token_layout(config, num_tokens=num_tokens, height=height, width=width)
 
     def identity(self) -> str:
-        """Return the digest of the teacher's weights; the program's arguments name the images."""
+        """Return the digest of the teacher's weights; `files` says which images these are."""
         return weights_digest(self.whole_teacher)
+
+    def files(self, dataset: str) -> dict[str, FileList]:
+        """Return which images of a dataset are read, as `start_run` takes them."""
+        return {"images": list_images(dataset, self.images.cells)}
 
 
 Activations = StoredActivations | OnlineActivations
 
 
 def image_views(
-    images: ImageArguments, teacher: str, revision: str | None = None, *, views: int | None = None
+    images: ImageArguments,
+    reading: ReadingArguments,
+    teacher: str,
+    revision: str | None = None,
+    *,
+    training: bool = False,
 ) -> ImageViews:
     """Open images in their views, as the teacher's own processor makes them.
 
     Args:
         teacher: its folder or Hub id.
-        views: per image; default: those of the arguments.
+        training: batches keep their size where images are left out, and `views` may be 0.
     """
-    dataset = load_images(images.dataset, images.split)
+    dataset = load_images(images.dataset, images.split, reading)
     return ImageViews(
         dataset,
         load_processor(teacher, revision),
-        views=images.views if views is None else views,
+        views=max(1, images.views) if training else images.views,
         seed=images.view_seed,
         image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
+        reading=reading,
+        fill=training,
     )
 
 
 def open_source(
     source: ActivationArguments,
     images: ImageArguments,
+    reading: ReadingArguments,
     teacher: PreTrainedModel,
     layers: Sequence[int],
 ) -> Activations:
@@ -130,7 +158,7 @@ def open_source(
     """
     check_source(source, images)
     if source.online:
-        views = image_views(images, source.teacher, source.revision, views=max(1, images.views))
+        views = image_views(images, reading, source.teacher, source.revision, training=True)
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
     stored = load_activations(source.activations, layers=layers, teacher=teacher)

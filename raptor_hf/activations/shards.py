@@ -26,6 +26,14 @@ class Shard(NamedTuple):
     rows: range
 
 
+class ShardPart(NamedTuple):
+    """Some rows of a shard: how many there are, what is written of them, images left out."""
+
+    num_rows: int
+    batch: pa.RecordBatch | None
+    skipped: list[int]
+
+
 def known_shards(path: Path) -> dict[str, dict]:
     """Return the size and checksum of every shard that was ever finished, by its name."""
     manifest = path / MANIFEST
@@ -35,7 +43,7 @@ def known_shards(path: Path) -> dict[str, dict]:
 
 
 def write_shards(
-    path: Path, shards: list[Shard], schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    path: Path, shards: list[Shard], schema: pa.Schema, parts: Iterator[ShardPart]
 ) -> None:
     """Write batches to the shards that they belong to, while the next ones are computed.
 
@@ -60,14 +68,17 @@ def write_shards(
         # one thread each keeps the order; a shard is put on the disk while the next is written
         with ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as publishing:
             for shard in shards:
-                file = ShardFile(path / shard.name, schema, len(shard.rows))
+                file = ShardFile(path / shard.name, schema)
                 rows = 0
                 while rows < len(shard.rows):
-                    batch = next(batches)
-                    rows += len(batch)
-                    waiting.append(writing.submit(file.write, batch))
+                    part = next(parts)
+                    rows += part.num_rows
+                    file.skipped.update(part.skipped)
+                    if part.batch is not None:
+                        file.rows += len(part.batch)
+                        waiting.append(writing.submit(file.write, part.batch))
                     wait(_WAITING_BATCHES)
-                waiting.append(publishing.submit(file.publish, waiting[-1]))
+                waiting.append(publishing.submit(file.publish, waiting[-1] if waiting else None))
             wait(0)
     except BaseException:
         for shard in shards:  # the room of unfinished ones
@@ -81,10 +92,16 @@ def _temporary_name(shard: Path) -> Path:
 
 
 class ShardFile:
-    """An Arrow file that gets its name when all of it is on the disk and its checksum is known."""
+    """An Arrow file that gets its name when all of it is on the disk and its checksum is known.
 
-    def __init__(self, path: Path, schema: pa.Schema, rows: int):
-        self.path, self.rows, self.written = path, rows, 0
+    Attributes:
+        rows: that it is to hold.
+        skipped: the images that are left out of it.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.path, self.rows, self.written = path, 0, 0
+        self.skipped: set[int] = set()
         self.file = pa.OSFile(str(_temporary_name(path)), "wb")
         self.writer = pa.ipc.new_stream(self.file, schema)
 
@@ -93,7 +110,7 @@ class ShardFile:
         self.writer.write_batch(batch)
         self.written += len(batch)
 
-    def publish(self, last_write: Future) -> None:
+    def publish(self, last_write: Future | None) -> None:
         """Close the file, put it on the disk, write down its checksum, give it its name.
 
         Args:
@@ -102,7 +119,8 @@ class ShardFile:
         Raises:
             RuntimeError: rows are missing, as after a write that failed: no name then.
         """
-        last_write.result()
+        if last_write:
+            last_write.result()
         if self.written != self.rows:
             raise RuntimeError(f"{self.path} has {self.written} of {self.rows} rows.")
         self.writer.close()
@@ -112,5 +130,7 @@ class ShardFile:
             os.fsync(file.fileno())
         facts = {"rows": self.rows, "size_bytes": temporary.stat().st_size}
         facts["xxh3_128"] = shard_digest(temporary)
+        if self.skipped:
+            facts["skipped"] = sorted(self.skipped)
         write_json(self.path.with_suffix(".json"), facts)
         os.replace(temporary, self.path)

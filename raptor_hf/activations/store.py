@@ -127,6 +127,10 @@ class StoredActivations(Dataset):
             digest.update(f"{name} {facts['xxh3_128']}".encode())
         return digest.hexdigest()
 
+    def files(self, dataset: str | None) -> dict:
+        """Return no images: those that were read are a part of what the store is."""
+        return {}
+
 
 def _small_column(column: pa.ChunkedArray) -> torch.Tensor:
     """Return a column of numbers, or of lists of one length, in memory."""

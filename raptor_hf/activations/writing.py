@@ -30,7 +30,7 @@ from .format import (
     shard_problem,
 )
 from .online import OnlineActivations
-from .shards import Shard, known_shards, write_shards
+from .shards import Shard, ShardPart, known_shards, write_shards
 
 
 class _Plan(NamedTuple):
@@ -116,7 +116,7 @@ def make_plan(
     """Return the sizes, schema and shards; a shard holds whole batches, at least one."""
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be 'float16' or 'float32'; got {dtype!r}.")
-    _, num_layers, num_tokens, num_channels = source.states(source.__getitems__([0])).shape
+    _, num_layers, num_tokens, num_channels = source.states(source.first_batch()).shape
     if num_patches is not None:
         prefix = source.layout.num_prefix_tokens
         if not 1 <= num_patches <= num_tokens - prefix:
@@ -151,8 +151,8 @@ def _check_disk(path: Path, needed_bytes: int) -> None:
 
 def record_batches(
     source: OnlineActivations, plan: _Plan, shards: list[Shard], batch_size: int, num_workers: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of some shards, one after the other."""
+) -> Iterator[ShardPart]:
+    """Yield the batches of some shards, one after the other, and what is missing in them."""
     state = process_state()
     rows = [
         list(shard.rows[start : start + batch_size])
@@ -162,9 +162,12 @@ def record_batches(
     loader = DataLoader(source, batch_sampler=rows, collate_fn=keep_batch, num_workers=num_workers)
     total = sum(map(len, rows))
     with progress_bar("extract", total, unit="image", enabled=state.is_main_process) as bar:
-        for batch in loader:
-            yield _record_batch(source, plan, batch)
-            bar.update(len(batch["label"]))
+        for wanted, batch in zip(rows, loader, strict=True):
+            image_ids = source.images.image_ids[np.array(wanted) % len(source.images.image_ids)]
+            skipped = np.setdiff1d(image_ids, batch["image_id"].numpy()).tolist()
+            record = _record_batch(source, plan, batch) if len(batch["label"]) else None
+            yield ShardPart(len(wanted), record, skipped)
+            bar.update(len(wanted))
 
 
 def _record_batch(source: OnlineActivations, plan: _Plan, batch: dict) -> pa.RecordBatch:
@@ -233,6 +236,12 @@ def _complete(
     """Complete a dataset whose shards are all there: `datasets`' own files, manifest and card."""
     known = known_shards(path)
     shards = {shard.name: known[shard.name] for shard in plan.shards}
+    skipped = sorted({image for facts in shards.values() for image in facts.get("skipped", [])})
+    if len(skipped) > source.images.skip_corrupt:
+        raise ValueError(
+            f"{len(skipped)} images can't be read, the first is {source.path_of(skipped[0])}; "
+            f"--skip_corrupt {source.images.skip_corrupt} are tolerated."
+        )
     datasets.DatasetInfo(features=plan.features).write_to_directory(str(path))
     write_json(
         path / "state.json",
@@ -249,10 +258,11 @@ def _complete(
     images = source.images
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
-        "num_images": len(images.image_ids),
+        "num_images": len(images.image_ids) - len(skipped),
+        "skipped_images": [{"image_id": i, "path": source.path_of(i)} for i in skipped],
         "views": images.views,
         "seed": images.seed,
-        "image_size": list(images[0]["pixel_values"].shape[-2:]),
+        "image_size": list(images.first_batch()["pixel_values"].shape[-2:]),
         "transform": images.processor.to_dict(),
         "depth": source.depth,
         "layers": source.layers,

@@ -1,19 +1,18 @@
 """What the demo page shows of one image, as numbers: no web page in here, see `demo_page`."""
 
-import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from ..configuration_raptor import token_layout
-from ..data import load_images
+from ..data import ImageViews, ReadingArguments, load_images
+from ..data.decoding import read_image, to_pixel_values
 from ..dynamics.measures import angles, directions
 from ..modeling_raptor import RaptorModel, patch_sides, pool_tokens
 from ..pictures import PatchMaps, as_seen, patch_pca_maps
@@ -22,9 +21,6 @@ from ..tasks.heads import load_linear_head
 from ..teachers import load_backbone, load_processor
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others may start programs, like PostScript's
-_MAX_ASPECT = 8  # times longer than wide; a thread of an image would be huge once it is resized
-# what PIL raises for a file that is broken or no image
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _MAKE_DIGITS = (
     "`bash training/reproduce.sh digits` makes the models that the demo shows by default, in "
     "outputs/digits."
@@ -60,29 +56,21 @@ class Analysis(NamedTuple):
     raptor_top: dict[str, float]
 
 
-def read_image(path: str | Path, *, max_pixels: int) -> Image.Image:
+def read_upload(path: str | Path, *, max_pixels: int) -> Image.Image:
     """Decode an image file that a stranger may have made; RGB, the right side up.
 
     Raises:
-        ValueError: no PNG, JPEG, WebP, BMP or GIF, one that is broken, more than `max_pixels`, or
-            one that is more than `_MAX_ASPECT` times longer than wide. Its words hold nothing of
-            the file.
+        ValueError: no PNG, JPEG, WebP, BMP or GIF, one that is broken, or one of more than
+            `max_pixels`. Its words hold nothing of the file.
     """
     try:
-        image = Image.open(path, formats=_FORMATS)
-        width, height = image.size
-        if width * height <= max_pixels and max(image.size) <= _MAX_ASPECT * min(image.size):
-            # only now are the pixels decoded
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+        limit = max_pixels / 1e6
+        return read_image(str(path), name="upload", max_megapixels=limit, formats=_FORMATS)
+    except ValueError as error:
         raise ValueError(
-            "This file can't be shown: it is broken, too large, or no image. "
-            f"Upload a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
+            f"This file can't be shown: it is broken, no image, or has more than {limit:g} million "
+            f"pixels. Upload a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}."
         ) from error
-    raise ValueError(
-        f"This image has {width}×{height} pixels; the demo takes at most {max_pixels / 1e6:g} "
-        f"million, and none that is more than {_MAX_ASPECT} times longer than wide."
-    )
 
 
 def model_folder(name_or_path: str, revision: str | None = None) -> str:
@@ -184,7 +172,7 @@ def check_pair(teacher: PreTrainedModel, raptor: PreTrainedModel) -> None:
 @torch.no_grad()
 def analyse(pair: Pair, image: Image.Image) -> Analysis:
     """Show an image to teacher and Raptor."""
-    pixel_values = pair.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    pixel_values = to_pixel_values([image.convert("RGB")], pair.processor)
     outputs = [
         model(pixel_values.to(model.device), output_hidden_states=True)
         for model in (pair.teacher, pair.raptor)
@@ -225,14 +213,23 @@ def top_classes(head: Head | None, features: torch.Tensor, number: int = 5) -> d
     }
 
 
-def pick_examples(dataset: str, split: str, number: int = 10) -> list[tuple[Image.Image, str]]:
+def pick_examples(
+    dataset: str, split: str, number: int = 10, reading: ReadingArguments | None = None
+) -> list[tuple[Image.Image, str]]:
     """Return the first image of each of the first classes of a dataset, with its class' name.
 
+    Of a dataset without classes, the first images.
+
     Raises:
-        ValueError: the dataset has no images and labels, or no such split.
+        FileNotFoundError, ValueError: as `load_images`, or an image that can't be read.
     """
-    images = load_images(dataset, split)
-    labels = images["label"]
-    rows = [labels.index(label) for label in sorted(set(labels))[:number]]
-    names = getattr(images.features["label"], "names", None) or {n: f"class {n}" for n in labels}
-    return [(row["image"].convert("RGB"), names[row["label"]]) for row in images.select(rows)]
+    reading = reading or ReadingArguments()
+    images = load_images(dataset, split, reading)
+    views = ImageViews(images, None, reading=reading)
+    classes, rows = np.unique(views.labels.numpy(), return_index=True)
+    names = views.class_names or {label: f"class {label}" for label in classes.tolist()}
+    if classes.max() < 0:
+        rows, names = np.arange(len(images)), {-1: ""}
+    rows, pictures = views.read_rows(rows[:number].tolist(), views.read)
+    labels = views.labels[rows].tolist()
+    return [(picture, names[label]) for picture, label in zip(pictures, labels, strict=True)]

@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder, is_in_or_equal  # noqa: E402
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from .analysis import Analysis, Pair, analyse, read_image  # noqa: E402
+from .analysis import Analysis, Pair, analyse, read_upload  # noqa: E402
 from .html import curves, layer_strip, layer_view, thumbnail  # noqa: E402
 
 # the system's own, as the page may be opened where there is no network
@@ -163,7 +163,7 @@ def build_page(
             raise gr.Error("Upload an image.", print_exception=False)
         # Gradio's own decoding knows no bounds, and fails without a word on the page
         try:
-            image = read_image(file["path"], max_pixels=max_pixels)
+            image = read_upload(file["path"], max_pixels=max_pixels)
         except ValueError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
         return [gr.Gallery(selected_index=None), *_show(pair, image, layer)]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..activations.online import Activations, check_all_layers
 from ..configuration_raptor import teacher_family, token_layout
-from ..data import ImageViews, batches, load_images
+from ..data import ImageViews, ReadingArguments, batches, load_images
 from ..metrics import (
     Accuracy,
     RSquared,
@@ -108,6 +108,8 @@ class TrajectoryValidation:
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         for start in range(0, len(self.rows), self.batch_size):
             batch = self.images.__getitems__(self.rows[start : start + self.batch_size])
+            if not len(batch["label"]):  # none of these images could be read
+                continue
             states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
@@ -144,12 +146,14 @@ def make_validation(
     teacher: PreTrainedModel,
     chains: list[Chain],
     *,
+    reading: ReadingArguments | None = None,
     revision: str | None = None,
 ) -> TrajectoryValidation | None:
     """Make the validation that arguments ask for; None where they ask for none.
 
     Args:
         teacher: as it was loaded: its name leads to its head and its image processor.
+        reading: how the images are read.
         revision: of the teacher on the Hub.
 
     Raises:
@@ -168,8 +172,9 @@ def make_validation(
     if source is not None:
         head, _ = load_linear_head(source, hidden_size=teacher.config.hidden_size)
     images = ImageViews(
-        load_images(arguments.validation_dataset, arguments.validation_split),
+        load_images(arguments.validation_dataset, arguments.validation_split, reading),
         load_processor(teacher.name_or_path, revision),
+        reading=reading,
     )
     return TrajectoryValidation(
         teacher, head, images, chains, num_images=arguments.validation_images

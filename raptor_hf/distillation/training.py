@@ -4,6 +4,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
+from ..data.arguments import ReadingArguments
 from ..loop.arguments import LoopArguments
 from ..loop.fit import fit
 from .arguments import ObjectiveArguments, ValidationArguments
@@ -20,6 +21,7 @@ def train_chains(
     loop: LoopArguments,
     *,
     validation: ValidationArguments | None = None,
+    reading: ReadingArguments | None = None,
     revision: str | None = None,
     clip_apart: list[nn.Module] | None = None,
     new_views: bool = False,
@@ -31,6 +33,7 @@ def train_chains(
     Args:
         activations: a source of the states of all layers that the chains cover.
         validation: on what, and how often, to validate; default: never.
+        reading: how the images of the validation are read.
         revision: of the teacher on the Hub, for its image processor.
         clip_apart, new_views, tracked, description: as for `fit`, whose errors are raised.
     """
@@ -43,7 +46,7 @@ def train_chains(
         loop,
         clip_apart=clip_apart,
         new_views=new_views,
-        validate=make_validation(validation, teacher, chains, revision=revision),
+        validate=make_validation(validation, teacher, chains, reading=reading, revision=revision),
         validate_every=validation.validate_every,
         explain=matching_explanation(activations),
         tracked=tracked,

@@ -1,6 +1,5 @@
 """What a dry run says: teachers, folders and images in a line each, costs, the printed plan."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +7,12 @@ from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_raptor import token_layout
+from ..data import ReadingArguments, load_images
 from ..modeling_raptor import PatchFrame
 from ..runs.files import size
 from ..runs.processes import process_state
 from ..tasks.digit_scenes import NUMBER
+from ..tasks.task import Classification, Task
 from ..teachers import load_processor
 
 _ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
@@ -81,30 +82,45 @@ def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
     return f"{path}: {len(files):,} files, {size(sum(file.stat().st_size for file in files))}"
 
 
-def count_images(dataset: str, split: str) -> int | None:
-    """Count the images of a split of a local dataset; None for the Hub or a missing one."""
+def count_images(
+    dataset: str,
+    split: str,
+    reading: ReadingArguments | None = None,
+    task: type[Task] = Classification,
+) -> int | None:
+    """Count the images of a split of a local dataset; None for the Hub or a missing folder.
+
+    Raises:
+        FileNotFoundError, ValueError: as the run itself, which reads the same files.
+    """
     embedded = {"digits": {"train": 1437, "test": 360}, "digit_scenes": NUMBER}
     if dataset in embedded:
         return embedded[dataset].get(split)
-    table = Path(dataset) / "data" / f"nyu2_{split}.csv"
-    if table.is_file():
-        return len(table.read_text(encoding="utf-8").splitlines())
-    ade20k = Path(dataset) / "images" / split
-    folder = ade20k if ade20k.is_dir() else Path(dataset) / split
-    if not folder.is_dir():
+    if not Path(dataset).expanduser().is_dir():
         return None
-    return sum(
-        len([name for name in names if not name.startswith(".")]) for _, _, names in os.walk(folder)
-    )
+    return len(task.load(dataset, split, reading) if task.dense else load_images(dataset, split))
 
 
-def describe_images(dataset: str, split: str) -> str:
-    """Describe a split and its number of images, as far as that is known offline."""
-    number = count_images(dataset, split)
+def describe_images(
+    dataset: str,
+    split: str,
+    reading: ReadingArguments | None = None,
+    *,
+    at_most: int | None = None,
+    task: type[Task] = Classification,
+) -> str:
+    """Describe a split and its number of images, as far as that is known offline.
+
+    Args:
+        at_most: so many are taken; default: all.
+        task: whose layout the folder has.
+    """
+    number = count_images(dataset, split, reading, task)
     if number is None:
         known = "no such folder; taken for a Hub dataset, which a dry run does not download"
         return f"{dataset} ({split}): {known}"
-    return f"{dataset} ({split}): {number:,} images"
+    some = f", {at_most:,} of them" if at_most and at_most < number else ""
+    return f"{dataset} ({split}): {number:,} images{some}"
 
 
 def print_plan(title: str, lines: list[tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel
 
 from ..activations.arguments import ImageArguments
-from ..data import choose_images
+from ..data import ReadingArguments, choose_images
 from ..distillation.arguments import parse_span
 from ..distillation.compute import application_flops, teacher_layer
 from ..runs.files import size
@@ -138,7 +138,7 @@ def _existing_parent(path: str | Path) -> Path:
     return path if path.exists() else _existing_parent(path.parent)
 
 
-def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
+def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArguments) -> None:
     """Print what `extract_activations.py` would do, and whether it should.
 
     Nothing stays on the disk; the teacher's speed is that of its architecture with random weights.
@@ -146,6 +146,7 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
     Args:
         arguments: the program's own.
         chosen: which images.
+        reading: how they are found.
     """
     facts = teacher_facts(arguments.teacher, arguments.revision)
     depth = facts.config.num_hidden_layers
@@ -159,10 +160,13 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
     free = shutil.disk_usage(folder).free
     spans = [parse_span(text) for text in arguments.planned_spans] or [(0, depth)]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    images = count_images(chosen.dataset, chosen.split)
+    images = count_images(chosen.dataset, chosen.split, reading)
     lines = [
         ("teacher", describe_teacher(arguments.teacher, facts)),
-        ("reads", describe_images(chosen.dataset, chosen.split)),
+        (
+            "reads",
+            describe_images(chosen.dataset, chosen.split, reading, at_most=chosen.num_images),
+        ),
         ("an image", f"{size(len(layers) * state_bytes)} ({len(layers)} states, "
                      f"{arguments.dtype}), {flop:.3g} FLOP"),
     ]  # fmt: skip

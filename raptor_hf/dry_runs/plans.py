@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..activations.arguments import ActivationArguments, ImageArguments, check_source
 from ..configuration_raptor import RaptorConfig
+from ..data.arguments import ReadingArguments
 from ..distillation.arguments import BlockArguments, ObjectiveArguments, ValidationArguments
 from ..distillation.compute import (
     application_flops,
@@ -63,6 +64,7 @@ def _describe_activations(path: str | Path, num_images: int) -> str:
 def _describe_source(
     source: ActivationArguments,
     images: ImageArguments,
+    reading: ReadingArguments,
     facts: TeacherFacts,
     num_images: int,
     layers: range,
@@ -72,7 +74,10 @@ def _describe_source(
         layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
         last = layers[-1]
         return [
-            ("reads", describe_images(images.dataset, images.split)),
+            (
+                "reads",
+                describe_images(images.dataset, images.split, reading, at_most=images.num_images),
+            ),
             ("", f"the teacher's layers 1 to {last}, online: {cost(num_images * last * layer)}"),
         ]
     num_bytes = num_images * len(layers) * facts.state_bytes
@@ -86,10 +91,13 @@ def _describe_validation(validation: ValidationArguments) -> list[tuple[str, str
     """Describe on what a training would validate."""
     if not validation.validation_dataset:
         return []
-    images = describe_images(validation.validation_dataset, validation.validation_split)
+    at_most = validation.validation_images or None
+    images = describe_images(
+        validation.validation_dataset, validation.validation_split, at_most=at_most
+    )
     head = validation.validation_head or "the teacher's own, if it has one"
     return [
-        ("validates", f"{images}, at most {validation.validation_images:,}"),
+        ("validates", images),
         ("", f"linear head: {head}"),
     ]
 
@@ -100,6 +108,7 @@ def print_training_plan(
     *,
     source: ActivationArguments,
     images: ImageArguments,
+    reading: ReadingArguments,
     blocks: BlockArguments,
     objective: ObjectiveArguments,
     validation: ValidationArguments,
@@ -136,7 +145,7 @@ def print_training_plan(
     flop = 3 * passes * number * applications * application_flops(config, facts.num_tokens)
     flop += loop.steps * optimizer_flops(loop.optimizer, config, len(spans))
     lines = [("teacher", describe_teacher(source.teacher, facts))]
-    lines += _describe_source(source, images, facts, number, layers)
+    lines += _describe_source(source, images, reading, facts, number, layers)
     if folder:
         lines.append(("", describe_folder(folder, absent="not there yet, taken for default ones")))
     lines += _describe_validation(validation)
@@ -153,13 +162,26 @@ def print_training_plan(
     print_plan(title, lines)
 
 
-def print_probe_plan(recipe: ProbeArguments, loop: LoopArguments, folders: dict[str, str]) -> None:
+def print_probe_plan(
+    recipe: ProbeArguments,
+    reading: ReadingArguments,
+    loop: LoopArguments,
+    folders: dict[str, str],
+) -> None:
     """Print what `evaluation/probe.py` would do.
 
     Args:
         folders: of the models by their names, the teacher's first.
     """
-    heads = head_grid(recipe, loop, TASKS[recipe.task])
+    task = TASKS[recipe.task]
+    heads = head_grid(recipe, loop, task)
+    train, test = (
+        describe_images(recipe.dataset, split, reading, at_most=at_most, task=task)
+        for split, at_most in (
+            (recipe.train_split, recipe.train_images),
+            (recipe.test_split, recipe.test_images),
+        )
+    )
     lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
              for name, folder in folders.items()]  # fmt: skip
     teacher, resolution = next(iter(folders.values())), tuple(recipe.resolution) or None
@@ -168,8 +190,8 @@ def print_probe_plan(recipe: ProbeArguments, loop: LoopArguments, folders: dict[
     kept = "in random views" if recipe.crop_scale else "as features that are stored once"
     lines += [
         ("", describe_teacher(teacher, facts)),
-        ("reads", f"{describe_images(recipe.dataset, recipe.train_split)}, {kept}"),
-        ("", describe_images(recipe.dataset, recipe.test_split)),
+        ("reads", f"{train}, {kept}"),
+        ("", test),
         ("trains", f"{len(heads)} linear heads a model: {steps}, {loop.batch_size} images a step"),
         ("", "; ".join(map(str, heads))),
         ("writes", f"{loop.output_dir}/results: a JSON file a model"),

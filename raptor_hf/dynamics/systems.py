@@ -13,7 +13,7 @@ from ..activations.format import MANIFEST
 from ..activations.online import OnlineActivations, check_all_layers
 from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
-from ..data import ImageViews, load_images
+from ..data import ImageViews, ReadingArguments, load_images
 from ..modeling_raptor import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
@@ -178,7 +178,12 @@ class Inputs(NamedTuple):
 
 
 def load_inputs(
-    models: Sequence[str], data: str, *, split: str, teacher_head: str | None = None
+    models: Sequence[str],
+    data: str,
+    *,
+    split: str,
+    teacher_head: str | None = None,
+    reading: ReadingArguments | None = None,
 ) -> Inputs:
     """Load models and their images, or the states of an activation dataset, which needs no model.
 
@@ -187,6 +192,7 @@ def load_inputs(
             image processor prepares the images for all.
         data: digits, an image folder, a Hub id, or the folder of an activation dataset.
         teacher_head: linear head of the first model.
+        reading: how images are read.
 
     Raises:
         ValueError: no model for images, two models of one name, models of different depth, or
@@ -211,8 +217,9 @@ def load_inputs(
     else:
         if not sources:
             raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-        dataset, processor = load_images(data, split), load_processor(next(iter(sources.values())))
-        images, names = ImageViews(dataset, processor), class_names(dataset)
+        processor = load_processor(next(iter(sources.values())))
+        images = ImageViews(load_images(data, split, reading), processor, reading=reading)
+        names = images.drop_unreadable().class_names
         systems = [
             load_system(name, source, images=images, head=heads.get(name))
             for name, source in sources.items()
@@ -224,11 +231,6 @@ def load_inputs(
 def is_store(data: str | Path) -> bool:
     """Return whether something is the folder of an activation dataset."""
     return (Path(data) / MANIFEST).exists()
-
-
-def class_names(dataset) -> list[str] | None:
-    """Return what a labelled dataset calls its classes, if it does."""
-    return getattr(dataset.features["label"], "names", None)
 
 
 def _check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:

@@ -79,9 +79,6 @@ class ProbeArguments(Checked):
     knn_images: NonNegative[int] = field(
         default=100_000, metadata={"help": "classification: images that vote in k-NN; 0: no k-NN"}
     )
-    skip_corrupt: NonNegative[int] = field(
-        default=0, metadata={"help": "unreadable images that are left out, with a warning"}
-    )
     features_dir: Watching[str | None] = field(
         default=None, metadata={"help": "where features are kept; default: only while needed"}
     )

@@ -9,7 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..data.arguments import ReadingArguments
 from ..loop.arguments import LoopArguments
+from ..runs.file_list import FileList
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import TASKS, Depth, Task
 from .arguments import ProbeArguments
@@ -100,11 +102,18 @@ class ProbeImageSets:
         ValueError: an empty split, or splits with different classes.
     """
 
-    def __init__(self, recipe: ProbeArguments, loop: LoopArguments, task: type[Task], processor):
-        self.recipe, self.loop, self.processor = recipe, loop, processor
-        missing_ok = recipe.skip_corrupt > 0
+    def __init__(
+        self,
+        recipe: ProbeArguments,
+        reading: ReadingArguments,
+        loop: LoopArguments,
+        task: type[Task],
+        processor,
+    ):
+        self.recipe, self.reading, self.loop = recipe, reading, loop
+        self.processor = processor
         self.train, self.validation = (
-            task.load(recipe.dataset, split, missing_ok=missing_ok)
+            task.load(recipe.dataset, split, reading)
             for split in (recipe.train_split, recipe.test_split)
         )
         if self.train.class_names != self.validation.class_names:
@@ -122,6 +131,10 @@ class ProbeImageSets:
         # not of the run's seed: all seeds are judged on the same images
         self.validation_rows = np.sort(choose(len(self.validation), recipe.test_images, 0))
 
+    def files(self) -> dict[str, FileList]:
+        """Return which images these are, as a part of what a run is."""
+        return {"train_images": self.train.files, "test_images": self.validation.files}
+
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
         """Return images as they are judged, without random views."""
         recipe = self.recipe
@@ -130,7 +143,7 @@ class ProbeImageSets:
             self.processor,
             rows=rows,
             resolution=tuple(recipe.resolution) or None,
-            skip_corrupt=recipe.skip_corrupt,
+            skip_corrupt=self.reading.skip_corrupt,
         )
 
     def data(self, backbone: PreTrainedModel, task: Task, folder: Path) -> ProbeData:
@@ -159,7 +172,8 @@ class ProbeImageSets:
                 rows=self.train_rows,
                 augmentation=augmentation,
                 seed=self.loop.seed,
-                skip_corrupt=recipe.skip_corrupt,
+                skip_corrupt=self.reading.skip_corrupt,
+                fill=True,
             )
             selection = store(self.train, self.selection_rows) if self.grid else None
         if has_neighbours:

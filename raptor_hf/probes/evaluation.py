@@ -11,6 +11,7 @@ import torch
 from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from ..activations.online import OnlineActivations
+from ..data.arguments import ReadingArguments
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import model_facts, training_facts
 from ..loop.arguments import LoopArguments
@@ -49,14 +50,18 @@ class Evaluation:
         teacher: folder or Hub id.
     """
 
-    def __init__(self, recipe: ProbeArguments, loop: LoopArguments, teacher: str):
-        self.recipe, self.loop, self.teacher = recipe, loop, teacher
+    def __init__(
+        self,
+        recipe: ProbeArguments,
+        reading: ReadingArguments,
+        loop: LoopArguments,
+        teacher: str,
+    ):
+        self.recipe, self.reading, self.loop, self.teacher = recipe, reading, loop, teacher
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
         self.features_dir = Path(recipe.features_dir or self.output_dir / "features")
         self.processor = load_processor(teacher)
-        self.images = ProbeImageSets(recipe, loop, TASKS[recipe.task], self.processor)
-        for folder in ("results", "models"):
-            (self.output_dir / folder).mkdir(exist_ok=True)
+        self.images = ProbeImageSets(recipe, reading, loop, TASKS[recipe.task], self.processor)
 
     @cached_property
     def teacher_model(self) -> PreTrainedModel:
@@ -75,6 +80,8 @@ class Evaluation:
         if self.result_file(name, self.recipe.task).exists():
             return
         self.state.print(f"{name}: {folder}", flush=True)
+        for made in ("results", "models"):
+            (self.output_dir / made).mkdir(exist_ok=True)
         model = load_backbone(folder).to(self.state.device)
         facts = model_facts(model)
         if facts["phases"] and (training := training_facts(folder, self.teacher_model)):
@@ -83,8 +90,7 @@ class Evaluation:
         if name == "teacher":
             self.write_constant(probed)
         elif facts["phases"] and self.recipe.task == "classification":
-            number = len(probed.data.validation)
-            self.write_result(name, "r2", self.compare_states(model), facts, number)
+            self.write_result(name, "r2", self.compare_states(model), facts, probed.data)
         if self.state.is_main_process:
             self.write_model(name, model, probed, facts)
         self.print_result(name, probed)
@@ -119,10 +125,10 @@ class Evaluation:
         """Write what the best constant answer scores."""
         validation = probed.data.validation
         metrics = constant_metrics(
-            probed.task, self.images.train, validation, skip_corrupt=self.recipe.skip_corrupt
+            probed.task, self.images.train, validation, skip_corrupt=self.reading.skip_corrupt
         )
         facts = {"phases": None, "block_parameters": None}
-        self.write_result("constant", probed.task.name, metrics, facts, len(validation))
+        self.write_result("constant", probed.task.name, metrics, facts, probed.data)
 
     def write_model(
         self, name: str, model: PreTrainedModel, probed: _ProbedModel, facts: dict
@@ -136,8 +142,7 @@ class Evaluation:
         more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
         if probed.knn is not None:
             more["knn"] = probed.knn
-        number = len(data.validation)  # without what could not be read
-        self.write_result(name, task.name, probe.metrics, {**more, **facts}, number)
+        self.write_result(name, task.name, probe.metrics, {**more, **facts}, data)
         remove_checkpoints(self.output_dir / "probes" / name)
         if self.recipe.features_dir is None:
             shutil.rmtree(self.features_dir, ignore_errors=True)
@@ -154,13 +159,18 @@ class Evaluation:
         )
 
     def write_result(
-        self, name: str, task: str, metrics: dict, more: dict, num_images: int
+        self, name: str, task: str, metrics: dict, more: dict, judged_on: ProbeData
     ) -> None:
         """Write a result: what was measured, of whom, on what."""
+        read = judged_on.validation.image_ids  # without what could not be read
+        skipped = np.setdiff1d(self.images.validation_rows, read).tolist()
+        plain = self.images.plain(self.images.validation)
         if self.state.is_main_process:
             result = {"model": name, "task": task, "seed": self.loop.seed, "metrics": metrics}
             data = {"dataset": public_name(self.recipe.dataset), "split": self.recipe.test_split}
-            data |= {"num_images": num_images, "environment": environment()}
+            data |= {"num_images": len(read), "skipped_images": [*map(plain.path_of, skipped)]}
+            data |= {"images_sha256": self.images.validation.files.content_digest}
+            data |= {"environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})
 
     def save_model(

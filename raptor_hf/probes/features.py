@@ -102,7 +102,7 @@ def store_features(
         rows = np.array_split(np.arange(len(images)), state.num_processes)[state.process_index]
         files = None
         if state.is_main_process:
-            first = images.__getitems__([0])
+            first = images.first_batch()
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             files = _create_files(unfinished, len(images), backbone, task, first)
@@ -115,9 +115,8 @@ def store_features(
             for start in range(0, len(rows), batch_size):
                 batch_rows = rows[start : start + batch_size]
                 batch = keep_batch(images.__getitems__(batch_rows.tolist()))
-                batch_rows = batch_rows[
-                    np.isin(images.rows[batch_rows], batch["image_id"])
-                ]  # the readable
+                readable = np.isin(images.image_ids[batch_rows], batch["image_id"])
+                batch_rows = batch_rows[readable]
                 if len(batch_rows):
                     write_batch(files, batch_rows, backbone, task, batch)
                 written += batch_rows.tolist()
@@ -127,7 +126,7 @@ def store_features(
         written = gather_object(written)
         if state.is_main_process:
             readable = np.isin(np.arange(len(images)), written)
-            image_ids = np.where(readable, images.rows, -1).tolist()
+            image_ids = np.where(readable, images.image_ids, -1).tolist()
             write_json(unfinished / "complete.json", {"image_ids": image_ids})
             os.replace(unfinished, folder)
         state.wait_for_everyone()
@@ -175,16 +174,8 @@ def _features_key(backbone: PreTrainedModel, task: Task, images: ProbeImages) ->
         "task": task.name,
         "resolution": images.resolution,
         "processor": images.processor.to_dict(),
-        "rows": hashlib.sha256(images.rows.tobytes()).hexdigest(),
+        "rows": hashlib.sha256(images.image_ids.tobytes()).hexdigest(),
+        "images": images.images.files.digest,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    cells = images.images.cells.select(images.rows)
-    for name in cells.column_names:
-        for cell in cells[name]:
-            file = cell if isinstance(cell, dict) else {"path": None, "bytes": str(cell).encode()}
-            if file["bytes"] is not None:
-                digest.update(hashlib.sha256(file["bytes"]).digest())
-            elif os.path.exists(file["path"]):
-                status = os.stat(file["path"])
-                digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
     return f"{task.name}_{digest.hexdigest()[:16]}"

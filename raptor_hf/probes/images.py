@@ -1,16 +1,16 @@
 """Images and their targets as tensors, in random views or as they are judged."""
 
-import warnings
-
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from PIL import Image
 
+from ..data.decoding import to_pixel_values
+from ..data.views import TolerantDataset
 from ..tasks.labelled_images import LabelledImages
 from .transforms import Augmentation, resize_pair
 
 
-class ProbeImages(Dataset):
+class ProbeImages(TolerantDataset):
     """Images and targets as tensors. Row r is image r mod n; r div n tells its random views apart.
 
     Without an augmentation an image is resized and cropped by the processor of the model where it
@@ -23,7 +23,7 @@ class ProbeImages(Dataset):
         rows: images to take; default: all.
         augmentation: random views; an equal (seed, row) gives an equal view.
         resolution: (height, width) that images with targets of pixels are resized to.
-        skip_corrupt: how many images that can't be read are left out, with a warning.
+        skip_corrupt, fill: as of `TolerantDataset`.
     """
 
     def __init__(
@@ -36,45 +36,45 @@ class ProbeImages(Dataset):
         resolution: tuple[int, int] | None = None,
         seed: int = 0,
         skip_corrupt: int = 0,
+        fill: bool = False,
     ):
+        image_ids = np.arange(len(images)) if rows is None else rows
+        super().__init__(images.cells, image_ids, skip_corrupt=skip_corrupt, fill=fill)
         self.images, self.processor = images, processor
-        self.rows = np.arange(len(images)) if rows is None else rows
         self.augmentation, self.resolution, self.seed = augmentation, resolution, seed
-        self.skip_corrupt, self.skipped = skip_corrupt, set()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.image_ids)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `pixel_values` (B, C, H, W), `target` (B,) or (B, H, W), and `image_id`
         (B,).
 
-        Images that are left out are missing in it.
+        Images that are left out are missing in it; the tensors are empty if none is left.
 
         Raises:
-            ValueError: more unreadable images than are tolerated, none that is left, or images of
-                several sizes.
+            ValueError: more unreadable images than are tolerated, none that can be read, or images
+                of several sizes.
         """
-        image_ids, pairs = [], []
-        for row in rows:
-            image_id = int(self.rows[row % len(self)])
-            try:
-                image, target = self.images.read(image_id)
-            except ValueError as error:
-                self.skip(image_id, error)
-                continue
-            pairs.append(self.view(image, target, (self.seed, row // len(self), image_id)))
-            image_ids.append(image_id)
-        if not pairs:  # the next readable image, rather than an empty batch
-            return self.__getitems__([row + 1 for row in rows[-1:]])
+        rows, pairs = self.read_rows(rows, self._read)
+        image_ids = torch.tensor([int(self.image_ids[row % len(self)]) for row in rows])
+        if not pairs:
+            return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
         images, targets = zip(*pairs, strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
         if whole:
             check_one_size({(image.height, image.width) for image in images})
         options = {"do_resize": False, "do_center_crop": False} if whole else {}
-        pixel_values = self.processor(list(images), return_tensors="pt", **options)["pixel_values"]
-        target = torch.from_numpy(np.stack(targets))
-        return {"pixel_values": pixel_values, "target": target, "image_id": torch.tensor(image_ids)}
+        return {
+            "pixel_values": to_pixel_values(list(images), self.processor, **options),
+            "target": torch.from_numpy(np.stack(targets)),
+            "image_id": image_ids,
+        }
+
+    def _read(self, row: int, image_id: int) -> tuple[Image.Image, int | np.ndarray]:
+        """Return an image and its target in the view of a row."""
+        image, target = self.images.read(image_id)
+        return self.view(image, target, (self.seed, row // len(self), image_id))
 
     def view(self, image, target, key: tuple[int, ...]):
         """Return an image and its target, augmented or resized as the dataset asks."""
@@ -86,17 +86,6 @@ class ProbeImages(Dataset):
         if of_pixels and self.resolution:
             return resize_pair(image, target, self.resolution)
         return image, target
-
-    def skip(self, image_id: int, error: ValueError) -> None:
-        """Leave an image out, or give up."""
-        if image_id not in self.skipped:
-            self.skipped.add(image_id)
-            if len(self.skipped) > self.skip_corrupt:
-                raise ValueError(
-                    f"{error} (unreadable images so far: {len(self.skipped)}; --skip_corrupt "
-                    f"{self.skip_corrupt} are tolerated)"
-                ) from error
-            warnings.warn(f"left out: {error}", stacklevel=2)
 
 
 def check_one_size(sizes: set[tuple[int, ...]]) -> None:

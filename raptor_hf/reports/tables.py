@@ -38,6 +38,9 @@ ABLATION = {
     "tuned_classifier": "+ tuned classifier",
 }
 
+# the images that a result is about; results of earlier versions lack some of it
+_JUDGED_ON = ("dataset", "split", "num_images", "images_sha256")
+
 
 def load_results(folders: list[str | Path]) -> list[dict]:
     """Load all result files (`*.json`) of some folders.
@@ -45,13 +48,14 @@ def load_results(folders: list[str | Path]) -> list[dict]:
     Raises:
         FileNotFoundError: there are none.
         ValueError: a file is no result, two hold the same (model, task, seed), which would count
-            twice, or a task was judged on several datasets, whose figures can't be averaged.
+            twice, or a task was judged on several datasets or other images, whose figures can't
+            be compared.
     """
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.json"))]
     if not files:
         raise FileNotFoundError(f"No result files (*.json) in {', '.join(map(str, folders))}.")
     read: dict[tuple, Path] = {}
-    judged_on: dict[str, tuple] = {}
+    judged_on: dict[str, dict] = {}
     results = [read_json(file) for file in files]
     for file, result in zip(files, results, strict=True):
         if not {"model", "task", "seed", "metrics"} <= set(result):
@@ -65,11 +69,17 @@ def load_results(folders: list[str | Path]) -> list[dict]:
                 "Leave one of the folders out."
             )
         read[key] = file
-        data = (result.get("dataset"), result.get("split"))
-        if judged_on.setdefault(result["task"], data) != data:
+        data = {name: result.get(name) for name in _JUDGED_ON}
+        others = judged_on.setdefault(result["task"], data)
+        differing = [
+            f"{name} {data[name]!r}, not {others[name]!r}"
+            for name in _JUDGED_ON
+            if None not in (data[name], others[name]) and data[name] != others[name]
+        ]
+        if differing:
             raise ValueError(
-                f"{file} is about {data}, other results of {result['task']} about "
-                f"{judged_on[result['task']]}. Make a report for each dataset."
+                f"{file} was judged on other images than the other results of {result['task']}: "
+                f"{'; '.join(differing)}. Make a report for each, or judge all on the same ones."
             )
     return results
 

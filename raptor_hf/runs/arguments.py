@@ -143,7 +143,7 @@ def named_folders(flag: str, values: Iterable[str], *, reserved: Iterable[str] =
                 f"or a folder or Hub id alone; got {value!r}, and there is no such folder."
             )
         if name in folders or name in reserved:
-            taken = "the name of another model" if name in folders else "reserved"
+            taken = "that of another model" if name in folders else "reserved"
             raise ValueError(f"{flag} {value}: the name {name!r} is {taken}. Give NAME=FOLDER.")
         folders[name] = folder
     return folders

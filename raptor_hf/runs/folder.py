@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .arguments import Watching, all_values, marked_names
+from .file_list import FileList
 from .files import read_json, write_json
 from .processes import process_state
 
@@ -32,7 +33,9 @@ def environment() -> dict:
     }
 
 
-def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
+def start_run(
+    *parts, inputs: dict[str, str] | None = None, images: dict[str, FileList] | None = None
+) -> bool:
     """Claim an output folder for a run; True where the same run is finished there already.
 
     Of several processes the main one claims it, and the others wait for the answer.
@@ -41,14 +44,16 @@ def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
         parts: the program's arguments, instances of dataclasses; `output_dir` is the folder, and
             `resume` says whether to go on with an unfinished run.
         inputs: digests of what the run reads, by name: other inputs make another run.
+        images: which images it reads, by what they are for. Their lists are kept in the folder
+            (`<name>.files.gz`), to say which file differs.
 
     Raises:
-        ValueError: the folder holds something else, a run with other arguments or inputs, or an
-            unfinished run while `resume` is off.
+        ValueError: the folder holds something else, a run with other arguments, inputs or images,
+            or an unfinished run while `resume` is off.
     """
     state = process_state()
     if state.is_main_process:
-        _claim_output_dir(parts, inputs or {})
+        _claim_output_dir(parts, inputs or {}, images or {})
     state.wait_for_everyone()
     output_dir = all_values(*parts)["output_dir"]
     finished = read_json(Path(output_dir) / "run.json")["finished"]
@@ -57,7 +62,7 @@ def start_run(*parts, inputs: dict[str, str] | None = None) -> bool:
     return finished
 
 
-def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
+def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, FileList]) -> None:
     """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
     values, watching = all_values(*parts), marked_names(Watching, *parts)
     output_dir = Path(values["output_dir"])
@@ -66,9 +71,11 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
         "program": Path(sys.argv[0]).stem,
         "arguments": {name: value for name, value in values.items() if name not in watching},
         "inputs": inputs,
+        "images": {name: listed.digest for name, listed in images.items()},
     }
     files = {file.name for file in output_dir.iterdir()} if output_dir.exists() else set()
     files -= {"run.json.tmp"}  # of a run that was killed in the act of writing it
+    files -= {_list_of(output_dir, name).name for name in images}
     if files and not record.exists():
         raise ValueError(
             f"{output_dir} is not empty and was not made by this program. "
@@ -77,6 +84,9 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
     if files <= {record.name} and not (files and read_json(record)["finished"]):
         # empty, or claimed by a run that stopped before it made anything
         output_dir.mkdir(parents=True, exist_ok=True)
+        for name, listed in images.items():
+            if listed.lines is not None:
+                listed.save(_list_of(output_dir, name))
         write_json(record, {**run, "environment": environment(), "finished": False})
         return
     before = read_json(record)
@@ -102,10 +112,30 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str]) -> None:
             + "\n".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
+    for name, listed in images.items():
+        # a run of an earlier version did not note them
+        if before.get("images", {}).get(name, listed.digest) != listed.digest:
+            raise ValueError(
+                f"{output_dir} was made with other images ({name}): "
+                f"{_first_difference(_list_of(output_dir, name), listed)}. Bring them back, choose "
+                "another --output_dir, or delete the folder to redo it."
+            )
     if not before["finished"] and not values["resume"]:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )
+
+
+def _list_of(output_dir: Path, name: str) -> Path:
+    """Return the file that lists the images of a run."""
+    return output_dir / f"{name}.files.gz"
+
+
+def _first_difference(path: Path, images: FileList) -> str:
+    """Say what is another image than before."""
+    if images.lines is None or not path.exists():
+        return "the dataset is another version of itself"
+    return images.first_difference(FileList.load(path))
 
 
 def _defaults_of(*parts) -> dict:

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..data import load_digits
+from ..data.loading import load_digits
 
 _HEIGHT, _WIDTH = 48, 64
 _HORIZON = 16  # the row where the ground would end if it went on for ever

@@ -4,41 +4,58 @@ Images, masks and depth maps stay undecoded until a row is read: what can't be r
 """
 
 import csv
-import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 
-from ..data import load_images
+from ..data.arguments import ReadingArguments
+from ..data.decoding import open_image, read_image
+from ..data.folders import is_image, is_text, visible
+from ..data.loading import (
+    dataset_of_files,
+    list_images,
+    load_images,
+    read_labels,
+    undecoded,
+    warn_of_folder,
+)
+from ..runs.file_list import FileList
 from .digit_scenes import CLASSES, digit_scenes
 
 IGNORED = 255  # label of a pixel without a class
 _ADE20K_CLASSES = 150
 _NYU_MILLIMETRES = 1000  # units of 16-bit depth images in a metre
 _NYU_TRAIN_METRES = 10.0  # depth of the value 255 in NYUv2's 8-bit training images
-# what PIL raises for files that are missing, cut off, of another kind, or absurdly large
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class LabelledImages:
     """Images and what is to be told of them.
 
     Args:
+        name: of the dataset that they are of, as in `load_images`.
         cells: a dataset of two columns, the undecoded `image` and its target.
         read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
         class_names: None where the target is no class.
+        reading: how large an image may be.
     """
 
+    name: str
     cells: datasets.Dataset
     read_target: Callable[[object, str], int | np.ndarray]
     class_names: list[str] | None = None
+    reading: ReadingArguments = field(default_factory=ReadingArguments)
+
+    @cached_property
+    def files(self) -> FileList:
+        """Which images and targets these are."""
+        return list_images(self.name, self.cells)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -52,7 +69,8 @@ class LabelledImages:
         """
         cell_name, target_name = self.cells.column_names
         cells = self.cells[row]
-        image = _open_image(cells[cell_name], name=f"image {row}").convert("RGB")
+        limit = self.reading.max_megapixels
+        image = read_image(cells[cell_name], name=f"image {row}", max_megapixels=limit)
         target = self.read_target(cells[target_name], f"{target_name} {row}")
         if isinstance(target, np.ndarray):
             check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
@@ -64,38 +82,48 @@ class LabelledImages:
         return self.read_target(self.cells[row][name], f"{name} {row}")
 
 
-def load_classification(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+def load_classification(
+    name: str, split: str, reading: ReadingArguments | None = None
+) -> LabelledImages:
     """Return images and their classes; names and errors as `load_images`.
 
     Raises:
-        ValueError: also for a split without images or without class names.
+        ValueError: also for images without labels, or with labels that are no classes.
     """
-    dataset = load_images(name, split).select_columns(["image", "label"])
-    if not len(dataset):
-        raise ValueError(f"{name} ({split}) holds no images: the split is empty.")
-    label = dataset.features["label"]
-    if not isinstance(label, datasets.ClassLabel):
-        raise ValueError(f"{name} ({split}): the column 'label' must be a ClassLabel; got {label}.")
-    dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    return LabelledImages(dataset, partial(_read_label, num_classes=label.num_classes), label.names)
+    dataset = load_images(name, split, reading)
+    labels, names = read_labels(dataset)
+    if not (labels >= 0).any():
+        label = dataset.features.get("label", "none")
+        raise ValueError(
+            f"{name} ({split}) has no classes (its labels: {label}): expected folders of classes, "
+            "or a column of classes (ClassLabel, words or numbers); --label_column names it."
+        )
+    names = names or [str(number) for number in range(labels.max() + 1)]
+    cells = undecoded(dataset.select_columns("image")).add_column("label", labels)
+    read = partial(_read_label, num_classes=len(names))
+    return LabelledImages(name, cells, read, names, reading or ReadingArguments())
 
 
-def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+def load_segmentation(
+    name: str, split: str, reading: ReadingArguments | None = None
+) -> LabelledImages:
     """Return images and their masks.
 
     Args:
         name: `"digit_scenes"` (embedded) or the folder `ADEChallengeData2016` of SceneParse150.
         split: `"train"` and `"test"`; of ADE20k `"training"` and `"validation"`.
-        missing_ok: leave it to `read` to complain of files that are missing.
+        reading: with `skip_corrupt` it is left to `read` to complain of missing files.
 
     Raises:
         FileNotFoundError: no such folder, or an image without its mask.
         ValueError: no images in it.
     """
+    reading = reading or ReadingArguments()
     if name == "digit_scenes":
-        cells = _undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        warn_of_folder(name)
+        cells = undecoded(digit_scenes(split).select_columns(["image", "mask"]))
         read = partial(read_mask, num_classes=len(CLASSES), zero_is_background=False)
-        return LabelledImages(cells, read, CLASSES)
+        return LabelledImages(name, cells, read, CLASSES, reading)
     images, masks = Path(name) / "images" / split, Path(name) / "annotations" / split
     for folder in (images, masks):
         if not folder.is_dir():
@@ -103,11 +131,40 @@ def load_segmentation(name: str, split: str, *, missing_ok: bool = False) -> Lab
                 f"{folder}: no such folder. Expected ADE20k's ADEChallengeData2016 with "
                 "images/{training,validation} and annotations/{training,validation}."
             )
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in (".jpg", ".png"))
-    columns = {"image": files, "mask": [masks / f"{file.stem}.png" for file in files]}
-    cells = _paired_files(columns, where=images, missing_ok=missing_ok)
-    read = partial(read_mask, num_classes=_ADE20K_CLASSES, zero_is_background=True)
-    return LabelledImages(cells, read, _ade20k_class_names(Path(name) / "objectInfo150.txt"))
+    files = _images_by_stem(images)
+    masks_by_stem = _images_by_stem(masks)
+    columns = {
+        "image": list(files.values()),
+        "mask": [masks_by_stem.get(stem, masks / f"{stem}.png") for stem in files],
+    }
+    cells = _paired_files(columns, where=images, missing_ok=reading.skip_corrupt > 0)
+    read = partial(
+        read_mask,
+        num_classes=_ADE20K_CLASSES,
+        zero_is_background=True,
+        max_megapixels=reading.max_megapixels,
+    )
+    names = _ade20k_class_names(Path(name) / "objectInfo150.txt")
+    return LabelledImages(name, cells, read, names, reading)
+
+
+def _images_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by their names without ending, in order.
+
+    Raises:
+        ValueError: something else in the folder, or two images of one name.
+    """
+    files: dict[str, Path] = {}
+    for entry in sorted(visible(folder), key=lambda entry: entry.name):
+        file = Path(entry.path)
+        if is_text(file):
+            continue
+        if entry.is_dir() or not is_image(file):
+            raise ValueError(f"{file} is no image: expected nothing but images in {folder}.")
+        if file.stem in files:
+            raise ValueError(f"{files[file.stem]} and {file} have one name: which is meant?")
+        files[file.stem] = file
+    return files
 
 
 def _ade20k_class_names(path: Path) -> list[str]:
@@ -125,7 +182,7 @@ def _ade20k_class_names(path: Path) -> list[str]:
     return names
 
 
-def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledImages:
+def load_depth(name: str, split: str, reading: ReadingArguments | None = None) -> LabelledImages:
     """Return images and their depth.
 
     Args:
@@ -133,22 +190,24 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
             `data/nyu2_{train,test}.csv`, whose lines are `rgb path,depth path` below that folder.
             The training images have depth of 8 bits, those of other splits of 16.
         split: `"train"` or `"test"`.
-        missing_ok: leave it to `read` to complain of files that are missing.
+        reading: with `skip_corrupt` it is left to `read` to complain of missing files.
 
     Raises:
         FileNotFoundError: no such list, or a file that it names is missing.
         ValueError: an empty list, a line without two paths, or a path out of the folder.
     """
+    reading = reading or ReadingArguments()
     if name == "digit_scenes":
-        cells = _undecoded(digit_scenes(split).select_columns(["image", "depth"]))
-        return LabelledImages(cells, partial(read_depth, bits=16))
+        warn_of_folder(name)
+        cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        return LabelledImages(name, cells, partial(read_depth, bits=16), reading=reading)
     table = Path(name) / "data" / f"nyu2_{split}.csv"
     if not table.is_file():
         raise FileNotFoundError(
             f"{table}: no such file. Expected NYUv2's folder nyu_data with data/nyu2_train.csv and "
             "data/nyu2_test.csv."
         )
-    with table.open(newline="", encoding="utf-8") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark first
         lines = [line for line in csv.reader(file) if line]
     for number, line in enumerate(lines, start=1):
         if len(line) != 2:
@@ -159,8 +218,10 @@ def load_depth(name: str, split: str, *, missing_ok: bool = False) -> LabelledIm
         "image": [Path(name) / line[0] for line in lines],
         "depth": [Path(name) / line[1] for line in lines],
     }
-    cells = _paired_files(columns, where=table, missing_ok=missing_ok)
-    return LabelledImages(cells, partial(read_depth, bits=8 if split == "train" else 16))
+    cells = _paired_files(columns, where=table, missing_ok=reading.skip_corrupt > 0)
+    bits = 8 if split == "train" else 16
+    read = partial(read_depth, bits=bits, max_megapixels=reading.max_megapixels)
+    return LabelledImages(name, cells, read, reading=reading)
 
 
 def _paired_files(
@@ -175,34 +236,8 @@ def _paired_files(
             f"{len(missing)} of the files that belong to {where} are missing: "
             f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
         )
-    features = datasets.Features({name: datasets.Image(decode=False) for name in columns})
     paths = {name: [str(file) for file in files] for name, files in columns.items()}
-    return datasets.Dataset.from_dict(paths, features=features)
-
-
-def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Return the same dataset with images as `{"path", "bytes"}`."""
-    for name in dataset.column_names:
-        dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
-
-
-def _open_image(cell: dict, *, name: str) -> Image.Image:
-    """Return a decoded image of an undecoded cell.
-
-    Args:
-        name: what the error calls it where the cell has no path.
-
-    Raises:
-        ValueError: it can't be read.
-    """
-    source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-    try:
-        image = Image.open(source)
-        image.load()
-    except _UNREADABLE as error:
-        raise ValueError(f"{cell['path'] or name} can't be decoded: {error}") from error
-    return image
+    return undecoded(dataset_of_files(paths))
 
 
 def _read_label(label: int, name: str, *, num_classes: int) -> int:
@@ -216,7 +251,14 @@ def _read_label(label: int, name: str, *, num_classes: int) -> int:
     return label
 
 
-def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bool) -> np.ndarray:
+def read_mask(
+    cell: dict,
+    name: str,
+    *,
+    num_classes: int,
+    zero_is_background: bool,
+    max_megapixels: float = ReadingArguments.max_megapixels,
+) -> np.ndarray:
     """Return the classes (H, W), int64, `IGNORED` where there is none.
 
     Args:
@@ -225,7 +267,7 @@ def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bo
     Raises:
         ValueError: not a single-channel image, or a label that is no class.
     """
-    mask = np.asarray(_open_image(cell, name=name))
+    mask = np.asarray(open_image(cell, name=name, max_megapixels=max_megapixels))
     if mask.ndim != 2:
         raise ValueError(f"{cell['path'] or name}: a mask has one channel; got {mask.shape}.")
     mask = mask.astype(np.int64)
@@ -240,7 +282,13 @@ def read_mask(cell: dict, name: str, *, num_classes: int, zero_is_background: bo
     return mask
 
 
-def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
+def read_depth(
+    cell: dict,
+    name: str,
+    *,
+    bits: int,
+    max_megapixels: float = ReadingArguments.max_megapixels,
+) -> np.ndarray:
     """Return the depth (H, W) in metres, float32, 0 where it is unknown.
 
     Args:
@@ -250,7 +298,7 @@ def read_depth(cell: dict, name: str, *, bits: int) -> np.ndarray:
     Raises:
         ValueError: an image of another bit depth, or with several channels.
     """
-    image = _open_image(cell, name=name)
+    image = open_image(cell, name=name, max_megapixels=max_megapixels)
     expected = {8: ("L",), 16: ("I;16", "I;16B", "I")}[bits]
     if image.mode not in expected:
         raise ValueError(

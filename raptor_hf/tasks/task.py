@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..data.arguments import ReadingArguments
 from ..metrics import (
     Accuracy,
     DepthError,
@@ -75,7 +76,7 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def load(name: str, split: str, *, missing_ok: bool = False):
+    def load(name: str, split: str, reading: ReadingArguments | None = None):
         """Load a dataset of this task as `LabelledImages`."""
 
     @abstractmethod

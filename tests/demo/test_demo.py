@@ -1,6 +1,5 @@
 import io
 import math
-import re
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from raptor_hf.demo.analysis import (
     check_pair,
     load_pair,
     model_folder,
-    read_image,
+    read_upload,
     state_cosines,
     top_classes,
 )
@@ -99,20 +98,17 @@ def test_pictures_say_what_they_show(teacher):
 def test_images_are_decoded_within_bounds(tmp_path):
     path = tmp_path / "image.png"
     noise(0, (10, 20)).save(path)
-    image = read_image(path, max_pixels=200)
+    image = read_upload(path, max_pixels=200)
     assert image.mode == "RGB" and np.array_equal(image, noise(0, (10, 20)))
-    with pytest.raises(ValueError, match=r"20×10 pixels; the demo takes at most 0.000199 million"):
-        read_image(path, max_pixels=199)
-    Image.new("L", (90, 11)).save(path)
-    with pytest.raises(ValueError, match="more than 8 times longer than wide"):
-        read_image(path, max_pixels=1000)
+    with pytest.raises(ValueError, match=r"or has more than 0.000199 million pixels"):
+        read_upload(path, max_pixels=199)
     Image.new("RGB", (12, 9)).save(path, "EPS")  # decoding it would start Ghostscript
-    with pytest.raises(ValueError, match="broken, too large, or no image. Upload a PNG, JPEG"):
-        read_image(path, max_pixels=1000)
+    with pytest.raises(ValueError, match="broken, no image, or .* Upload a PNG, JPEG"):
+        read_upload(path, max_pixels=1000)
     turned = Image.Exif()
     turned[0x0112] = 6  # taken with the camera on its side
     noise(0, (10, 20)).save(path, exif=turned)
-    assert read_image(path, max_pixels=1000).size == (10, 20)
+    assert read_upload(path, max_pixels=1000).size == (10, 20)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
@@ -127,9 +123,9 @@ def test_damaged_images_are_refused_in_words(tmp_path, kind):
             damaged[position] = generator.integers(256)
         path.write_bytes(damaged)
         try:
-            read_image(path, max_pixels=10_000)
+            read_upload(path, max_pixels=10_000)
         except ValueError as error:
-            assert re.match("This (file can't be shown|image has .* pixels)", str(error))
+            assert str(error).startswith("This file can't be shown")
             refused += 1
     assert refused > 25
 

@@ -152,7 +152,7 @@ def test_what_can_not_be_shown_is_said_on_the_page(page):
     refused = {
         b"no image": "This file can't be shown: it is broken",
         png(noise(0, (200, 200)))[:3000]: "This file can't be shown: it is broken",
-        png(Image.new("RGB", (501, 500))): "This image has 501×500 pixels",
+        png(Image.new("RGB", (501, 500))): "or has more than 0.25 million pixels",
     }
     for content, message in refused.items():
         upload(page, content)

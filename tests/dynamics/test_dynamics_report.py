@@ -73,9 +73,9 @@ def test_bad_input_is_said_in_words(folders, tmp_path):
     raptor, teacher = folders / "raptor", folders / "teacher"
     cases = {
         "Give --model, or an activation dataset": [],
-        "--epsilons must lie above 0; got [0.0]": ["--model", teacher, "--epsilons", "0"],
+        "--epsilons must be a number > 0; got 0.0": ["--model", teacher, "--epsilons", "0"],
         "got 5 images of 10 classes": ["--model", teacher, "--num_images", "5"],
-        "Every model needs a name of its own": ["--model", raptor, raptor],
+        "the name 'raptor' is that of another model": ["--model", raptor, raptor],
         "sum to 6; got [3, 2]": ["--model", teacher, "--phases_file", tmp_path / "phases.json"],
     }
     (tmp_path / "phases.json").write_text(json.dumps({"phases": {"2": [3, 2]}}))

@@ -146,9 +146,9 @@ class Stored(StoredActivations):
     [
         ([[2, 3]], {}, r"sum to 6; got \[2, 3\]"),
         ([[6, 0]], {}, r"positive and sum to 6; got \[6, 0\]"),
-        ([[2, 4]], {"epsilons": [0.1, -1.0]}, r"--epsilons must lie above 0; got \[0.1, -1.0\]"),
+        ([[2, 4]], {"epsilons": [0.1, -1.0]}, r"--epsilons must be a number > 0; got 0.1 -1.0"),
         ([[2, 4]], {"analyses": ["swaps"]}, "--analyses are class_basins, .*; got swaps"),
-        ([[2, 4]], {"swap_draws": 0}, "--swap_draws must be at least 1; got 0"),
+        ([[2, 4]], {"swap_draws": 0}, "--swap_draws must be a number > 0; got 0"),
         ([[2, 4]], {"push_layers": [6]}, r"from 0 to 5; got \[6\]"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf.data import make_processor
+from raptor_hf.data import ReadingArguments, make_processor
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.modeling_raptor import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
@@ -135,7 +135,7 @@ def test_a_share_of_the_training_images_selects(tmp_path):
     def sets(**values):
         values = {"output_dir": str(tmp_path), "steps": None, **values}
         recipe, loop = build_arguments(values, ProbeArguments, LoopArguments)
-        return ProbeImageSets(recipe, loop, Classification, make_processor(8))
+        return ProbeImageSets(recipe, ReadingArguments(), loop, Classification, make_processor(8))
 
     alone = sets()
     assert len(alone.train_rows) == 1437 and len(alone.selection_rows) == 0

@@ -144,7 +144,9 @@ def test_the_constant_answer_by_hand(tmp_path, teacher):
         column_names = ("x", "target")
 
     def of(targets):
-        return LabelledImages(Rows({"x": 0, "target": t} for t in targets), lambda cell, name: cell)
+        return LabelledImages(
+            "", Rows({"x": 0, "target": t} for t in targets), lambda cell, _: cell
+        )
 
     features = torch.zeros(2, 1)
     labels = stored(tmp_path / "a", features, torch.tensor([1, 0]))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raptor_hf.data import ReadingArguments
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from raptor_hf.tasks.labelled_images import (
     check_pair,
@@ -98,7 +99,7 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
     with pytest.raises(FileNotFoundError, match=r"1 of the files .*ADE_train_00000001\.png"):
         load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match=r"00000001\.png can't be decoded: .*No such file"):
-        load_segmentation(str(ade20k), "training", missing_ok=True).read(1)
+        load_segmentation(str(ade20k), "training", ReadingArguments(skip_corrupt=1)).read(1)
     table = nyuv2 / "data" / "nyu2_test.csv"
     table.write_text(table.read_text() + "only one\n")
     with pytest.raises(ValueError, match=r"nyu2_test\.csv, line 3: expected `rgb path,depth path`"):

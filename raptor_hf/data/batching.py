@@ -1,0 +1,53 @@
+"""Whole batches of a dataset, for one process of several."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..runs.processes import process_state, progress_bar
+
+_TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
+
+
+def keep_batch(batch: dict) -> dict:
+    """Collate function for datasets that hand out whole batches (`__getitems__`).
+
+    A tensor around memory of numpy lies at another address in every run. Kernels choose their way
+    by the address, so it is copied to where torch allocates: equal batches give equal outputs.
+    """
+    return {
+        name: values.clone() if values.data_ptr() % _TORCH_ALIGNMENT else values
+        for name, values in batch.items()
+    }
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    description: str,
+    *,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 0,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield this process' share of a dataset in whole batches, with a progress bar.
+
+    Images that are left out (`TolerantDataset`) are missing in their batch.
+
+    Args:
+        rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
+        num_workers: processes that read ahead.
+    """
+    state = process_state()
+    rows = range(len(dataset)) if rows is None else rows
+    starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
+    shares = [list(rows[start : start + batch_size]) for start in starts]
+    loader = DataLoader(
+        dataset, batch_sampler=shares, collate_fn=keep_batch, num_workers=num_workers
+    )
+    total = sum(map(len, shares))
+    with progress_bar(description, total, unit="image", enabled=state.is_main_process) as bar:
+        for share, batch in zip(shares, loader, strict=True):
+            if len(next(iter(batch.values()))):  # empty where no image could be read
+                yield batch
+            bar.update(len(share))

@@ -1,0 +1,211 @@
+"""Image datasets and their views; a view is a function of (seed, view, image) alone."""
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import BitImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+from .arguments import ReadingArguments
+from .decoding import read_image, to_pixel_values
+from .loading import read_labels, undecoded
+
+T = TypeVar("T")
+
+
+def make_processor(image_size: int) -> BitImageProcessorPil:
+    """Return DINOv2's preprocessing at any size: bicubic resize, centre crop, ImageNet mean."""
+    return BitImageProcessorPil(
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+
+
+def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
+    """Rotate (±15°), scale (±15 %) and shift (±10 %) every image (B, C, H, W) at random.
+
+    Args:
+        keys: one tuple of integers an image; equal keys give equal views.
+    """
+    draws = np.stack([np.random.default_rng(key).uniform(-1, 1, size=4) for key in keys])
+    angle, scale = np.deg2rad(15) * draws[:, 0], 1 + 0.15 * draws[:, 1]
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    shift_x, shift_y = 0.2 * draws[:, 2], 0.2 * draws[:, 3]  # the image spans 2 units
+    theta = np.stack([cos, -sin, shift_x, sin, cos, shift_y], axis=1).reshape(-1, 2, 3)
+    theta = torch.as_tensor(theta, dtype=pixel_values.dtype)
+    grid = functional.affine_grid(theta, list(pixel_values.shape), align_corners=False)
+    return functional.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)
+
+
+class TolerantDataset(Dataset):
+    """Images some of which can't be read: so many are left out, each with a warning.
+
+    Args:
+        cells: with the column `image`, undecoded.
+        image_ids: of the images that are taken; row r is image r mod n of them.
+        skip_corrupt: how many may be left out.
+        fill: the next readable image takes the place of one that is left out, as training wants.
+    """
+
+    def __init__(
+        self,
+        cells: datasets.Dataset,
+        image_ids: np.ndarray,
+        *,
+        skip_corrupt: int = 0,
+        fill: bool = False,
+    ):
+        self.cells, self.image_ids = cells, image_ids
+        self.skip_corrupt, self.fill = skip_corrupt, fill
+        self.skipped: set[int] = set()
+
+    def path_of(self, image_id: int) -> str:
+        """Return the path of an image, or which one it is where it has none."""
+        cell = self.cells[image_id]["image"]
+        return (cell and cell["path"]) or f"image {image_id} of the dataset"
+
+    def read_rows(
+        self, rows: list[int], read: Callable[[int, int], T]
+    ) -> tuple[list[int], list[T]]:
+        """Return the rows that could be read, and what `read` (row, image id) made of them.
+
+        Raises:
+            ValueError: more unreadable images than are tolerated, or none that can be read.
+        """
+        kept = []
+        for row in rows:
+            for candidate in range(row, row + (len(self.image_ids) if self.fill else 1)):
+                image_id = int(self.image_ids[candidate % len(self.image_ids)])
+                try:
+                    kept.append((candidate, read(candidate, image_id)))
+                    break
+                except ValueError as error:
+                    self._skip(image_id, error)
+        return [row for row, _ in kept], [item for _, item in kept]
+
+    def first_batch(self) -> dict[str, torch.Tensor]:
+        """Return the first image that can be read, as a batch; errors as `read_rows`."""
+        batches = (self.__getitems__([row]) for row in range(len(self.image_ids)))
+        return next(batch for batch in batches if len(batch["image_id"]))
+
+    def _skip(self, image_id: int, error: ValueError) -> None:
+        """Leave an image out, or give up."""
+        if image_id in self.skipped:
+            return
+        self.skipped.add(image_id)
+        if len(self.skipped) > self.skip_corrupt:
+            raise ValueError(
+                f"{error} (unreadable images so far: {len(self.skipped)}; --skip_corrupt "
+                f"{self.skip_corrupt} are tolerated)"
+            ) from error
+        if len(self.skipped) == len(self.image_ids):
+            raise ValueError(f"None of the {len(self.image_ids)} images can be read: {error}")
+        warnings.warn(f"left out: {error}", stacklevel=2)
+
+
+class ImageViews(TolerantDataset):
+    """An image dataset, each image in several views, as tensors ready for a model.
+
+    View 0 is the image itself, the others are random small affine maps of it. Row r is the image
+    r mod n of those that are taken, in view r div n; a row beyond the last is one view more.
+
+    Args:
+        dataset: column `image`, and `label` where there are labels.
+        processor: the teacher's image processor.
+        views: number of views per image.
+        seed: other seeds, other views.
+        plain_first: False makes view 0 a random one too (for training).
+        image_ids: which images to take; default: all. A view of an image does not depend on it.
+        reading: how many unreadable images are left out, and from what size on one is unreadable.
+        fill: as of `TolerantDataset`.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processor,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        plain_first: bool = True,
+        image_ids: np.ndarray | None = None,
+        reading: ReadingArguments | None = None,
+        fill: bool = False,
+    ):
+        if views < 1:
+            raise ValueError(f"views must be at least 1; got {views}.")
+        self.reading = reading or ReadingArguments()
+        ids = np.arange(len(dataset)) if image_ids is None else image_ids
+        cells = undecoded(dataset.select_columns("image"))
+        super().__init__(cells, ids, skip_corrupt=self.reading.skip_corrupt, fill=fill)
+        self.processor = processor
+        self.views, self.seed, self.plain_first = views, seed, plain_first
+        labels, self.class_names = read_labels(dataset)
+        self.labels = torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return self.views * len(self.image_ids)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Return a batch: `pixel_values` (B, C, H, W), and `label` (−1 where there is none),
+        `image_id`, `view` (B,) each. Images that are left out are missing in it.
+
+        Raises:
+            ValueError: an image that can't be read, and is not tolerated; or images of several
+                sizes.
+        """
+        rows, images = self.read_rows(rows, self.read)
+        image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
+        views = [row // len(self.image_ids) for row in rows]
+        pixel_values = to_pixel_values(images, self.processor) if images else torch.empty(0)
+        moved = [i for i, view in enumerate(views) if view > 0 or not self.plain_first]
+        if moved:
+            keys = [(self.seed, views[i], image_ids[i]) for i in moved]
+            pixel_values[moved] = _affine_views(pixel_values[moved], keys)
+        return {
+            "pixel_values": pixel_values,
+            "label": self.labels[image_ids],
+            "image_id": torch.tensor(image_ids, dtype=torch.long),
+            "view": torch.tensor(views, dtype=torch.long),
+        }
+
+    def read(self, _row: int, image_id: int) -> Image.Image:
+        """Decode an image; errors as `read_image`."""
+        cell, limit = self.cells[image_id]["image"], self.reading.max_megapixels
+        return read_image(cell, name=self.path_of(image_id), max_megapixels=limit)
+
+    def drop_unreadable(self) -> "ImageViews":
+        """Read every image once and take those that can be read; return itself.
+
+        For what must know their number before it begins; without `skip_corrupt` nothing is read.
+        """
+        if self.skip_corrupt:
+            self.read_rows(list(range(len(self.image_ids))), self.read)
+            self.image_ids = np.setdiff1d(self.image_ids, list(self.skipped))
+        return self
+
+
+def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
+    """Return which of so many images are looked at: all, or some at random, in order.
+
+    Raises:
+        ValueError: more are wanted than there are.
+    """
+    if wanted is None:
+        return np.arange(number)
+    if not 1 <= wanted <= number:
+        raise ValueError(f"num_images must lie between 1 and {number:,}; got {wanted:,}.")
+    return np.sort(np.random.default_rng(seed).permutation(number)[:wanted])
