@@ -14,7 +14,7 @@ from pathlib import Path
 import transformers
 
 import raptor_hf
-from raptor_hf import distillation, dry_runs, probes
+from raptor_hf import distillation, dry_runs, probes, tasks
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import (
     Checked,
@@ -89,6 +89,10 @@ def main() -> None:
             ).drop_unreadable()
             for split, ids in ((test, None), (train, chosen))
         )
+        if not images.classes.number:
+            raise ValueError(f"{arguments.dataset} has no labels: accuracy needs some.")
+        names = list(model.config.id2label.values())
+        tasks.arrange_head(model.classifier, names, images.classes, source=folder)
         metrics = probes.evaluate_early_exit(model, chosen_on, images)
         result = {"model": name, "task": "early_exit", "seed": arguments.seed, "metrics": metrics}
         result |= {

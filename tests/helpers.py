@@ -145,7 +145,7 @@ def noise(seed, size=(8, 8)):
 
 
 def save_models(folder):
-    """A teacher, a Raptor with a head of seven classes, the bare Raptor, and a head file."""
+    """A teacher, a Raptor with a head of ten classes, the bare Raptor, and a head file."""
     teacher = tiny_teacher()
     raptor = tiny_raptor(teacher)
     models = {
@@ -160,7 +160,7 @@ def save_models(folder):
     return folder
 
 
-NAMES = [f"kind {n}" for n in range(7)]
+NAMES = [f"kind {n}" for n in range(10)]
 
 
 def tiny_raptor(teacher):
@@ -172,4 +172,4 @@ def tiny_raptor(teacher):
 
 def tiny_head():
     torch.manual_seed(1)
-    return nn.Linear(48, 7).requires_grad_(False)
+    return nn.Linear(48, 10).requires_grad_(False)

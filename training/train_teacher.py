@@ -70,8 +70,6 @@ def main() -> None:
     if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)
-    config.id2label = dict(enumerate(images.features["label"].names))
-    config.label2id = {name: label for label, name in config.id2label.items()}
     processor = raptor_hf.data.make_processor(own.image_size)
     # every epoch sees each image in a view of its own
     views = -(-training.steps * training.batch_size // len(images)) + 1
@@ -84,6 +82,11 @@ def main() -> None:
         reading=reading,
         fill=True,
     )
+    names, number = dataset.classes
+    if number < 2 or dataset.labels.min() < 0:
+        raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
+    config.id2label = dict(enumerate(names or map(str, range(number))))
+    config.label2id = {name: label for label, name in config.id2label.items()}
 
     def compute_loss(model, batch, progress):
         logits = model(batch["pixel_values"]).logits

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import TokenLayout
+from ..data.loading import Classes
 from ..teachers import teacher_identity
 from .format import (
     SCALARS,
@@ -76,6 +77,12 @@ class StoredActivations(Dataset):
         self.ends = np.cumsum([len(view) for view in self.views[0]])
         scalars = [name for name in (*SCALARS, "patches") if name in table.column_names]
         self.scalars = {name: _small_column(table[name]) for name in scalars}
+
+    @property
+    def classes(self) -> Classes:
+        """What the labels stand for; a store of an earlier version has no names."""
+        names = self.manifest.get("class_names")
+        return Classes(names, len(names) if names else int(self.scalars["label"].max()) + 1)
 
     def __reduce__(self):
         # a DataLoader's worker that is not forked opens the files itself, and gets no copy

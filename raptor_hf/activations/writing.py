@@ -260,6 +260,7 @@ def _complete(
         "teacher": teacher_identity(source.whole_teacher, revision),
         "num_images": len(images.image_ids) - len(skipped),
         "skipped_images": [{"image_id": i, "path": source.path_of(i)} for i in skipped],
+        "class_names": images.class_names,
         "views": images.views,
         "seed": images.seed,
         "image_size": list(images.first_batch()["pixel_values"].shape[-2:]),

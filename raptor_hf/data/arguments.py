@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..runs.arguments import Checked, NonNegative, Positive
+from ..runs.arguments import Checked, NonNegative, Positive, Watching
 
 
 @dataclass(kw_only=True)
@@ -18,8 +18,9 @@ class ReadingArguments(Checked):
     label_column: str = field(
         default="label", metadata={"help": "column of a Hub dataset; without it: no labels"}
     )
-    skip_corrupt: NonNegative[int] = field(
-        default=0, metadata={"help": "unreadable images that are left out, with a warning"}
+    skip_corrupt: Watching[NonNegative[int]] = field(
+        default=0,
+        metadata={"help": "unreadable images that are left out, with a warning; at most so many"},
     )
     max_megapixels: Positive[float] = field(
         default=89.0, metadata={"help": "larger images can't be read: a bound on memory"}

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -114,6 +115,13 @@ def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets
         raise ValueError(f"{has}, and no {reading.label_column!r}: give --label_column.")
     dataset = dataset.select_columns(list(wanted.values()))
     return dataset.rename_columns({old: new for new, old in wanted.items() if old != new})
+
+
+class Classes(NamedTuple):
+    """The classes of a dataset: what they are called, if anything, and how many there are."""
+
+    names: list[str] | None
+    number: int  # 0: no labels
 
 
 def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None]:

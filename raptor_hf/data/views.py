@@ -15,7 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import ReadingArguments
 from .decoding import read_image, to_pixel_values
-from .loading import read_labels, undecoded
+from .loading import Classes, read_labels, undecoded
 
 T = TypeVar("T")
 
@@ -76,13 +76,14 @@ class TolerantDataset(Dataset):
 
     def read_rows(
         self, rows: list[int], read: Callable[[int, int], T]
-    ) -> tuple[list[int], list[T]]:
-        """Return the rows that could be read, and what `read` (row, image id) made of them.
+    ) -> tuple[list[int], list[T], list[int]]:
+        """Return the rows that could be read, what `read` (row, image id) made of them, and the
+        images that are left out.
 
         Raises:
             ValueError: more unreadable images than are tolerated, or none that can be read.
         """
-        kept = []
+        kept, skipped = [], set()
         for row in rows:
             for candidate in range(row, row + (len(self.image_ids) if self.fill else 1)):
                 image_id = int(self.image_ids[candidate % len(self.image_ids)])
@@ -91,7 +92,8 @@ class TolerantDataset(Dataset):
                     break
                 except ValueError as error:
                     self._skip(image_id, error)
-        return [row for row, _ in kept], [item for _, item in kept]
+                    skipped.add(image_id)
+        return [row for row, _ in kept], [item for _, item in kept], sorted(skipped)
 
     def first_batch(self) -> dict[str, torch.Tensor]:
         """Return the first image that can be read, as a batch; errors as `read_rows`."""
@@ -161,13 +163,14 @@ class ImageViews(TolerantDataset):
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `pixel_values` (B, C, H, W), and `label` (−1 where there is none),
-        `image_id`, `view` (B,) each. Images that are left out are missing in it.
+        `image_id`, `view` (B,) each. Images that are left out are missing in it, and `skipped`
+        holds their ids.
 
         Raises:
             ValueError: an image that can't be read, and is not tolerated; or images of several
                 sizes.
         """
-        rows, images = self.read_rows(rows, self.read)
+        rows, images, skipped = self.read_rows(rows, self.read)
         image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
         views = [row // len(self.image_ids) for row in rows]
         pixel_values = to_pixel_values(images, self.processor) if images else torch.empty(0)
@@ -180,7 +183,14 @@ class ImageViews(TolerantDataset):
             "label": self.labels[image_ids],
             "image_id": torch.tensor(image_ids, dtype=torch.long),
             "view": torch.tensor(views, dtype=torch.long),
+            **({"skipped": torch.tensor(skipped)} if skipped else {}),
         }
+
+    @property
+    def classes(self) -> Classes:
+        """What the labels stand for."""
+        names = self.class_names
+        return Classes(names, len(names) if names else int(self.labels.max()) + 1)
 
     def read(self, _row: int, image_id: int) -> Image.Image:
         """Decode an image; errors as `read_image`."""

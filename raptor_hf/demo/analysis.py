@@ -230,6 +230,6 @@ def pick_examples(
     names = views.class_names or {label: f"class {label}" for label in classes.tolist()}
     if classes.max() < 0:
         rows, names = np.arange(len(images)), {-1: ""}
-    rows, pictures = views.read_rows(rows[:number].tolist(), views.read)
+    rows, pictures, _ = views.read_rows(rows[:number].tolist(), views.read)
     labels = views.labels[rows].tolist()
     return [(picture, names[label]) for picture, label in zip(pictures, labels, strict=True)]

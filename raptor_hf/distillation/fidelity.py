@@ -168,14 +168,15 @@ def make_validation(
     architectures = teacher.config.architectures or []
     if source is None and any(name.endswith("ForImageClassification") for name in architectures):
         source = teacher.name_or_path
-    head = None
-    if source is not None:
-        head, _ = load_linear_head(source, hidden_size=teacher.config.hidden_size)
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split, reading),
         load_processor(teacher.name_or_path, revision),
         reading=reading,
     )
+    head = None
+    if source is not None:
+        size = teacher.config.hidden_size
+        head, _ = load_linear_head(source, hidden_size=size, classes=images.classes)
     return TrajectoryValidation(
         teacher, head, images, chains, num_images=arguments.validation_images
     )

@@ -27,13 +27,19 @@ def partition_name(phases: Sequence[int]) -> str:
 
 
 def left_out(
-    system: System, partitions: Sequence[list[int]], options: StudyArguments
+    system: System, partitions: Sequence[list[int]], options: StudyArguments, *, labelled: bool
 ) -> dict[str, str]:
-    """Return which of the wanted analyses a model can't be asked for, and why."""
+    """Return which of the wanted analyses a model can't be asked for, and why.
+
+    Args:
+        labelled: whether every image has a class.
+    """
     no_cls = "it needs a cls token, and this model has none"
     no_layers = "it runs layers one by one, and those of this model are not known"
     no_phases = "it needs phases: give --phases_file (training/find_phases.py), or a Raptor"
     reasons = {}
+    if not labelled:
+        reasons["class_basins"] = "it needs a class of every image, and some have none"
     if "cls" not in system.layout.groups():
         reasons["class_basins"] = no_cls
     if not system.can_run_on:
@@ -62,6 +68,7 @@ class ModelStudy:
         system: the model.
         partitions: into phases, of its layers; a Raptor has its own alone.
         number: of images that will come by.
+        labelled: whether each has a class.
         folder: for what waits on the disk meanwhile.
     """
 
@@ -72,13 +79,14 @@ class ModelStudy:
         options: StudyArguments,
         *,
         number: int,
+        labelled: bool,
         folder: str | Path,
     ):
         self.system, self.options, self.number, self.folder = system, options, number, folder
         self.partitions = [system.phases] if system.is_raptor else list(partitions)
         for phases in self.partitions:
             check_partition(phases, system.depth)
-        self.left_out = left_out(system, self.partitions, options)
+        self.left_out = left_out(system, self.partitions, options, labelled=labelled)
         self.wanted = [name for name in options.analyses if name not in self.left_out]
         self.spread, self.distance, self.compared = Spread(), 0.0, 0
         self.basins: ClassBasins | None = None
@@ -215,8 +223,9 @@ def study_models(
     rows, labels = rows[positions], labels[positions]
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
+    labelled = bool((labels >= 0).all())
     studies = [
-        ModelStudy(system, partitions, options, number=len(rows), folder=folder)
+        ModelStudy(system, partitions, options, number=len(rows), labelled=labelled, folder=folder)
         for system in systems
     ]
     if any("class_basins" in study.wanted for study in studies):

@@ -14,6 +14,7 @@ from ..activations.online import OnlineActivations, check_all_layers
 from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
+from ..data.loading import Classes
 from ..modeling_raptor import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
@@ -144,13 +145,19 @@ System = DepthSystem | StoredSystem
 
 
 def load_system(
-    name: str, source: str, *, images: ImageViews | None = None, head: str | None = None
+    name: str,
+    source: str,
+    *,
+    images: ImageViews | None = None,
+    head: str | None = None,
+    classes: Classes | None = None,
 ) -> DepthSystem:
     """Load a model from a folder or the Hub, with its own classifier where it has one.
 
     Args:
         images: that the token layout of a model is read off whose configuration does not tell it.
         head: a file or model that `load_linear_head` reads, instead of the model's own.
+        classes: of the images, which the head's are matched with.
 
     Raises:
         ValueError: a model or head that can't be used, as in `load_vision_model`.
@@ -159,13 +166,15 @@ def load_system(
     model = load_vision_model(source).to(process_state().device)
     config = model.config
     classifies = any(n.endswith("ForImageClassification") for n in config.architectures or [])
+    linear = None  # nothing to judge without labels
     if head is None and classifies and config.model_type in Classification.head_types:
         head = source
-    if head is not None:
-        head = load_linear_head(head, hidden_size=config.hidden_size)[0].to(model.device)
+    if head is not None and (classes is None or classes.number):
+        size = config.hidden_size
+        linear = load_linear_head(head, hidden_size=size, classes=classes)[0].to(model.device)
     known = images is None or config.model_type in ("raptor", *TEACHER_FAMILIES)
     layout = token_layout(config) if known else OnlineActivations(model, images).layout
-    return DepthSystem(name, model, layout, head)
+    return DepthSystem(name, model, layout, linear)
 
 
 class Inputs(NamedTuple):
@@ -207,7 +216,11 @@ def load_inputs(
         if not sources:
             teacher = public_name(images.manifest["teacher"]["name"])
             return Inputs([StoredSystem(teacher, images.depth, images.layout)], images, None, None)
-        systems = [load_system(name, s, head=heads.get(name)) for name, s in sources.items()]
+        classes = images.classes
+        systems = [
+            load_system(name, source, head=heads.get(name), classes=classes)
+            for name, source in sources.items()
+        ]
         if images.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):
             raise ValueError(
                 f"Models run on from the stored embeddings of {data}: that takes all patches, and "
@@ -221,7 +234,7 @@ def load_inputs(
         images = ImageViews(load_images(data, split, reading), processor, reading=reading)
         names = images.drop_unreadable().class_names
         systems = [
-            load_system(name, source, images=images, head=heads.get(name))
+            load_system(name, source, images=images, head=heads.get(name), classes=images.classes)
             for name, source in sources.items()
         ]
         _check_alike(systems)

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import keep_batch
 from ..metrics import RSquared, compute_over_processes
+from ..runs.files import read_json, write_json
 from ..runs.processes import Interrupted, StopSignals, ignore_stop_signals
 from .arguments import LoopArguments
 from .checkpoints import resume, save_checkpoint
@@ -120,6 +121,7 @@ def fit(
         description=description,
     )
     divergence, weights = DivergenceGuard(), share.weights()
+    skipped: set[int] = set()  # images that can't be read
 
     def run_validation(done: int) -> None:
         engine.update_module()
@@ -143,6 +145,7 @@ def fit(
             _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
             for weight, batch in zip(weights, parts, strict=True):
+                skipped.update(batch.pop("skipped", torch.empty(0)).tolist())
                 seen.append(batch)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 with accelerator.accumulate(engine.model):
@@ -168,6 +171,7 @@ def fit(
                     run_validation(done)
                 if stop or last or _is_due(arguments.checkpoint_every, done):
                     save_checkpoint(accelerator, output_dir, done, arguments.keep)
+                    _list_skipped(accelerator, output_dir, dataset, skipped)
                     log.draw(now=bool(stop))
             if stop:
                 log.close()
@@ -178,6 +182,19 @@ def fit(
     log.close()
     engine.update_module()
     return module.eval()
+
+
+def _list_skipped(
+    accelerator: Accelerator, output_dir: Path, dataset: Dataset, image_ids: set[int]
+) -> None:
+    """List the images that were left out in `skipped_images.json`, beside earlier ones."""
+    image_ids = set(gather_object(sorted(image_ids)))
+    if image_ids and accelerator.is_main_process:
+        path = output_dir / "skipped_images.json"
+        before = read_json(path)["images"] if path.exists() else []
+        now = [{"image_id": image, "path": dataset.path_of(image)} for image in sorted(image_ids)]
+        listed = {entry["image_id"]: entry for entry in [*before, *now]}
+        write_json(path, {"images": [listed[image] for image in sorted(listed)]})
 
 
 def _is_due(every: int, done: int) -> bool:

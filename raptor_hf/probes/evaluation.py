@@ -12,6 +12,7 @@ from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from ..activations.online import OnlineActivations
 from ..data.arguments import ReadingArguments
+from ..data.loading import Classes
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import model_facts, training_facts
 from ..loop.arguments import LoopArguments
@@ -102,7 +103,11 @@ class Evaluation:
         task = make_task(recipe, model.config, self.images.train.class_names)
         head, size = None, model.config.hidden_size
         if recipe.head:
-            head, _ = load_linear_head(recipe.head, hidden_size=size, task=type(task))
+            names = self.images.train.class_names
+            classes = Classes(names, len(names)) if names else None  # depth has none
+            head, _ = load_linear_head(
+                recipe.head, hidden_size=size, task=type(task), classes=classes
+            )
             check_head(task, head)
         data = self.images.data(model, task, self.features_dir)
         own = dataclasses.replace(self.loop, output_dir=str(self.output_dir / "probes" / name))

@@ -50,13 +50,14 @@ class ProbeImages(TolerantDataset):
         """Return a batch: `pixel_values` (B, C, H, W), `target` (B,) or (B, H, W), and `image_id`
         (B,).
 
-        Images that are left out are missing in it; the tensors are empty if none is left.
+        Images that are left out are missing in it, and `skipped` holds their ids; the tensors are
+        empty if no image is left.
 
         Raises:
             ValueError: more unreadable images than are tolerated, none that can be read, or images
                 of several sizes.
         """
-        rows, pairs = self.read_rows(rows, self._read)
+        rows, pairs, skipped = self.read_rows(rows, self._read)
         image_ids = torch.tensor([int(self.image_ids[row % len(self)]) for row in rows])
         if not pairs:
             return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
@@ -69,6 +70,7 @@ class ProbeImages(TolerantDataset):
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
             "target": torch.from_numpy(np.stack(targets)),
             "image_id": image_ids,
+            **({"skipped": torch.tensor(skipped)} if skipped else {}),
         }
 
     def _read(self, row: int, image_id: int) -> tuple[Image.Image, int | np.ndarray]:

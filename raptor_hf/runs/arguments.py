@@ -139,8 +139,8 @@ def named_folders(flag: str, values: Iterable[str], *, reserved: Iterable[str] =
             name, folder = Path(value).resolve().name, value
         if not folder or not name or name.startswith(".") or {"/", "\\"} & set(name):
             raise ValueError(
-                f"{flag} takes NAME=FOLDER, where NAME holds no / and does not begin with a dot, "
-                f"or a folder or Hub id alone; got {value!r}, and there is no such folder."
+                f"{flag}: there is no folder {value!r}. Give a folder or Hub id, or NAME=FOLDER, "
+                "where NAME holds no / and does not begin with a dot."
             )
         if name in folders or name in reserved:
             taken = "that of another model" if name in folders else "reserved"

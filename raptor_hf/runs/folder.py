@@ -98,7 +98,11 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, Fi
     # arguments that did not exist yet when it was made had what is now their default
     before["arguments"] = {
         **{name: value for name, value in _defaults_of(*parts).items() if name not in watching},
-        **{k: v for k, v in before["arguments"].items() if _REMOVED.get(k, ...) != v},
+        **{
+            name: value
+            for name, value in before["arguments"].items()
+            if _REMOVED.get(name, ...) != value and name not in watching
+        },
     }
     differences = [
         f"  {name}: made with {before[part].get(name)!r}, now asked for {run[part].get(name)!r}"

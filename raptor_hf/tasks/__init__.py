@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "heads": ["attach_head", "load_linear_head"],
+        "heads": ["arrange_head", "attach_head", "load_linear_head"],
         "task": ["TASKS", "Task"],
     },
 )

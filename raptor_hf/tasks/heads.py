@@ -1,18 +1,30 @@
 """Linear heads: published by DINOv2, or of saved models; and Raptors with a head."""
 
+import logging
+import re
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 
+from ..data.loading import Classes
 from ..modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
 from ..weights import check_weight_files, read_head_file
 from .task import Classification, Task
 
+logger = logging.getLogger(__name__)
+
+_WORDNET = re.compile(r"n\d{8}")  # how ImageNet calls its folders
+_SPELT_OTHERWISE = 0.01  # share of classes: lists of ImageNet's names differ in a few
+
 
 def load_linear_head(
-    source: str | Path, *, hidden_size: int, task: type[Task] = Classification
+    source: str | Path,
+    *,
+    hidden_size: int,
+    task: type[Task] = Classification,
+    classes: Classes | None = None,
 ) -> tuple[nn.Linear, list[str] | None]:
     """Return the linear head of a task, and the names of its classes.
 
@@ -25,6 +37,7 @@ def load_linear_head(
             with such a head (a Raptor; for classification DINOv2 too).
         hidden_size: D of the backbone that the head is for.
         task: segmentation has heads (classes, D), depth (bins, 2·D).
+        classes: of the images that it is for: `arrange_head`, whose errors are raised.
 
     Returns:
         The head in float32, and its class names where the source has them.
@@ -50,7 +63,69 @@ def load_linear_head(
         )
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+    if classes is not None:
+        order = arrange_head(head, names, classes, source=str(source))
+        names = names and [names[output] for output in order]
     return head.requires_grad_(False), names
+
+
+@torch.no_grad()
+def arrange_head(
+    head: nn.Linear, head_names: list[str] | None, classes: Classes, *, source: str
+) -> list[int]:
+    """Put the outputs of a head, in place, into the order of a dataset's classes; others follow.
+
+    Classes are matched by name where both sides have names. Else, and where the folders of a
+    dataset are ImageNet's numbers (n01440764), their number must be that of the outputs.
+
+    Args:
+        source: of the head, for errors.
+
+    Returns:
+        Which output of before each output is.
+
+    Raises:
+        ValueError: a class that the head has not, or another number of classes; what differs is
+            named.
+    """
+    number, names = head.out_features, classes.names
+    if not classes.number:  # no labels
+        return list(range(number))
+    if not _are_names(head_names) or not _are_names(names) or all(map(_WORDNET.fullmatch, names)):
+        if classes.number > number or (names and classes.number < number):
+            raise ValueError(
+                f"{source} has {number} classes and the images have {classes.number}. Give a head "
+                "for these classes."
+            )
+        return list(range(number))
+    outputs = {name: output for output, name in reversed(list(enumerate(head_names)))}
+    differing = [n for n, name in enumerate(names) if head_names[n : n + 1] != [name]]
+    if len(names) == number and len(differing) <= _SPELT_OTHERWISE * number:
+        for place in differing:
+            logger.warning(
+                "%s: class %d is %r, of the images %r; taken for one class",
+                source, place, head_names[place], names[place],
+            )  # fmt: skip
+        return list(range(number))
+    unknown = [name for name in names if name not in outputs]
+    if unknown:
+        raise ValueError(
+            f"{source} knows no class {', '.join(map(repr, unknown[:3]))} ({len(unknown)} of the "
+            f"{len(names)} classes of the images); its own are {', '.join(head_names[:3])}, …. "
+            "Give images of these classes, or a head for those."
+        )
+    order = [outputs[name] for name in names]
+    order += [output for output in range(number) if output not in set(order)]
+    head.weight.copy_(head.weight[order])
+    head.bias.copy_(head.bias[order])
+    return order
+
+
+def _are_names(names: list[str] | None) -> bool:
+    """Return whether classes have names, and not just numbers (`LABEL_0`, `0`)."""
+    return bool(names) and not all(
+        name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names)
+    )
 
 
 def _read_classifier(
