@@ -216,7 +216,8 @@ class RaptorBlock(GradientCheckpointingLayer):
         """Take over the mean of the weights of some of the teacher's layers; of one: be that layer.
 
         Raises:
-            ValueError: the layers' FFN is not of the block's kind or width.
+            ValueError: the layers' FFN is not of the block's kind or width, or has another
+                activation.
         """
         copies = [teacher_layer_weights(layer) for layer in layers]
         gated = hasattr(layers[0].mlp, "gate_proj")
@@ -227,6 +228,17 @@ class RaptorBlock(GradientCheckpointingLayer):
                 f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={width}, got "
                 f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
                 "Change ffn and intermediate_size, or start with init='random'."
+            )
+        names = ("activation_fn", "act_fn", "activation")
+        activation = next(
+            (getattr(layers[0].mlp, n) for n in names if hasattr(layers[0].mlp, n)), None
+        )
+        own, inputs = nn.functional.silu if gated else nn.functional.gelu, torch.linspace(-4, 4, 33)
+        if activation is not None and not torch.allclose(activation(inputs), own(inputs)):
+            raise ValueError(
+                f"init='teacher' needs the block's own activation, {own.__name__}; the teacher has "
+                f"{type(activation).__name__} (hidden_act), which blocks can't compute. Start with "
+                "init='random'."
             )
         means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
         self.load_state_dict(means, strict=False)  # the depth scaling is the block's own

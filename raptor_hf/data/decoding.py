@@ -17,7 +17,7 @@ from transformers.image_transforms import get_resize_output_image_size
 # what Pillow raises for files that are missing, cut off, damaged, of another kind, or too large
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
-    MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
+    MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag
 _THIN = 8  # times longer than wide: a thread of an image would be huge once it is resized

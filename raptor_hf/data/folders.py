@@ -86,11 +86,11 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
             f"{root}/<class>/<image>. Move it into one of them, or away."
         )
     for name in classes:
-        _check_link(root, root / name)
+        _check_link(root / name)
         for entry in visible(root / name):
             path = f"{name}/{entry.name}"
             if entry.is_dir():
-                _check_link(root, root / path)
+                _check_link(root / path)
                 _refuse_contents(root, root / path)
             else:
                 _sort_in(path, files, texts, root)
@@ -120,9 +120,9 @@ def _sort_in(path: str, files: list[str], texts: list[str], root: Path) -> None:
         )
 
 
-def _check_link(root: Path, folder: Path) -> None:
+def _check_link(folder: Path) -> None:
     """Refuse a link that leads back to a folder that holds it."""
-    if root.resolve().is_relative_to(folder.resolve()):
+    if folder.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder} is a link to a folder that holds it: {folder.resolve()}.")
 
 

@@ -1,0 +1,173 @@
+import datasets
+import pytest
+from PIL import Image
+
+from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data.folders import image_endings, list_folder
+from raptor_hf.data.loading import read_labels
+
+
+def photo(path, grey=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), grey).save(path, "PNG")
+    return path
+
+
+@pytest.fixture
+def tidy(tmp_path):
+    for name in ("ant", "bee"):
+        photo(tmp_path / "tidy" / "train" / name / "x.png")
+    return tmp_path / "tidy"
+
+
+@pytest.mark.parametrize("name", ["photos[1]", "v1?", "a*b", "[D]", "x{1,2}", "größe 蝙蝠 #1"])
+def test_names_of_folders_are_no_patterns(tmp_path, name):
+    for other in ("photos1", "v10", "aXb", "D", "x1"):
+        photo(tmp_path / other / "train" / "a" / "x.png", 0)
+    photo(tmp_path / name / "train" / "[a-b]" / "x.png", 200)
+    images = load_images(str(tmp_path / name), "train")
+    assert len(images) == 1 and images[0]["image"].getpixel((0, 0)) == 200
+    assert images.features["label"].names == ["[a-b]"]
+
+
+def test_links_to_folders_and_files_are_followed(tidy, tmp_path):
+    photo(tmp_path / "elsewhere" / "cat" / "y.png")
+    (tidy / "train" / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (tidy / "train" / "ant" / "z.png").symlink_to(tmp_path / "elsewhere" / "cat" / "y.png")
+    (tmp_path / "whole").symlink_to(tidy)
+    (tidy / "val").symlink_to(tidy / "train")
+    for folder, split in ((tidy, "train"), (tmp_path / "whole", "val")):
+        found = list_folder(folder, split)
+        assert found.class_names == ["ant", "bee", "cat"]
+        assert found.files == ["ant/x.png", "ant/z.png", "bee/x.png", "cat/y.png"]
+        assert found.labels == [0, 0, 1, 2]
+
+
+def test_a_cycle_of_links_is_an_error(tidy):
+    (tidy / "train" / "loop").symlink_to(tidy)
+    with pytest.raises(ValueError, match="loop is a link to a folder that holds it"):
+        list_folder(tidy, "train")
+    (tidy / "train" / "loop").unlink()
+    (tidy / "train" / "ant" / "loop").symlink_to(tidy / "train" / "ant")
+    with pytest.raises(ValueError, match="ant/loop is a link to a folder that holds it"):
+        list_folder(tidy, "train")
+
+
+def test_hidden_files_leftovers_and_texts_are_left_out(tidy, caplog):
+    photo(tidy / "train" / ".ipynb_checkpoints" / "x.png")
+    photo(tidy / "train" / "ant" / "._x.png")
+    photo(tidy / "train" / "__MACOSX" / "ant" / "x.png")
+    (tidy / "train" / "ant" / "Thumbs.db").touch()
+    (tidy / "train" / "ant" / "nested").mkdir()  # empty
+    (tidy / "train" / "metadata.csv").write_text("file_name,label\n")
+    images = load_images(str(tidy), "train")
+    assert len(images) == 2 and images.features["label"].names == ["ant", "bee"]
+    assert "1 files that are no images are left out" in caplog.text
+    assert "metadata.csv" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".PNG", ".JPEG", ".webp", ".Tif", ".avif", ".jp2", ".qoi"])
+def test_all_endings_of_pillow_are_read(tidy, ending):
+    assert ending.lower() in image_endings()
+    photo(tidy / "train" / "ant" / f"y{ending}")
+    assert len(load_images(str(tidy), "train")) == 3
+
+
+def test_programs_and_formats_without_a_decoder_are_no_images():
+    assert not {".eps", ".ps", ".pdf", ".h5", ".mpg", ".wmf", ".zip"} & image_endings()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("train/stray.png", r"train/stray\.png lies beside folders of classes \(ant, …\)"),
+        ("train/ant/deep/x.png", r"ant/deep/x\.png lies too deep: expected .*<class>/<image>"),
+        ("train/ant/all.zip", r"all\.zip is no image that can be read.*Unpack or convert it"),
+        ("train/ant/y.heic", r"y\.heic is no image that can be read"),
+    ],
+)
+def test_what_does_not_fit_is_named(tidy, path, message):
+    photo(tidy / path)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tidy), "train")
+
+
+def test_what_is_not_there_is_named(tidy, tmp_path):
+    photo(tidy / "test" / "ant" / "x.png")
+    with pytest.raises(FileNotFoundError, match=r"no split 'val'.*<class>/<image>.*: test, train"):
+        load_images(str(tidy), "val")
+    (tidy / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"tidy/empty holds no images: the split is empty"):
+        load_images(str(tidy), "empty")
+    with pytest.raises(FileNotFoundError, match="tidi: no such folder"):
+        load_images(str(tmp_path / "tidi"), "train")
+    with pytest.raises(FileNotFoundError, match="no such folder, and no such dataset on the Hub"):
+        load_images("tidi", "train")
+    with pytest.raises(FileNotFoundError, match="a file, not a folder"):
+        load_images(str(photo(tmp_path / "x.png")), "train")
+
+
+def test_a_folder_needs_no_classes(tmp_path):
+    photo(tmp_path / "flat" / "train" / "x.png")
+    photo(tmp_path / "flat" / "train" / "y.png", 255)
+    for folder, split in ((tmp_path / "flat", "train"), (tmp_path / "flat" / "train", ".")):
+        views = ImageViews(load_images(str(folder), split), make_processor(8))
+        batch = views.__getitems__([0, 1])
+        assert batch["label"].tolist() == [-1, -1] and views.classes == (None, 0)
+        assert batch["pixel_values"][0].max() < batch["pixel_values"][1].min()
+
+
+def test_an_embedded_name_hides_a_folder_and_says_so(tmp_path, monkeypatch, caplog):
+    photo(tmp_path / "digits" / "test" / "a" / "x.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_images("digits", "test")) == 360
+    assert "./digits is the folder of this name" in caplog.text
+    assert len(load_images("./digits", "test")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "labels", "names"),
+    [
+        (datasets.ClassLabel(names=["cat", "dog"]), [1, None, 0], [1, -1, 0], ["cat", "dog"]),
+        (datasets.ClassLabel(names=["cat", "dog"]), [1, -1, 0], [1, -1, 0], ["cat", "dog"]),
+        (datasets.Value("string"), ["dog", "cat", None], [1, 0, -1], ["cat", "dog"]),
+        (datasets.Value("int32"), [3, None, 1], [3, -1, 1], None),
+        (datasets.Value("float32"), [0.5, 1.5, 2.5], [-1, -1, -1], None),
+    ],
+)
+def test_labels_are_numbers_words_or_missing(kind, values, labels, names):
+    columns = {"image": [Image.new("L", (8, 8))] * 3, "label": values}
+    features = datasets.Features(image=datasets.Image(), label=kind)
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    read, called = read_labels(rows)
+    assert read.tolist() == labels and called == names
+    batch = ImageViews(rows, make_processor(8)).__getitems__([0, 1, 2])
+    assert batch["label"].tolist() == labels
+
+
+def test_columns_of_a_hub_dataset(monkeypatch):
+    features = datasets.Features(
+        img=datasets.Image(), labels=datasets.ClassLabel(names=["cat", "dog"])
+    )
+    columns = {"img": [Image.new("L", (8, 8))], "labels": [1]}
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match=r"columns img \(Image\), labels \(ClassLabel\).*--image_"):
+        load_images("someone/pets", "train")
+    reading = ReadingArguments(image_column="img", dataset_config="large")
+    assert load_images("someone/pets", "train", reading).column_names == ["image"]
+    assert asked[-1] == ("someone/pets", "large", "train")
+    reading = ReadingArguments(image_column="img", label_column="labels")
+    found = load_images("someone/pets", "train", reading)
+    assert found.column_names == ["image", "label"]
+    assert found.features["label"].names == ["cat", "dog"]
+    with pytest.raises(ValueError, match="no 'kind': give --label_column"):
+        load_images(
+            "someone/pets", "train", ReadingArguments(image_column="img", label_column="kind")
+        )
