@@ -6,7 +6,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 from transformers import AutoModel, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
 from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
-from tests.helpers import assert_same_outputs, randomised
+from tests.helpers import SIZES, assert_same_outputs, randomised
 
 
 def reference_block(w, x, depth, heads, gated):
@@ -81,6 +81,16 @@ def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
     expected = gated(pixel_values, output_hidden_states=True).hidden_states
     for mine, other in zip(raptor(pixel_values).hidden_states, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "quick_gelu"])
+def test_a_teacher_of_another_activation_is_refused_as_a_start(activation):
+    teacher = Dinov2Model(Dinov2Config(**SIZES, hidden_act=activation))
+    with pytest.raises(ValueError, match="init='teacher' needs the block's own activation, gelu"):
+        RaptorModel.from_teacher(teacher, [4, 2])
+    RaptorModel.from_teacher(teacher, [4, 2], init="random")
+    same = Dinov2Model(Dinov2Config(**SIZES, hidden_act="gelu_python"))
+    RaptorModel.from_teacher(same, [4, 2])
 
 
 def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):

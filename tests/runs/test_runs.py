@@ -1,14 +1,25 @@
 import dataclasses
+import importlib.util
 import json
+import re
 import sys
+from typing import get_type_hints
 
 import pytest
 
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.runs.arguments import Watching, build_arguments, marked_names, parse_arguments
+from raptor_hf.runs.arguments import (
+    Checked,
+    Watching,
+    build_arguments,
+    marked_names,
+    named_folders,
+    parse_arguments,
+)
+from raptor_hf.runs.file_list import FileList
 from raptor_hf.runs.files import folder_digest, read_json, rounded, write_json
 from raptor_hf.runs.folder import finish_run, start_run
-from tests.programs import TWO_PROCESSES, run
+from tests.programs import ROOT, TWO_PROCESSES, run
 
 
 @dataclasses.dataclass
@@ -162,3 +173,85 @@ def test_lists_of_numbers_take_one_line_and_all_is_read_back(tmp_path):
 def test_rounded_numbers_keep_their_first_digits():
     content = {"a": [0.000123456, 1234567.0, float("nan")], "b": (1, "text", None, True)}
     assert rounded(content, 3) == {"a": [0.000123, 1230000.0, None], "b": [1, "text", None, True]}
+
+
+def test_other_images_are_said_in_words(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    files = [str(tmp_path / name) for name in ("a", "b")]
+    both, one = FileList.of_files(files, tmp_path), FileList.of_files(files[:1], tmp_path)
+    folder = tmp_path / "run"
+    start_run(*arguments(folder), images={"images": both})
+    finish_run(folder)
+    assert start_run(*arguments(folder), images={"images": both}) is True
+    with pytest.raises(ValueError, match=r"other images \(images\): b is gone \(2 files before"):
+        start_run(*arguments(folder), images={"images": one})
+    with pytest.raises(ValueError, match="the dataset is another version of itself"):
+        start_run(*arguments(folder), images={"images": FileList(fingerprint="abc")})
+    record = read_json(folder / "run.json")
+    del record["images"]  # a run of an earlier version
+    write_json(folder / "run.json", record)
+    assert start_run(*arguments(folder), images={"images": one}) is True
+
+
+def test_empty_values_of_a_recipe_are_defaults(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("teacher: t\nsteps: null\nspans:\nlog_every: []\noutput_dir: out\nseed: ''\n")
+    monkeypatch.setattr(sys, "argv", ["program", str(recipe)])
+    own, loop = parse_arguments(Arguments, LoopArguments)
+    assert own == Arguments(teacher="t") and loop == LoopArguments(output_dir="out")
+    recipe.write_text("steps: {a: 1}\n")
+    with pytest.raises(ValueError, match="steps takes a value or a list of values"):
+        parse_arguments(Arguments, LoopArguments)
+
+
+def test_models_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1" / "raptor").mkdir(parents=True)
+    assert named_folders("--models", ["a=x/y", "hub/b", "lr=0.1/raptor", "lr=0.1"]) == {
+        "a": "x/y", "b": "hub/b", "raptor": "lr=0.1/raptor", "lr=0.1": "lr=0.1",
+    }  # fmt: skip
+    for value in ("runs/lr=0.1/raptor", "../x=y", ".=y", "a=", "=b", "a/b=c"):
+        with pytest.raises(ValueError, match=f"--models: there is no folder {value!r}"):
+            named_folders("--models", [value])
+    with pytest.raises(ValueError, match="the name 'a' is that of another model"):
+        named_folders("--models", ["a=x", "y/a"])
+    with pytest.raises(ValueError, match="the name 'teacher' is reserved"):
+        named_folders("--models", ["teacher=x"], reserved=["teacher"])
+
+
+def dataclasses_of_programs():
+    for folder in ("training", "evaluation", "model_cards"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+            program = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(program)
+            parts = getattr(program, "PARTS", ()) or (getattr(program, "Arguments", None),)
+            yield from ((path.stem, part) for part in parts if part)
+
+
+def test_every_number_of_every_program_has_a_range():
+    seen = 0
+    for program, part in dataclasses_of_programs():
+        for name, hint in get_type_hints(part, include_extras=True).items():
+            text = str(hint)
+            if "int" in re.findall(r"\w+", text) or "float" in re.findall(r"\w+", text):
+                marks = re.search("'(positive|non_negative|share)'", text)
+                assert marks and issubclass(part, Checked), f"{program}: {name}"
+                seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -5}, "--steps must be a number ≥ 0; got -5"),
+        ({"learning_rate": -1.0}, "--learning_rate must be a number ≥ 0; got -1.0"),
+        ({"learning_rate": float("nan")}, "--learning_rate must be a number ≥ 0; got nan"),
+        ({"batch_size": 0}, "--batch_size must be a number > 0; got 0"),
+        ({"max_grad_norm": float("inf")}, "--max_grad_norm must be a number > 0; got inf"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)

@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -12,13 +13,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from raptor_hf.data.loading import Classes
 from raptor_hf.modeling_raptor import (
     RaptorForDepthEstimation,
     RaptorForSemanticSegmentation,
     RaptorModel,
     pool_tokens,
 )
-from raptor_hf.tasks.heads import attach_head, load_linear_head
+from raptor_hf.tasks.heads import arrange_head, attach_head, load_linear_head
 from raptor_hf.tasks.task import Depth, Segmentation
 from tests.helpers import SIZES
 
@@ -148,3 +150,42 @@ def test_heads_of_dense_tasks_have_their_own_widths(tmp_path, teacher):
     torch.save(WEIGHTS, tmp_path / "head.pth")
     with pytest.raises(ValueError, match=r"\(classes, 24\).* got \(5, 48\)"):
         load_linear_head(tmp_path / "head.pth", hidden_size=24, task=Segmentation)
+
+
+def arranged(head_names, class_names, number=None):
+    """Which outputs the head of some names has, once it is arranged for some classes."""
+    head = nn.Linear(2, len(head_names))
+    head.weight.data[:, 0] = torch.arange(len(head_names))
+    classes = Classes(class_names, len(class_names) if class_names else number)
+    order = arrange_head(head, head_names, classes, source="the head")
+    assert head.weight[:, 0].tolist() == order
+    return order
+
+
+def test_classes_are_matched_by_name():
+    pets = ["cat", "dog", "ant"]
+    assert arranged(pets, ["ant", "cat", "dog"]) == [2, 0, 1]
+    assert arranged(pets, ["ant", "dog"]) == [2, 1, 0]  # the rest follows
+    assert arranged(pets, pets) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"knows no class 'bee' \(1 of the 2 classes .* cat, dog"):
+        arranged(pets, ["bee", "cat"])
+
+
+def test_without_names_the_number_counts():
+    numbers = [f"LABEL_{n}" for n in range(3)]
+    assert arranged(numbers, ["ant", "bee", "cat"]) == [0, 1, 2]
+    assert arranged(["ant", "bee", "cat"], None, number=2) == [0, 1, 2]
+    assert arranged(["ant", "bee", "cat"], None, number=0) == [0, 1, 2]  # no labels
+    for names, number in ((["ant", "bee"], None), (["a", "b", "c", "d"], None), (None, 4)):
+        with pytest.raises(ValueError, match="the head has 3 classes and the images have"):
+            arranged(numbers, names, number)
+
+
+def test_imagenets_folders_and_spellings(caplog):
+    words = [f"word {n}" for n in range(1000)]
+    assert arranged(words, [f"n{n:08d}" for n in range(1000)]) == list(range(1000))
+    with pytest.raises(ValueError, match="has 1000 classes and the images have 100"):
+        arranged(words, [f"n{n:08d}" for n in range(100)])
+    spelt = [*words[:517], "crane2", *words[518:]]
+    assert arranged(words, spelt) == list(range(1000))
+    assert "class 517 is 'word 517', of the images 'crane2'" in caplog.text
