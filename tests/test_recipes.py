@@ -12,9 +12,12 @@ from huggingface_hub import constants
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from raptor_hf.configuration_raptor import RaptorConfig
-from raptor_hf.data import make_processor
+from raptor_hf.data import load_images, make_processor
 from raptor_hf.distillation.compute import application_flops
+from raptor_hf.dry_runs import describe_images
 from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.tasks.task import Segmentation
+from tests.layouts import write_ade20k, write_imagenet
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "training" / "recipes").glob("*.yaml"))
@@ -139,3 +142,19 @@ def test_flops_of_a_block_are_what_torch_counts():
         with FlopCounterMode(display=False) as counter:
             model.advance(torch.zeros(3, 21, 48), 1)
         assert counter.get_total_flops() == 3 * application_flops(config, 21)
+
+
+def test_a_dry_run_counts_what_is_read(tmp_path):
+    ade20k = write_ade20k(tmp_path / "ade", number=3)
+    (ade20k / "images" / "training" / ".DS_Store").touch()
+    photos = write_imagenet(tmp_path / "imagenet")
+    number = len(load_images(str(photos), "train"))
+    (photos / "train" / "n00000000" / "._x.jpg").touch()
+    (photos / "train" / "notes.txt").touch()
+    (photos / "train" / "zebra").symlink_to(photos / "val" / "n00000001")
+    more = len(list((photos / "val" / "n00000001").iterdir()))
+    assert describe_images(str(photos), "train").endswith(f"(train): {number + more} images")
+    some = describe_images(str(photos), "train", at_most=3)
+    assert some.endswith(f"{number + more} images, 3 of them")
+    assert describe_images(str(ade20k), "training", task=Segmentation).endswith(": 3 images")
+    assert "taken for a Hub dataset" in describe_images("no/folder", "train")

@@ -1,9 +1,12 @@
 import math
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
+from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.probes.early_exit import (
     applications_after_exit,
     cheapest,
@@ -11,7 +14,9 @@ from raptor_hf.probes.early_exit import (
     exit_curves,
 )
 from raptor_hf.reports.report import early_exit_section
+from raptor_hf.runs.files import read_json
 from tests.helpers import randomised, result
+from tests.programs import run
 
 
 @pytest.fixture
@@ -91,3 +96,43 @@ def test_what_is_saved_is_told_in_the_report(classifier, images, tmp_path):
     assert f"| raptor_k2 | spread | {saved:.1f} |" in text
     assert (tmp_path / "early_exit.png").read_bytes().startswith(b"\x89PNG")
     assert early_exit_section(rows[1:], tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat", "dog"], None),
+        (["dog", "cat"], None),
+        (["ant", "cat"], "knows no class 'ant' (1 of the 2 classes of the images)"),
+        (["ant", "bee", "cat"], "knows no class 'ant', 'bee' (2 of the 3"),
+        ([], "has no labels: accuracy needs some"),
+    ],
+)
+def test_classes_are_those_of_the_head(classifier, names, message, tmp_path):
+    """The same pictures in the same classes have the same accuracy, whatever their order."""
+    folder = tmp_path / "model"
+    classifier.config.id2label = {0: "dog", 1: "cat"}
+    classifier.save_pretrained(folder)
+    make_processor(8).save_pretrained(folder)
+    for split in ("train", "test"):
+        for n in range(6):
+            name = names[n % len(names)] if names else "."
+            file = tmp_path / "pets" / split / name / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 40 * n).save(file)
+    command = ["evaluation/early_exit.py", "--models", f"r={folder}", "--dataset"]
+    command += [tmp_path / "pets", "--output_dir", tmp_path / "out"]
+    done = run(sys.executable, *command, check=message is None)
+    if message:
+        assert done.returncode and message in done.stderr
+        return
+    curves = read_json(tmp_path / "out" / "results" / "r_early_exit.json")["metrics"]["curves"]
+    views = ImageViews(load_images(str(tmp_path / "pets"), "test"), make_processor(8))
+    batch = views.__getitems__(list(range(6)))
+    outputs = classifier(batch["pixel_values"]).logits.argmax(-1).tolist()
+    labels = batch["label"].tolist()
+    right = [
+        views.class_names[label] == classifier.config.id2label[output]
+        for label, output in zip(labels, outputs, strict=True)
+    ]
+    assert curves["first"][-1]["accuracy"] == pytest.approx(sum(right) / 6)

@@ -75,6 +75,12 @@ def test_imagenet_recipe(backbones, tmp_path):
     )
     assert model.config.id2label[3] == "n00000003"
     assert not (tmp_path / "tolerant" / "features").exists()
+    again = [*command, "--skip_corrupt", "2", "--output_dir", tmp_path / "tolerant"]
+    assert "finished already" in run(*again).stdout
+    gone = sorted(data.glob("val/n00000002/*"))[0]
+    gone.unlink()
+    refused = run(*again, check=False)  # a table never holds models judged on different images
+    assert refused.returncode and f"val/n00000002/{gone.name} is gone" in refused.stderr
 
 
 def test_ade20k_recipe(backbones, tmp_path):

@@ -155,3 +155,16 @@ def test_the_baseline_of_the_figure_must_be_there(results, tmp_path):
 def test_axes_are_the_published_ones_until_a_value_leaves_them():
     assert axis_limits(np.array([96.0, 99.0]), (90, 100), 5) == (90, 100)
     assert axis_limits(np.array([88.0, 101.0]), (90, 100), 5) == (85, 105)
+
+
+def test_results_of_other_images_are_refused(results, tmp_path):
+    for changes, message in (
+        ({"num_images": 7}, "num_images 7, not 360"),
+        ({"images_sha256": "abc"}, "images_sha256 'abc', not 'def'"),
+        ({"dataset": "pets"}, "dataset 'pets', not 'digits'"),
+    ):
+        for number, row in enumerate(results):
+            row = {**row, "images_sha256": "def", **(changes if number == 1 else {})}
+            (tmp_path / f"{number}.json").write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=f"judged on other images .*{message}"):
+            load_results([tmp_path])

@@ -157,3 +157,21 @@ def test_every_process_gets_its_part_of_the_same_batches():
     for step, batch in enumerate(whole):
         parts = [part for rows in shared for part in rows[2 * step : 2 * step + 2]]
         assert [row for part in parts for row in part] == batch
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.slow
+def test_a_machine_that_knows_ascii_alone_writes_utf_8(store, tmp_path):
+    """What it prints may lack a letter; its files lack none, and nothing ends a run."""
+    said = run(sys.executable, "-c", "import locale; print(locale.getencoding())", **ASCII)
+    assert said.stdout.strip() in ("ANSI_X3.4-1968", "US-ASCII", "646")
+    folder = tmp_path / "fünf_γ"
+    command = ["evaluation/dynamics.py", "--data", store, "--output_dir", folder]
+    command += ["--analyses", "class_basins", "phase_contrast", "--random_partitions", "5"]
+    done = run(sys.executable, *command, **ASCII)
+    assert "dynamics.html" in done.stdout
+    assert "γ" in (folder / "what_we_see.md").read_text(encoding="utf-8")
+    shown = run(sys.executable, "evaluation/probe.py", "--help", **ASCII)
+    assert "NAME=FOLDER" in shown.stdout
