@@ -77,9 +77,9 @@ class OnlineActivations(Dataset):
         """Return the first image that can be read, as a batch."""
         return self.images.first_batch()
 
-    def path_of(self, image_id: int) -> str:
-        """Return the path of an image, or which one it is where it has none."""
-        return self.images.path_of(image_id)
+    def public_path(self, image_id: int) -> str:
+        """Return which image it is, see `TolerantDataset`."""
+        return self.images.public_path(image_id)
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher

@@ -239,7 +239,7 @@ def _complete(
     skipped = sorted({image for facts in shards.values() for image in facts.get("skipped", [])})
     if len(skipped) > source.images.skip_corrupt:
         raise ValueError(
-            f"{len(skipped)} images can't be read, the first is {source.path_of(skipped[0])}; "
+            f"{len(skipped)} images can't be read, the first is {source.public_path(skipped[0])}; "
             f"--skip_corrupt {source.images.skip_corrupt} are tolerated."
         )
     datasets.DatasetInfo(features=plan.features).write_to_directory(str(path))
@@ -259,7 +259,7 @@ def _complete(
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
         "num_images": len(images.image_ids) - len(skipped),
-        "skipped_images": [{"image_id": i, "path": source.path_of(i)} for i in skipped],
+        "skipped_images": [{"image_id": i, "path": source.public_path(i)} for i in skipped],
         "class_names": images.class_names,
         "views": images.views,
         "seed": images.seed,

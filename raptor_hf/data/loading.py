@@ -130,15 +130,18 @@ def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None
     Words become classes in the order of the alphabet; numbers have no names.
     """
     kind = dataset.features.get("label")
-    values = list(dataset["label"]) if kind is not None else [None] * len(dataset)
-    names = getattr(kind, "names", None)
-    if getattr(kind, "dtype", None) == "string" and names is None:
-        names = sorted({value for value in values if value is not None})
+    names, nothing = getattr(kind, "names", None), np.full(len(dataset), -1)
+    if kind is None:
+        return nothing, None
+    labels = dataset.select_columns("label").with_format("arrow")[:]["label"]
+    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+        words = labels.to_pylist()
+        names = sorted(set(words) - {None})
         numbers = {name: number for number, name in enumerate(names)}
-        values = [numbers.get(value) for value in values]
-    if not all(value is None or isinstance(value, int) for value in values):  # scores, boxes, …
-        values = [None] * len(dataset)
-    return np.array([-1 if value is None else value for value in values], dtype=np.int64), names
+        return np.array([numbers.get(word, -1) for word in words]), names
+    if not pa.types.is_integer(labels.type):  # scores, boxes, …
+        return nothing, None
+    return pc.fill_null(labels.cast(pa.int64()), -1).to_numpy(), names
 
 
 def list_images(name: str, dataset: datasets.Dataset) -> FileList:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import datasets
@@ -69,10 +70,11 @@ class TolerantDataset(Dataset):
         self.skip_corrupt, self.fill = skip_corrupt, fill
         self.skipped: set[int] = set()
 
-    def path_of(self, image_id: int) -> str:
-        """Return the path of an image, or which one it is where it has none."""
+    def public_path(self, image_id: int) -> str:
+        """Return `<split>/<class>/<image>`, as results may be published, or which image it is."""
         cell = self.cells[image_id]["image"]
-        return (cell and cell["path"]) or f"image {image_id} of the dataset"
+        path = cell and cell["path"]
+        return "/".join(Path(path).parts[-3:]) if path else f"image {image_id} of the dataset"
 
     def read_rows(
         self, rows: list[int], read: Callable[[int, int], T]
@@ -153,7 +155,7 @@ class ImageViews(TolerantDataset):
         self.processor = processor
         self.views, self.seed, self.plain_first = views, seed, plain_first
         labels, self.class_names = read_labels(dataset)
-        self.labels = torch.from_numpy(labels)
+        self.labels = torch.tensor(labels)
 
     def __len__(self) -> int:
         return self.views * len(self.image_ids)
@@ -195,7 +197,8 @@ class ImageViews(TolerantDataset):
     def read(self, _row: int, image_id: int) -> Image.Image:
         """Decode an image; errors as `read_image`."""
         cell, limit = self.cells[image_id]["image"], self.reading.max_megapixels
-        return read_image(cell, name=self.path_of(image_id), max_megapixels=limit)
+        name = f"image {image_id} of the dataset"
+        return read_image(cell, name=name, max_megapixels=limit)
 
     def drop_unreadable(self) -> "ImageViews":
         """Read every image once and take those that can be read; return itself.

@@ -192,7 +192,9 @@ def _list_skipped(
     if image_ids and accelerator.is_main_process:
         path = output_dir / "skipped_images.json"
         before = read_json(path)["images"] if path.exists() else []
-        now = [{"image_id": image, "path": dataset.path_of(image)} for image in sorted(image_ids)]
+        now = [
+            {"image_id": image, "path": dataset.public_path(image)} for image in sorted(image_ids)
+        ]
         listed = {entry["image_id"]: entry for entry in [*before, *now]}
         write_json(path, {"images": [listed[image] for image in sorted(listed)]})
 

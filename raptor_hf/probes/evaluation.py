@@ -173,7 +173,7 @@ class Evaluation:
         if self.state.is_main_process:
             result = {"model": name, "task": task, "seed": self.loop.seed, "metrics": metrics}
             data = {"dataset": public_name(self.recipe.dataset), "split": self.recipe.test_split}
-            data |= {"num_images": len(read), "skipped_images": [*map(plain.path_of, skipped)]}
+            data |= {"num_images": len(read), "skipped_images": [*map(plain.public_path, skipped)]}
             data |= {"images_sha256": self.images.validation.files.content_digest}
             data |= {"environment": environment()}
             write_json(self.result_file(name, task), {**result, **more, **data})

@@ -170,7 +170,7 @@ for image in sorted(views.skipped)[:500]:
     try:
         views.read(0, image)
     except ValueError as error:
-        assert views.path_of(image) in str(error), error
+        assert views.public_path(image) in str(error), error
     else:
         raise AssertionError("read at the second try")
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
