@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .distillation.arguments import parse_span
 from .distillation.blocks import ARCHITECTURE, Span, make_span, save_blocks
 from .modeling_raptor import RaptorBlock, RaptorModel
 from .original_checkpoint import read_checkpoint
+from .runs.arguments import Checked, Positive, parse_arguments
 from .runs.files import file_digest, write_json
 from .runs.folder import environment
+from .runs.processes import print_anything
 from .tasks.heads import attach_head, load_linear_head
 from .teachers import load_backbone, load_processor, teacher_identity
 
@@ -131,14 +133,14 @@ def _fill_block(
 
 
 @dataclass
-class Arguments:
+class Arguments(Checked):
     """What to convert, and where to."""
 
     checkpoint: list[str] = field(metadata={"help": "file of the reference; several of stage 1"})
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     output: str = field(metadata={"help": "folder of the converted model, or of the blocks"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
-    phases: list[int] = field(
+    phases: list[Positive[int]] = field(
         default_factory=list, metadata={"help": "layers of each block, for a plain state dict"}
     )
     spans: list[str] = field(
@@ -250,7 +252,8 @@ def _find_processor(arguments: Arguments):
 
 def main() -> None:
     """Convert, save, say how to load it; nothing is written before everything has been checked."""
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    print_anything()
+    (arguments,) = parse_arguments(Arguments)
     files, output = arguments.checkpoint, Path(arguments.output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")

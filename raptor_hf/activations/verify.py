@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..runs.files import read_json
-from ..runs.processes import progress_bar
+from ..runs.processes import print_anything, progress_bar
 from .format import (
     MANIFEST,
     activation_features,
@@ -87,6 +87,7 @@ def _shard_contents(path: Path, rows: int, expected: pa.Schema, seen: list) -> I
 
 def main() -> None:
     """Run `verify PATH`: print what is wrong; exit with 1 if anything is."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m raptor_hf.activations")
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="check a dataset: files, checksums, contents")

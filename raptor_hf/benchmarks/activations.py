@@ -8,7 +8,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from ..activations.shards import write_shards
@@ -16,6 +15,7 @@ from ..activations.store import StoredActivations, load_activations
 from ..activations.writing import make_plan, record_batches, write_activations
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, make_processor
+from ..data.views import TolerantDataset
 from .settings import TEACHERS
 from .timing import interleaved, median_ratio, peak_memory
 
@@ -49,11 +49,12 @@ def read_all(path: Path) -> None:
         activations.__getitems__(rows)
 
 
-class _GivenStates(Dataset):
+class _GivenStates(TolerantDataset):
     """A source whose states cost nothing, so that writing is what is measured."""
 
     def __init__(self, states: torch.Tensor, number: int):
-        self.given, self.number = states, number
+        super().__init__(None, np.arange(number))
+        self.given, self.number, self.images = states, number, self
         self.layers = list(range(states.shape[1]))
         self.layout = token_layout(Dinov2WithRegistersConfig())
 

@@ -121,6 +121,66 @@ assert list(streamed) == published.to_list()
 print(len(read))
 """
 
+PUBLISH_IMAGES = """
+import datasets
+from huggingface_hub import HfApi
+from pathlib import Path
+from PIL import Image
+
+CARD = '''---
+configs:
+- config_name: small
+  data_files: [{split: train, path: small/train.parquet}]
+- config_name: large
+  data_files: [{split: train, path: large/train.parquet}, {split: test, path: large/test.parquet}]
+---
+'''
+features = datasets.Features(
+    img=datasets.Image(), labels=datasets.ClassLabel(names=["cat", "dog"]),
+    words=datasets.Value("string"),
+)
+for file, number in (("small/train", 2), ("large/train", 5), ("large/test", 3)):
+    images = [Image.new("L", (8, 8), 20 * n) for n in range(number)]
+    words = ["zebra" if n % 2 else "ant" for n in range(number)]
+    columns = {"img": images, "labels": [n % 2 for n in range(number)], "words": words}
+    Path(f"pets/{file}").parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(f"pets/{file}.parquet")
+Path("pets/README.md").write_text(CARD)
+HfApi().create_repo("user/pets", repo_type="dataset")
+HfApi().upload_folder(repo_id="user/pets", repo_type="dataset", folder_path="pets")
+print(json.dumps(None))
+"""
+
+READ_IMAGES = """
+from raptor_hf.data import ImageViews, ReadingArguments, list_images, load_images, make_processor
+
+pets, columns = "user/pets", {"image_column": "img"}
+
+def read(split="train", **options):
+    return load_images(pets, split, ReadingArguments(**options))
+
+refused(ValueError, "small", read, **columns)  # the configurations are listed
+refused(ValueError, "--dataset_config", read, dataset_config="huge", **columns)
+refused(ValueError, "large", read, dataset_config="huge", **columns)
+refused(ValueError, "test", read, "val", dataset_config="large", **columns)
+refused(ValueError, "img (Image), labels (ClassLabel)", read, dataset_config="large")
+refused(ValueError, "give --image_column", read, dataset_config="large", image_column="labels")
+refused(FileNotFoundError, "no such dataset on the Hub", load_images, "user/nothing", "train")
+large = {"dataset_config": "large", **columns}
+refused(ValueError, "give --label_column", read, label_column="kind", **large)
+unlabelled = ImageViews(read(**large), make_processor(8))
+assert unlabelled.labels.tolist() == [-1] * 5 and unlabelled.classes == (None, 0)
+views = ImageViews(read("test", label_column="labels", **large), make_processor(8))
+assert views.__getitems__([0, 1, 2])["label"].tolist() == [0, 1, 0]
+assert views.class_names == ["cat", "dog"]
+words = ImageViews(read("test", label_column="words", **large), make_processor(8))
+assert words.labels.tolist() == [0, 1, 0] and words.class_names == ["ant", "zebra"]
+same = [list_images(pets, read("test", **large)).digest for _ in range(2)]
+other = list_images(pets, read(**large)).digest
+assert same[0] == same[1] != other
+print(json.dumps(same[0]))
+"""
+
 READ_FILES = """
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -218,6 +278,12 @@ def test_an_activation_dataset_is_published_and_read_without_this_package(hub, s
     files = hub.files("user/states", repo_type="dataset")
     assert files == {path.name: path.read_bytes() for path in store.iterdir()}
     assert client(hub, tmp_path, WITHOUT_THE_PACKAGE + READ_A_DATASET, commit, store) == 10
+
+
+def test_images_of_any_columns_and_configuration_are_read(hub, tmp_path):
+    client(hub, tmp_path, PUBLISH_IMAGES)
+    first = client(hub, tmp_path, READ_IMAGES, PYTHONPATH=str(ROOT))
+    assert client(hub, tmp_path, READ_IMAGES, PYTHONPATH=str(ROOT)) == first
 
 
 def test_what_is_forbidden_or_missing_is_named_and_changes_nothing(hub, tmp_path):

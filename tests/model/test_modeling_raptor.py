@@ -87,10 +87,10 @@ def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
 def test_a_teacher_of_another_activation_is_refused_as_a_start(activation):
     teacher = Dinov2Model(Dinov2Config(**SIZES, hidden_act=activation))
     with pytest.raises(ValueError, match="init='teacher' needs the block's own activation, gelu"):
-        RaptorModel.from_teacher(teacher, [4, 2])
+        RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
     RaptorModel.from_teacher(teacher, [4, 2], init="random")
     same = Dinov2Model(Dinov2Config(**SIZES, hidden_act="gelu_python"))
-    RaptorModel.from_teacher(same, [4, 2])
+    RaptorModel.from_teacher(same, [4, 2], init="teacher")
 
 
 def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
