@@ -70,6 +70,11 @@ def test_unfinished_blocks_are_finished_by_the_teachers_layers(teacher, head, im
     assert scalars["1-4/r2"] == pytest.approx(metric.compute()["mean"]["all"])
 
 
+def test_zero_images_are_all(teacher, images):
+    chains = layer_chains(teacher, [0, 6])
+    assert len(TrajectoryValidation(teacher, None, images, chains, num_images=0).rows) == 10
+
+
 def test_without_a_head_there_is_r2_alone(teacher, images):
     with torch.no_grad():
         scalars = TrajectoryValidation(teacher, None, images, layer_chains(teacher, [0, 6]))()

@@ -8,6 +8,7 @@ from torch import nn
 
 from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
 from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.loop.log import read_log
 from raptor_hf.loop.sampler import BatchShare, StepSampler
 from tests.helpers import Killed, arguments, compute_loss, noisy_network, untimed
 
@@ -125,6 +126,13 @@ def test_validation_runs_at_intervals_and_at_the_end_and_changes_nothing(data, t
     assert [(x["step"], x["score"]) for x in lines if "score" in x] == [(5, 1), (10, 2), (12, 3)]
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, watched.state_dict()[name])
+
+
+def test_intervals_of_zero_mean_never_but_for_the_last_step(data, tmp_path):
+    options = {"steps": 5, "log_every": 0, "checkpoint_every": 0}
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, **options))
+    assert [line["step"] for line in read_log(tmp_path)] == [5]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
 
 
 def test_no_steps_leave_the_module_as_it_is(data, tmp_path):

@@ -255,3 +255,9 @@ def test_every_number_of_every_program_has_a_range():
 def test_numbers_out_of_range_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **changes)
+
+
+def test_each_layer_is_extracted_once():
+    program = next(part for name, part in dataclasses_of_programs() if name.startswith("extract"))
+    with pytest.raises(ValueError, match=r"--layers takes each layer once; got \[3, 3\]"):
+        program(teacher="t", output_dir="out", layers=[3, 3])
