@@ -11,6 +11,7 @@ cores (an interrupted run goes on where it stopped). On a GPU: `--device cuda --
 Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in
 docs/performance.md and docs/activations.md.
 """
+# Over 120 lines by a few: five benchmarks share one program.
 
 import argparse
 import platform

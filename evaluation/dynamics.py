@@ -9,6 +9,7 @@ what_we_see.md, the plots, and dynamics.html, one file to be opened from the dis
 takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation dataset,
 which is analysed without any model if none is given. Runs on one process.
 """
+# Over 120 lines: a study has many arguments, a third of the file.
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,30 +76,39 @@ class Arguments(Checked):
 PARTS = (Arguments, ReadingArguments, StudyArguments)
 
 
+def digests(models: dict[str, str], data: str) -> dict[str, str]:
+    """What is read of folders of ours: weights, or an activation dataset."""
+    folders = {**models, data: data}
+    ours = {
+        name: folder
+        for name, folder in folders.items()
+        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder)
+    }
+    return {name: folder_digest(folder) for name, folder in ours.items()}
+
+
 def main() -> None:
     """Load the models, measure them, write what was found."""
     own, reading, analyses = parse_arguments(*PARTS)
     require_one_process()
     models = named_folders("--model", own.model)
     if own.dry_run:
-        at_most = own.num_images
-        reads = [dry_runs.describe_images(own.data, own.split, reading, at_most=at_most)]
+        reads = [dry_runs.describe_images(own.data, own.split, at_most=own.num_images)]
         return dry_runs.print_study_plan("Study depth", models, reads, own.output_dir)
-    folders = {**dict(zip(own.model, models.values(), strict=True)), own.data: own.data}
-    ours = {
-        name: folder
-        for name, folder in folders.items()
-        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder)
-    }
-    images = None
+    images, read = None, {}
     if not dynamics.is_store(own.data):
         images = raptor_hf.data.load_images(own.data, own.split, reading)
-    digests = {name: folder_digest(folder) for name, folder in ours.items()}
-    read = {"images": raptor_hf.data.list_images(own.data, images)} if images else {}
-    if start_run(own, reading, analyses, inputs=digests, images=read):
+        read = {"images": raptor_hf.data.list_images(own.data, images)}
+    inputs = digests(dict(zip(own.model, models.values(), strict=True)), own.data)
+    if start_run(own, reading, analyses, inputs=inputs, images=read):
         return
     inputs = dynamics.load_inputs(
-        own.model, own.data, split=own.split, teacher_head=own.teacher_head, reading=reading
+        own.model,
+        own.data,
+        split=own.split,
+        teacher_head=own.teacher_head,
+        reading=reading,
+        dataset=images,
     )
     results = dynamics.study_models(
         inputs.systems,

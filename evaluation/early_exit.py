@@ -53,61 +53,66 @@ class Arguments(Checked):
 PARTS = (Arguments, ReadingArguments)
 
 
+def evaluate(folder: str, train, test, own: Arguments, reading: ReadingArguments) -> dict:
+    """What a model scores with fewer applications, chosen on some images of the training split."""
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    model.to(process_state().device).eval()
+    processor = raptor_hf.teachers.load_processor(folder)
+    chosen = raptor_hf.data.choose_images(len(train), min(len(train), own.train_images), 0)
+    images, chosen_on = (
+        raptor_hf.data.ImageViews(split, processor, image_ids=ids, reading=reading)
+        for split, ids in ((test, None), (train, chosen))
+    )
+    if not images.classes.number:
+        raise ValueError(f"{own.dataset} has no labels: accuracy needs some.")
+    if images.class_names != chosen_on.class_names:
+        raise ValueError(
+            f"{own.dataset}: the splits {own.train_split!r} and {own.test_split!r} must have the "
+            "same classes in the same order."
+        )
+    names = list(model.config.id2label.values())
+    tasks.arrange_head(model.classifier, names, images.classes, source=folder)
+    metrics = probes.evaluate_early_exit(
+        model, chosen_on.drop_unreadable(), images.drop_unreadable()
+    )
+    result = {"task": "early_exit", "seed": own.seed, "metrics": metrics}
+    result |= distillation.model_facts(model.raptor)
+    result |= {"dataset": public_name(own.dataset), "split": own.test_split}
+    return result | {"num_images": len(images)}
+
+
 def main() -> None:
-    """Judge every model, write the results."""
-    arguments, reading = parse_arguments(*PARTS)
+    """Evaluate every model, write the results."""
+    own, reading = parse_arguments(*PARTS)
     require_one_process()
-    folders = named_folders("--models", arguments.models)
-    if arguments.dry_run:
+    folders = named_folders("--models", own.models)
+    if own.dry_run:
         reads = [
-            dry_runs.describe_images(arguments.dataset, split, reading, at_most=at_most)
-            for split, at_most in (
-                (arguments.train_split, arguments.train_images),
-                (arguments.test_split, None),
-            )
+            dry_runs.describe_images(own.dataset, own.train_split, at_most=own.train_images),
+            dry_runs.describe_images(own.dataset, own.test_split),
         ]
-        return dry_runs.print_study_plan("Exit early", folders, reads, arguments.output_dir)
+        return dry_runs.print_study_plan("Exit early", folders, reads, own.output_dir)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
-    train = raptor_hf.data.load_images(arguments.dataset, arguments.train_split, reading)
-    test = raptor_hf.data.load_images(arguments.dataset, arguments.test_split, reading)
+    train = raptor_hf.data.load_images(own.dataset, own.train_split, reading)
+    test = raptor_hf.data.load_images(own.dataset, own.test_split, reading)
     read = {
-        name: raptor_hf.data.list_images(arguments.dataset, images)
+        name: raptor_hf.data.list_images(own.dataset, images)
         for name, images in (("train_images", train), ("test_images", test))
     }
-    if start_run(arguments, reading, inputs=inputs, images=read):
+    if start_run(own, reading, inputs=inputs, images=read):
         return
-    results = Path(arguments.output_dir) / "results"
+    results = Path(own.output_dir) / "results"
     results.mkdir(exist_ok=True)
-    chosen = raptor_hf.data.choose_images(len(train), min(len(train), arguments.train_images), 0)
+    facts = {"images_sha256": read["test_images"].content_digest, "environment": environment()}
     for name, folder in folders.items():
-        model = transformers.AutoModelForImageClassification.from_pretrained(folder)
-        model.to(process_state().device).eval()
-        processor = raptor_hf.teachers.load_processor(folder)
-        images, chosen_on = (
-            raptor_hf.data.ImageViews(
-                split, processor, image_ids=ids, reading=reading
-            ).drop_unreadable()
-            for split, ids in ((test, None), (train, chosen))
-        )
-        if not images.classes.number:
-            raise ValueError(f"{arguments.dataset} has no labels: accuracy needs some.")
-        names = list(model.config.id2label.values())
-        tasks.arrange_head(model.classifier, names, images.classes, source=folder)
-        metrics = probes.evaluate_early_exit(model, chosen_on, images)
-        result = {"model": name, "task": "early_exit", "seed": arguments.seed, "metrics": metrics}
-        result |= {
-            **distillation.model_facts(model.raptor),
-            "dataset": public_name(arguments.dataset),
-        }
-        result |= {"split": arguments.test_split, "num_images": len(images)}
-        result |= {"images_sha256": read["test_images"].content_digest}
-        write_json(results / f"{name}_early_exit.json", {**result, "environment": environment()})
-        for kind, point in metrics["chosen"].items():
+        result = {"model": name, **evaluate(folder, train, test, own, reading), **facts}
+        write_json(results / f"{name}_early_exit.json", result)
+        for kind, point in result["metrics"]["chosen"].items():
             print(
                 f"{name}, {kind}: {100 * point['saved']:.0f} % of the applications saved for "
                 f"{100 * point['lost']:.1f} % of accuracy"
             )
-    finish_run(arguments.output_dir)
+    finish_run(own.output_dir)
 
 
 if __name__ == "__main__":

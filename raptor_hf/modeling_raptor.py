@@ -4,10 +4,12 @@ Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Re
 file is the whole network; it is one long file because it travels to the Hub beside the weights.
 Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
+# `from_teacher` is over 40 lines: half of it is signature and docstring.
 
 import copy
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -229,21 +231,22 @@ class RaptorBlock(GradientCheckpointingLayer):
                 f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
                 "Change ffn and intermediate_size, or start with init='random'."
             )
-        names = ("activation_fn", "act_fn", "activation")
-        activation = next(
-            (getattr(layers[0].mlp, n) for n in names if hasattr(layers[0].mlp, n)), None
-        )
-        own, inputs = nn.functional.silu if gated else nn.functional.gelu, torch.linspace(-4, 4, 33)
-        if activation is not None and not torch.allclose(
-            activation(inputs), own(inputs), atol=1e-6
-        ):
+        _check_activation(layers[0].mlp, nn.functional.silu if gated else nn.functional.gelu)
+        means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
+        self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+
+
+def _check_activation(mlp: nn.Module, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Refuse a teacher's FFN whose activation has other values than the block's own."""
+    inputs = torch.linspace(-4, 4, 33)
+    for name in ("activation_fn", "act_fn", "activation"):
+        activation = getattr(mlp, name, None)
+        if activation and not torch.allclose(activation(inputs), own(inputs), atol=1e-6):
             raise ValueError(
                 f"init='teacher' needs the block's own activation, {own.__name__}; the teacher has "
                 f"{type(activation).__name__} (hidden_act), which blocks can't compute. Start with "
                 "init='random'."
             )
-        means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
-        self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
 
 
 def teacher_layer_weights(layer: nn.Module) -> dict[str, torch.Tensor]:

@@ -68,7 +68,7 @@ def main() -> None:
     parts = parse_arguments(*PARTS, defaults={"dataset": "digits"})
     own, images, reading = parts
     if own.dry_run:
-        return dry_runs.print_extraction_plan(own, images, reading)
+        return dry_runs.print_extraction_plan(own, images)
     state = process_state()
     teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
     if state.is_main_process and activations.lost_shards(own.output_dir):

@@ -59,7 +59,7 @@ def main() -> None:
     spans = read_spans(own)
     if training.dry_run:
         return dry_runs.print_training_plan(
-            "Train blocks", spans, source=source, images=images, reading=reading, blocks=blocks,
+            "Train blocks", spans, source=source, images=images, blocks=blocks,
             objective=objective, validation=validation, loop=training,
         )  # fmt: skip
     teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)

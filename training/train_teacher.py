@@ -53,6 +53,23 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
     return transformers.Dinov2WithRegistersConfig(**options)
 
 
+def random_views(images, processor, own: Arguments, reading, training):
+    """The labelled images; every epoch sees each of them in a view of its own."""
+    views = -(-training.steps * training.batch_size // len(images)) + 1
+    dataset = raptor_hf.data.ImageViews(
+        images,
+        processor,
+        views=views,
+        seed=training.seed,
+        plain_first=False,
+        reading=reading,
+        fill=True,
+    )
+    if dataset.classes.number < 2 or dataset.labels.min() < 0:
+        raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
+    return dataset
+
+
 def main() -> None:
     """Train the teacher and save it with its image processor."""
     parts = parse_arguments(*PARTS)
@@ -71,20 +88,8 @@ def main() -> None:
         return
     transformers.set_seed(training.seed)
     processor = raptor_hf.data.make_processor(own.image_size)
-    # every epoch sees each image in a view of its own
-    views = -(-training.steps * training.batch_size // len(images)) + 1
-    dataset = raptor_hf.data.ImageViews(
-        images,
-        processor,
-        views=views,
-        seed=training.seed,
-        plain_first=False,
-        reading=reading,
-        fill=True,
-    )
+    dataset = random_views(images, processor, own, reading, training)
     names, number = dataset.classes
-    if number < 2 or dataset.labels.min() < 0:
-        raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
     config.id2label = dict(enumerate(names or map(str, range(number))))
     config.label2id = {name: label for label, name in config.id2label.items()}
 

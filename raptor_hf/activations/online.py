@@ -73,10 +73,6 @@ class OnlineActivations(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         return self.images.__getitems__(rows)
 
-    def first_batch(self) -> dict[str, torch.Tensor]:
-        """Return the first image that can be read, as a batch."""
-        return self.images.first_batch()
-
     def public_path(self, image_id: int) -> str:
         """Return which image it is, see `TolerantDataset`."""
         return self.images.public_path(image_id)

@@ -81,8 +81,7 @@ class StoredActivations(Dataset):
     @property
     def classes(self) -> Classes:
         """What the labels stand for; a store of an earlier version has no names."""
-        names = self.manifest.get("class_names")
-        return Classes(names, len(names) if names else int(self.scalars["label"].max()) + 1)
+        return Classes.of(self.manifest.get("class_names"), self.scalars["label"])
 
     def __reduce__(self):
         # a DataLoader's worker that is not forked opens the files itself, and gets no copy

@@ -8,6 +8,7 @@ refused by name.
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,7 +25,12 @@ _THIN = 8  # times longer than wide: a thread of an image would be huge once it 
 
 
 def open_image(
-    source, *, name: str, max_megapixels: float, formats: tuple[str, ...] | None = None
+    source,
+    *,
+    name: str,
+    max_megapixels: float,
+    formats: tuple[str, ...] | None = None,
+    convert: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Image.Image:
     """Return a decoded image, upright, in its own mode.
 
@@ -33,9 +39,10 @@ def open_image(
         name: what errors call it where the source has no path.
         max_megapixels: larger ones are refused before their pixels are decoded.
         formats: of Pillow; default: all.
+        convert: what is made of the upright image.
 
     Raises:
-        ValueError: it can't be read; path or name are given.
+        ValueError: it can't be read or converted; path or name are given.
     """
     if source is None or source == {"bytes": None, "path": None}:
         raise ValueError(f"{name} is empty: there is no image in this row.")
@@ -50,8 +57,9 @@ def open_image(
         image = Image.open(source, formats=formats)
         if image.width * image.height <= max_megapixels * 1e6:
             image.load()  # before the tag is read: TIFF turns the pixels itself, and drops it
-            turned = image.getexif().get(_ORIENTATION, 1) != 1
-            return ImageOps.exif_transpose(image) if turned else image
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return convert(image) if convert else image
     except UNREADABLE as error:
         raise ValueError(f"{name} can't be decoded: {error or type(error).__name__}") from error
     raise ValueError(
@@ -62,13 +70,7 @@ def open_image(
 
 def read_image(source, *, name: str, max_megapixels: float, **options) -> Image.Image:
     """Return an image in RGB, upright; arguments and errors as `open_image`."""
-    image = open_image(source, name=name, max_megapixels=max_megapixels, **options)
-    if isinstance(source, dict):
-        name = source["path"] or name
-    try:
-        return to_rgb(image)
-    except UNREADABLE as error:
-        raise ValueError(f"{name} can't be decoded: {error or type(error).__name__}") from error
+    return open_image(source, name=name, max_megapixels=max_megapixels, convert=to_rgb, **options)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

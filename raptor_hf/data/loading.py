@@ -123,6 +123,11 @@ class Classes(NamedTuple):
     names: list[str] | None
     number: int  # 0: no labels
 
+    @classmethod
+    def of(cls, names: list[str] | None, labels) -> "Classes":
+        """Return the classes of labels (n,), which may lack some of them."""
+        return cls(names, len(names) if names else int(labels.max()) + 1)
+
 
 def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None]:
     """Return the label of every image (n,), −1 where it has none, and the names of the classes.

@@ -191,8 +191,7 @@ class ImageViews(TolerantDataset):
     @property
     def classes(self) -> Classes:
         """What the labels stand for."""
-        names = self.class_names
-        return Classes(names, len(names) if names else int(self.labels.max()) + 1)
+        return Classes.of(self.class_names, self.labels)
 
     def read(self, _row: int, image_id: int) -> Image.Image:
         """Decode an image; errors as `read_image`."""

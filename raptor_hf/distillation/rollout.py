@@ -1,4 +1,5 @@
 """The rollout of spans of layers, with resets to the teacher."""
+# `rollout` is over 40 lines: the one equation of training, step by step, with its docstring.
 
 from collections.abc import Collection
 

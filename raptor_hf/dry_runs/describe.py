@@ -85,10 +85,14 @@ def describe_folder(path: str | Path, *, absent: str = "not there yet") -> str:
 def count_images(
     dataset: str,
     split: str,
-    reading: ReadingArguments | None = None,
     task: type[Task] = Classification,
+    reading: ReadingArguments | None = None,
 ) -> int | None:
     """Count the images of a split of a local dataset; None for the Hub or a missing folder.
+
+    Args:
+        task: whose layout the folder has.
+        reading: whether files of a dense task may be missing.
 
     Raises:
         FileNotFoundError, ValueError: as the run itself, which reads the same files.
@@ -101,21 +105,14 @@ def count_images(
     return len(task.load(dataset, split, reading) if task.dense else load_images(dataset, split))
 
 
-def describe_images(
-    dataset: str,
-    split: str,
-    reading: ReadingArguments | None = None,
-    *,
-    at_most: int | None = None,
-    task: type[Task] = Classification,
-) -> str:
+def describe_images(dataset: str, split: str, *, at_most: int | None = None, **layout) -> str:
     """Describe a split and its number of images, as far as that is known offline.
 
     Args:
         at_most: so many are taken; default: all.
-        task: whose layout the folder has.
+        layout: `task` and `reading`, as for `count_images`.
     """
-    number = count_images(dataset, split, reading, task)
+    number = count_images(dataset, split, **layout)
     if number is None:
         known = "no such folder; taken for a Hub dataset, which a dry run does not download"
         return f"{dataset} ({split}): {known}"

@@ -1,4 +1,5 @@
 """Stored or online: what each would cost, from a short measurement on this machine."""
+# `print_extraction_plan` is over 40 lines: a plan is a list of lines, in the order of the page.
 
 import os
 import shutil
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModel
 
 from ..activations.arguments import ImageArguments
-from ..data import ReadingArguments, choose_images
+from ..data import choose_images
 from ..distillation.arguments import parse_span
 from ..distillation.compute import application_flops, teacher_layer
 from ..runs.files import size
@@ -138,7 +139,7 @@ def _existing_parent(path: str | Path) -> Path:
     return path if path.exists() else _existing_parent(path.parent)
 
 
-def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArguments) -> None:
+def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
     """Print what `extract_activations.py` would do, and whether it should.
 
     Nothing stays on the disk; the teacher's speed is that of its architecture with random weights.
@@ -146,7 +147,6 @@ def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArg
     Args:
         arguments: the program's own.
         chosen: which images.
-        reading: how they are found.
     """
     facts = teacher_facts(arguments.teacher, arguments.revision)
     depth = facts.config.num_hidden_layers
@@ -160,13 +160,10 @@ def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArg
     free = shutil.disk_usage(folder).free
     spans = [parse_span(text) for text in arguments.planned_spans] or [(0, depth)]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-    images = count_images(chosen.dataset, chosen.split, reading)
+    images = count_images(chosen.dataset, chosen.split)
     lines = [
         ("teacher", describe_teacher(arguments.teacher, facts)),
-        (
-            "reads",
-            describe_images(chosen.dataset, chosen.split, reading, at_most=chosen.num_images),
-        ),
+        ("reads", describe_images(chosen.dataset, chosen.split, at_most=chosen.num_images)),
         ("an image", f"{size(len(layers) * state_bytes)} ({len(layers)} states, "
                      f"{arguments.dtype}), {flop:.3g} FLOP"),
     ]  # fmt: skip

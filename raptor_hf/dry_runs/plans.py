@@ -3,6 +3,7 @@
 No weights are loaded and nothing is written. Compute is counted (2 FLOP a multiply-add, matrix
 products only); hours are that count divided by an assumed rate, which the plan states.
 """
+# `print_training_plan` is over 40 lines: a plan is a list of lines, in the order of the page.
 
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,6 @@ def _describe_activations(path: str | Path, num_images: int) -> str:
 def _describe_source(
     source: ActivationArguments,
     images: ImageArguments,
-    reading: ReadingArguments,
     facts: TeacherFacts,
     num_images: int,
     layers: range,
@@ -74,10 +74,7 @@ def _describe_source(
         layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
         last = layers[-1]
         return [
-            (
-                "reads",
-                describe_images(images.dataset, images.split, reading, at_most=images.num_images),
-            ),
+            ("reads", describe_images(images.dataset, images.split, at_most=images.num_images)),
             ("", f"the teacher's layers 1 to {last}, online: {cost(num_images * last * layer)}"),
         ]
     num_bytes = num_images * len(layers) * facts.state_bytes
@@ -108,7 +105,6 @@ def print_training_plan(
     *,
     source: ActivationArguments,
     images: ImageArguments,
-    reading: ReadingArguments,
     blocks: BlockArguments,
     objective: ObjectiveArguments,
     validation: ValidationArguments,
@@ -145,7 +141,7 @@ def print_training_plan(
     flop = 3 * passes * number * applications * application_flops(config, facts.num_tokens)
     flop += loop.steps * optimizer_flops(loop.optimizer, config, len(spans))
     lines = [("teacher", describe_teacher(source.teacher, facts))]
-    lines += _describe_source(source, images, reading, facts, number, layers)
+    lines += _describe_source(source, images, facts, number, layers)
     if folder:
         lines.append(("", describe_folder(folder, absent="not there yet, taken for default ones")))
     lines += _describe_validation(validation)
@@ -176,7 +172,7 @@ def print_probe_plan(
     task = TASKS[recipe.task]
     heads = head_grid(recipe, loop, task)
     train, test = (
-        describe_images(recipe.dataset, split, reading, at_most=at_most, task=task)
+        describe_images(recipe.dataset, split, at_most=at_most, task=task, reading=reading)
         for split, at_most in (
             (recipe.train_split, recipe.train_images),
             (recipe.test_split, recipe.test_images),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -193,6 +194,7 @@ def load_inputs(
     split: str,
     teacher_head: str | None = None,
     reading: ReadingArguments | None = None,
+    dataset: datasets.Dataset | None = None,
 ) -> Inputs:
     """Load models and their images, or the states of an activation dataset, which needs no model.
 
@@ -202,6 +204,7 @@ def load_inputs(
         data: digits, an image folder, a Hub id, or the folder of an activation dataset.
         teacher_head: linear head of the first model.
         reading: how images are read.
+        dataset: the images of `data`, where they are loaded already.
 
     Raises:
         ValueError: no model for images, two models of one name, models of different depth, or
@@ -211,34 +214,39 @@ def load_inputs(
     sources = named_folders("--model", models)
     heads = {name: teacher_head for name in list(sources)[:1]}
     if is_store(data):
-        images, processor, names = load_activations(data), None, None
-        check_all_layers(images)
-        if not sources:
-            teacher = public_name(images.manifest["teacher"]["name"])
-            return Inputs([StoredSystem(teacher, images.depth, images.layout)], images, None, None)
-        classes = images.classes
-        systems = [
-            load_system(name, source, head=heads.get(name), classes=classes)
-            for name, source in sources.items()
-        ]
-        if images.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):
-            raise ValueError(
-                f"Models run on from the stored embeddings of {data}: that takes all patches, and "
-                f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
-            )
-        _check_alike(systems, images)
-    else:
-        if not sources:
-            raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-        processor = load_processor(next(iter(sources.values())))
-        images = ImageViews(load_images(data, split, reading), processor, reading=reading)
-        names = images.drop_unreadable().class_names
-        systems = [
-            load_system(name, source, images=images, head=heads.get(name), classes=images.classes)
-            for name, source in sources.items()
-        ]
-        _check_alike(systems)
-    return Inputs(systems, images, processor, names)
+        return _stored_inputs(data, sources, heads)
+    if not sources:
+        raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
+    processor = load_processor(next(iter(sources.values())))
+    if dataset is None:
+        dataset = load_images(data, split, reading)
+    images = ImageViews(dataset, processor, reading=reading).drop_unreadable()
+    systems = [
+        load_system(name, source, images=images, head=heads.get(name), classes=images.classes)
+        for name, source in sources.items()
+    ]
+    _check_alike(systems)
+    return Inputs(systems, images, processor, images.class_names)
+
+
+def _stored_inputs(data: str, sources: dict[str, str], heads: dict[str, str | None]) -> Inputs:
+    """Load an activation dataset, and the models that run on from it; errors as `load_inputs`."""
+    stored = load_activations(data)
+    check_all_layers(stored)
+    if not sources:
+        teacher = public_name(stored.manifest["teacher"]["name"])
+        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
+    systems = [
+        load_system(name, source, head=heads.get(name), classes=stored.classes)
+        for name, source in sources.items()
+    ]
+    if stored.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):
+        raise ValueError(
+            f"Models run on from the stored embeddings of {data}: that takes all patches, and "
+            f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
+        )
+    _check_alike(systems, stored)
+    return Inputs(systems, stored, None, None)
 
 
 def is_store(data: str | Path) -> bool:

@@ -108,22 +108,7 @@ def store_features(
             files = _create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in _FILES]
-        written = []
-        with progress_bar(
-            "features", len(rows), unit="image", enabled=state.is_main_process
-        ) as bar:
-            for start in range(0, len(rows), batch_size):
-                batch_rows = rows[start : start + batch_size]
-                batch = keep_batch(images.__getitems__(batch_rows.tolist()))
-                readable = np.isin(images.image_ids[batch_rows], batch["image_id"])
-                batch_rows = batch_rows[readable]
-                if len(batch_rows):
-                    write_batch(files, batch_rows, backbone, task, batch)
-                written += batch_rows.tolist()
-                bar.update(min(batch_size, len(rows) - start))
-        for file in files:
-            file.flush()
-        written = gather_object(written)
+        written = gather_object(_write_rows(files, rows, backbone, task, images, batch_size))
         if state.is_main_process:
             readable = np.isin(np.arange(len(images)), written)
             image_ids = np.where(readable, images.image_ids, -1).tolist()
@@ -131,6 +116,26 @@ def store_features(
             os.replace(unfinished, folder)
         state.wait_for_everyone()
     return StoredFeatures(folder)
+
+
+def _write_rows(
+    files, rows: np.ndarray, backbone, task: Task, images: ProbeImages, batch_size: int
+) -> list[int]:
+    """Write features and targets of some rows; return those that could be read."""
+    written, main = [], process_state().is_main_process
+    with progress_bar("features", len(rows), unit="image", enabled=main) as bar:
+        for start in range(0, len(rows), batch_size):
+            batch_rows = rows[start : start + batch_size]
+            batch = keep_batch(images.__getitems__(batch_rows.tolist()))
+            readable = np.isin(images.image_ids[batch_rows], batch["image_id"])
+            batch_rows = batch_rows[readable]
+            if len(batch_rows):
+                write_batch(files, batch_rows, backbone, task, batch)
+            written += batch_rows.tolist()
+            bar.update(min(batch_size, len(rows) - start))
+    for file in files:
+        file.flush()
+    return written
 
 
 def write_batch(files, rows: np.ndarray, backbone, task: Task, batch: dict) -> None:

@@ -90,25 +90,30 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, Fi
         write_json(record, {**run, "environment": environment(), "finished": False})
         return
     before = read_json(record)
+    _check_program_and_inputs(output_dir, before, run, parts)
+    _check_images(output_dir, before, images)
+    if not before["finished"] and not values["resume"]:
+        raise ValueError(
+            f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
+        )
+
+
+def _check_program_and_inputs(output_dir: Path, before: dict, run: dict, parts: tuple) -> None:
+    """Refuse another program than before, or other arguments or inputs; each is named."""
     if before["program"] != run["program"]:
         raise ValueError(
             f"{output_dir} was made by {before['program']}, not by {run['program']}. "
             "Choose another --output_dir."
         )
+    watching = marked_names(Watching, *parts)
     # arguments that did not exist yet when it was made had what is now their default
-    before["arguments"] = {
-        **{name: value for name, value in _defaults_of(*parts).items() if name not in watching},
-        **{
-            name: value
-            for name, value in before["arguments"].items()
-            if _REMOVED.get(name, ...) != value and name not in watching
-        },
-    }
+    noted = {k: v for k, v in before["arguments"].items() if _REMOVED.get(k, ...) != v}
+    noted = {k: v for k, v in {**_defaults_of(*parts), **noted}.items() if k not in watching}
     differences = [
-        f"  {name}: made with {before[part].get(name)!r}, now asked for {run[part].get(name)!r}"
-        for part in ("arguments", "inputs")
-        for name in sorted({*before[part], *run[part]})
-        if before[part].get(name) != json.loads(json.dumps(run[part].get(name)))
+        f"  {name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
+        for old, new in ((noted, run["arguments"]), (before["inputs"], run["inputs"]))
+        for name in sorted({*old, *new})
+        if old.get(name) != json.loads(json.dumps(new.get(name)))
     ]
     if differences:
         raise ValueError(
@@ -116,18 +121,17 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, Fi
             + "\n".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
+
+
+def _check_images(output_dir: Path, before: dict, images: dict[str, FileList]) -> None:
+    """Refuse other images than before; a run of an earlier version did not note them."""
     for name, listed in images.items():
-        # a run of an earlier version did not note them
         if before.get("images", {}).get(name, listed.digest) != listed.digest:
             raise ValueError(
                 f"{output_dir} was made with other images ({name}): "
                 f"{_first_difference(_list_of(output_dir, name), listed)}. Bring them back, choose "
                 "another --output_dir, or delete the folder to redo it."
             )
-    if not before["finished"] and not values["resume"]:
-        raise ValueError(
-            f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
-        )
 
 
 def _list_of(output_dir: Path, name: str) -> Path:

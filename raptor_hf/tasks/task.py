@@ -39,7 +39,8 @@ from ..modeling_raptor import (
     resize_maps,
     segmentation_logits,
 )
-from .labelled_images import IGNORED, load_classification, load_depth, load_segmentation
+from .dense_images import IGNORED, load_depth, load_segmentation
+from .labelled_images import load_classification
 
 
 class Task(ABC):

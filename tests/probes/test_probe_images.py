@@ -13,7 +13,8 @@ from raptor_hf.probes.features import store_features
 from raptor_hf.probes.images import ProbeImages
 from raptor_hf.probes.transforms import Augmentation
 from raptor_hf.runs.arguments import build_arguments
-from raptor_hf.tasks.labelled_images import load_classification, load_segmentation
+from raptor_hf.tasks.dense_images import load_segmentation
+from raptor_hf.tasks.labelled_images import load_classification
 from raptor_hf.tasks.task import Classification, Segmentation
 from tests.layouts import write_ade20k
 
