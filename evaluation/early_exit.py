@@ -57,7 +57,7 @@ def evaluate(folder: str, train, test, own: Arguments, reading: ReadingArguments
     """What a model scores with fewer applications, chosen on some images of the training split."""
     model = transformers.AutoModelForImageClassification.from_pretrained(folder)
     model.to(process_state().device).eval()
-    processor = raptor_hf.teachers.load_processor(folder)
+    processor = raptor_hf.teachers.load_processor(folder, resolution=reading.resolution)
     chosen = raptor_hf.data.choose_images(len(train), min(len(train), own.train_images), 0)
     images, chosen_on = (
         raptor_hf.data.ImageViews(split, processor, image_ids=ids, reading=reading)

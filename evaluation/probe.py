@@ -14,13 +14,14 @@ from pathlib import Path
 import transformers
 
 from raptor_hf import dry_runs, probes
-from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import run_program
+from raptor_hf.tasks.arguments import DenseArguments
 
 
 @dataclass(kw_only=True)
@@ -35,25 +36,27 @@ class Arguments:
     )
 
 
-PARTS = (Arguments, ProbeArguments, ReadingArguments, LoopArguments)
+PARTS = (Arguments, ProbeArguments, CropArguments, DenseArguments, ReadingArguments)
+PARTS += (LoopArguments,)
+# by default no random views, and as many steps as the recipe's epochs have
+DEFAULTS = {"crop_scale": [], "flip": 0.0, "steps": None}
 
 
 def main() -> None:
     """Probe the teacher and every model, write the results."""
-    # by default as many steps as the recipe's epochs have
-    parts = parse_arguments(*PARTS, defaults={"steps": None})
-    own, recipe, reading, training = parts
+    parts = parse_arguments(*PARTS, defaults=DEFAULTS)
+    own, recipe, crops, dense, reading, training = parts
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}
     if training.dry_run:
-        return dry_runs.print_probe_plan(recipe, reading, training, folders)
+        return dry_runs.print_probe_plan(recipe, crops, dense, reading, training, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
         inputs["head"] = digest(recipe.head)
     for folder in folders.values():  # a name that is no model is said now, not hours later
         transformers.AutoConfig.from_pretrained(folder)
-    evaluation = probes.Evaluation(recipe, reading, training, own.teacher)
+    evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
     if start_run(*parts, inputs=inputs, images=evaluation.images.files()):
         return
     for name, folder in folders.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -90,20 +91,67 @@ def _own_weights(model: PreTrainedModel) -> None:
         weight.data = weight.data.clone()
 
 
-def load_processor(name_or_path: str, revision: str | None = None):
+def load_processor(
+    name_or_path: str, revision: str | None = None, resolution: list[int] | None = None
+):
     """Load the image processor that belongs to a teacher or a Raptor.
+
+    Args:
+        resolution: height and width in pixels that it shall make; empty: its own.
 
     Raises:
         OSError: there is none beside the model.
+        ValueError: a resolution for a processor whose sizes are given in another way.
     """
     try:
-        return AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
     except OSError as error:
         raise OSError(
             f"{name_or_path} must bring its image processor (preprocessor_config.json), which says "
             "how its images are resized and normalised; none was found. Save one beside the model "
             "with processor.save_pretrained."
         ) from error
+    return _at_resolution(processor, resolution) if resolution else processor
+
+
+def image_size(processor) -> tuple[int, int]:
+    """Return the height and width in pixels of what a processor makes of a photograph."""
+    made = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    return tuple(made.shape[-2:])
+
+
+def _at_resolution(processor, resolution: list[int]):
+    """Return a processor that makes images of another height and width in pixels.
+
+    What is cut off at the edges stays the same share of the image.
+
+    Args:
+        processor: of a model; it is not changed.
+        resolution: height and width.
+
+    Raises:
+        ValueError: a processor whose sizes are given in another way.
+    """
+    if tuple(resolution) == image_size(processor):
+        return processor
+    height, width = resolution
+    size, crop = dict(processor.size), getattr(processor, "crop_size", None)
+    processor = copy.deepcopy(processor)
+    if processor.do_resize and size.get("height") and size.get("width"):
+        processor.size = type(processor.size)(height=height, width=width)
+        if getattr(processor, "do_center_crop", False):
+            processor.crop_size = type(processor.size)(height=height, width=width)
+    elif processor.do_resize and size.get("shortest_edge") and processor.do_center_crop:
+        margin = size["shortest_edge"] / max(crop["height"], crop["width"])
+        processor.size = type(processor.size)(shortest_edge=round(margin * max(resolution)))
+        processor.crop_size = type(processor.size)(height=height, width=width)
+    else:
+        raise ValueError(
+            f"--resolution needs an image processor that resizes to a height and width, or resizes "
+            f"the shorter side and crops the middle; this {type(processor).__name__} has size "
+            f"{size} and crop_size {crop}. Change its preprocessor_config.json instead."
+        )
+    return processor
 
 
 def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:

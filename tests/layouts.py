@@ -42,6 +42,9 @@ def write_ade20k(folder, splits=("training", "validation"), number=2, size=None)
             mask[0] = 0
             mask = enlarged(mask.astype(np.uint8), size)
             mask.save(folder / "annotations" / split / f"{name}.png")
+    lines = [f"{n}\t0.1\t1\t1\t1\tthing {n}, synonym" for n in range(1, 151)]
+    table = "\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *lines])
+    (folder / "objectInfo150.txt").write_text(table)
     return folder
 
 

@@ -10,14 +10,15 @@ recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--bloc
 """
 # Over budget by a few lines: `main` is the recipe, from arguments to the saved model, in order.
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import transformers
 
 import raptor_hf
 from raptor_hf import activations, distillation, dry_runs, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
-from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
@@ -54,35 +55,46 @@ class Arguments(Checked):
 
 
 PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
-PARTS += (ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments)
-PARTS += (LoopArguments,)
-DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
+PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
+PARTS += (ValidationArguments, LoopArguments)
+# what was best for a real DINOv2: docs/distil.md
+DEFAULTS = {
+    "objective": "autoregressive", "normalize": "group", "token_weights": "0.05,0.05,0.90",
+    "phase_fraction": 0.5, "optimizer": "muon", "learning_rate": 3e-3,
+}  # fmt: skip
 
 
-def read_phases(own: Arguments) -> list[int]:
-    """Return the phases, as they are given or from a file."""
+def read_phases(own: Arguments, teacher: str, *, plan: bool) -> list[int]:
+    """Return the phases, as they are given or from a file; for a plan, equal ones will do."""
     from_file = own.phases_file is not None
     if bool(own.phases) == from_file or (own.k is not None) != from_file:
         raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
+    if plan and from_file and not Path(own.phases_file).exists():
+        depth = transformers.AutoConfig.from_pretrained(teacher).num_hidden_layers
+        print(f"{own.phases_file} is not there yet: planned with {own.k} phases of one length.")
+        return [len(range(block, depth, own.k)) for block in range(own.k)]
     return read_json(own.phases_file)["phases"][str(own.k)] if from_file else own.phases
 
 
 def main() -> None:
     """Chain the blocks, train them, save the model with the teacher's image processor."""
     parts = parse_arguments(*PARTS, defaults=DEFAULTS)
-    own, source, images, blocks, refit, reading, objective, compute, validation, training = parts
+    own, source, images, blocks, refit, crops, reading, objective = parts[:8]
+    compute, validation, training = parts[8:]
     if own.blocks and blocks != BlockArguments():
         raise ValueError(
             f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
             "new blocks contradict it. Leave them out, or leave out --blocks."
         )
-    phases = read_phases(own)
+    phases = read_phases(own, source.teacher, plan=training.dry_run)
     if training.dry_run:
         return dry_runs.print_training_plan(
             "Distil a Raptor",
             raptor_hf.configuration_raptor.phase_spans(phases),
             source=source,
             images=images,
+            crops=crops,
+            reading=reading,
             blocks=blocks,
             objective=objective,
             validation=validation,
@@ -99,7 +111,7 @@ def main() -> None:
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
     layers = distillation.covered_layers(chains)
-    states = activations.open_source(source, images, reading, teacher, layers)
+    states = activations.open_source(source, images, crops, reading, teacher, layers)
     inputs = {"activations": states.identity(), "phases": phases}
     if own.blocks:
         inputs["blocks"] = folder_digest(own.blocks)
@@ -108,13 +120,17 @@ def main() -> None:
     init = "" if own.blocks else blocks.init
     distillation.refit_blocks(chains[0].spans, states, refit, init=init)
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation, reading=reading,
-        revision=source.revision, new_views=source.online and images.views == 0,
-        tracked=all_values(*parts), description=f"raptor {'-'.join(map(str, phases))}",
+        chains, teacher, states, objective, training, validation=validation,
+        reading=replace(reading, resolution=states.resolution), revision=source.revision,
+        new_views=source.online and images.views == 0,
+        tracked=all_values(*parts),
+        description=f"raptor {'-'.join(map(str, phases))}",
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(training.output_dir)
-        processor = raptor_hf.teachers.load_processor(source.teacher, source.revision)
+        processor = raptor_hf.teachers.load_processor(
+            source.teacher, source.revision, states.resolution
+        )
         processor.save_pretrained(training.output_dir)
         finish_run(training.output_dir)
         loop.remove_checkpoints(training.output_dir)

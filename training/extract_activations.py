@@ -12,7 +12,7 @@ from typing import Literal
 import raptor_hf
 from raptor_hf import activations, dry_runs
 from raptor_hf.activations.arguments import ImageArguments
-from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
 from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
@@ -60,20 +60,20 @@ class Arguments(Checked):
             raise ValueError(f"--layers takes each layer once; got {self.layers}.")
 
 
-PARTS = (Arguments, ImageArguments, ReadingArguments)
+PARTS = (Arguments, ImageArguments, CropArguments, ReadingArguments)
 
 
 def main() -> None:
     """Write the shards that are missing, then the manifest."""
     parts = parse_arguments(*PARTS, defaults={"dataset": "digits"})
-    own, images, reading = parts
+    own, images, crops, reading = parts
     if own.dry_run:
-        return dry_runs.print_extraction_plan(own, images)
+        return dry_runs.print_extraction_plan(own, images, reading)
     state = process_state()
     teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
     if state.is_main_process and activations.lost_shards(own.output_dir):
         reopen_run(own.output_dir)
-    views = activations.image_views(images, reading, own.teacher, own.revision)
+    views = activations.image_views(images, crops, reading, own.teacher, own.revision)
     inputs = {"teacher": raptor_hf.weights.weights_digest(teacher)}
     read = {"images": raptor_hf.data.list_images(images.dataset, views.cells)}
     if start_run(*parts, inputs=inputs, images=read):

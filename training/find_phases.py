@@ -112,7 +112,9 @@ def main() -> None:
         source = {"teacher": raptor_hf.teachers.teacher_identity(model, arguments.revision)}
         digest = itemgetter("weights_sha256")
         images = raptor_hf.data.load_images(arguments.dataset, arguments.split, reading)
-        processor = raptor_hf.teachers.load_processor(arguments.teacher, arguments.revision)
+        processor = raptor_hf.teachers.load_processor(
+            arguments.teacher, arguments.revision, reading.resolution
+        )
         views = raptor_hf.data.ImageViews(images, processor, reading=reading)
     inputs = {name: digest(it) for name, it in source.items()}
     read = {"images": raptor_hf.data.list_images(arguments.dataset, images)} if views else {}

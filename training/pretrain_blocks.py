@@ -7,14 +7,14 @@
 `--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import transformers
 
 import raptor_hf
 from raptor_hf import activations, distillation, dry_runs, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
-from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
@@ -31,8 +31,8 @@ from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
-PARTS += (ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments)
-PARTS += (LoopArguments,)
+PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
+PARTS += (ValidationArguments, LoopArguments)
 
 
 def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
@@ -51,7 +51,8 @@ def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
     parts = parse_arguments(*PARTS)
-    own, source, images, blocks, refit, reading, objective, compute, validation, training = parts
+    own, source, images, blocks, refit, crops, reading, objective = parts[:8]
+    compute, validation, training = parts[8:]
     weights = parse_token_weights(objective.token_weights)
     last = parse_token_weights(own.last_block_weights)
     if objective.phase_fraction:
@@ -59,8 +60,8 @@ def main() -> None:
     spans = read_spans(own)
     if training.dry_run:
         return dry_runs.print_training_plan(
-            "Train blocks", spans, source=source, images=images, blocks=blocks,
-            objective=objective, validation=validation, loop=training,
+            "Train blocks", spans, source=source, images=images, crops=crops, reading=reading,
+            blocks=blocks, objective=objective, validation=validation, loop=training,
         )  # fmt: skip
     teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
     transformers.set_seed(training.seed)
@@ -68,15 +69,16 @@ def main() -> None:
         teacher, spans, weights=weights, last_weights=last, compute=compute, **asdict(blocks)
     )
     layers = distillation.covered_layers(chains)
-    states = activations.open_source(source, images, reading, teacher, layers)
+    states = activations.open_source(source, images, crops, reading, teacher, layers)
     inputs = {"activations": states.identity()}
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
     made = [chain.spans[0] for chain in chains]
     distillation.refit_blocks(made, states, refit, init=blocks.init)
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation, reading=reading,
-        revision=source.revision, clip_apart=[span.block for span in made],
+        chains, teacher, states, objective, training, validation=validation,
+        reading=replace(reading, resolution=states.resolution), revision=source.revision,
+        clip_apart=[span.block for span in made],
         new_views=source.online and images.views == 0, tracked=all_values(*parts),
     )  # fmt: skip
     if process_state().is_main_process:

@@ -10,7 +10,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import dry_runs, loop
-from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import (
     Checked,
@@ -42,7 +42,7 @@ class Arguments(Checked):
     label_smoothing: Share[float] = 0.1
 
 
-PARTS = (Arguments, ReadingArguments, ComputeArguments, LoopArguments)
+PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArguments)
 
 
 def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
@@ -53,8 +53,10 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
     return transformers.Dinov2WithRegistersConfig(**options)
 
 
-def random_views(images, processor, own: Arguments, reading, training):
+def random_views(images, processor, own: Arguments, crops, reading, training):
     """The labelled images; every epoch sees each of them in a view of its own."""
+    from raptor_hf.data.transforms import Augmentation
+
     views = -(-training.steps * training.batch_size // len(images)) + 1
     dataset = raptor_hf.data.ImageViews(
         images,
@@ -62,6 +64,7 @@ def random_views(images, processor, own: Arguments, reading, training):
         views=views,
         seed=training.seed,
         plain_first=False,
+        crops=None if own.dataset == "digits" else Augmentation.of(crops, (own.image_size,) * 2),
         reading=reading,
         fill=True,
     )
@@ -75,7 +78,9 @@ def main() -> None:
     parts = parse_arguments(*PARTS)
     import torch  # not before: `--help` does without
 
-    own, reading, compute, training = parts
+    own, crops, reading, compute, training = parts
+    if reading.resolution:
+        raise ValueError("--image_size is the resolution of a new teacher: leave out --resolution.")
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification
     if training.dry_run:
@@ -88,7 +93,7 @@ def main() -> None:
         return
     transformers.set_seed(training.seed)
     processor = raptor_hf.data.make_processor(own.image_size)
-    dataset = random_views(images, processor, own, reading, training)
+    dataset = random_views(images, processor, own, crops, reading, training)
     names, number = dataset.classes
     config.id2label = dict(enumerate(names or map(str, range(number))))
     config.label2id = {name: label for label, name in config.id2label.items()}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from ..data.arguments import CropArguments
 from ..runs.arguments import Checked, NonNegative, OnCard, Positive
 
 
@@ -29,6 +30,13 @@ class ImageArguments(Checked):
     view_seed: NonNegative[int] = field(
         default=0, metadata={"help": "seed of the augmented views and of what is chosen at random"}
     )
+    augmentation: Literal["auto", "crops", "maps"] = field(
+        default="auto",
+        metadata={
+            "help": "what augmented views are: random crops (with --crop_scale, --flip, …), small "
+            "affine maps, or what suits the dataset: maps for the digits, crops for the rest"
+        },
+    )
     precision: OnCard[Literal["float32", "bfloat16"]] = field(
         default="float32", metadata={"help": "what the teacher computes in; bfloat16 is for GPUs"}
     )
@@ -52,13 +60,14 @@ class ActivationArguments(Checked):
         return self.activations == "online"
 
 
-def check_source(source: ActivationArguments, images: ImageArguments) -> None:
+def check_source(source: ActivationArguments, images: ImageArguments, crops: CropArguments) -> None:
     """Refuse online without a dataset, and options of online for what is stored."""
     if source.online and images.dataset is None:
         raise ValueError("--activations online needs images: give --dataset.")
-    for option in [] if source.online else fields(images):
-        if getattr(images, option.name) != option.default:
-            raise ValueError(
-                f"--{option.name} is for --activations online; what {source.activations} holds "
-                "was decided when it was extracted. Leave it out."
-            )
+    for given, default in ((images, ImageArguments()), (crops, CropArguments())):
+        for option in [] if source.online else fields(given):
+            if getattr(given, option.name) != getattr(default, option.name):
+                raise ValueError(
+                    f"--{option.name} is for --activations online; what {source.activations} holds "
+                    "was decided when it was extracted. Leave it out."
+                )

@@ -22,9 +22,13 @@ from ..data import (
     list_images,
     load_images,
 )
+from ..data.arguments import CropArguments
+from ..data.decoding import look_up
+from ..data.loading import EMBEDDED
+from ..data.transforms import Augmentation
 from ..runs.file_list import FileList
 from ..runs.processes import process_state
-from ..teachers import infer_token_layout, load_processor, trajectory, up_to_layer
+from ..teachers import image_size, infer_token_layout, load_processor, trajectory, up_to_layer
 from ..weights import weights_digest
 from .arguments import ActivationArguments, ImageArguments, check_source
 from .store import StoredActivations, load_activations
@@ -58,8 +62,8 @@ class OnlineActivations(Dataset):
         self.images, self.precision = images, precision
         self.depth = getattr(teacher.config, "num_hidden_layers", None)
         if self.depth is None:  # whatever it is, `trajectory` says in words what it lacks
-            pixel_values = images.first_batch()["pixel_values"]
-            self.depth = trajectory(teacher, pixel_values.to(teacher.device)).shape[1] - 1
+            pixel_values = self.pixel_values(images.first_batch())
+            self.depth = trajectory(teacher, pixel_values).shape[1] - 1
         self.layers = list(range(self.depth + 1) if layers is None else layers)
         if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
             raise ValueError(
@@ -84,11 +88,23 @@ class OnlineActivations(Dataset):
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the states (B, layers, N, D) of a batch with `pixel_values`, float32."""
         device = self.teacher.device
-        pixel_values = batch["pixel_values"].to(device)
+        pixel_values = self.pixel_values(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             states = trajectory(self.teacher, pixel_values).float()
         in_order = self.layers == list(range(states.shape[1]))
         return states if in_order else states[:, self.layers]
+
+    def pixel_values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the images (B, C, H, W) of a batch on the teacher's device, as it wants them."""
+        pixel_values = batch["pixel_values"].to(self.teacher.device)
+        if pixel_values.dtype != torch.uint8:
+            return pixel_values
+        return look_up(pixel_values, torch.from_numpy(self.images.table).to(pixel_values.device))
+
+    @property
+    def resolution(self) -> list[int]:
+        """Height and width of the images in pixels."""
+        return list(image_size(self.images.processor))
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -115,6 +131,7 @@ Activations = StoredActivations | OnlineActivations
 
 def image_views(
     images: ImageArguments,
+    crops: CropArguments,
     reading: ReadingArguments,
     teacher: str,
     revision: str | None = None,
@@ -125,23 +142,30 @@ def image_views(
 
     Args:
         teacher: its folder or Hub id.
-        training: batches keep their size where images are left out, and `views` may be 0.
+        training: batches keep their size where images are left out, `views` may be 0, and images
+            are handed over as bytes where they can be.
     """
     dataset = load_images(images.dataset, images.split, reading)
+    processor = load_processor(teacher, revision, reading.resolution)
+    suited = "maps" if images.dataset in EMBEDDED else "crops"
+    cropped = (suited if images.augmentation == "auto" else images.augmentation) == "crops"
     return ImageViews(
         dataset,
-        load_processor(teacher, revision),
+        processor,
         views=max(1, images.views) if training else images.views,
         seed=images.view_seed,
         image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
+        crops=Augmentation.of(crops, image_size(processor)) if cropped else None,
         reading=reading,
         fill=training,
+        as_bytes=training,
     )
 
 
 def open_source(
     source: ActivationArguments,
     images: ImageArguments,
+    crops: CropArguments,
     reading: ReadingArguments,
     teacher: PreTrainedModel,
     layers: Sequence[int],
@@ -150,11 +174,11 @@ def open_source(
 
     Raises:
         ValueError: options that contradict each other (`check_source`), or a store that has not all
-            tokens, not these layers, or is another teacher's.
+            tokens, not these layers, another resolution, or is another teacher's.
     """
-    check_source(source, images)
+    check_source(source, images, crops)
     if source.online:
-        views = image_views(images, reading, source.teacher, source.revision, training=True)
+        views = image_views(images, crops, reading, source.teacher, source.revision, training=True)
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
     stored = load_activations(source.activations, layers=layers, teacher=teacher)
@@ -162,6 +186,11 @@ def open_source(
         raise ValueError(
             f"{source.activations} holds {stored.manifest['num_patches']} patches of each image. "
             "Blocks attend to all tokens and can't learn from some: extract without --tokens."
+        )
+    if reading.resolution and reading.resolution != stored.resolution:
+        raise ValueError(
+            f"{source.activations} holds the states of images of {stored.resolution or 'unknown'} "
+            f"pixels; --resolution asks for {reading.resolution}. Leave it out."
         )
     return stored
 

@@ -126,6 +126,11 @@ class StoredActivations(Dataset):
         """Return the states (B, layers, N, D) of a batch, as `OnlineActivations` does."""
         return batch["states"]
 
+    @property
+    def resolution(self) -> list[int]:
+        """Height and width of the images in pixels."""
+        return self.manifest["image_size"]
+
     def identity(self) -> str:
         """Return a digest of the dataset; other activations have another one."""
         digest = xxhash.xxh3_128()

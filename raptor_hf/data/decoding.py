@@ -128,6 +128,23 @@ def to_pixel_values(images: list[Image.Image], processor, **options) -> torch.Te
     return torch.stack([torch.as_tensor(image) for image in pixels])
 
 
+def pixel_table(processor) -> np.ndarray | None:
+    """Return what a processor makes of the values 0 … 255 of each channel, (3, 256) float32.
+
+    So bytes are enough to hand a batch over to the device that computes, where `look_up` makes what
+    the processor would have made, to the same bits. None for a processor that does something else.
+    """
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    options = {"do_resize": False, "do_center_crop": False}
+    made = np.asarray(processor(Image.fromarray(values), **options)["pixel_values"][0])
+    return made.reshape(3, 256) if made.shape == (3, 16, 16) else None
+
+
+def look_up(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Return bytes (B, 3, H, W) as a `pixel_table` (3, 256) on the same device has them."""
+    return torch.stack([table[c][values[:, c].int()] for c in range(3)], dim=1)
+
+
 def _is_thin(image: Image.Image) -> bool:
     """Return whether an image is many times longer than wide, or wider than long."""
     return max(image.size) > _THIN * min(image.size)

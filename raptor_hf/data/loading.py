@@ -94,8 +94,8 @@ def dataset_of_files(
     return datasets.Dataset(table, info=info, fingerprint=fingerprint)
 
 
-def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
-    """Load a dataset of the Hub; errors as `load_images`."""
+def load_columns(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
+    """Load a dataset of the Hub with all its columns; errors as `load_images`."""
     try:
         dataset = datasets.load_dataset(name, reading.dataset_config, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
@@ -104,6 +104,12 @@ def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets
         ) from error
     except ValueError as error:  # lists the configurations or splits that there are
         raise ValueError(f"{name} ({split}): {error} (--dataset_config, --split)") from error
+    return dataset
+
+
+def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
+    """Load images and labels of a dataset of the Hub; errors as `load_images`."""
+    dataset = load_columns(name, split, reading)
     kinds = ", ".join(f"{c} ({type(f).__name__})" for c, f in dataset.features.items())
     has = f"{name} ({split}) has the columns {kinds}"
     wanted = {"image": reading.image_column}

@@ -15,8 +15,9 @@ from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .arguments import ReadingArguments
-from .decoding import read_image, to_pixel_values
+from .decoding import pixel_table, read_image, to_pixel_values
 from .loading import Classes, read_labels, undecoded
+from .transforms import Augmentation
 
 T = TypeVar("T")
 
@@ -120,8 +121,9 @@ class TolerantDataset(Dataset):
 class ImageViews(TolerantDataset):
     """An image dataset, each image in several views, as tensors ready for a model.
 
-    View 0 is the image itself, the others are random small affine maps of it. Row r is the image
-    r mod n of those that are taken, in view r div n; a row beyond the last is one view more.
+    View 0 is the image itself, the others are random: crops of it, or small affine maps. Row r is
+    the image r mod n of those that are taken, in view r div n; a row beyond the last is one view
+    more.
 
     Args:
         dataset: column `image`, and `label` where there are labels.
@@ -130,8 +132,11 @@ class ImageViews(TolerantDataset):
         seed: other seeds, other views.
         plain_first: False makes view 0 a random one too (for training).
         image_ids: which images to take; default: all. A view of an image does not depend on it.
+        crops: what random views of photographs are; None: small affine maps, as digits want.
         reading: how many unreadable images are left out, and from what size on one is unreadable.
         fill: as of `TolerantDataset`.
+        as_bytes: hand crops over as bytes where that is enough, a quarter of the memory;
+            `table` (`pixel_table`) says what the processor makes of them.
     """
 
     def __init__(
@@ -143,8 +148,10 @@ class ImageViews(TolerantDataset):
         seed: int = 0,
         plain_first: bool = True,
         image_ids: np.ndarray | None = None,
+        crops: Augmentation | None = None,
         reading: ReadingArguments | None = None,
         fill: bool = False,
+        as_bytes: bool = False,
     ):
         if views < 1:
             raise ValueError(f"views must be at least 1; got {views}.")
@@ -152,7 +159,8 @@ class ImageViews(TolerantDataset):
         ids = np.arange(len(dataset)) if image_ids is None else image_ids
         cells = undecoded(dataset.select_columns("image"))
         super().__init__(cells, ids, skip_corrupt=self.reading.skip_corrupt, fill=fill)
-        self.processor = processor
+        self.processor, self.crops = processor, crops
+        self.table = pixel_table(processor) if as_bytes and crops else None
         self.views, self.seed, self.plain_first = views, seed, plain_first
         labels, self.class_names = read_labels(dataset)
         self.labels = torch.tensor(labels)
@@ -175,18 +183,48 @@ class ImageViews(TolerantDataset):
         rows, images, skipped = self.read_rows(rows, self.read)
         image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
         views = [row // len(self.image_ids) for row in rows]
-        pixel_values = to_pixel_values(images, self.processor) if images else torch.empty(0)
-        moved = [i for i, view in enumerate(views) if view > 0 or not self.plain_first]
-        if moved:
-            keys = [(self.seed, views[i], image_ids[i]) for i in moved]
-            pixel_values[moved] = _affine_views(pixel_values[moved], keys)
+        keys = [(self.seed, *key) for key in zip(views, image_ids, strict=True)]
         return {
-            "pixel_values": pixel_values,
+            "pixel_values": self._make_views(images, keys) if images else torch.empty(0),
             "label": self.labels[image_ids],
             "image_id": torch.tensor(image_ids, dtype=torch.long),
             "view": torch.tensor(views, dtype=torch.long),
             **({"skipped": torch.tensor(skipped)} if skipped else {}),
         }
+
+    def _make_views(
+        self, images: list[Image.Image], keys: list[tuple[int, int, int]]
+    ) -> torch.Tensor:
+        """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
+        moved = [i for i, (_, view, _) in enumerate(keys) if view > 0 or not self.plain_first]
+        if self.crops is None:
+            pixel_values = to_pixel_values(images, self.processor)
+            if moved:
+                pixel_values[moved] = _affine_views(pixel_values[moved], [keys[i] for i in moved])
+            return pixel_values
+        plain, parts = sorted(set(range(len(images))) - set(moved)), []
+        if plain:
+            options = {} if self.table is None else {"do_rescale": False, "do_normalize": False}
+            whole = to_pixel_values([images[i] for i in plain], self.processor, **options)
+            parts.append((plain, whole if self.table is None else whole.to(torch.uint8)))
+        if moved:
+            parts.append((moved, self._crop([images[i] for i in moved], [keys[i] for i in moved])))
+        if len(parts) == 1:
+            return parts[0][1]
+        pixel_values = parts[0][1].new_empty(len(images), *parts[0][1].shape[1:])
+        for rows, made in parts:
+            pixel_values[rows] = made
+        return pixel_values
+
+    def _crop(self, images: list[Image.Image], keys: list[tuple[int, int, int]]) -> torch.Tensor:
+        """Return random crops (B, C, H, W), as bytes where there is a table."""
+        views = [
+            self.crops(image, None, np.random.default_rng(key))[0]
+            for image, key in zip(images, keys, strict=True)
+        ]
+        if self.table is None:
+            return to_pixel_values(views, self.processor, do_resize=False, do_center_crop=False)
+        return torch.from_numpy(np.stack([np.asarray(view) for view in views])).permute(0, 3, 1, 2)
 
     @property
     def classes(self) -> Classes:

@@ -102,6 +102,13 @@ class ObjectiveArguments(Checked):
     loss: OnCard[Literal["mse", "cosine", "mse+cosine"]] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
     )
+    normalize: OnCard[Literal["none", "layer", "group"]] = field(
+        default="none",
+        metadata={
+            "help": "divide the mse of a layer by the variance of the teacher's states there: "
+            "of all tokens together (layer), or of every token group apart (group)"
+        },
+    )
     token_weights: OnCard[str] = field(
         default="none",
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
@@ -141,6 +148,15 @@ class ObjectiveArguments(Checked):
                     f"{name}={value} contradicts objective={self.objective!r}: only 'annealed' "
                     f"fades teacher forcing. Leave out {name}, or choose objective='annealed'."
                 )
+        if self.normalize not in ("none", "layer", "group"):
+            raise ValueError(
+                f"normalize must be 'none', 'layer' or 'group'; got {self.normalize!r}."
+            )
+        if self.normalize != "none" and self.loss == "cosine":
+            raise ValueError(
+                f"normalize={self.normalize!r} is for the mse; loss='cosine' has no scale. Leave "
+                "out one of them."
+            )
         if self.annealing not in ("weighted", "drawn"):
             raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
         if self.annealing == "drawn" and self.objective != "annealed":

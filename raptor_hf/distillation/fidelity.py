@@ -35,6 +35,7 @@ def trajectory_r2(
     *,
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
+    num_workers: int = 0,
 ) -> dict:
     """Measure R² of a student's states against its teacher's, by two definitions.
 
@@ -45,6 +46,7 @@ def trajectory_r2(
         student: a Raptor; online, any model with the teacher's number of states.
         activations: all of the teacher's states, from either source; the processes share them.
         rows: which of them; default: all.
+        num_workers: processes that read ahead.
 
     Returns:
         `layers` and `mean` of `RSquared`, and `reference`: the mean of `r2_reference` over batches.
@@ -55,10 +57,10 @@ def trajectory_r2(
     check_all_layers(activations)
     groups = activations.layout.groups()
     statistics, references = [], []
-    for batch in batches(activations, batch_size, "R²", rows=rows):
+    for batch in batches(activations, batch_size, "R²", rows=rows, num_workers=num_workers):
         target = activations.states(batch).to(student.device).float()
         if "pixel_values" in batch:
-            prediction = trajectory(student, batch["pixel_values"].to(student.device))
+            prediction = trajectory(student, activations.pixel_values(batch).to(student.device))
         else:
             prediction = student.rollout(target[:, 0])
         statistics.append(state_statistics(prediction=prediction, target=target, groups=groups))
@@ -164,13 +166,14 @@ def make_validation(
             if getattr(arguments, name):
                 raise ValueError(f"{name}={getattr(arguments, name)} needs --validation_dataset.")
         return None
+    reading = reading or ReadingArguments()
     source = arguments.validation_head
     architectures = teacher.config.architectures or []
     if source is None and any(name.endswith("ForImageClassification") for name in architectures):
         source = teacher.name_or_path
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split, reading),
-        load_processor(teacher.name_or_path, revision),
+        load_processor(teacher.name_or_path, revision, reading.resolution),
         reading=reading,
     )
     head = None

@@ -42,10 +42,21 @@ class TrajectoryMatching(nn.Module):
     of a Raptor. A chain from layer s has the loss λ·loss(every layer) + (1 − λ)·loss({s}), with λ
     from `ObjectiveArguments.forcing`; over the first `phase_fraction` of the steps rollouts start
     anew with every span. `layers` are those whose states it learns from.
+
+    Args:
+        variances: of the states of `layers` (`state_variances`), where the arguments ask for
+            `normalize`; they are saved with the module, and a resumed run goes on with them.
+
+    Raises:
+        ValueError: a variance of zero.
     """
 
     def __init__(
-        self, chains: list[Chain], arguments: ObjectiveArguments, groups: dict[str, slice]
+        self,
+        chains: list[Chain],
+        arguments: ObjectiveArguments,
+        groups: dict[str, slice],
+        variances: dict[str, list[float]] | None = None,
     ):
         super().__init__()
         self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
@@ -54,6 +65,20 @@ class TrajectoryMatching(nn.Module):
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
+        if arguments.normalize != "none":
+            apart = arguments.normalize == "group"
+            rows = [variances[name if apart else "all"] for name in groups]
+            for name, row in zip(groups, rows, strict=True):
+                for layer, variance in zip(self.layers[1:], row[1:], strict=True):
+                    if not variance > 0:
+                        raise ValueError(
+                            f"The state of {name} after layer {layer} is the same in all images: "
+                            f"its variance is {variance}, and normalize={arguments.normalize!r} "
+                            "would divide by it. Choose another --normalize."
+                        )
+            self.register_buffer("variances", torch.tensor(rows))
+        else:
+            self.variances = None
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, _ChainOutput]:
         """Return, for every chain, how it follows the states of `layers` (B, layers, N, D)."""
@@ -68,7 +93,9 @@ class TrajectoryMatching(nn.Module):
         return outputs
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
-        """Return the states (B, S + 1, N, D) that a chain of S layers starts from and learns."""
+        """Return the states (B, S + 1, N, D) that a chain of S layers starts from and learns; of
+        variances (groups, layers), those of the same layers.
+        """
         first = self.layers.start
         return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
 
@@ -87,6 +114,7 @@ class TrajectoryMatching(nn.Module):
             starts: layers whose teacher's state rollouts start from.
         """
         start, stop = chain.spans[0].start, chain.spans[-1].stop
+        variances = None if self.variances is None else self.part(chain, self.variances)[:, 1:]
         total = 0.0
         for weight, resets in ((forcing, range(start, stop)), (rolling, starts)):
             if weight == 0:
@@ -99,6 +127,7 @@ class TrajectoryMatching(nn.Module):
                 groups=self.groups,
                 weights=chain.weights,
                 loss=self.arguments.loss,
+                variances=variances,
             )
         return _ChainOutput(total, prediction.detach(), trajectory)
 

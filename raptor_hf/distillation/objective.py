@@ -11,9 +11,15 @@ them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.Traje
 """
 
 import torch
+from accelerate.utils import gather_object
 from torch.nn import functional
 
+from ..activations.online import Activations
+from ..data import batches
 from .arguments import ObjectiveArguments
+
+_VARIANCE_ROWS = 512
+_ROWS_AT_ONCE = 32
 
 
 def loss_weights(objective: ObjectiveArguments, progress: float) -> tuple[float, float]:
@@ -31,8 +37,9 @@ def token_loss(
     groups: dict[str, slice],
     weights: dict[str, float] | None = None,
     loss: str = "mse",
+    variances: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean error of the tokens of some states (…, N, D), a scalar.
+    """Return the mean error of the tokens of some states (…, S, N, D), a scalar.
 
     Args:
         groups: token groups of the states (`TokenLayout.groups`).
@@ -41,10 +48,14 @@ def token_loss(
         loss: the error of a token. `"mse"`: mean over channels of the squared difference;
             `"cosine"`: 1 − cosine similarity; `"mse+cosine"`: half of each. (The reference's half
             and half lacks the constant ½, and its cosine alone is minimised with the wrong sign.)
+        variances: (groups, S), what the squared error of each token group and layer is divided by.
+            Of the variances of the teacher's states (`state_variances`), the result is 1 − R².
     """
     error = 0.0
     if loss in ("mse", "mse+cosine"):
         error = (prediction - target).square().mean(dim=-1)
+        if variances is not None:
+            error = error * _per_token(1 / variances, groups, error.shape[-1])
     if loss in ("cosine", "mse+cosine"):
         angular = 1 - functional.cosine_similarity(prediction, target, dim=-1)
         error = angular if loss == "cosine" else 0.5 * error + 0.5 * angular
@@ -58,3 +69,40 @@ def token_loss(
         )
     scale = sum(weights.values()) / present
     return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
+
+
+def _per_token(values: torch.Tensor, groups: dict[str, slice], num_tokens: int) -> torch.Tensor:
+    """Return values (groups, S) as (S, N): each token has those of its group."""
+    spread = values.new_empty(values.shape[1], num_tokens)
+    for row, tokens in zip(values, groups.values(), strict=True):
+        spread[:, tokens] = row[:, None]
+    return spread
+
+
+@torch.no_grad()
+def state_variances(activations: Activations) -> dict[str, list[float]]:
+    """Measure the variance of a teacher's states, by token group and layer of the source.
+
+    The mean over channels of the variance around the channel's mean over images and the tokens of
+    the group, as in `RSquared`; `all` pools the groups. Of 512 rows at most, at equal distances,
+    which the processes share: every run on these activations gets the same numbers.
+    """
+    number = min(_VARIANCE_ROWS, len(activations))
+    rows = torch.linspace(0, len(activations) - 1, number).long().tolist()
+    groups, sums = activations.layout.groups(), []
+    for batch in batches(activations, _ROWS_AT_ONCE, "variance of the states", rows=rows):
+        states = activations.states(batch)
+        for name, tokens in groups.items():
+            part = states[:, :, tokens].double()
+            count = part.shape[0] * part.shape[2]
+            moments = part.sum(dim=(0, 2)).cpu(), part.square().sum(dim=(0, 2)).cpu()
+            sums.append((name, count, *moments))
+    spreads, counts = {}, {}
+    sums = gather_object(sums)
+    for name in groups:
+        own = [entry for entry in sums if entry[0] == name]
+        counts[name] = sum(entry[1] for entry in own)
+        total, squares = (sum(entry[i] for entry in own) for i in (2, 3))
+        spreads[name] = (squares - total.square() / counts[name]).mean(dim=1)
+    spreads["all"], counts["all"] = sum(spreads.values()), sum(counts.values())
+    return {name: (spreads[name] / counts[name]).tolist() for name in spreads}

@@ -1,5 +1,7 @@
 """The training of chains of blocks that both programs and the benchmark of recipes run."""
 
+from pathlib import Path
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -7,10 +9,13 @@ from ..activations.online import Activations
 from ..data.arguments import ReadingArguments
 from ..loop.arguments import LoopArguments
 from ..loop.fit import fit
+from ..runs.files import read_json, write_json
+from ..runs.processes import process_state
 from .arguments import ObjectiveArguments, ValidationArguments
 from .blocks import Chain
 from .fidelity import make_validation
 from .matching import TrajectoryMatching, matching_explanation, matching_loss
+from .objective import state_variances
 
 
 def train_chains(
@@ -38,7 +43,8 @@ def train_chains(
         clip_apart, new_views, tracked, description: as for `fit`, whose errors are raised.
     """
     validation = validation or ValidationArguments()
-    module = TrajectoryMatching(chains, objective, activations.layout.groups())
+    variances = None if objective.normalize == "none" else _variances(activations, loop.output_dir)
+    module = TrajectoryMatching(chains, objective, activations.layout.groups(), variances)
     fit(
         module,
         activations,
@@ -52,3 +58,16 @@ def train_chains(
         tracked=tracked,
         description=description,
     )
+
+
+def _variances(activations: Activations, output_dir: str) -> dict[str, list[float]]:
+    """Return the variances of the states, measured once a run: `state_variances.json`."""
+    path, state = Path(output_dir) / "state_variances.json", process_state()
+    state.wait_for_everyone()  # all see the file, or none
+    if path.exists():
+        return read_json(path)["variances"]
+    variances = state_variances(activations)
+    if state.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"layers": activations.layers, "variances": variances})
+    return variances

@@ -1,20 +1,23 @@
 """What a dry run says: teachers, folders and images in a line each, costs, the printed plan."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from ..configuration_raptor import token_layout
 from ..data import ReadingArguments, load_images
 from ..modeling_raptor import PatchFrame
 from ..runs.files import size
 from ..runs.processes import process_state
+from ..tasks.arguments import DenseArguments
 from ..tasks.digit_scenes import NUMBER
 from ..tasks.task import Classification, Task
-from ..teachers import load_processor
+from ..teachers import image_size, load_processor
 
+_MEASURED_SECONDS = 2.0
 _ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
 
 
@@ -34,7 +37,7 @@ class TeacherFacts(NamedTuple):
 
 
 def teacher_facts(
-    name_or_path: str, revision: str | None = None, resolution: tuple[int, int] | None = None
+    name_or_path: str, revision: str | None = None, resolution: list[int] | None = None
 ) -> TeacherFacts:
     """Return the configuration and token count of a teacher, for images as its processor makes
     them.
@@ -46,9 +49,7 @@ def teacher_facts(
         OSError: no such model.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    processor = load_processor(name_or_path, revision)
-    pixel_values = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
-    height, width = resolution or pixel_values.shape[-2:]
+    height, width = resolution or image_size(load_processor(name_or_path, revision))
     rows, columns = PatchFrame.of((height, width), config).grid
     prefix = token_layout(config).num_prefix_tokens
     return TeacherFacts(config, height, width, prefix + rows * columns, prefix)
@@ -62,6 +63,36 @@ def cost(flop: float) -> str:
         time = f"{seconds / 3600:.3g} h" if seconds > 600 else f"{seconds:.3g} s"
         times.append(f"{time} at {rate} TFLOP/s ({dtype})")
     return f"{flop:.3g} FLOP: {', '.join(times)}, if one GPU sustains that"
+
+
+def measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
+    """Measure images a second through a random teacher of this architecture, no decoding."""
+    state = process_state()
+    model = AutoModel.from_config(facts.config).eval().to(state.device)
+    if state.device.type == "cpu":
+        batch_size = min(batch_size, 4 if facts.num_tokens > 100 else 64)
+    channels = getattr(facts.config, "num_channels", 3)
+    pixel_values = torch.randn(batch_size, channels, facts.height, facts.width, device=state.device)
+
+    def run() -> None:
+        bfloat16 = precision == "bfloat16"
+        with torch.no_grad(), torch.autocast(state.device.type, torch.bfloat16, enabled=bfloat16):
+            model(pixel_values).last_hidden_state[0, 0, 0].item()  # waits for a GPU
+
+    run()
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < _MEASURED_SECONDS:
+        run()
+        images += batch_size
+    return state.num_processes * images / (time.perf_counter() - start)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a readable unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def describe_teacher(name_or_path: str, facts: TeacherFacts) -> str:
@@ -87,12 +118,13 @@ def count_images(
     split: str,
     task: type[Task] = Classification,
     reading: ReadingArguments | None = None,
+    dense: DenseArguments | None = None,
 ) -> int | None:
     """Count the images of a split of a local dataset; None for the Hub or a missing folder.
 
     Args:
         task: whose layout the folder has.
-        reading: whether files of a dense task may be missing.
+        reading, dense: how a dense task reads it.
 
     Raises:
         FileNotFoundError, ValueError: as the run itself, which reads the same files.
@@ -102,7 +134,9 @@ def count_images(
         return embedded[dataset].get(split)
     if not Path(dataset).expanduser().is_dir():
         return None
-    return len(task.load(dataset, split, reading) if task.dense else load_images(dataset, split))
+    if task.dense:
+        return len(task.load(dataset, split, reading, dense))
+    return len(load_images(dataset, split))
 
 
 def describe_images(dataset: str, split: str, *, at_most: int | None = None, **layout) -> str:
@@ -110,7 +144,7 @@ def describe_images(dataset: str, split: str, *, at_most: int | None = None, **l
 
     Args:
         at_most: so many are taken; default: all.
-        layout: `task` and `reading`, as for `count_images`.
+        layout: `task`, `reading` and `dense`, as for `count_images`.
     """
     number = count_images(dataset, split, **layout)
     if number is None:

@@ -8,26 +8,23 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from transformers import AutoModel
-
 from ..activations.arguments import ImageArguments
-from ..data import choose_images
+from ..data import ReadingArguments, choose_images
 from ..distillation.arguments import parse_span
 from ..distillation.compute import application_flops, teacher_layer
 from ..runs.files import size
 from ..runs.processes import process_state
 from .describe import (
-    TeacherFacts,
     cost,
     count_images,
     describe_images,
     describe_teacher,
+    duration,
+    measure_teacher,
     print_plan,
     teacher_facts,
 )
 
-_MEASURED_SECONDS = 2.0
 _TEST_BYTES = 2**28  # enough that a disk's own cache does not answer alone
 
 
@@ -47,28 +44,6 @@ class _Job(NamedTuple):
     epochs: float
     read_bytes: float  # of a row, in an epoch
     online_share: float  # of the teacher's layers, up to the last one that is learned
-
-
-def _measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
-    """Measure images a second through a random teacher of this architecture, no decoding."""
-    state = process_state()
-    model = AutoModel.from_config(facts.config).eval().to(state.device)
-    if state.device.type == "cpu":
-        batch_size = min(batch_size, 4 if facts.num_tokens > 100 else 64)
-    channels = getattr(facts.config, "num_channels", 3)
-    pixel_values = torch.randn(batch_size, channels, facts.height, facts.width, device=state.device)
-
-    def run() -> None:
-        bfloat16 = precision == "bfloat16"
-        with torch.no_grad(), torch.autocast(state.device.type, torch.bfloat16, enabled=bfloat16):
-            model(pixel_values).last_hidden_state[0, 0, 0].item()  # waits for a GPU
-
-    run()
-    start, images = time.perf_counter(), 0
-    while time.perf_counter() - start < _MEASURED_SECONDS:
-        run()
-        images += batch_size
-    return state.num_processes * images / (time.perf_counter() - start)
 
 
 def _measure_disk(folder: Path) -> tuple[float, float]:
@@ -105,12 +80,12 @@ def _stored_or_online(job: _Job, rates: _Rates, free_bytes: float) -> list[tuple
     lines = [
         (
             "stored",
-            f"extract {_duration(extract)} + {job.epochs:g} epochs × {_duration(epoch)} = "
-            f"{_duration(stored)}, {size(stored_bytes)} of disk",
+            f"extract {duration(extract)} + {job.epochs:g} epochs × {duration(epoch)} = "
+            f"{duration(stored)}, {size(stored_bytes)} of disk",
         ),
         (
             "online",
-            f"{job.epochs:g} epochs × {_duration(online_epoch)} = {_duration(online)}, no disk",
+            f"{job.epochs:g} epochs × {duration(online_epoch)} = {duration(online)}, no disk",
         ),
     ]
     if stored_bytes > 0.98 * free_bytes:
@@ -125,30 +100,22 @@ def _stored_or_online(job: _Job, rates: _Rates, free_bytes: float) -> list[tuple
     return [*lines, ("advice", advice)]
 
 
-def _duration(seconds: float) -> str:
-    """Return seconds in a readable unit."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
 def _existing_parent(path: str | Path) -> Path:
     """Return the folder itself, or the next one above it that there is."""
     path = Path(path).resolve()
     return path if path.exists() else _existing_parent(path.parent)
 
 
-def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
+def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArguments) -> None:
     """Print what `extract_activations.py` would do, and whether it should.
 
     Nothing stays on the disk; the teacher's speed is that of its architecture with random weights.
 
     Args:
         arguments: the program's own.
-        chosen: which images.
+        chosen, reading: which images, and how they are read.
     """
-    facts = teacher_facts(arguments.teacher, arguments.revision)
+    facts = teacher_facts(arguments.teacher, arguments.revision, reading.resolution)
     depth = facts.config.num_hidden_layers
     layers = arguments.layers or list(range(depth + 1))
     tokens = facts.num_tokens
@@ -177,7 +144,7 @@ def print_extraction_plan(arguments, chosen: ImageArguments) -> None:
                    + ("" if images else " for 1M images")),
         ("free disk", f"{size(free)} in {folder}"),
     ]  # fmt: skip
-    teacher_rate = _measure_teacher(facts, arguments.batch_size, chosen.precision)
+    teacher_rate = measure_teacher(facts, arguments.batch_size, chosen.precision)
     rates = _Rates(teacher_rate, *_measure_disk(folder))
     job = _Job(
         rows=rows,

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from ..activations.arguments import ActivationArguments, ImageArguments, check_source
 from ..configuration_raptor import RaptorConfig
-from ..data.arguments import ReadingArguments
+from ..data.arguments import CropArguments, ReadingArguments
 from ..distillation.arguments import BlockArguments, ObjectiveArguments, ValidationArguments
 from ..distillation.compute import (
     application_flops,
@@ -27,6 +27,8 @@ from ..modeling_raptor import RaptorBlock
 from ..probes.arguments import ProbeArguments
 from ..probes.datasets import head_grid
 from ..runs.files import read_json, size
+from ..runs.processes import process_state
+from ..tasks.arguments import DenseArguments
 from ..tasks.task import TASKS
 from .describe import (
     TeacherFacts,
@@ -34,6 +36,8 @@ from .describe import (
     describe_folder,
     describe_images,
     describe_teacher,
+    duration,
+    measure_teacher,
     print_plan,
     teacher_facts,
 )
@@ -99,12 +103,33 @@ def _describe_validation(validation: ValidationArguments) -> list[tuple[str, str
     ]
 
 
+def _measured_time(
+    images: ImageArguments, facts: TeacherFacts, batch_size: int, flop: float, online: int
+) -> list[tuple[str, str]]:
+    """Describe how long that takes here, from the teacher's speed on random images.
+
+    Args:
+        flop: of the student's training.
+        online: images that the teacher sees meanwhile.
+    """
+    rate = measure_teacher(facts, batch_size, images.precision)
+    layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
+    flop_rate = rate * facts.config.num_hidden_layers * layer
+    time = duration(flop / flop_rate + online / rate)
+    return [
+        ("measured", f"teacher {rate:,.1f} images/s ({process_state().device}): about {time}, "
+                     "if reading images keeps up"),
+    ]  # fmt: skip
+
+
 def print_training_plan(
     title: str,
     spans: list[tuple[int, int]],
     *,
     source: ActivationArguments,
     images: ImageArguments,
+    crops: CropArguments,
+    reading: ReadingArguments,
     blocks: BlockArguments,
     objective: ObjectiveArguments,
     validation: ValidationArguments,
@@ -122,8 +147,8 @@ def print_training_plan(
     Raises:
         ValueError: spans that the teacher has not, or arguments that contradict each other.
     """
-    check_source(source, images)
-    facts = teacher_facts(source.teacher, source.revision)
+    check_source(source, images, crops)
+    facts = teacher_facts(source.teacher, source.revision, reading.resolution)
     depth = facts.config.num_hidden_layers
     config = _planned_config(blocks, facts.config, folder)
     if whole:
@@ -152,6 +177,7 @@ def print_training_plan(
         ("", f"{loop.steps:,} steps of {loop.batch_size} = {number:,} images, "
              f"seed {loop.seed}, {objective.objective}, {objective.loss}"),
         ("compute", f"{passes:.3g} × {applications} applications a step; {cost(flop)}"),
+        *_measured_time(images, facts, loop.batch_size, flop, number if source.online else 0),
         ("writes", f"{loop.output_dir}: weights {size(4 * parameters)}, while it trains "
                    f"checkpoints of {size(ADAMW_BYTES * parameters)}"),
     ]  # fmt: skip
@@ -160,6 +186,8 @@ def print_training_plan(
 
 def print_probe_plan(
     recipe: ProbeArguments,
+    crops: CropArguments,
+    dense: DenseArguments,
     reading: ReadingArguments,
     loop: LoopArguments,
     folders: dict[str, str],
@@ -172,7 +200,9 @@ def print_probe_plan(
     task = TASKS[recipe.task]
     heads = head_grid(recipe, loop, task)
     train, test = (
-        describe_images(recipe.dataset, split, at_most=at_most, task=task, reading=reading)
+        describe_images(
+            recipe.dataset, split, at_most=at_most, task=task, reading=reading, dense=dense
+        )
         for split, at_most in (
             (recipe.train_split, recipe.train_images),
             (recipe.test_split, recipe.test_images),
@@ -180,10 +210,10 @@ def print_probe_plan(
     )
     lines = [(name, describe_folder(folder, absent="no such folder; taken for a Hub id"))
              for name, folder in folders.items()]  # fmt: skip
-    teacher, resolution = next(iter(folders.values())), tuple(recipe.resolution) or None
-    facts = teacher_facts(teacher, resolution=resolution)
+    teacher = next(iter(folders.values()))
+    facts = teacher_facts(teacher, resolution=reading.resolution)
     steps = f"{recipe.epochs} epochs" if loop.steps is None else f"{loop.steps:,} steps"
-    kept = "in random views" if recipe.crop_scale else "as features that are stored once"
+    kept = "in random views" if crops.crop_scale else "as features that are stored once"
     lines += [
         ("", describe_teacher(teacher, facts)),
         ("reads", f"{train}, {kept}"),

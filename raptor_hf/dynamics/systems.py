@@ -217,7 +217,9 @@ def load_inputs(
         return _stored_inputs(data, sources, heads)
     if not sources:
         raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-    processor = load_processor(next(iter(sources.values())))
+    processor = load_processor(
+        next(iter(sources.values())), resolution=reading.resolution if reading else None
+    )
     if dataset is None:
         dataset = load_images(data, split, reading)
     images = ImageViews(dataset, processor, reading=reading).drop_unreadable()

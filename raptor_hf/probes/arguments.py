@@ -46,22 +46,6 @@ class ProbeArguments(Checked):
     held_out: Share[float] = field(
         default=0.1, metadata={"help": "share of the training images that select among heads"}
     )
-    resolution: list[Positive[int]] = field(
-        default_factory=list, metadata={"help": "height and width of the images in pixels"}
-    )
-    crop_scale: list[Positive[float]] = field(
-        default_factory=list,
-        metadata={"help": "random crops: smallest and largest share of the image; none: no crops"},
-    )
-    crop_ratio: list[Positive[float]] = field(
-        default_factory=lambda: [3 / 4, 4 / 3],
-        metadata={"help": "smallest and largest width / height of random crops"},
-    )
-    flip: Share[float] = field(default=0.0, metadata={"help": "probability of a horizontal flip"})
-    jitter: list[NonNegative[float]] = field(
-        default_factory=lambda: [0.0] * 4,
-        metadata={"help": "random brightness, contrast, saturation, hue (with random crops)"},
-    )
     depth_bins: Positive[int] = 256
     min_depth: NonNegative[float] = field(
         default=0.001, metadata={"help": "metres; nearer pixels don't count"}
@@ -85,14 +69,8 @@ class ProbeArguments(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        pairs = {"resolution": 2, "crop_scale": 2, "crop_ratio": 2, "jitter": 4, "eval_crop": 4}
-        for name, number in pairs.items():
-            if len(getattr(self, name)) not in (0, number):
-                raise ValueError(f"{name} takes {number} numbers; got {getattr(self, name)}.")
-        if not self.crop_scale and (self.flip or any(self.jitter)):
-            raise ValueError("flip and jitter belong to random crops: give --crop_scale too.")
-        if self.crop_scale and not self.resolution:
-            raise ValueError("Random crops need --resolution HEIGHT WIDTH, their size.")
+        if len(self.eval_crop) not in (0, 4):
+            raise ValueError(f"eval_crop takes 4 numbers; got {self.eval_crop}.")
         if self.task != "depth" and self.eval_crop:
             raise ValueError("eval_crop is for depth alone.")
         if not self.min_depth < self.max_depth:

@@ -9,15 +9,17 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..data.arguments import ReadingArguments
+from ..data.arguments import CropArguments, ReadingArguments
+from ..data.transforms import Augmentation
 from ..loop.arguments import LoopArguments
 from ..runs.file_list import FileList
+from ..tasks.arguments import DenseArguments
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import TASKS, Depth, Task
+from ..teachers import image_size
 from .arguments import ProbeArguments
 from .features import StoredFeatures, store_features
 from .images import ProbeImages
-from .transforms import Augmentation
 
 
 @dataclass
@@ -68,19 +70,6 @@ def head_grid(recipe: ProbeArguments, loop: LoopArguments, task: type[Task]) -> 
     return [Candidate(f * loop.learning_rate, p) for p in poolings for f in grid]
 
 
-def _random_views(recipe: ProbeArguments) -> Augmentation | None:
-    """Return the random views that a recipe asks for; None where it asks for none."""
-    if not recipe.crop_scale:
-        return None
-    return Augmentation(
-        size=tuple(recipe.resolution),
-        scale=tuple(recipe.crop_scale),
-        ratio=tuple(recipe.crop_ratio),
-        flip=recipe.flip,
-        jitter=tuple(recipe.jitter),
-    )
-
-
 def make_task(
     recipe: ProbeArguments, config: PreTrainedConfig, class_names: list[str] | None
 ) -> Task:
@@ -105,15 +94,17 @@ class ProbeImageSets:
     def __init__(
         self,
         recipe: ProbeArguments,
+        crops: CropArguments,
+        dense: DenseArguments,
         reading: ReadingArguments,
         loop: LoopArguments,
         task: type[Task],
         processor,
     ):
-        self.recipe, self.reading, self.loop = recipe, reading, loop
+        self.recipe, self.crops, self.reading, self.loop = recipe, crops, reading, loop
         self.processor = processor
         self.train, self.validation = (
-            task.load(recipe.dataset, split, reading)
+            task.load(recipe.dataset, split, reading, dense)
             for split in (recipe.train_split, recipe.test_split)
         )
         if self.train.class_names != self.validation.class_names:
@@ -137,12 +128,11 @@ class ProbeImageSets:
 
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
         """Return images as they are judged, without random views."""
-        recipe = self.recipe
         return ProbeImages(
             images,
             self.processor,
             rows=rows,
-            resolution=tuple(recipe.resolution) or None,
+            resolution=tuple(self.reading.resolution) or None,
             skip_corrupt=self.reading.skip_corrupt,
         )
 
@@ -153,12 +143,20 @@ class ProbeImageSets:
         Args:
             folder: for the features.
         """
-        recipe, augmentation = self.recipe, _random_views(self.recipe)
+        recipe = self.recipe
+        size = tuple(self.reading.resolution) or image_size(self.processor)
+        augmentation = Augmentation.of(self.crops, size)
 
         def store(images: LabelledImages, rows=None) -> StoredFeatures:
             plain = self.plain(images, rows)
-            batch_size = recipe.eval_batch_size
-            return store_features(folder, backbone, task, plain, batch_size=batch_size)
+            return store_features(
+                folder,
+                backbone,
+                task,
+                plain,
+                batch_size=recipe.eval_batch_size,
+                num_workers=self.loop.num_workers,
+            )
 
         has_neighbours = task.name == "classification" and recipe.knn_images > 0
         selection = neighbours = None

@@ -11,7 +11,7 @@ import torch
 from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from ..activations.online import OnlineActivations
-from ..data.arguments import ReadingArguments
+from ..data.arguments import CropArguments, ReadingArguments
 from ..data.loading import Classes
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import model_facts, training_facts
@@ -20,6 +20,7 @@ from ..loop.checkpoints import remove_checkpoints
 from ..runs.files import public_name, write_json
 from ..runs.folder import environment
 from ..runs.processes import process_state
+from ..tasks.arguments import DenseArguments
 from ..tasks.heads import attach_head, load_linear_head
 from ..tasks.pictures import plot_class_maps, plot_depth_maps
 from ..tasks.task import TASKS, Task
@@ -54,6 +55,8 @@ class Evaluation:
     def __init__(
         self,
         recipe: ProbeArguments,
+        crops: CropArguments,
+        dense: DenseArguments,
         reading: ReadingArguments,
         loop: LoopArguments,
         teacher: str,
@@ -61,8 +64,11 @@ class Evaluation:
         self.recipe, self.reading, self.loop, self.teacher = recipe, reading, loop, teacher
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
         self.features_dir = Path(recipe.features_dir or self.output_dir / "features")
-        self.processor = load_processor(teacher)
-        self.images = ProbeImageSets(recipe, reading, loop, TASKS[recipe.task], self.processor)
+        task = TASKS[recipe.task]
+        # the images of a dense task are not resized by it
+        resolution = None if task.dense else reading.resolution
+        self.processor = load_processor(teacher, resolution=resolution)
+        self.images = ProbeImageSets(recipe, crops, dense, reading, loop, task, self.processor)
 
     @cached_property
     def teacher_model(self) -> PreTrainedModel:
@@ -115,16 +121,18 @@ class Evaluation:
         knn = None
         if data.neighbours is not None:
             knn = nearest_neighbours(data.neighbours, data.validation, task)
-        if recipe.resolution and task.name == "segmentation":
+        resolution = self.reading.resolution
+        if resolution and task.name == "segmentation":
             probe.metrics["original_size"] = original_size_metrics(
-                task, probe.head, data.validation, self.images.validation, recipe.resolution
+                task, probe.head, data.validation, self.images.validation, resolution
             )
         return _ProbedModel(task, data, probe, knn)
 
     def compare_states(self, model: PreTrainedModel) -> dict:
         """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
         plain = self.images.plain(self.images.validation, self.images.validation_rows)
-        return trajectory_r2(model, OnlineActivations(self.teacher_model, plain))
+        source = OnlineActivations(self.teacher_model, plain)
+        return trajectory_r2(model, source, num_workers=self.loop.num_workers)
 
     def write_constant(self, probed: _ProbedModel) -> None:
         """Write what the best constant answer scores."""

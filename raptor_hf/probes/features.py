@@ -13,10 +13,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..data import keep_batch
+from ..data import batches
 from ..modeling_raptor import PatchFrame
 from ..runs.files import read_json, write_json
-from ..runs.processes import process_state, progress_bar
+from ..runs.processes import process_state
 from ..tasks.task import Task
 from ..weights import weights_digest
 from .images import ProbeImages, check_one_size
@@ -85,21 +85,23 @@ def store_features(
     images: ProbeImages,
     *,
     batch_size: int,
+    num_workers: int = 0,
 ) -> StoredFeatures:
     """Compute features with all processes together, unless the folder holds them already.
 
     Args:
         folder: where features are kept; each (model, task, images) has a folder of its own in it,
             which gets its name when it is complete.
+        num_workers: processes that read images ahead.
 
     Raises:
         OSError: the disk is too small.
+        ValueError: more unreadable images than are tolerated.
     """
     state = process_state()
     folder = Path(folder) / _features_key(backbone, task, images)
     if not (folder / "complete.json").exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
-        rows = np.array_split(np.arange(len(images)), state.num_processes)[state.process_index]
         files = None
         if state.is_main_process:
             first = images.first_batch()
@@ -108,7 +110,12 @@ def store_features(
             files = _create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in _FILES]
-        written = gather_object(_write_rows(files, rows, backbone, task, images, batch_size))
+        written = gather_object(_write_rows(files, backbone, task, images, batch_size, num_workers))
+        if len(images) - len(written) > images.skip_corrupt:  # of all workers and processes
+            raise ValueError(
+                f"{len(images) - len(written)} images can't be read; --skip_corrupt "
+                f"{images.skip_corrupt} are tolerated."
+            )
         if state.is_main_process:
             readable = np.isin(np.arange(len(images)), written)
             image_ids = np.where(readable, images.image_ids, -1).tolist()
@@ -119,20 +126,15 @@ def store_features(
 
 
 def _write_rows(
-    files, rows: np.ndarray, backbone, task: Task, images: ProbeImages, batch_size: int
+    files, backbone, task: Task, images: ProbeImages, batch_size: int, num_workers: int
 ) -> list[int]:
-    """Write features and targets of some rows; return those that could be read."""
-    written, main = [], process_state().is_main_process
-    with progress_bar("features", len(rows), unit="image", enabled=main) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch_rows = rows[start : start + batch_size]
-            batch = keep_batch(images.__getitems__(batch_rows.tolist()))
-            readable = np.isin(images.image_ids[batch_rows], batch["image_id"])
-            batch_rows = batch_rows[readable]
-            if len(batch_rows):
-                write_batch(files, batch_rows, backbone, task, batch)
-            written += batch_rows.tolist()
-            bar.update(min(batch_size, len(rows) - start))
+    """Write features and targets of this process' share; return the rows that could be read."""
+    row_of = {image_id: row for row, image_id in enumerate(images.image_ids.tolist())}
+    written = []
+    for batch in batches(images, batch_size, "features", num_workers=num_workers):
+        rows = np.array([row_of[image_id] for image_id in batch["image_id"].tolist()])
+        write_batch(files, rows, backbone, task, batch)
+        written += rows.tolist()
     for file in files:
         file.flush()
     return written

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from ..data.decoding import to_pixel_values
+from ..data.transforms import Augmentation, resize_pair
 from ..data.views import TolerantDataset
 from ..tasks.labelled_images import LabelledImages
-from .transforms import Augmentation, resize_pair
 
 
 class ProbeImages(TolerantDataset):

@@ -12,6 +12,7 @@ from ..data.arguments import ReadingArguments
 from ..data.decoding import read_image
 from ..data.loading import list_images, load_images, read_labels, undecoded
 from ..runs.file_list import FileList
+from .arguments import DenseArguments
 
 
 @dataclass
@@ -63,13 +64,19 @@ class LabelledImages:
 
 
 def load_classification(
-    name: str, split: str, reading: ReadingArguments | None = None
+    name: str,
+    split: str,
+    reading: ReadingArguments | None = None,
+    dense: DenseArguments | None = None,
 ) -> LabelledImages:
     """Return images and their classes; names and errors as `load_images`.
 
     Raises:
-        ValueError: also for images without labels, or with labels that are no classes.
+        ValueError: also for images without labels, or with labels that are no classes, or for
+            arguments of masks and depth.
     """
+    if dense not in (None, DenseArguments()):
+        raise ValueError(f"These are for masks and depth, not for classification: {dense}.")
     dataset = load_images(name, split, reading)
     labels, names = read_labels(dataset)
     if not (labels >= 0).any():

@@ -39,6 +39,7 @@ from ..modeling_raptor import (
     resize_maps,
     segmentation_logits,
 )
+from .arguments import DenseArguments
 from .dense_images import IGNORED, load_depth, load_segmentation
 from .labelled_images import load_classification
 
@@ -77,8 +78,13 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def load(name: str, split: str, reading: ReadingArguments | None = None):
-        """Load a dataset of this task as `LabelledImages`."""
+    def load(
+        name: str,
+        split: str,
+        reading: ReadingArguments | None = None,
+        dense: DenseArguments | None = None,
+    ):
+        """Load a dataset of this task as `LabelledImages`; `dense` is for targets of pixels."""
 
     @abstractmethod
     def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:

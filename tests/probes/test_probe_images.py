@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from raptor_hf.data import ReadingArguments, make_processor
+from raptor_hf.data.transforms import Augmentation
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.modeling_raptor import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.datasets import ProbeImageSets
 from raptor_hf.probes.features import store_features
 from raptor_hf.probes.images import ProbeImages
-from raptor_hf.probes.transforms import Augmentation
 from raptor_hf.runs.arguments import build_arguments
 from raptor_hf.tasks.dense_images import load_segmentation
 from raptor_hf.tasks.labelled_images import load_classification

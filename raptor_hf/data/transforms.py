@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from .arguments import CropArguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -28,6 +30,19 @@ class Augmentation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def of(cls, arguments: CropArguments, size: tuple[int, int]) -> "Augmentation | None":
+        """Return the random views that arguments ask for; None where they ask for no crops."""
+        if not arguments.crop_scale:
+            return None
+        return cls(
+            size=size,
+            scale=tuple(arguments.crop_scale),
+            ratio=tuple(arguments.crop_ratio),
+            flip=arguments.flip,
+            jitter=tuple(arguments.jitter),
+        )
 
     def __call__(
         self, image: Image.Image, target: np.ndarray | None, rng: np.random.Generator

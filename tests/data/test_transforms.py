@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raptor_hf.probes.transforms import Augmentation
+from raptor_hf.data.transforms import Augmentation
 
 
 def picture(height, width):

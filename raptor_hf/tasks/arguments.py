@@ -1,0 +1,30 @@
+"""What the targets of pixels in a dataset mean: arguments."""
+
+from dataclasses import dataclass, field
+
+from ..runs.arguments import Checked, NonNegative, Positive
+
+
+@dataclass(kw_only=True)
+class DenseArguments(Checked):
+    """Where masks and depth are in a dataset, and what their numbers stand for."""
+
+    _argument_group_name = "masks and depth"
+
+    target_column: str | None = field(
+        default=None, metadata={"help": "column of masks or depth of a Hub dataset"}
+    )
+    class_names: str | None = field(
+        default=None,
+        metadata={"help": "file with the classes of masks: a name a line, or an id2label.json"},
+    )
+    first_label: NonNegative[int] | None = field(
+        default=None,
+        metadata={"help": "number of the first class in masks, default 0, of ADE20k's layout 1"},
+    )
+    ignore_label: NonNegative[int] = field(
+        default=255, metadata={"help": "number in masks that is no class"}
+    )
+    depth_unit_m: Positive[float] | None = field(
+        default=None, metadata={"help": "metres in one unit of depth images; 0.001: millimetres"}
+    )
