@@ -203,15 +203,15 @@ def test_a_refit_follows_the_teacher_without_a_step(line, blocks, tmp_path):
     index = command.index("--phases_file")
     refused = run(
         sys.executable, *command[:index], "--phases", "7", "5", *command[index + 4 :],
-        "--blocks", blocks, "--refit", "all", "--output_dir", tmp_path / "x", check=False,
+        "--blocks", blocks, "--refit", "scales", "--output_dir", tmp_path / "x", check=False,
     )  # fmt: skip
-    assert "--refit all needs new blocks" in refused.stderr
+    assert "--refit scales needs new blocks" in refused.stderr
     r2 = {}
-    for refit in ("none", "all"):
+    for refit in ("none", "scales"):
         run(sys.executable, *command, "--refit", refit, "--output_dir", tmp_path / refit)
         last = (tmp_path / refit / "log.jsonl").read_text().splitlines()[-1]
         r2[refit] = json.loads(last)["0-12/r2"]
-    assert r2["all"] > r2["none"]
+    assert r2["scales"] > r2["none"]
 
 
 def test_training_online_follows_training_from_the_store(line, tmp_path):

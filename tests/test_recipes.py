@@ -66,6 +66,9 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
     given = yaml.safe_load(recipe.read_text())
     missing = {"teacher": digits_teacher, "activations": "activations", "output_dir": "out"}
     missing |= {"spans": "0-7", "phases": "12"}
+    if recipe.stem.startswith("dinov2"):
+        dataset = "digit_scenes" if "segmentation" in recipe.stem else "digits"
+        missing |= {"dataset": dataset, "data": "digits"}
     missing |= {"model": digits_teacher, "models": f"teacher_too={digits_teacher}"}
     known = {field.name for part in program.PARTS for field in dataclasses.fields(part)}
     flags = []
@@ -91,6 +94,7 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
             "20,000,000 images",
             "9.24e+18 FLOP",
         ],
+        "dinov2_small_raptor": ["digits (train): 1,437 images", "12,000 steps of 128", "measured"],
         "imagenet_raptor_k3": ["3 blocks", "layers 0-7, 7-10, 10-12", "104 TB over the run"],
         "digits_activations": [
             "11,496 trajectories",

@@ -107,7 +107,7 @@ def main() -> None:
     if own.blocks:
         model = distillation.raptor_from_blocks(teacher, phases, own.blocks)
     else:
-        model = raptor_hf.RaptorModel.from_teacher(teacher, phases, **asdict(blocks))
+        model = distillation.new_raptor(teacher, phases, **asdict(blocks))
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
     layers = distillation.covered_layers(chains)
@@ -117,10 +117,9 @@ def main() -> None:
         inputs["blocks"] = folder_digest(own.blocks)
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
-    init = "" if own.blocks else blocks.init
-    distillation.refit_blocks(chains[0].spans, states, refit, init=init)
     distillation.train_chains(
         chains, teacher, states, objective, training, validation=validation,
+        refit=refit, init="" if own.blocks else blocks.init,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
         new_views=source.online and images.views == 0,
         tracked=all_values(*parts),

@@ -74,9 +74,9 @@ def main() -> None:
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
     made = [chain.spans[0] for chain in chains]
-    distillation.refit_blocks(made, states, refit, init=blocks.init)
     distillation.train_chains(
         chains, teacher, states, objective, training, validation=validation,
+        refit=refit, init=blocks.init,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
         clip_apart=[span.block for span in made],
         new_views=source.online and images.views == 0, tracked=all_values(*parts),

@@ -72,5 +72,3 @@ class CropArguments(Checked):
             pair = getattr(self, name)
             if pair and not pair[0] <= pair[1]:
                 raise ValueError(f"{name} takes the smaller number first; got {pair}.")
-        if self.crop_scale and self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale are shares of an image; got {self.crop_scale}.")

@@ -11,12 +11,16 @@ _TOKEN_GROUPS = ("cls", "registers", "patches")
 
 @dataclass(kw_only=True)
 class BlockArguments(Checked):
-    """What new blocks look like and start from, see `RaptorModel.from_teacher`."""
+    """What new blocks look like and start from, see `new_raptor`."""
 
     _argument_group_name = "blocks"
 
-    init: OnCard[Literal["teacher", "random"]] = field(
-        default="teacher", metadata={"help": "what blocks start from"}
+    init: OnCard[Literal["aligned", "teacher", "random"]] = field(
+        default="aligned",
+        metadata={
+            "help": "what blocks start from: the mean of their phase's layers, whose heads and "
+            "hidden units are put in one order first (aligned) or left as they are (teacher)"
+        },
     )
     ffn: OnCard[Literal["gelu", "swiglu"]] = "gelu"
     intermediate_size: Positive[int] | None = field(
@@ -33,16 +37,12 @@ class BlockArguments(Checked):
 
 @dataclass(kw_only=True)
 class RefitArguments(Checked):
-    """Whether new blocks are refitted before they are trained."""
+    """Whether the depth scales of new blocks are fitted before they are trained."""
 
     _argument_group_name = "refit"
 
-    refit: OnCard[Literal["none", "scales", "all"]] = field(
-        default="none",
-        metadata={
-            "help": "refit new blocks in closed form: their depth scales, or also their output "
-            "projections (best without training, worse than none after 50 steps and more)"
-        },
+    refit: OnCard[Literal["none", "scales"]] = field(
+        default="none", metadata={"help": "fit the depth scales of new blocks in closed form"}
     )
     refit_images: Positive[int] = field(default=256, metadata={"help": "rows that refit looks at"})
 

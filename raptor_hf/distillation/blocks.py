@@ -1,44 +1,19 @@
 """Spans of layers and their blocks: what stage 1 trains one by one and stage 2 chains."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import ComputeArguments
 from ..loop.engine import configure_compute
 from ..modeling_raptor import RaptorModel
+from .rollout import Chain, Span
+from .starts import new_raptor
 
 # what blocks of one folder share, beside their teacher
 ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
-
-
-class Span(NamedTuple):
-    """A block that takes the state after layer `start` to the state after layer `stop`."""
-
-    block: nn.Module
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """First and last layer, like `"0-7"`."""
-        return f"{self.start}-{self.stop}"
-
-
-class Chain(NamedTuple):
-    """Consecutive spans that are rolled out together, and the token weights of their loss."""
-
-    spans: list[Span]
-    weights: dict[str, float] | None
-
-    @property
-    def name(self) -> str:
-        """First and last layer, like `"0-7"`."""
-        return f"{self.spans[0].start}-{self.spans[-1].stop}"
 
 
 def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:
@@ -69,7 +44,7 @@ def make_span(
 
     Args:
         compute: how it computes; default: as transformers does.
-        options: `init` and the architecture, as in `RaptorModel.from_teacher`.
+        options: `init` and the architecture, as in `new_raptor`.
 
     Raises:
         ValueError: not 0 ≤ start < stop ≤ L, or options that don't fit the teacher.
@@ -78,7 +53,7 @@ def make_span(
     if not 0 <= start < stop <= num_layers:
         raise ValueError(f"A span needs 0 ≤ start < stop ≤ {num_layers}; got {start}-{stop}.")
     phases = [length for length in (start, stop - start, num_layers - stop) if length]
-    model = RaptorModel.from_teacher(teacher, phases, **options)
+    model = new_raptor(teacher, phases, **options)
     configure_compute(model, compute or ComputeArguments())
     return Span(model.blocks[1 if start else 0], start, stop)
 

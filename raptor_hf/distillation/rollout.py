@@ -1,11 +1,36 @@
-"""The rollout of spans of layers, with resets to the teacher."""
+"""Spans of layers, and their rollout with resets to the teacher."""
 # `rollout` is over 40 lines: the one equation of training, step by step, with its docstring.
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from .blocks import Span
+
+class Span(NamedTuple):
+    """A block that takes the state after layer `start` to the state after layer `stop`."""
+
+    block: nn.Module
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """First and last layer, like `"0-7"`."""
+        return f"{self.start}-{self.stop}"
+
+
+class Chain(NamedTuple):
+    """Consecutive spans that are rolled out together, and the token weights of their loss."""
+
+    spans: list[Span]
+    weights: dict[str, float] | None
+
+    @property
+    def name(self) -> str:
+        """First and last layer, like `"0-7"`."""
+        return f"{self.spans[0].start}-{self.spans[-1].stop}"
 
 
 def rollout(

@@ -18,6 +18,7 @@ from raptor_hf.activations.writing import write_activations
 from raptor_hf.benchmarks.activations import grey_images
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import ReadingArguments, choose_images, make_processor
+from raptor_hf.data.arguments import CropArguments
 from raptor_hf.distillation.blocks import Chain, make_span
 from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
@@ -159,18 +160,24 @@ def test_images_are_chosen_once_and_for_all():
 
 
 def test_arguments_that_contradict_each_other_are_refused(teacher, images, store, tmp_path):
-    online, reading = ActivationArguments(teacher="t", activations="online"), ReadingArguments()
+    online = ActivationArguments(teacher="t", activations="online")
+    crops, reading = CropArguments(), ReadingArguments()
     with pytest.raises(ValueError, match="online needs images: give --dataset"):
-        open_source(online, ImageArguments(), reading, teacher, [0])
+        open_source(online, ImageArguments(), crops, reading, teacher, [0])
     stored = ActivationArguments(teacher="t", activations=str(store))
     with pytest.raises(ValueError, match="--views is for --activations online"):
-        open_source(stored, ImageArguments(views=3), reading, teacher, [0])
+        open_source(stored, ImageArguments(views=3), crops, reading, teacher, [0])
+    with pytest.raises(ValueError, match="--flip is for --activations online"):
+        open_source(stored, ImageArguments(), CropArguments(flip=0.1), reading, teacher, [0])
+    other = ReadingArguments(resolution=[12])
+    with pytest.raises(ValueError, match=r"images of \[8, 8\] pixels; --resolution asks for \[12"):
+        open_source(stored, ImageArguments(), crops, other, teacher, [0])
     some = tmp_path / "some"
     some.mkdir()
     write_activations(teacher, images, some, num_patches=2)
     with pytest.raises(ValueError, match="holds 2 patches of each image.*extract without --tokens"):
         stored = ActivationArguments(teacher="t", activations=str(some))
-        open_source(stored, ImageArguments(), reading, teacher, [0])
+        open_source(stored, ImageArguments(), crops, reading, teacher, [0])
 
 
 def test_the_programs_online_source(teacher, tmp_path):
@@ -178,6 +185,6 @@ def test_the_programs_online_source(teacher, tmp_path):
     make_processor(8).save_pretrained(tmp_path)
     arguments = ActivationArguments(teacher=str(tmp_path), activations="online")
     images = ImageArguments(dataset="digits", num_images=20, views=0)
-    source = open_source(arguments, images, ReadingArguments(), teacher, range(3))
+    source = open_source(arguments, images, CropArguments(), ReadingArguments(), teacher, range(3))
     assert len(source) == 20 and source.layers == [0, 1, 2]
     assert source.states(source.__getitems__([0, 45])).shape == (2, 3, 7, 24)

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.activations.online import image_views
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
-from raptor_hf.data.decoding import open_image, read_image, to_pixel_values
+from raptor_hf.data.arguments import CropArguments
+from raptor_hf.data.decoding import look_up, open_image, read_image, to_pixel_values
 from raptor_hf.demo.analysis import read_upload
 from raptor_hf.dynamics.systems import load_inputs
 from raptor_hf.probes.images import ProbeImages
@@ -62,12 +63,14 @@ def test_all_programs_see_a_photo_upright(kind, tmp_path):
     expected, rows = torch.stack(expected), list(range(8))
     photos, reading = str(tmp_path / "photos"), ReadingArguments()
     images = ImageArguments(dataset=photos, split="test")
-    extraction = image_views(images, reading, str(tmp_path / "teacher"))
-    online = image_views(images, reading, str(tmp_path / "teacher"), training=True)
+    options = (images, CropArguments(), reading, str(tmp_path / "teacher"))
+    extraction, online = image_views(*options), image_views(*options, training=True)
     study = load_inputs([str(tmp_path / "teacher")], photos, split="test").images
     early_exit = ImageViews(load_images(photos, "test"), processor).drop_unreadable()
     probe = ProbeImages(load_classification(photos, "test"), processor)
-    for reader in (extraction, online, study, early_exit, probe):
+    as_bytes = online.__getitems__(rows)["pixel_values"]
+    assert torch.equal(look_up(as_bytes, torch.from_numpy(online.table)), expected)
+    for reader in (extraction, study, early_exit, probe):
         assert torch.equal(reader.__getitems__(rows)["pixel_values"], expected)
     if kind != "TIFF":  # the demo takes what browsers show
         uploads = [read_upload(file, max_pixels=1000) for file in sorted(folder.iterdir())]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from raptor_hf.data import ReadingArguments, make_processor
+from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.modeling_raptor import drop_registers, pool_tokens
@@ -13,6 +14,7 @@ from raptor_hf.probes.datasets import ProbeImageSets
 from raptor_hf.probes.features import store_features
 from raptor_hf.probes.images import ProbeImages
 from raptor_hf.runs.arguments import build_arguments
+from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_segmentation
 from raptor_hf.tasks.labelled_images import load_classification
 from raptor_hf.tasks.task import Classification, Segmentation
@@ -136,7 +138,9 @@ def test_a_share_of_the_training_images_selects(tmp_path):
     def sets(**values):
         values = {"output_dir": str(tmp_path), "steps": None, **values}
         recipe, loop = build_arguments(values, ProbeArguments, LoopArguments)
-        return ProbeImageSets(recipe, ReadingArguments(), loop, Classification, make_processor(8))
+        crops = CropArguments(crop_scale=[], flip=0)
+        arguments = (recipe, crops, DenseArguments(), ReadingArguments(), loop)
+        return ProbeImageSets(*arguments, Classification, make_processor(8))
 
     alone = sets()
     assert len(alone.train_rows) == 1437 and len(alone.selection_rows) == 0

@@ -96,7 +96,7 @@ def test_ade20k_recipe(backbones, tmp_path):
     assert results["constant"]["metrics"]["pixel_accuracy"] > 0.5
     model_dir = tmp_path / "run" / "models" / "raptor_k2"
     model = AutoModelForSemanticSegmentation.from_pretrained(model_dir)
-    assert model.config.num_labels == 150 and model.config.id2label[0] == "class 0"
+    assert model.config.num_labels == 150 and model.config.id2label[0] == "thing 1"
     assert (tmp_path / "run" / "results" / "segmentation.png").stat().st_size > 1000
     image = digit_scenes("test", 1)[0]["image"].convert("RGB")
     assert pipeline("image-segmentation", model=str(model_dir))(image)[0]["mask"].size == (64, 48)

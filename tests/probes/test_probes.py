@@ -181,9 +181,7 @@ def test_depth_is_judged_on_the_crop_alone(teacher):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"resolution": [224]}, "resolution takes 2 numbers"),
-        ({"flip": 0.5}, "flip and jitter belong to random crops"),
-        ({"crop_scale": [0.5, 1.0]}, "need --resolution"),
+        ({"eval_crop": [0, 1]}, "eval_crop takes 4 numbers"),
         ({"eval_crop": [0, 1, 0, 1]}, "eval_crop is for depth alone"),
         ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
     ],

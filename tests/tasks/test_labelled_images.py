@@ -1,8 +1,13 @@
+import dataclasses
+import json
+
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from raptor_hf.data import ReadingArguments
+from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_depth, load_segmentation, read_depth, read_mask
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from raptor_hf.tasks.labelled_images import check_pair, load_classification
@@ -29,18 +34,20 @@ def test_ade20k_maps_background_to_ignored(ade20k):
     assert np.array_equal(mask, expected)
     cell = images.cells[1]["mask"]
     with pytest.raises(
-        ValueError, match=r"0000001\.png: a mask holds the classes 0 … 9, .* got 10"
+        ValueError, match=r"0000001\.png: a mask holds the 10 classes 1 … 10, .* got 11 … 11"
     ):
-        read_mask(cell, "mask 1", num_classes=10, zero_is_background=True)
+        read_mask(cell, "mask 1", num_classes=10, first_label=1)
 
 
 def test_ade20k_class_names_are_those_of_its_table(ade20k):
     table = ade20k / "objectInfo150.txt"
-    lines = [f"{n}\t0.1\t1\t1\t1\tthing {n}, synonym" for n in range(1, 151)]
-    table.write_text("\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *lines]))
     assert load_segmentation(str(ade20k), "training").class_names[149] == "thing 150"
-    table.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="expected a heading and 150 classes; got 149"):
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:9], *lines[10:]]))
+    with pytest.raises(ValueError, match=r"classes numbered in a row; got \[1, 2, .*8, 10\]"):
+        load_segmentation(str(ade20k), "training")
+    table.unlink()
+    with pytest.raises(ValueError, match="nowhere said. Give --class_names FILE"):
         load_segmentation(str(ade20k), "training")
 
 
@@ -54,7 +61,7 @@ def test_nyuv2_has_two_units_and_both_become_metres(nyuv2):
         with pytest.raises(
             ValueError, match=rf"0\.png: expected a depth image of {24 - bits} bits"
         ):
-            read_depth(images.cells[0]["depth"], "depth 0", bits=24 - bits)
+            read_depth(images.cells[0]["depth"], "depth 0", unit_m=1, bits=24 - bits)
 
 
 def test_digit_scenes_come_in_the_same_form():
@@ -86,7 +93,7 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
     with pytest.raises(ValueError, match=r"00000000\.jpg can't be decoded"):
         load_segmentation(str(ade20k), "training").read(0)
     with pytest.raises(
-        FileNotFoundError, match="images/validation: no such folder. Expected ADE20k"
+        FileNotFoundError, match="images/validation: no such folder. Expected images"
     ):
         load_segmentation(str(ade20k), "validation")
     (ade20k / "annotations" / "training" / "ADE_train_00000001.png").unlink()
@@ -107,3 +114,96 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
         load_depth(str(nyuv2), "test")
     with pytest.raises(ValueError, match="got 4×6 and 6×4"):
         check_pair(Image.new("RGB", (6, 4)), np.zeros((6, 4)), name="row 0")
+
+
+COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)] + [(9 * n,) * 3 for n in range(8)]
+
+
+def write_pairs(folder, targets, *, to="annotations", kind="png"):
+    """Images of 4 × 3 pixels beside their targets, in ADE20k's layout."""
+    for part in ("images", to):
+        (folder / part / "train").mkdir(parents=True)
+    for number, target in enumerate(targets):
+        Image.new("RGB", (4, 3), (50, 90, 200)).save(folder / "images" / "train" / f"{number}.jpg")
+        target.save(folder / to / "train" / f"{number}.{kind}")
+    return str(folder)
+
+
+def test_anyones_masks_have_their_own_classes(tmp_path):
+    """Eleven classes in a palette, from 0 on, and a label of its own for nothing."""
+    numbers = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    mask = Image.fromarray(numbers, mode="P")
+    mask.putpalette([channel for colour in COLOURS for channel in colour])
+    folder = write_pairs(tmp_path / "mine", [mask])
+    names = [f"thing {n}" for n in range(11)]
+    files = {
+        "names.txt": "\n".join(names),
+        "table.txt": "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(names)),
+        "id2label.json": json.dumps({str(n): name for n, name in enumerate(names)}),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        dense = DenseArguments(class_names=str(tmp_path / name), ignore_label=11)
+        images = load_segmentation(folder, "train", dense=dense)
+        assert images.class_names == names
+        _, found = images.read(0)
+        assert found.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 255]]
+    shifted = dataclasses.replace(dense, first_label=1)
+    _, found = load_segmentation(folder, "train", dense=shifted).read(0)
+    assert found.tolist() == [[255, 0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 255]]
+    with pytest.raises(ValueError, match=r"0\.png: a mask holds the 11 classes 0 … 10, or 255 for"):
+        load_segmentation(folder, "train", dense=dataclasses.replace(dense, ignore_label=255)).read(
+            0
+        )
+    colours = write_pairs(tmp_path / "colours", [mask.convert("RGB")])
+    with pytest.raises(ValueError, match=r"0\.png: a mask has one channel, .*got RGB, \(3, 4, 3\)"):
+        load_segmentation(colours, "train", dense=dense).read(0)
+    small = write_pairs(tmp_path / "small", [mask.resize((2, 2))])
+    with pytest.raises(ValueError, match="must have the same size; got 3×4 and 2×2"):
+        load_segmentation(small, "train", dense=dense).read(0)
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(map(str, range(256))))
+    with pytest.raises(ValueError, match="at most 255 classes; got 256"):
+        load_segmentation(folder, "train", dense=DenseArguments(class_names=str(many)))
+
+
+def test_anyones_depth_has_a_unit(tmp_path):
+    metres = np.linspace(0, 5.5, 12, dtype=np.float32).reshape(3, 4)
+    kinds = {
+        "deep": (Image.fromarray((metres * 4000).astype(np.uint16)), "png", 1 / 4000, 1e-3),
+        "shallow": (Image.fromarray((metres * 40).astype(np.uint8)), "png", 1 / 40, 0.03),
+        "floats": (Image.fromarray(metres), "tiff", 1.0, 1e-6),
+    }
+    for name, (image, kind, unit, tolerance) in kinds.items():
+        folder = write_pairs(tmp_path / name, [image], to="depths", kind=kind)
+        with pytest.raises(ValueError, match="no unit of their own. Give --depth_unit_m"):
+            load_depth(folder, "train")
+        _, found = load_depth(folder, "train", dense=DenseArguments(depth_unit_m=unit)).read(0)
+        np.testing.assert_allclose(found, metres, atol=tolerance)
+    unknown = metres.copy()
+    unknown[0] = [np.nan, np.inf, 1, 2]
+    one = DenseArguments(depth_unit_m=1)
+    folder = write_pairs(tmp_path / "u", [Image.fromarray(unknown)], to="depths", kind="tiff")
+    assert load_depth(folder, "train", dense=one).read(0)[1][0].tolist() == [0, 0, 1, 2]
+    below = write_pairs(tmp_path / "b", [Image.fromarray(-metres)], to="depths", kind="tiff")
+    with pytest.raises(ValueError, match=r"depth can't be negative; got -5\.5"):
+        load_depth(below, "train", dense=one).read(0)
+
+
+def test_masks_and_depth_of_the_hub(monkeypatch):
+    """Columns of any names; which holds the target is said where there are several."""
+    pictures = [Image.new("RGB", (4, 3)), Image.fromarray(np.ones((3, 4), dtype=np.uint8))]
+    columns = {"photo": [pictures[0]], "labels": [pictures[1]], "id": [7]}
+    features = datasets.Features(
+        photo=datasets.Image(), labels=datasets.Image(), id=datasets.Value("int64")
+    )
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: dataset)
+    reading = ReadingArguments(image_column="photo")
+    images = load_depth("me/rooms", "train", reading, DenseArguments(depth_unit_m=2))
+    assert images.read(0)[1].tolist() == [[2.0] * 4] * 3
+    with pytest.raises(ValueError, match="columns of images photo, labels: .*Give --image_column"):
+        load_depth("me/rooms", "train", dense=DenseArguments(depth_unit_m=2))
+    named = DenseArguments(target_column="id", depth_unit_m=2)
+    with pytest.raises(ValueError, match="which holds the images, and which their depth"):
+        load_depth("me/rooms", "train", reading, named)
