@@ -8,6 +8,8 @@
 
 Needs the extra `benchmark`; `activations` 3 GB of disk for 256 images, `recipe` two hours on two
 cores (an interrupted run goes on where it stopped). On a GPU: `--device cuda --dtype bfloat16`.
+`recipe` takes any teacher too, once `reproduce.sh` has found its phases: `--recipe dinov2_small
+--model facebook/dinov2-small --dataset IMAGES --resolution 98 --k 3 --budgets 100 400 1600`.
 Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in
 docs/performance.md and docs/activations.md.
 """
@@ -51,7 +53,12 @@ def parse() -> argparse.Namespace:
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="computed in")
     add("--forms", nargs="+", default=FORMS, choices=FORMS, help="of model and train_step")
     add("--rounds", type=int, default=10, help="every round visits all ways twice")
-    add("--digits", default="outputs/digits", help="recipe: folder of training/reproduce.sh digits")
+    add("--recipe", default="digits", help="recipe: whose <name>_raptor.yaml is ours")
+    add("--line", help="recipe: folder of training/reproduce.sh; default: outputs/<recipe>")
+    add("--model", help="recipe: the teacher, if not the digits'; a folder or Hub id")
+    add("--dataset", help="recipe: its images, if not the digits; a folder or Hub id")
+    add("--splits", nargs=2, default=["train", "val"], help="recipe: to learn from, to report on")
+    add("--resolution", type=int, help="recipe: pixels of the images; default: the processor's")
     add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
     add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
         help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip
@@ -75,12 +82,18 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         return print_table(result.items()), []
     if arguments.benchmark == "recipe":
         budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
+        name, own = arguments.recipe, arguments.recipe != "digits"
+        source = benchmarks.RecipeSource(
+            name, arguments.line or f"outputs/{name}",
+            str(folder / ("recipe" if not own else f"recipe_{name}")), arguments.model,
+            arguments.dataset, tuple(arguments.splits), arguments.resolution,
+        )  # fmt: skip
         result = benchmarks.benchmark_recipes(
-            arguments.digits, folder / "recipe", ks=arguments.k, budgets=budgets,
-            seeds=arguments.seeds, processes=arguments.processes,
+            source, ks=arguments.k, budgets=budgets, seeds=arguments.seeds,
+            processes=arguments.processes,
         )  # fmt: skip
         print(benchmarks.recipe_tables(result["table"]))
-        return result, ["k", "budgets", "seeds"]
+        return result, ["recipe", "resolution", "k", "budgets", "seeds"]
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -103,6 +116,8 @@ def main() -> None:
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     name = arguments.benchmark
+    if name == "recipe" and arguments.recipe != "digits":
+        name += f"_{arguments.recipe}"
     if arguments.device == "cuda":
         name += "_cuda"
     if arguments.benchmark == "recipe":

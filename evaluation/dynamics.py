@@ -61,7 +61,9 @@ class Arguments(Checked):
     walk_images: NonNegative[int] = field(
         default=10, metadata={"help": "images of the walk; 0: no walk"}
     )
-    batch_size: Positive[int] = 64
+    batch_size: NonNegative[int] = field(
+        default=0, metadata={"help": "images at a time; 0: so many that the bar moves"}
+    )
     num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that read images"}
     )

@@ -195,25 +195,6 @@ def test_random_and_teacher_starts_differ(line):
     assert not torch.equal(*(w["blocks.0.attention.qkv.weight"] for w in weights))
 
 
-def test_a_refit_follows_the_teacher_without_a_step(line, blocks, tmp_path):
-    out = line[0]
-    command = [*flags(out, "seed_0/raptor_k3"), "--steps", "0", "--warmup_steps", "0"]
-    command += ["--validation_dataset", "digits", "--validation_split", "test"]
-    command += ["--validate_every", "1"]
-    index = command.index("--phases_file")
-    refused = run(
-        sys.executable, *command[:index], "--phases", "7", "5", *command[index + 4 :],
-        "--blocks", blocks, "--refit", "scales", "--output_dir", tmp_path / "x", check=False,
-    )  # fmt: skip
-    assert "--refit scales needs new blocks" in refused.stderr
-    r2 = {}
-    for refit in ("none", "scales"):
-        run(sys.executable, *command, "--refit", refit, "--output_dir", tmp_path / refit)
-        last = (tmp_path / refit / "log.jsonl").read_text().splitlines()[-1]
-        r2[refit] = json.loads(last)["0-12/r2"]
-    assert r2["scales"] > r2["none"]
-
-
 def test_training_online_follows_training_from_the_store(line, tmp_path):
     out = line[0]
     manifest = json.loads((out / "activations" / "manifest.json").read_text())

@@ -22,7 +22,6 @@ from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
-    RefitArguments,
     ValidationArguments,
     parse_token_weights,
 )
@@ -54,7 +53,7 @@ class Arguments(Checked):
     )
 
 
-PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
+PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments)
 PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
 PARTS += (ValidationArguments, LoopArguments)
 # what was best for a real DINOv2: docs/distil.md
@@ -79,8 +78,8 @@ def read_phases(own: Arguments, teacher: str, *, plan: bool) -> list[int]:
 def main() -> None:
     """Chain the blocks, train them, save the model with the teacher's image processor."""
     parts = parse_arguments(*PARTS, defaults=DEFAULTS)
-    own, source, images, blocks, refit, crops, reading, objective = parts[:8]
-    compute, validation, training = parts[8:]
+    own, source, images, blocks, crops, reading, objective = parts[:7]
+    compute, validation, training = parts[7:]
     if own.blocks and blocks != BlockArguments():
         raise ValueError(
             f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
@@ -119,7 +118,6 @@ def main() -> None:
         return
     distillation.train_chains(
         chains, teacher, states, objective, training, validation=validation,
-        refit=refit, init="" if own.blocks else blocks.init,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
         new_views=source.online and images.views == 0,
         tracked=all_values(*parts),

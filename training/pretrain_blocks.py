@@ -18,7 +18,6 @@ from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
-    RefitArguments,
     SpanArguments,
     ValidationArguments,
     parse_span,
@@ -30,7 +29,7 @@ from raptor_hf.runs.files import read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
-PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments, RefitArguments)
+PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments)
 PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
 PARTS += (ValidationArguments, LoopArguments)
 
@@ -51,8 +50,8 @@ def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
 def main() -> None:
     """Build one block per span, train them together, save them in one file."""
     parts = parse_arguments(*PARTS)
-    own, source, images, blocks, refit, crops, reading, objective = parts[:8]
-    compute, validation, training = parts[8:]
+    own, source, images, blocks, crops, reading, objective = parts[:7]
+    compute, validation, training = parts[7:]
     weights = parse_token_weights(objective.token_weights)
     last = parse_token_weights(own.last_block_weights)
     if objective.phase_fraction:
@@ -76,7 +75,6 @@ def main() -> None:
     made = [chain.spans[0] for chain in chains]
     distillation.train_chains(
         chains, teacher, states, objective, training, validation=validation,
-        refit=refit, init=blocks.init,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
         clip_apart=[span.block for span in made],
         new_views=source.online and images.views == 0, tracked=all_values(*parts),

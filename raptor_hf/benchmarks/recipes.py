@@ -16,22 +16,18 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
-from ..activations.online import Activations, OnlineActivations
-from ..activations.store import load_activations
 from ..configuration_raptor import RaptorConfig
-from ..data import ImageViews, load_images
+from ..data import keep_batch
 from ..distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
-    RefitArguments,
     parse_token_weights,
 )
 from ..distillation.blocks import chain_of
@@ -48,9 +44,8 @@ from ..loop.arguments import ComputeArguments, LoopArguments
 from ..loop.engine import configure_compute
 from ..reports.tables import markdown_table, mean_std
 from ..runs.arguments import build_arguments
-from ..runs.files import read_json
 from ..runs.processes import progress_bar
-from ..teachers import load_backbone, load_processor
+from .recipe_sources import RecipeSource, load_config, open_source, prepare_images
 from .timing import PROCESSES
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -64,8 +59,8 @@ _RECORD = "recipe_runs.jsonl"
 
 
 # what `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults
-PARTS = (BlockArguments, ComputeArguments, RefitArguments, ObjectiveArguments, LoopArguments)
-_DEFAULTS = {"objective": "autoregressive", "token_weights": "0.45,0.10,0.45"}
+PARTS = (BlockArguments, ComputeArguments, ObjectiveArguments, LoopArguments)
+_DEFAULTS = {"objective": "autoregressive"}
 
 
 def recipe_arguments(recipe: dict) -> tuple:
@@ -73,36 +68,51 @@ def recipe_arguments(recipe: dict) -> tuple:
     return build_arguments(_DEFAULTS | recipe, *PARTS)
 
 
-def recipes() -> dict[str, dict]:
+def recipes(name: str = "digits", width: int = 64) -> dict[str, dict]:
     """Return what is compared: arguments by name, see `PARTS`.
 
-    *ours* is the recipe of the digits as it is shipped. *reference* is the published one: a random
-    start, SwiGLU of hidden width 4·D, teacher forcing that fades over the first quarter, batches of
-    64. *reference, our batches* has ours and is the reference's else.
+    *ours* is a recipe as it is shipped. *reference* is the published one: a random start, SwiGLU of
+    hidden width 4·D, teacher forcing that fades over the first quarter, the plain mean squared
+    error, batches of 64. *reference, our batches* has ours and is the reference's else.
+
+    Args:
+        name: of our recipe, `<name>_raptor.yaml`.
+        width: D, channels of the teacher.
     """
     known = {field.name for part in PARTS for field in fields(part)}
-    ours = yaml.safe_load((_RECIPES / "digits_raptor.yaml").read_text(encoding="utf-8"))
+    ours = yaml.safe_load((_RECIPES / f"{name}_raptor.yaml").read_text(encoding="utf-8"))
     ours = {name: value for name, value in ours.items() if name in known}
+    digits = name == "digits"
     reference = {
-        "init": "random", "ffn": "swiglu", "intermediate_size": 256, "layerscale_value": 1e-5,
-        "block_norm_eps": 1e-5, "objective": "annealed", "learning_rate": 1e-2, "batch_size": 64,
-        "attn_implementation": ours["attn_implementation"],
+        "init": "random", "ffn": "swiglu", "intermediate_size": 4 * width,
+        "layerscale_value": 1e-5, "block_norm_eps": 1e-5, "objective": "annealed",
+        "learning_rate": 1e-2 if digits else 2e-3, "batch_size": 64,
+        "token_weights": "0.45,0.10,0.45",
+        "attn_implementation": ours.get("attn_implementation", "sdpa"),
     }  # fmt: skip
-    small = {"batch_size": ours["batch_size"], "learning_rate": 5e-3}
+    small = {"batch_size": ours["batch_size"], "learning_rate": reference["learning_rate"] / 2}
     return {"ours": ours, "reference": reference, "reference, our batches": reference | small}
 
 
-def variants() -> dict[str, dict]:
+def variants(name: str = "digits") -> dict[str, dict]:
     """Return our recipe with one thing changed at a time, to see what helps."""
+    ours = recipes(name)["ours"]
     changes = {
-        "AdamW": {"optimizer": "adamw", "learning_rate": 4e-3},
+        "AdamW": {"optimizer": "adamw", "learning_rate": ours["learning_rate"] / 4},
         "batches of 64": {"batch_size": 64},
+        "batches of 16": {"batch_size": 16},
         "random blocks": {"init": "random"},
+        "layers averaged as they are": {"init": "teacher"},
         "end to end from the first step": {"phase_fraction": 0.0},
         "teacher forcing over the first quarter": {"objective": "annealed", "annealing": "drawn"},
-        "depth scales refitted first": {"refit": "scales"},
+        "plain mean squared error": {"normalize": "none"},
+        "over the variance of each layer": {"normalize": "layer", "token_weights": "none"},
     }
-    return {f"ours, {name}": recipes()["ours"] | change for name, change in changes.items()}
+    return {
+        f"ours, {what}": ours | change
+        for what, change in changes.items()
+        if any(ours.get(key) != value for key, value in change.items())
+    }
 
 
 @dataclass(frozen=True)
@@ -128,33 +138,25 @@ def _recorded(folder: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-@cache
-def _sources(digits: str) -> tuple[PreTrainedModel, Activations, Activations]:
-    """Return the teacher, what is learned from, and what is reported on."""
-    folder = Path(digits)
-    teacher = load_backbone(str(folder / "teacher"))
-    learned = load_activations(folder / "activations")
-    views = ImageViews(load_images("digits", "test"), load_processor(str(folder / "teacher")))
-    return teacher, learned, OnlineActivations(teacher, views)
-
-
-def train(digits: str, recipe: dict, *, k: int, units: float, rate: float, seed: int) -> dict:
+def train(
+    source: RecipeSource, recipe: dict, *, k: int, units: float, rate: float, seed: int
+) -> dict:
     """Train once: return R² on test and on training images after so many units of compute."""
-    teacher, activations, test = _sources(digits)
-    phases = read_json(Path(digits) / "phases" / "phases.json")["phases"][str(k)]
+    teacher, activations, test = open_source(source)
     with tempfile.TemporaryDirectory() as output_dir:
         own = {"output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none"}
-        blocks, compute, refit, objective, loop = recipe_arguments(recipe | own)
+        blocks, compute, objective, loop = recipe_arguments(recipe | own)
         set_seed(seed)
-        model = new_raptor(teacher, phases, **asdict(blocks))
-        num_tokens = activations[0]["states"].shape[-2]
+        model = new_raptor(teacher, source.phases(k), **asdict(blocks))
+        num_tokens = activations.states(keep_batch(activations.__getitems__([0]))).shape[-2]
         cost = step_units(objective, loop, model.config, num_tokens)
         loop.steps = max(1, round(units / cost))
         loop.warmup_steps = max(1, round(_WARMUP * loop.steps))
         loop.log_every = loop.checkpoint_every = loop.steps
         configure_compute(model, compute)
         chain = chain_of(model, parse_token_weights(objective.token_weights))
-        train_chains([chain], teacher, activations, objective, loop, refit=refit, init=blocks.init)
+        train_chains([chain], teacher, activations, objective, loop)
+    model.to(teacher.device)
     judged = torch.linspace(0, len(activations) - 1, _JUDGED_ROWS).long().tolist()
     return {
         "units": cost * loop.steps,
@@ -176,21 +178,23 @@ def step_units(
     return flops / (3 * _UNIT_IMAGES * config.num_hidden_layers * layer)
 
 
-def _run_group(digits: str, group: _Group) -> None:
+def _run_group(source: RecipeSource, group: _Group) -> None:
     """Make the runs of a group that are not on record, quietly."""
     torch.set_num_threads(1)
-    recipe = (recipes() | variants())[group.recipe]
+    width = load_config(source).hidden_size
+    recipe = (recipes(source.recipe, width) | variants(source.recipe))[group.recipe]
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             rate = recipe["learning_rate"]
-            if group.units < _LONG or group.recipe != "ours":
+            digits = source.recipe == "digits"  # what took minutes there was not tuned at length
+            if not digits or group.units < _LONG or group.recipe != "ours":
                 rate = tuned_rate(
-                    lambda rate: _run_once(digits, group, recipe, rate, seed=0)["train_r2"],
+                    lambda rate: _run_once(source, group, recipe, rate, seed=0)["train_r2"],
                     rate,
-                    extend=group.units < _LONG,
+                    extend=not digits or group.units < _LONG,
                 )
             for seed in range(group.seeds):
-                _run_once(digits, group, recipe, rate, seed)
+                _run_once(source, group, recipe, rate, seed)
 
 
 def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
@@ -210,13 +214,13 @@ def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = T
     return max(scores, key=scores.get)
 
 
-def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) -> dict:
+def _run_once(source: RecipeSource, group: _Group, recipe: dict, rate: float, seed: int) -> dict:
     """Make a run, or return what is on record of it."""
     facts = {"rate": rate, "seed": seed}
     for run in group.runs():
         if facts.items() <= run.items():
             return run
-    result = train(digits, recipe, k=group.k, units=group.units, **facts)
+    result = train(source, recipe, k=group.k, units=group.units, **facts)
     run = {"recipe": group.recipe, "k": group.k, "budget": group.units, **facts, **result}
     with open(Path(group.folder) / _RECORD, "a", encoding="utf-8") as file:
         file.write(json.dumps(run) + "\n")
@@ -224,8 +228,7 @@ def _run_once(digits: str, group: _Group, recipe: dict, rate: float, seed: int) 
 
 
 def benchmark_recipes(
-    digits: str,
-    folder: str | Path,
+    source: RecipeSource,
     *,
     ks: list[int],
     budgets: list[float],
@@ -235,18 +238,20 @@ def benchmark_recipes(
     """Make all runs, several processes at once, the cheap ones first.
 
     Args:
-        digits: folder of `reproduce.sh digits`: teacher, activations, phases.
-        folder: for the record of the runs.
+        source: teacher, images and phases; its folder gets the record of the runs.
         processes: 0 makes no runs: what is on record is looked at.
 
     Returns:
         `runs`, all of them, and `table`: for each recipe, k and budget the rate that was chosen,
         R² of all tokens and of cls for every seed.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = Path(source.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes:
+        prepare_images(source, num_workers=processes)
     points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]
     if _VARIANTS_AT[0] in ks and _VARIANTS_AT[1] in budgets:
-        points += [(name, *_VARIANTS_AT) for name in variants()]
+        points += [(name, *_VARIANTS_AT) for name in variants(source.recipe)]
     groups = [
         _Group(str(folder), *point, seeds)
         for point in sorted(points, key=lambda point: point[2])
@@ -255,7 +260,7 @@ def benchmark_recipes(
     if processes:
         bar = progress_bar("recipes", len(groups), unit="budget")
         with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
-            for future in as_completed([pool.submit(_run_group, digits, g) for g in groups]):
+            for future in as_completed([pool.submit(_run_group, source, g) for g in groups]):
                 future.result()
                 bar.update()
     table = [row(group) for group in groups if group.runs()]
@@ -291,7 +296,8 @@ def recipe_tables(rows: list[dict]) -> str:
         ]
         lines.append([str(k), f"{budget:g}", *cells_of_row])
     tables = [markdown_table(["k", "compute", *recipes()], lines)]
-    names = [name for name in ("ours", *variants()) if (*_VARIANTS_AT, name) in cells]
+    names = sorted(name for k, budget, name in cells if (k, budget) == _VARIANTS_AT)
+    names = [name for name in names if name.startswith("ours")]
     if names[1:]:
         heading = [f"k = {_VARIANTS_AT[0]}, compute {_VARIANTS_AT[1]}", "R², all tokens", "R², cls"]
         results = [cells[(*_VARIANTS_AT, name)] for name in names]

@@ -25,7 +25,7 @@ def keep_batch(batch: dict) -> dict:
 def batches(
     dataset: Dataset,
     batch_size: int,
-    description: str,
+    description: str | None,
     *,
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
@@ -35,6 +35,7 @@ def batches(
     Images that are left out (`TolerantDataset`) are missing in their batch.
 
     Args:
+        description: of the progress bar; None: no bar.
         rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
         num_workers: processes that read ahead.
     """
@@ -46,7 +47,8 @@ def batches(
         dataset, batch_sampler=shares, collate_fn=keep_batch, num_workers=num_workers
     )
     total = sum(map(len, shares))
-    with progress_bar(description, total, unit="image", enabled=state.is_main_process) as bar:
+    shown = description is not None and state.is_main_process
+    with progress_bar(description, total, unit="image", enabled=shown) as bar:
         for share, batch in zip(shares, loader, strict=True):
             if len(next(iter(batch.values()))):  # empty where no image could be read
                 yield batch

@@ -36,18 +36,6 @@ class BlockArguments(Checked):
 
 
 @dataclass(kw_only=True)
-class RefitArguments(Checked):
-    """Whether the depth scales of new blocks are fitted before they are trained."""
-
-    _argument_group_name = "refit"
-
-    refit: OnCard[Literal["none", "scales"]] = field(
-        default="none", metadata={"help": "fit the depth scales of new blocks in closed form"}
-    )
-    refit_images: Positive[int] = field(default=256, metadata={"help": "rows that refit looks at"})
-
-
-@dataclass(kw_only=True)
 class SpanArguments(Checked):
     """Which spans stage 1 trains blocks for."""
 

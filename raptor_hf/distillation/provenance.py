@@ -11,13 +11,13 @@ from ..loop.arguments import LoopArguments
 from ..runs.arguments import OnCard, marked_names
 from ..runs.files import public_name, read_json
 from ..teachers import teacher_identity
-from .arguments import BlockArguments, ObjectiveArguments, RefitArguments, SpanArguments
+from .arguments import BlockArguments, ObjectiveArguments, SpanArguments
 
 # the arguments of a training that make its recipe; the others are names of files, or say how a run
 # is watched
 RECIPE = marked_names(OnCard, LoopArguments, ObjectiveArguments, SpanArguments, ImageArguments)
 # say nothing of blocks that are there already
-_OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments, RefitArguments)
+_OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments)
 
 
 def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:

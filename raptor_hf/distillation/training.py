@@ -11,12 +11,11 @@ from ..loop.arguments import LoopArguments
 from ..loop.fit import fit
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
-from .arguments import ObjectiveArguments, RefitArguments, ValidationArguments
+from .arguments import ObjectiveArguments, ValidationArguments
 from .blocks import Chain
 from .fidelity import make_validation
 from .matching import TrajectoryMatching, matching_explanation, matching_loss
 from .objective import state_variances
-from .starts import refit_scales
 
 
 def train_chains(
@@ -26,8 +25,6 @@ def train_chains(
     objective: ObjectiveArguments,
     loop: LoopArguments,
     *,
-    refit: RefitArguments | None = None,
-    init: str = "",
     validation: ValidationArguments | None = None,
     reading: ReadingArguments | None = None,
     revision: str | None = None,
@@ -40,18 +37,11 @@ def train_chains(
 
     Args:
         activations: a source of the states of all layers that the chains cover.
-        refit: whether depth scales are fitted first, and `init`, what the blocks started from.
         validation: on what, and how often, to validate; default: never.
         reading: how the images of the validation are read.
         revision: of the teacher on the Hub, for its image processor.
         clip_apart, new_views, tracked, description: as for `fit`, whose errors are raised.
     """
-    refit_scales(
-        [span for chain in chains for span in chain.spans],
-        activations,
-        refit or RefitArguments(),
-        init=init,
-    )
     validation = validation or ValidationArguments()
     variances = None if objective.normalize == "none" else _variances(activations, loop.output_dir)
     module = TrajectoryMatching(chains, objective, activations.layout.groups(), variances)

@@ -1,6 +1,6 @@
 """All analyses of depth as time in one pass over the images, for a teacher and its Raptors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..configuration_raptor import phase_spans
 from ..data import ImageViews, batches
 from ..phases.distance import image_distances
 from ..phases.partitions import check_partition, phase_contrast
+from ..runs.processes import process_state, progress_bar
 from .arguments import StudyArguments
 from .class_basins import ClassBasins, check_classes
 from .interventions import SWAPS, contraction, draw_swaps, layer_swap, more_time, self_correction
@@ -19,6 +20,7 @@ from .measures import Spread, boundary_speed, measure
 from .systems import System
 
 SWAPPED = (1, 2, 3)  # layers at once
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 64 * 21, 64 * 257  # of the images in a batch
 
 
 def partition_name(phases: Sequence[int]) -> str:
@@ -108,8 +110,14 @@ class ModelStudy:
         }
         return {key: swaps_of_kind for key, swaps_of_kind in swaps.items() if swaps_of_kind}
 
-    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Add some images, or stored trajectories."""
+    @property
+    def num_parts(self) -> int:
+        """How many steps `add` takes."""
+        pushed = self.options.push_groups if "self_correction" in self.wanted else []
+        return 1 + len(pushed) + ("more_time" in self.wanted) + len(self.swaps)
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Add some images, or stored trajectories, step by step, so that a bar can move."""
         states, groups = self.system.trajectory(batch), self.system.layout.groups()
         self.spread.add(measure(states, self.system.layout))
         distances = image_distances(states, self.system.layout)
@@ -124,9 +132,10 @@ class ModelStudy:
             for group in [name for name in ("cls", "patches") if name in groups]:
                 self.modes.setdefault(group, LinearModes(self.spans(), self.number))
                 self.modes[group].add(states[:, :, groups[group]])
-        self.intervene(states, batch)
+        yield
+        yield from self.intervene(states, batch)
 
-    def intervene(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
+    def intervene(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Push, go on, swap, as far as it is wanted."""
         system, options, labels = self.system, self.options, batch["label"]
         pushed = options.push_groups if "self_correction" in self.wanted else []
@@ -137,14 +146,17 @@ class ModelStudy:
                     epsilons=options.epsilons, seed=options.seed,
                 )  # fmt: skip
                 self.spread.add(figures)
+            yield
         if "more_time" in self.wanted:
             self.spread.add(more_time(system, states, options.extra_applications, labels))
+            yield
         if self.swaps and system.head is not None:
             right = (system.predict(states[:, -1]) == labels.to(states.device)).float()
             self.spread.add({("layer_swap", "untouched", "accuracy"): right})
         for key, swaps in self.swaps.items():
             figures_of_swaps = layer_swap(system, states, swaps, labels)
             self.spread.add({("layer_swap", *key, name): v for name, v in figures_of_swaps.items()})
+            yield
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the spans of the phases of all partitions, each once."""
@@ -196,7 +208,7 @@ def study_models(
     *,
     folder: str | Path,
     num_images: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 0,
     num_workers: int = 0,
 ) -> list[dict]:
     """Measure some models on the same images, each of which is read once.
@@ -208,6 +220,7 @@ def study_models(
         images: each is looked at once, as it is: of augmented views none is.
         partitions: of the teacher's layers into phases.
         folder: for that file.
+        batch_size: images at a time; 0: as many as take seconds, fewer of large ones on a CPU.
         num_images: so many, drawn at random; None: all.
 
     Returns:
@@ -221,6 +234,7 @@ def study_models(
     num_classes = len(np.unique(labels))
     positions = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
     rows, labels = rows[positions], labels[positions]
+    batch_size = batch_size or _images_at_once(images, systems)
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     labelled = bool((labels >= 0).all())
@@ -230,11 +244,21 @@ def study_models(
     ]
     if any("class_basins" in study.wanted for study in studies):
         check_classes(labels, num_classes)
-    stream = batches(images, batch_size, "depth as time", rows=rows, num_workers=num_workers)
-    for batch in stream:
-        for study in studies:
-            study.add(batch)
+    parts = sum(study.num_parts for study in studies)
+    with progress_bar("depth as time", parts * len(rows), unit="part") as bar:
+        for batch in batches(images, batch_size, None, rows=rows, num_workers=num_workers):
+            for study in studies:
+                for _ in study.add(batch):
+                    bar.update(len(batch["label"]))
     return [study.result() for study in studies]
+
+
+def _images_at_once(images: ImageViews | StoredActivations, systems: Sequence[System]) -> int:
+    """Return a batch size with so few tokens that a part of the study takes seconds."""
+    first = images.__getitems__([0])
+    num_tokens = systems[0].trajectory(first).shape[2]
+    on_cpu = process_state().device.type == "cpu"
+    return max(1, min(64, (_TOKENS_ON_CPU if on_cpu else _TOKENS_ON_GPU) // num_tokens))
 
 
 def plain_images(images: ImageViews | StoredActivations) -> tuple[np.ndarray, np.ndarray]:

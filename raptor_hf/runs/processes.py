@@ -210,7 +210,12 @@ def _how_to_resume() -> str:
 
 
 def progress_bar(
-    description: str, total: int, *, unit: str = "step", initial: int = 0, enabled: bool = True
+    description: str | None,
+    total: int,
+    *,
+    unit: str = "step",
+    initial: int = 0,
+    enabled: bool = True,
 ) -> tqdm:
     """Return a progress bar that draws often on a terminal and rarely into a log file."""
     return tqdm(

@@ -9,23 +9,34 @@ from matplotlib.patches import Rectangle
 
 from ..pictures import make_figure
 
+_COLOURS = np.array(colormaps["tab20"].colors)
 
-def _class_colours(number: int) -> dict:
-    """Return the options of `imshow` for maps of classes."""
-    colors = colormaps["tab20" if number <= 20 else "gist_ncar"](np.linspace(0, 1, number))
+
+def _class_colours(number: int, maps: list[np.ndarray]) -> tuple[dict, list[int]]:
+    """Return the options of `imshow` for maps of classes, and which classes have a colour.
+
+    Twenty colours can be told apart: the classes with most pixels get them, the others are grey.
+    """
+    known = np.concatenate([classes[classes < number].ravel() for classes in maps]).astype(int)
+    counts = np.bincount(known, minlength=number)
+    shown = np.argsort(-counts, kind="stable")[: len(_COLOURS)]
+    shown = sorted(int(label) for label in shown if counts[label])
+    colours = np.full((number, 3), 0.7)
+    colours[shown] = _COLOURS[: len(shown)]
     return {
-        "cmap": ListedColormap(colors),
+        "cmap": ListedColormap(colours),
         "vmin": -0.5,
         "vmax": number - 0.5,
         "interpolation": "nearest",
-    }
+    }, shown
 
 
-def _class_legend(figure, class_names: list[str], colours: dict) -> None:
-    """Write names of the classes beside a figure, where they are few enough to be read."""
-    if len(class_names) <= 20:
-        marks = [Rectangle((0, 0), 1, 1, color=color) for color in colours["cmap"].colors]
-        figure.legend(marks, class_names, loc="outside right center", fontsize="small")
+def _class_legend(figure, class_names: list[str], colours: dict, shown: list[int]) -> None:
+    """Write names of the classes that have a colour beside a figure."""
+    marks = [Rectangle((0, 0), 1, 1, color=colours["cmap"].colors[label]) for label in shown]
+    names = [class_names[label] for label in shown]
+    if marks:
+        figure.legend(marks, names, loc="outside right center", fontsize="small")
 
 
 def _picture_grid(rows: int, headings: list[str], shape: tuple[int, int]):
@@ -49,13 +60,14 @@ def plot_class_maps(
     Args:
         maps: heading -> classes (H, W) of every image.
     """
-    colours = _class_colours(len(class_names))
+    everything = [classes for source in maps.values() for classes in source]
+    colours, shown = _class_colours(len(class_names), everything)
     figure, axes = _picture_grid(len(images), ["image", *maps], np.asarray(images[0]).shape[:2])
     for row, image in enumerate(images):
         axes[row, 0].imshow(image, cmap="gray")
         for axis, source in zip(axes[row, 1:], maps.values(), strict=True):
             axis.imshow(np.ma.masked_greater_equal(source[row], len(class_names)), **colours)
-    _class_legend(figure, class_names, colours)
+    _class_legend(figure, class_names, colours, shown)
     figure.savefig(path, dpi=110)
 
 
@@ -81,13 +93,13 @@ def plot_scenes(
     path: str | Path,
 ) -> None:
     """Draw a sheet of scenes: image, classes and depth in metres side by side."""
-    colours = _class_colours(len(class_names))
+    colours, shown = _class_colours(len(class_names), masks)
     headings = ["image", "class", "depth (m)"]
     figure, axes = _picture_grid(len(images), headings, masks[0].shape)
     for row, (image, mask, depth) in enumerate(zip(images, masks, depths, strict=True)):
         axes[row, 0].imshow(image, cmap="gray")
         axes[row, 1].imshow(mask, **colours)
         drawn = axes[row, 2].imshow(depth, cmap="viridis_r", vmin=1, vmax=10)
-    _class_legend(figure, class_names, colours)
+    _class_legend(figure, class_names, colours, shown)
     figure.colorbar(drawn, ax=axes[:, 2], shrink=0.6)
     figure.savefig(path, dpi=110)

@@ -3,9 +3,22 @@ import sys
 
 import pytest
 import torch
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
 
+from raptor_hf.activations.arguments import ImageArguments
+from raptor_hf.activations.online import image_views
 from raptor_hf.activations.writing import write_activations
+from raptor_hf.benchmarks.recipe_sources import (
+    RecipeSource,
+    load_config,
+    open_source,
+    prepare_images,
+)
 from raptor_hf.benchmarks.recipes import (
     recipe_arguments,
     recipe_tables,
@@ -15,7 +28,11 @@ from raptor_hf.benchmarks.recipes import (
     variants,
 )
 from raptor_hf.configuration_raptor import RaptorConfig
-from raptor_hf.data import ImageViews, load_images, make_processor
+from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data.arguments import CropArguments
+from raptor_hf.teachers import trajectory
+from tests.helpers import assert_same_outputs
+from tests.layouts import write_imagenet
 from tests.programs import run
 
 
@@ -94,7 +111,7 @@ def digits(tmp_path_factory):
 @pytest.mark.slow
 def test_recipes_are_compared_and_runs_on_record_are_not_made_again(digits, tmp_path):
     command = [
-        sys.executable, "evaluation/benchmark.py", "recipe", "--digits", digits, "--k", "2",
+        sys.executable, "evaluation/benchmark.py", "recipe", "--line", digits, "--k", "2",
         "--budgets", "0.2", "0.4", "--seeds", "2", "--folder", tmp_path / "work",
         "--output_dir", tmp_path,
     ]  # fmt: skip
@@ -116,3 +133,65 @@ def test_recipes_are_compared_and_runs_on_record_are_not_made_again(digits, tmp_
     before = record.read_bytes()
     assert recipe_tables(table) in run(*command).stdout
     assert record.read_bytes() == before
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """What `reproduce.sh dinov2_small` leaves of a small teacher, and a folder of images."""
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=28, patch_size=14,
+        layerscale_value=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Dinov2Model(config).save_pretrained(tmp_path / "teacher")
+    make_processor(28).save_pretrained(tmp_path / "teacher")
+    (tmp_path / "line" / "phases").mkdir(parents=True)
+    phases = tmp_path / "line" / "phases" / "phases.json"
+    phases.write_text(json.dumps({"phases": {"2": [2, 2]}}))
+    write_imagenet(tmp_path / "images", number=4)
+    return tmp_path
+
+
+def source_of(photographs, **changes):
+    source = RecipeSource(
+        "dinov2_small", str(photographs / "line"), str(photographs), str(photographs / "teacher"),
+        str(photographs / "images"), resolution=28,
+    )  # fmt: skip
+    return source._replace(**changes)
+
+
+def test_prepared_views_are_those_of_training(photographs):
+    source = source_of(photographs, resolution=42)
+    prepare_images(source, num_workers=0)
+    before = [path.stat().st_mtime_ns for path in sorted(photographs.glob("*.npy"))]
+    prepare_images(source, num_workers=0)
+    assert [path.stat().st_mtime_ns for path in sorted(photographs.glob("*.npy"))] == before
+    teacher, learned, reported = open_source(source)
+    assert (len(learned), len(reported)) == (4 * 40, 40)
+    crops = CropArguments()
+    images = ImageArguments(dataset=source.images, split="train", views=4)
+    reading = ReadingArguments(resolution=[42])
+    views = image_views(images, crops, reading, source.teacher)  # as floats
+    rows = [0, 41, 159]
+    batch = learned.__getitems__(rows)
+    assert batch["pixel_values"].dtype == torch.uint8
+    expected = views.__getitems__(rows)["pixel_values"]
+    assert torch.equal(learned.pixel_values(batch), expected)
+    assert_same_outputs(learned.states(batch), trajectory(teacher, expected))
+    assert load_config(source).hidden_size == 32
+
+
+@pytest.mark.slow
+def test_recipes_are_compared_on_any_teacher_and_images(photographs):
+    source = source_of(photographs)
+    run(
+        sys.executable, "evaluation/benchmark.py", "recipe", "--recipe", "dinov2_small",
+        "--line", source.line, "--model", source.teacher, "--dataset", source.images,
+        "--resolution", "28", "--k", "2", "--budgets", "4", "--seeds", "1", "--processes", "1",
+        "--folder", photographs / "work", "--output_dir", photographs,
+    )  # fmt: skip
+    found = json.loads((photographs / "recipe_dinov2_small.json").read_text())
+    rows = {row["recipe"]: row for row in found["result"]["table"]}
+    assert set(rows) == set(recipes("dinov2_small"))
+    assert rows["ours"]["r2"][0] > rows["reference"]["r2"][0]
+    assert (photographs / "recipe_dinov2_small.png").read_bytes().startswith(b"\x89PNG")

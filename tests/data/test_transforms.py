@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data.arguments import CropArguments
+from raptor_hf.data.decoding import look_up, pixel_table
 from raptor_hf.data.transforms import Augmentation
 
 
@@ -83,3 +87,112 @@ def test_hue_turns_the_colour_circle():
 
     red = Image.new("RGB", (1, 1), (255, 0, 0))
     assert augment.change_colours(red, Largest()).getpixel((0, 0)) == (0, 255, 0)
+
+
+def noise(size=(40, 30)):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Four photographs in a folder without labels."""
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    for number in range(4):
+        noise((40 + number, 30)).save(tmp_path / "photos" / "train" / f"{number}.png")
+    return load_images(str(tmp_path / "photos"), "train")
+
+
+def test_a_view_is_what_pillow_makes_by_hand(photographs):
+    """Crop, resize, flip, normalise: with numbers drawn from (seed, view, image) alone."""
+    processor = make_processor(14)
+    crops = Augmentation.of(CropArguments(crop_scale=[0.2, 0.6], flip=0.5), (14, 14))
+    views = ImageViews(photographs, processor, views=3, seed=5, crops=crops)
+    rows = [0, 5, 2, 11, 9]  # of four images: (view, image) (0, 0), (1, 1), (0, 2), (2, 3), (2, 1)
+    found, flipped = views.__getitems__(rows)["pixel_values"], set()
+    mean, std = np.array(processor.image_mean), np.array(processor.image_std)
+    for row, pixels in zip(rows, found, strict=True):
+        view, image_id = divmod(row, 4)
+        image = noise((40 + image_id, 30))
+        if view == 0:
+            expected = processor(image, return_tensors="pt")["pixel_values"][0]
+            assert torch.equal(pixels, expected)
+            continue
+        rng = np.random.default_rng((5, view, image_id))
+        left, top, width, height = crops.draw_box(*image.size, rng)
+        box = (left, top, left + width, top + height)
+        image = image.resize((14, 14), Image.Resampling.BICUBIC, box=box)
+        mirrored = rng.random() < 0.5
+        flipped.add(mirrored)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+        expected = (np.asarray(image) / 255 - mean) / std
+        np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, atol=1e-5)
+        assert 0.15 < width * height / (30 * (40 + image_id)) < 0.65
+    assert flipped == {True, False}
+
+
+def test_views_do_not_depend_on_the_batch_and_differ_by_seed(photographs):
+    processor = make_processor(14)
+    crops = Augmentation.of(CropArguments(), (14, 14))
+    views = ImageViews(photographs, processor, views=3, seed=5, crops=crops)
+    together = views.__getitems__([6, 1, 7])["pixel_values"]
+    for row, expected in zip([6, 1, 7], together, strict=True):
+        assert torch.equal(views[row]["pixel_values"], expected)
+    others = ImageViews(photographs, processor, views=3, seed=6, crops=crops)
+    assert not torch.equal(others[6]["pixel_values"], together[0])
+    assert torch.equal(others[1]["pixel_values"], together[1])  # view 0 is the image itself
+
+
+@pytest.mark.parametrize("rows", [[0, 5, 2], [4, 5, 6], [0, 1, 2]])
+def test_bytes_become_the_same_pixels(photographs, rows):
+    processor = make_processor(14)
+    crops = Augmentation.of(CropArguments(jitter=[0.2, 0.2, 0.2, 0.1]), (14, 14))
+    floats, quick = (
+        ImageViews(photographs, processor, views=2, crops=crops, as_bytes=as_bytes)
+        for as_bytes in (False, True)
+    )
+    expected = floats.__getitems__(rows)["pixel_values"]
+    found = quick.__getitems__(rows)["pixel_values"]
+    assert found.dtype == torch.uint8
+    assert torch.equal(look_up(found, torch.from_numpy(quick.table)), expected)
+
+
+def test_a_processor_that_does_more_hands_over_no_bytes(photographs):
+    """One that pads, say: what it makes is no matter of single values."""
+
+    class Padding(type(make_processor(14))):
+        def __call__(self, images, **options):
+            made = super().__call__(images, **options)
+            made["pixel_values"] = [
+                np.pad(p, ((0, 0), (1, 1), (1, 1))) for p in made["pixel_values"]
+            ]
+            return made
+
+    processor = Padding(**make_processor(14).to_dict())
+    assert pixel_table(processor) is None
+    crops = Augmentation.of(CropArguments(), (14, 14))
+    views = ImageViews(photographs, processor, views=2, crops=crops, as_bytes=True)
+    pixels = views.__getitems__([0, 5])["pixel_values"]
+    assert pixels.dtype == torch.float32 and pixels.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_scale": [], "flip": 0.5}, "flip and jitter belong to random crops"),
+        ({"crop_scale": [0.5]}, r"crop_scale takes 2 numbers; got .0.5."),
+        ({"crop_ratio": [2.0, 1.0]}, "crop_ratio takes the smaller number first"),
+        ({"jitter": [0.1]}, "jitter takes 4 numbers"),
+        ({"flip": 1.5}, "--flip must lie in"),
+    ],
+)
+def test_crops_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        CropArguments(**values)
+
+
+def test_a_resolution_is_one_number_or_two():
+    assert ReadingArguments(resolution=[98]).resolution == [98, 98]
+    assert ReadingArguments(resolution=[98, 140]).resolution == [98, 140]
+    with pytest.raises(ValueError, match="one or two numbers"):
+        ReadingArguments(resolution=[1, 2, 3])

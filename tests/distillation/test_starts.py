@@ -6,15 +6,8 @@ import torch
 from raptor_hf import RaptorModel
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
-from raptor_hf.distillation.blocks import Span
-from raptor_hf.distillation.starts import RefitArguments, _align, new_raptor, refit_scales
+from raptor_hf.distillation.starts import _align, new_raptor
 from raptor_hf.modeling_raptor import teacher_layer_weights
-
-SCALES = RefitArguments(refit="scales", refit_images=10)
-
-
-def spans_of(model):
-    return [Span(b, *span) for b, span in zip(model.blocks, model.config.spans(), strict=True)]
 
 
 def error_of(model, activations):
@@ -95,55 +88,3 @@ def test_alignment_keeps_the_function(teacher, use_swiglu_ffn):
         assert not torch.equal(moved["ffn.fc1.weight"], weights["ffn.fc1.weight"])
         block.load_state_dict(moved, strict=False)
         torch.testing.assert_close(block(states, 2), before, atol=1e-5, rtol=1e-5)
-
-
-def test_fitted_scales_follow_the_teacher_better(teacher, store):
-    activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
-    before, weight = error_of(model, activations), model.blocks[0].ffn.fc2.weight.clone()
-    refit_scales(spans_of(model), activations, SCALES, init="teacher")
-    assert error_of(model, activations) < 0.95 * before
-    assert torch.equal(weight, model.blocks[0].ffn.fc2.weight)
-
-
-def test_depth_scales_are_found_by_hand(teacher, store):
-    """One layer of a block alone: twice the block's output is an output scale of 2."""
-    activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [6], init="teacher")
-    [span] = spans_of(model)
-    span.block.depth_scaling.fc2.weight.data.zero_()
-    span.block.depth_scaling.fc2.bias.data.zero_()
-    states = activations.__getitems__(range(10))["states"].float()
-
-    class Doubled:
-        layers, layout = [0, 1], activations.layout
-
-        def __len__(self):
-            return 10
-
-        def __getitems__(self, rows):
-            return {"rows": torch.tensor(rows)}
-
-        def states(self, batch):
-            with torch.no_grad():
-                before = states[batch["rows"], 0]
-                return torch.stack([before, 1.5 * span.block(before, 1)], dim=1)
-
-    with torch.no_grad():
-        before = span.block.depth_scaling(torch.tensor([[1.0]]))
-        assert all(torch.equal(scale, torch.ones(1, 24)) for scale in before)
-    refit_scales([span._replace(stop=1)], Doubled(), SCALES, init="teacher")
-    output = span.block.depth_scaling(torch.tensor([[1.0]]))[2]
-    assert 1.2 < output.median() < 1.5  # pulled towards 1
-
-
-def test_there_must_be_something_to_refit(teacher, store):
-    activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
-    spans = spans_of(model)
-    before = copy.deepcopy(model.state_dict())
-    refit_scales(spans, activations, RefitArguments(), init="random")  # none asked for
-    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
-    for init in ("random", ""):
-        with pytest.raises(ValueError, match="--refit scales needs new blocks"):
-            refit_scales(spans, activations, RefitArguments(refit="scales"), init=init)
