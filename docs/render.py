@@ -105,6 +105,15 @@ def recipes() -> str:
     return markdown_table(["compute", "ours", "the reference", "the reference, our batches"], rows)
 
 
+def search() -> str:
+    """Return what one change of the recipe does on a real DINOv2."""
+    found = read_json(RESULTS / "dinov2_small" / "recipe_search.json")["search"]["runs"]
+    rows = [[run["change"], *(f"{run['r2'][group]:.3f}" for group in ("all", "cls"))]
+            for run in found]  # fmt: skip
+    rows = [[f"**{row[0]}**", *row[1:]] if row[0] == "base" else row for row in rows]
+    return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
+
+
 def variants() -> str:
     """Return what each part of our recipe does at k = 3 and compute 100."""
     table = [r for r in benchmark("recipe")["table"] if (r["k"], r["budget"]) == (3, 100)]
@@ -153,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "early_exit": early_exit,
     "recipes": recipes,
+    "search": search,
     "variants": variants,
     "speed": speed,
     "activations": activations,

@@ -81,9 +81,11 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
         result = benchmarks.benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
         return print_table(result.items()), []
     if arguments.benchmark == "recipe":
+        from raptor_hf.benchmarks.recipe_sources import RecipeSource
+
         budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
         name, own = arguments.recipe, arguments.recipe != "digits"
-        source = benchmarks.RecipeSource(
+        source = RecipeSource(
             name, arguments.line or f"outputs/{name}",
             str(folder / ("recipe" if not own else f"recipe_{name}")), arguments.model,
             arguments.dataset, tuple(arguments.splits), arguments.resolution,

@@ -56,7 +56,7 @@ class Arguments(Checked):
 PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments)
 PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
 PARTS += (ValidationArguments, LoopArguments)
-# what was best for a real DINOv2: docs/distil.md
+# what was best for a real DINOv2: docs/recipes.md
 DEFAULTS = {
     "objective": "autoregressive", "normalize": "group", "token_weights": "0.05,0.05,0.90",
     "phase_fraction": 0.5, "optimizer": "muon", "learning_rate": 3e-3,

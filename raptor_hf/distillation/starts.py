@@ -6,7 +6,7 @@ layer of its phase, so that the mean is one of alike things.
 
 The mean is a start to learn from, and no model: of a real DINOv2-S its R² is about −8 before the
 first step. Two ways to a better R² without training led to a worse one after 200 steps: depth
-scales fitted in closed form, and output projections refitted (docs/distil.md).
+scales fitted in closed form, and output projections refitted (docs/recipes.md).
 """
 
 import torch
@@ -18,13 +18,13 @@ from ..modeling_raptor import RaptorModel, teacher_layer_weights
 
 
 def new_raptor(
-    teacher: PreTrainedModel, phases: list[int], *, init: str = "aligned", **options
+    teacher: PreTrainedModel, phases: list[int], *, init: str = "random", **options
 ) -> RaptorModel:
     """Make an untrained Raptor.
 
     Args:
-        init: `"aligned"`, the mean of a phase's aligned layers; or `"teacher"` and `"random"`, see
-            `RaptorModel.from_teacher`.
+        init: `"random"` or `"teacher"`, see `RaptorModel.from_teacher`; or `"aligned"`, the mean
+            of a phase's aligned layers.
         options: the architecture, as for `RaptorModel.from_teacher`, whose errors are raised.
     """
     aligned = init == "aligned"

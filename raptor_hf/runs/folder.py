@@ -15,7 +15,7 @@ from .processes import process_state
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # arguments of earlier versions, with the value that is all there is now
-_REMOVED = {"forcing_patches": 0}
+_REMOVED = {"forcing_patches": 0, "refit": "none", "refit_images": 256}
 
 
 def environment() -> dict:
@@ -148,12 +148,13 @@ def _first_difference(path: Path, images: FileList) -> str:
 
 def _defaults_of(*parts) -> dict:
     """Return the default of every argument that has one."""
-    return {
-        field.name: field.default
-        for part in parts
-        for field in dataclasses.fields(part)
-        if field.default is not dataclasses.MISSING
-    }
+    missing, defaults = dataclasses.MISSING, {}
+    for field in (field for part in parts for field in dataclasses.fields(part)):
+        if field.default is not missing:
+            defaults[field.name] = field.default
+        elif field.default_factory is not missing:
+            defaults[field.name] = field.default_factory()
+    return defaults
 
 
 def reopen_run(output_dir: str | Path) -> None:
