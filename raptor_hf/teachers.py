@@ -101,7 +101,8 @@ def load_processor(
 
     Raises:
         OSError: there is none beside the model.
-        ValueError: a resolution for a processor whose sizes are given in another way.
+        ValueError: a resolution that is no multiple of the patch, or for a processor whose sizes
+            are given in another way.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
@@ -111,7 +112,17 @@ def load_processor(
             "how its images are resized and normalised; none was found. Save one beside the model "
             "with processor.save_pretrained."
         ) from error
-    return _at_resolution(processor, resolution) if resolution else processor
+    if not resolution:
+        return processor
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    patches = [patch, patch] if isinstance(patch, int) else list(patch or [1, 1])
+    if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
+        raise ValueError(
+            f"--resolution takes multiples of the patch, {patches[0]}×{patches[1]} pixels in "
+            f"{name_or_path}; got {resolution[0]}×{resolution[1]}."
+        )
+    return _at_resolution(processor, resolution)
 
 
 def image_size(processor) -> tuple[int, int]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import (
     AutoModel,
+    BitImageProcessorPil,
     CLIPConfig,
     CLIPModel,
     Dinov2Config,
@@ -18,12 +19,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
+from raptor_hf.data import make_processor
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
     hub_commit,
+    image_size,
     infer_token_layout,
     load_backbone,
+    load_processor,
     load_vision_model,
     teacher_identity,
     trajectory,
@@ -232,3 +236,38 @@ def test_a_teacher_is_read_from_safetensors_only(teacher, tmp_path):
     torch.save(teacher.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="no file named model.safetensors"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "expected"),
+    [
+        ({}, [28, 28], {"shortest_edge": 28}),
+        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}, [42, 42], 48),
+        ({"size": {"height": 20, "width": 20}, "do_center_crop": False}, [14, 28], None),
+    ],
+)
+def test_a_processor_at_another_resolution(settings, size, expected, tmp_path):
+    """What is cut off at the edges stays the same share of the image."""
+    Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3).save_pretrained(
+        tmp_path
+    )
+    BitImageProcessorPil(**{**make_processor(28).to_dict(), **settings}).save_pretrained(tmp_path)
+    before = load_processor(tmp_path)
+    changed = load_processor(tmp_path, resolution=size)
+    assert image_size(changed) == tuple(size)
+    if isinstance(expected, int):
+        assert changed.size["shortest_edge"] == expected  # 32 of 28 pixels, as 48 of 42
+    assert load_processor(tmp_path).to_dict() == before.to_dict()
+    with pytest.raises(ValueError, match="multiples of the patch, 14×14 pixels .*; got 30×28"):
+        load_processor(tmp_path, resolution=[30, 28])
+
+
+def test_a_processor_that_only_crops_has_its_own_resolution(tmp_path):
+    Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3).save_pretrained(
+        tmp_path
+    )
+    settings = {**make_processor(28).to_dict(), "do_resize": False}
+    BitImageProcessorPil(**settings).save_pretrained(tmp_path)
+    assert image_size(load_processor(tmp_path, resolution=[28, 28])) == (28, 28)
+    with pytest.raises(ValueError, match="needs an image processor that resizes"):
+        load_processor(tmp_path, resolution=[42, 42])

@@ -48,7 +48,8 @@ launch=${LAUNCH:-python} precision=float32
 workers=$(($(python -c 'import os; print(len(os.sched_getaffinity(0)))') - 2))
 [ $workers -ge 1 ] || workers=1
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  launch=${LAUNCH:-accelerate launch --mixed_precision bf16 --num_processes 1} precision=bfloat16
+  launch=${LAUNCH:-accelerate launch --mixed_precision bf16 --dynamo_backend inductor --num_processes 1}
+  precision=bfloat16
 fi
 pixels=(); [ -z "$resolution" ] || pixels=(--resolution $resolution)
 updates=(); [ -z "$steps" ] || updates=(--steps $steps)

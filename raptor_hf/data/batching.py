@@ -29,6 +29,7 @@ def batches(
     *,
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
+    leave: bool = True,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield this process' share of a dataset in whole batches, with a progress bar.
 
@@ -38,6 +39,7 @@ def batches(
         description: of the progress bar; None: no bar.
         rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
         num_workers: processes that read ahead.
+        leave: the bar stays when it has ended.
     """
     state = process_state()
     rows = range(len(dataset)) if rows is None else rows
@@ -48,7 +50,7 @@ def batches(
     )
     total = sum(map(len, shares))
     shown = description is not None and state.is_main_process
-    with progress_bar(description, total, unit="image", enabled=shown) as bar:
+    with progress_bar(description, total, unit="image", enabled=shown, leave=leave) as bar:
         for share, batch in zip(shares, loader, strict=True):
             if len(next(iter(batch.values()))):  # empty where no image could be read
                 yield batch

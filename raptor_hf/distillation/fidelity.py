@@ -84,6 +84,7 @@ class TrajectoryValidation:
         images: the labelled images.
         chains: the chains in training.
         num_images: so many of them, at most; 0: all.
+        num_workers: processes that read them ahead.
     """
 
     def __init__(
@@ -95,23 +96,23 @@ class TrajectoryValidation:
         *,
         num_images: int = 2048,
         batch_size: int = 64,
+        num_workers: int = 0,
     ):
         self.state = process_state()
         self.teacher = teacher.to(self.state.device)
         self.head = None if head is None else head.to(self.state.device)
-        self.images, self.chains, self.batch_size = images, chains, batch_size
+        self.images, self.chains = images, chains
         rows = np.random.default_rng(0).permutation(len(images))[: num_images or None]
-        self.rows = np.sort(rows)[self.state.process_index :: self.state.num_processes].tolist()
+        self.rows = np.sort(rows).tolist()
+        self.reading = {"batch_size": batch_size, "num_workers": num_workers}
 
     def __call__(self) -> dict[str, float]:
         """Return `<chain>/r2` and, where there is a head, `<chain>/accuracy` of every chain."""
         groups = token_layout(self.teacher.config).groups()
         states_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
-        for start in range(0, len(self.rows), self.batch_size):
-            batch = self.images.__getitems__(self.rows[start : start + self.batch_size])
-            if not len(batch["label"]):  # none of these images could be read
-                continue
+        options = {"description": "validation", "rows": self.rows, "leave": False}
+        for batch in batches(self.images, **options, **self.reading):
             states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
@@ -150,12 +151,13 @@ def make_validation(
     *,
     reading: ReadingArguments | None = None,
     revision: str | None = None,
+    num_workers: int = 0,
 ) -> TrajectoryValidation | None:
     """Make the validation that arguments ask for; None where they ask for none.
 
     Args:
         teacher: as it was loaded: its name leads to its head and its image processor.
-        reading: how the images are read.
+        reading: how the images are read, and by how many processes (`num_workers`).
         revision: of the teacher on the Hub.
 
     Raises:
@@ -181,5 +183,10 @@ def make_validation(
         size = teacher.config.hidden_size
         head, _ = load_linear_head(source, hidden_size=size, classes=images.classes)
     return TrajectoryValidation(
-        teacher, head, images, chains, num_images=arguments.validation_images
+        teacher,
+        head,
+        images,
+        chains,
+        num_images=arguments.validation_images,
+        num_workers=num_workers,
     )

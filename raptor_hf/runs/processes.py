@@ -216,14 +216,20 @@ def progress_bar(
     unit: str = "step",
     initial: int = 0,
     enabled: bool = True,
+    leave: bool = True,
 ) -> tqdm:
-    """Return a progress bar that draws often on a terminal and rarely into a log file."""
+    """Return a progress bar that draws often on a terminal and rarely into a log file.
+
+    Args:
+        leave: it stays when it has ended.
+    """
     return tqdm(
         total=total,
         initial=initial,
         desc=description,
         unit=unit,
         disable=not enabled,
+        leave=leave,
         mininterval=0.2 if sys.stderr.isatty() else 20,
         dynamic_ncols=True,
     )
