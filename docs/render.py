@@ -105,9 +105,28 @@ def recipes() -> str:
     return markdown_table(["compute", "ours", "the reference", "the reference, our batches"], rows)
 
 
+def dinov2_small() -> str:
+    """Return how well Raptors follow a real DINOv2-S, and what that is worth."""
+    folder, rows = RESULTS / "dinov2_small", []
+    teacher = read_json(folder / "teacher_segmentation.json")
+    for name in ("teacher", "raptor_k2", "raptor_k3", "raptor_k4", "constant"):
+        segmentation = read_json(folder / f"{name}_segmentation.json")
+        cells = ["–"] * 4
+        if segmentation["phases"]:
+            own = read_json(folder / f"{name}_r2.json")["metrics"]["mean"]
+            photos = read_json(folder / "photos" / f"{name}_r2.json")["metrics"]["mean"]
+            cells = [str(segmentation["phases"]), f"{own['all']:.3f}", f"{own['cls']:.3f}",
+                     f"{photos['all']:.3f}"]  # fmt: skip
+        share = segmentation["block_parameters"]
+        share = f"{100 * share / teacher['block_parameters']:.1f}" if share else "–"
+        rows.append([name, *cells, f"{100 * segmentation['metrics']['miou']:.1f}", share])
+    heading = ["phases", "R², all tokens", "R², cls", "R², sharp photographs", "CamVid mIoU (%)"]
+    return markdown_table(["model", *heading, "of the teacher's layers (%)"], rows)
+
+
 def search() -> str:
     """Return what one change of the recipe does on a real DINOv2."""
-    found = read_json(RESULTS / "dinov2_small" / "recipe_search.json")["search"]["runs"]
+    found = read_json(RESULTS / "benchmarks" / "recipe_search.json")["search"]["runs"]
     rows = [[run["change"], *(f"{run['r2'][group]:.3f}" for group in ("all", "cls"))]
             for run in found]  # fmt: skip
     rows = [[f"**{row[0]}**", *row[1:]] if row[0] == "base" else row for row in rows]
@@ -162,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "early_exit": early_exit,
     "recipes": recipes,
+    "dinov2_small": dinov2_small,
     "search": search,
     "variants": variants,
     "speed": speed,

@@ -40,8 +40,9 @@ from ..modeling_raptor import (
     segmentation_logits,
 )
 from .arguments import DenseArguments
-from .dense_images import IGNORED, load_depth, load_segmentation
+from .dense_images import load_depth, load_segmentation
 from .labelled_images import load_classification
+from .targets import IGNORED
 
 
 class Task(ABC):

@@ -8,9 +8,10 @@ from PIL import Image
 
 from raptor_hf.data import ReadingArguments
 from raptor_hf.tasks.arguments import DenseArguments
-from raptor_hf.tasks.dense_images import load_depth, load_segmentation, read_depth, read_mask
+from raptor_hf.tasks.dense_images import load_depth, load_segmentation
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from raptor_hf.tasks.labelled_images import check_pair, load_classification
+from raptor_hf.tasks.targets import read_depth, read_mask
 from tests.layouts import write_ade20k, write_nyuv2
 
 

@@ -1,0 +1,115 @@
+"""What the numbers in a mask or a depth map mean, and the names of classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..data.arguments import ReadingArguments
+from ..data.decoding import open_image
+
+IGNORED = 255  # label of a pixel without a class, once it is read
+_MODES = {8: ("L",), 16: ("I;16", "I;16B", "I")}  # of Pillow, by the bits of a channel
+
+
+def read_class_names(source: str | Path | None, *, of: str) -> list[str]:
+    """Return the names of classes in the order of their labels.
+
+    Args:
+        source: a text file with a name a line; a table like ADE20k's, whose lines begin with the
+            number of the class and end with its names; or a JSON file like Hugging Face's
+            id2label.json.
+        of: whose classes they are, for errors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: none is given, an empty one, or numbers with gaps.
+    """
+    if source is None:
+        raise ValueError(
+            f"{of}: how many classes its masks have, and their names, is nowhere said. Give "
+            "--class_names FILE: a name a line, in the order of the labels."
+        )
+    text = Path(source).read_text(encoding="utf-8-sig")
+    if str(source).endswith(".json"):
+        numbered = {int(number): str(name) for number, name in json.loads(text).items()}
+    else:
+        cells = [line.split("\t") for line in text.splitlines() if line.strip()]
+        if not all(len(row) > 1 for row in cells):
+            numbered = {number: row[0].strip() for number, row in enumerate(cells)}
+        else:  # ADE20k's has a heading
+            rows = [row for row in cells if row[0].strip().isdigit()]
+            numbered = {int(row[0]): row[-1].split(",")[0].strip() for row in rows}
+    numbers = sorted(numbered)
+    if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        raise ValueError(f"{source}: expected classes numbered in a row; got {numbers[:9]} …")
+    return [numbered[number] for number in numbers]
+
+
+def read_mask(
+    cell: dict,
+    name: str,
+    *,
+    num_classes: int,
+    first_label: int = 0,
+    ignore_label: int = IGNORED,
+    max_megapixels: float = ReadingArguments.max_megapixels,
+) -> np.ndarray:
+    """Return the classes (H, W), int64, from 0 on, `IGNORED` where there is none.
+
+    Args:
+        first_label: number of the first class in the file; lower ones are no class. 1 for ADE20k.
+        ignore_label: another number in the file that is no class.
+
+    Raises:
+        ValueError: not a single-channel image, or a label that is no class.
+    """
+    image = open_image(cell, name=name, max_megapixels=max_megapixels)
+    mask = np.asarray(image)
+    if mask.ndim != 2:
+        raise ValueError(
+            f"{cell['path'] or name}: a mask has one channel, whose numbers are the classes (with "
+            f"or without a palette); got {image.mode}, {mask.shape}. Convert colours to numbers."
+        )
+    labels = mask.astype(np.int64)
+    nothing = (labels < first_label) | (labels == ignore_label)
+    wrong = labels[~nothing & (labels >= first_label + num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"{cell['path'] or name}: a mask holds the {num_classes} classes {first_label} … "
+            f"{first_label + num_classes - 1}, or {ignore_label} for none; got {wrong.min()} … "
+            f"{wrong.max()}. --class_names, --first_label and --ignore_label say what its numbers "
+            "mean."
+        )
+    return np.where(nothing, IGNORED, labels - first_label)
+
+
+def read_depth(
+    cell: dict,
+    name: str,
+    *,
+    unit_m: float,
+    bits: int | None = None,
+    max_megapixels: float = ReadingArguments.max_megapixels,
+) -> np.ndarray:
+    """Return the depth (H, W) in metres, float32, 0 where it is unknown.
+
+    Args:
+        unit_m: metres in one unit of the file.
+        bits: of the channel, 8 or 16; None: any, floats too, whose NaN are unknown.
+
+    Raises:
+        ValueError: an image of another bit depth, with several channels, or of negative depth.
+    """
+    image = open_image(cell, name=name, max_megapixels=max_megapixels)
+    expected = _MODES[bits] if bits else (*_MODES[8], *_MODES[16], "F")
+    if image.mode not in expected:
+        raise ValueError(
+            f"{cell['path'] or name}: expected a depth image of {bits or '8, 16 or 32'} bits and "
+            f"one channel (mode {' or '.join(expected)}); got mode {image.mode}. NYUv2 has 8 bits "
+            "in its training and 16 in its test images."
+        )
+    depth = np.nan_to_num(np.asarray(image).astype(np.float32), nan=0, posinf=0)
+    if depth.min() < 0:
+        raise ValueError(f"{cell['path'] or name}: depth can't be negative; got {depth.min()}.")
+    return depth * np.float32(unit_m)
