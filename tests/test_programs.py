@@ -162,7 +162,8 @@ def test_bad_input_is_said_in_words(line, blocks, tmp_path):
             *distill[:index], "--phases", "7", "3", "1", *distill[index + 4 :]
         ],
         "has no block for the span 0-5": [
-            *distill[:index], "--phases", "5", "7", "--blocks", blocks, *distill[index + 4 :]
+            *distill[:index], "--phases", "5", "7", "--blocks", blocks, "--init", "aligned",
+            *distill[index + 4 :],
         ],
         "--phase_fraction is for whole Raptors": [
             sys.executable, "training/pretrain_blocks.py", *distill[3:index], "--spans", "0-7",
