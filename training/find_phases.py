@@ -104,6 +104,8 @@ def main() -> None:
         raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")
     if arguments.thresholds and (arguments.k or arguments.method != "recursive"):
         raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
+    if reading.resolution and not arguments.teacher:
+        raise ValueError("--resolution is for images: give --teacher, or leave it out.")
     model = views = None
     source = {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest

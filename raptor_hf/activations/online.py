@@ -83,7 +83,9 @@ class OnlineActivations(Dataset):
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher
-        return {**self.__dict__, "teacher": None, "whole_teacher": None}
+        state = {**self.__dict__, "teacher": None, "whole_teacher": None}
+        state.pop("_pixel_table", None)
+        return state
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the states (B, layers, N, D) of a batch with `pixel_values`, float32."""
@@ -99,7 +101,12 @@ class OnlineActivations(Dataset):
         pixel_values = batch["pixel_values"].to(self.teacher.device)
         if pixel_values.dtype != torch.uint8:
             return pixel_values
-        return look_up(pixel_values, torch.from_numpy(self.images.table).to(pixel_values.device))
+        return look_up(pixel_values, self._pixel_table)
+
+    @cached_property
+    def _pixel_table(self) -> torch.Tensor:
+        """What the teacher's processor makes of bytes, where the teacher is."""
+        return torch.from_numpy(self.images.table).to(self.teacher.device)
 
     @property
     def resolution(self) -> list[int]:

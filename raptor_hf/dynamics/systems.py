@@ -213,6 +213,8 @@ def load_inputs(
     """
     sources = named_folders("--model", models)
     heads = {name: teacher_head for name in list(sources)[:1]}
+    if is_store(data) and reading and reading.resolution:
+        raise ValueError(f"{data} holds states, not images: leave out --resolution.")
     if is_store(data):
         return _stored_inputs(data, sources, heads)
     if not sources:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from playwright.sync_api import expect, sync_playwright
 
-from raptor_hf.data import make_processor
+from raptor_hf.data import ReadingArguments, make_processor
 from raptor_hf.dynamics.report import patch_grid, token_names, walk_rows, walk_through
 from raptor_hf.dynamics.systems import load_inputs
 from tests.helpers import LAYOUT, save_models
@@ -114,6 +114,14 @@ def test_models_that_are_not_of_one_kind_are_refused(folders, plain_teacher, sto
         load_inputs(pair, "digits", split="test")
     with pytest.raises(ValueError, match=r"'plain': \(6, 24, 1, 0\), '.*store': \(6, 24, 1, 2\)"):
         load_inputs(pair[1:], str(store), split="test")
+
+
+def test_a_study_at_another_resolution(folders, store):
+    reading = ReadingArguments(resolution=[12])
+    inputs = load_inputs([str(folders / "teacher")], "digits", split="test", reading=reading)
+    assert inputs.images.__getitems__([0])["pixel_values"].shape == (1, 3, 12, 12)
+    with pytest.raises(ValueError, match="holds states, not images: leave out --resolution"):
+        load_inputs([], str(store), split="test", reading=reading)
 
 
 def test_tokens_have_names():
