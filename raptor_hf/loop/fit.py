@@ -144,19 +144,21 @@ def fit(
             scalars, statistics, seen = {"loss": 0.0}, [], []
             _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
-            for weight, batch in zip(weights, parts, strict=True):
+            for part, (weight, batch) in enumerate(zip(weights, parts, strict=True), start=1):
                 skipped.update(batch.pop("skipped", torch.empty(0)).tolist())
                 seen.append(batch)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
                 with accelerator.accumulate(engine.model):
                     result = compute_loss(engine.model, batch, step / arguments.steps)
+                    for name, value in {"loss": result.loss, **result.scalars}.items():
+                        scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
+                    if part == share.num_parts:
+                        agree = _all_reduce_step(accelerator, signals.received, scalars)
                     engine.backward(result.loss, weight)
-                for name, value in {"loss": result.loss, **result.scalars}.items():
-                    scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
                 del result  # it holds predictions, which the next ones need the memory of
-            stop, scalars = _all_reduce_step(accelerator, signals.received, scalars)
+            stop, scalars = agree()
             check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
             if accelerator.is_main_process:
                 divergence.check(scalars["loss"], step)
@@ -219,15 +221,28 @@ def _workers_ended(batches: Iterator) -> Iterator[Iterator]:
 
 def _all_reduce_step(
     accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
-) -> tuple[int, dict[str, float]]:
-    """Sum the scalars over all processes and return the first stop signal that any received.
+) -> Callable[[], tuple[int, dict[str, float]]]:
+    """Sum the scalars over all processes; return a function that waits for them, and for the first
+    stop signal that any process received.
 
-    A collective call at every step, so that all stop after the same one.
+    A collective call at every step, so that all stop after the same one. It is made before the
+    last backward pass, which a GPU is busy with while the numbers are waited for.
     """
-    values = [torch.as_tensor(float(stop or 0), device=accelerator.device), *scalars.values()]
-    rows = accelerator.gather(torch.stack(values)[None])
-    sums = rows.sum(dim=0).tolist()
-    return int(rows[:, 0].max()), dict(zip(scalars, sums[1:], strict=True))
+    device = accelerator.device
+    values = [torch.full((), float(stop or 0), device=device), *scalars.values()]
+    on_cuda = device.type == "cuda"
+    rows = accelerator.gather(torch.stack(values)[None]).to("cpu", non_blocking=on_cuda)
+    arrived = torch.cuda.Event() if on_cuda else None
+    if arrived:
+        arrived.record()
+
+    def agree() -> tuple[int, dict[str, float]]:
+        if arrived:
+            arrived.synchronize()
+        sums = rows.sum(dim=0).tolist()
+        return int(rows[:, 0].max()), dict(zip(scalars, sums[1:], strict=True))
+
+    return agree
 
 
 def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
