@@ -5,6 +5,7 @@ dataset of images, whose views are prepared once, as bytes, so that reading them
 is compared. The teacher computes their states online.
 """
 
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..activations.online import Activations, OnlineActivations, image_views
 from ..activations.store import load_activations
 from ..data import ImageViews, ReadingArguments, batches, load_images
 from ..data.arguments import CropArguments
-from ..runs.files import read_json
+from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from ..teachers import load_backbone, load_processor
 
@@ -49,6 +50,25 @@ class RecipeSource(NamedTuple):
     splits: tuple[str, str] = ("train", "val")
     resolution: int | None = None
 
+    def claim_folder(self) -> None:
+        """Make the folder for runs on these sources alone.
+
+        Raises:
+            ValueError: it holds what was made of another teacher or of other images.
+        """
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        path = Path(self.folder) / "source.json"
+        facts = json.loads(json.dumps({**self._asdict(), "folder": None}))
+        if not path.exists():
+            write_json(path, facts)
+        elif (before := read_json(path)) != facts:
+            changed = [f"{key}: {before.get(key)!r}, now {facts[key]!r}" for key in facts
+                       if before.get(key) != facts[key]]  # fmt: skip
+            raise ValueError(
+                f"{self.folder} holds the runs of another comparison ({'; '.join(changed)}). Give "
+                "another --folder."
+            )
+
     def phases(self, k: int) -> list[int]:
         """Return the teacher's phases, k of them."""
         return read_json(Path(self.line) / "phases" / "phases.json")["phases"][str(k)]
@@ -68,11 +88,8 @@ class PreparedImages(Dataset):
 
     def __init__(self, path: Path, views: ImageViews):
         self.pixels = np.load(path, mmap_mode="r")
-        self.table, self.processor, self.public_path = (
-            views.table,
-            views.processor,
-            views.public_path,
-        )
+        self.table, self.processor = views.table, views.processor
+        self.public_path = views.public_path
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -7,7 +7,7 @@ halved as long as that helps, judged on images that it learns from, with the fir
 of minutes, `_LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
 on record are not made again.
 """
-# Over 300 lines by nine: one measurement, which reads from top to bottom.
+# Over 300 lines by a few: one measurement, which reads from top to bottom.
 
 import contextlib
 import json
@@ -58,7 +58,8 @@ _VARIANTS_AT = (3, 100)  # k and units
 _RECORD = "recipe_runs.jsonl"
 
 
-# what `distill_raptor.py` reads of a recipe file, for new blocks, with its defaults
+# what `distill_raptor.py` reads of a recipe file, for new blocks; ours says whatever else differs
+# from the defaults of the parts, which are the reference's
 PARTS = (BlockArguments, ComputeArguments, ObjectiveArguments, LoopArguments)
 _DEFAULTS = {"objective": "autoregressive"}
 
@@ -241,12 +242,15 @@ def benchmark_recipes(
         source: teacher, images and phases; its folder gets the record of the runs.
         processes: 0 makes no runs: what is on record is looked at.
 
+    Raises:
+        ValueError: a folder with the runs of another comparison.
+
     Returns:
         `runs`, all of them, and `table`: for each recipe, k and budget the rate that was chosen,
         R² of all tokens and of cls for every seed.
     """
     folder = Path(source.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    source.claim_folder()
     if processes:
         prepare_images(source, num_workers=processes)
     points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]

@@ -181,6 +181,15 @@ def test_prepared_views_are_those_of_training(photographs):
     assert load_config(source).hidden_size == 32
 
 
+def test_runs_of_another_teacher_are_not_taken_for_its_own(photographs):
+    source = source_of(photographs, folder=str(photographs / "work"))
+    source.claim_folder()
+    source.claim_folder()
+    for changed in ({"teacher": "other"}, {"images": "other"}, {"resolution": 42}):
+        with pytest.raises(ValueError, match=f"holds the runs of another.*{next(iter(changed))}: "):
+            source._replace(**changed).claim_folder()
+
+
 @pytest.mark.slow
 def test_recipes_are_compared_on_any_teacher_and_images(photographs):
     source = source_of(photographs)
