@@ -70,7 +70,9 @@ def read_phases(own: Arguments, teacher: str, *, plan: bool) -> list[int]:
         raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
     if plan and from_file and not Path(own.phases_file).exists():
         depth = transformers.AutoConfig.from_pretrained(teacher).num_hidden_layers
-        print(f"{own.phases_file} is not there yet: planned with {own.k} phases of one length.")
+        process_state().print(
+            f"{own.phases_file} is not there yet: planned with {own.k} phases of one length."
+        )
         return [len(range(block, depth, own.k)) for block in range(own.k)]
     return read_json(own.phases_file)["phases"][str(own.k)] if from_file else own.phases
 

@@ -196,7 +196,7 @@ def open_source(
         )
     if reading.resolution and reading.resolution != stored.resolution:
         raise ValueError(
-            f"{source.activations} holds the states of images of {stored.resolution or 'unknown'} "
+            f"{source.activations} holds the states of images of {stored.resolution} "
             f"pixels; --resolution asks for {reading.resolution}. Leave it out."
         )
     return stored

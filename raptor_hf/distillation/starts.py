@@ -36,7 +36,10 @@ def new_raptor(
         for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
             copies = [teacher_layer_weights(layer) for layer in layers[start:stop]]
             like = copies[len(copies) // 2]
-            copies = [_align(copy, like, num_heads, gated=block.ffn.gated) for copy in copies]
+            copies = [
+                copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
+                for copy in copies
+            ]
             means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in like}
             block.load_state_dict(means, strict=False)  # the depth scaling is the block's own
     return model

@@ -213,15 +213,14 @@ def load_inputs(
     """
     sources = named_folders("--model", models)
     heads = {name: teacher_head for name in list(sources)[:1]}
-    if is_store(data) and reading and reading.resolution:
-        raise ValueError(f"{data} holds states, not images: leave out --resolution.")
+    reading = reading or ReadingArguments()
     if is_store(data):
+        if reading.resolution:
+            raise ValueError(f"{data} holds states, not images: leave out --resolution.")
         return _stored_inputs(data, sources, heads)
     if not sources:
         raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-    processor = load_processor(
-        next(iter(sources.values())), resolution=reading.resolution if reading else None
-    )
+    processor = load_processor(next(iter(sources.values())), resolution=reading.resolution)
     if dataset is None:
         dataset = load_images(data, split, reading)
     images = ImageViews(dataset, processor, reading=reading).drop_unreadable()

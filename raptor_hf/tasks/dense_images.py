@@ -46,8 +46,7 @@ def load_segmentation(
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
     if name == "digit_scenes":
-        warn_of_folder(name)
-        cells = undecoded(digit_scenes(split).select_columns(["image", "mask"]))
+        cells = _scene_pairs(split, "mask")
         read = partial(read_mask, num_classes=len(CLASSES))
         return LabelledImages(name, cells, read, CLASSES, reading)
     table = None
@@ -96,8 +95,7 @@ def load_depth(
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
     if name == "digit_scenes":
-        warn_of_folder(name)
-        cells = undecoded(digit_scenes(split).select_columns(["image", "depth"]))
+        cells = _scene_pairs(split, "depth")
         read = partial(read_depth, unit_m=_MILLIMETRES, bits=16)
         return LabelledImages(name, cells, read, reading=reading)
     bits, unit = None, dense.depth_unit_m
@@ -117,6 +115,12 @@ def load_depth(
     limit = reading.max_megapixels
     read = partial(read_depth, unit_m=unit, bits=bits, max_megapixels=limit)
     return LabelledImages(name, cells, read, reading=reading)
+
+
+def _scene_pairs(split: str, column: str) -> datasets.Dataset:
+    """Return the embedded scenes and one kind of their targets."""
+    warn_of_folder("digit_scenes")
+    return undecoded(digit_scenes(split).select_columns(["image", column]))
 
 
 def _folder_of_pairs(
