@@ -3,27 +3,183 @@
 This file and `modeling_raptor.py` travel with every model to the Hub: they import torch,
 transformers and each other, and nothing else of this package.
 """
+# Over 300 lines: the table of teachers travels with it.
 
 import copy
 import difflib
 from typing import Literal, NamedTuple
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
+class LayerParts(NamedTuple):
+    """Where a layer of a teacher keeps its parts: paths from the layer on.
+
+    Args:
+        norms: of the attention and of the FFN.
+        attention: what projects to query, key and value, and the output.
+        ffn: the two linear layers of an FFN without a gate.
+        gated_ffn: gate, up and down of one with a gate; a layer has either.
+        scales: LayerScales of the attention and of the FFN; a layer without them counts as ones.
+        position_bias: a table of relative positions, added to the attention; a layer may have none.
+        qk_norms: norms of query and key over all channels; a layer may have none.
+    """
+
+    norms: tuple[str, str] = ("norm1", "norm2")
+    attention: tuple[str, ...] = tuple(f"attention.{name}_proj" for name in "qkvo")
+    ffn: tuple[str, str] = ("mlp.fc1", "mlp.fc2")
+    gated_ffn: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    scales: tuple[str, str] = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+    position_bias: str = "relative_position_bias"
+    qk_norms: tuple[str, str] = ("attention.q_norm", "attention.k_norm")
+
+
 class TeacherFamily(NamedTuple):
-    """Where the models of one family in transformers keep the parts that a Raptor takes over."""
+    """Where the models of one family in transformers keep what a Raptor takes over.
 
-    embeddings: str
+    Args:
+        layers: path of the list of layers.
+        embeddings: paths of what makes state 0 of images, one module after the other.
+        final_norm: path of the norm after the last layer; None: the model has none.
+        output_normed: whether the model's own `last_hidden_state` is after that norm.
+        layer: where a layer keeps its parts.
+        eps: name of the eps of a layer's norms in the configuration.
+        cls, registers: tokens before the patches: a number, or its name in the configuration.
+        resizing: whether images may have another size than the teacher was made for: `"always"`,
+            `"asked"` (with `interpolate_pos_encoding`) or `"never"`.
+        context: layers are handed more than states: rotary angles, or a bias of the attention.
+        returns_tuple: a layer returns its state as the first of a tuple.
+        masks: the embeddings drop and shuffle patches by a noise (MAE).
+        model_class: of transformers, where `AutoModel` does not know the family.
+        shell: changes of the configuration for embeddings without what a Raptor does not need.
+    """
+
     layers: str
-    final_norm: str
+    embeddings: tuple[str, ...] = ("embeddings",)
+    final_norm: str | None = "layernorm"
+    output_normed: bool = True
+    layer: LayerParts = LayerParts()
+    eps: str = "layer_norm_eps"
+    cls: int | str = 1
+    registers: int | str = 0
+    resizing: Literal["always", "asked", "never"] = "always"
+    context: bool = False
+    returns_tuple: bool = False
+    masks: bool = False
+    model_class: str | None = None
+    shell: dict = {}
 
 
+_VIT = TeacherFamily(
+    "layers", layer=LayerParts(norms=("layernorm_before", "layernorm_after")), resizing="asked"
+)
+_CLIP = TeacherFamily(
+    "encoder.layers",
+    embeddings=("embeddings", "pre_layrnorm"),  # spelt so in transformers
+    final_norm="post_layernorm",
+    output_normed=False,
+    layer=LayerParts(
+        norms=("layer_norm1", "layer_norm2"),
+        attention=tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
+    ),
+    resizing="asked",
+)
+_DINOV2 = TeacherFamily("encoder.layer")
+_BEIT = TeacherFamily(
+    "layers",
+    layer=LayerParts(norms=_VIT.layer.norms, scales=("lambda_1", "lambda_2")),
+    context=True,
+)
+# by `model_type` of the configuration
 TEACHER_FAMILIES = {
-    "dinov2": TeacherFamily("embeddings", "encoder.layer", "layernorm"),
-    "dinov2_with_registers": TeacherFamily("embeddings", "encoder.layer", "layernorm"),
-}
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2._replace(registers="num_register_tokens"),
+    "dinov3_vit": TeacherFamily(
+        "model.layer",
+        final_norm="norm",
+        layer=LayerParts(ffn=("mlp.up_proj", "mlp.down_proj")),
+        registers="num_register_tokens",
+        context=True,
+    ),
+    "vit": _VIT,
+    "deit": _VIT._replace(registers=1),  # the token of distillation
+    "vit_msn": _VIT,
+    "vit_mae": _VIT._replace(masks=True, shell={"mask_ratio": 0.0}),
+    "ijepa": _VIT._replace(cls=0),
+    "beit": _BEIT,
+    "data2vec-vision": _BEIT._replace(
+        layers="encoder.layer",
+        returns_tuple=True,
+        layer=_BEIT.layer._replace(
+            attention=(
+                *(f"attention.attention.{name}" for name in ("query", "key", "value")),
+                "attention.output.dense",
+            ),
+            ffn=("intermediate.dense", "output.dense"),
+            position_bias="attention.attention.relative_position_bias",
+        ),
+    ),
+    "clip_vision_model": _CLIP,
+    "metaclip_2_vision_model": _CLIP._replace(model_class="MetaClip2VisionModel"),
+    "chinese_clip_vision_model": _CLIP,
+    "mlcd_vision_model": _CLIP._replace(resizing="always", context=True),
+    "siglip_vision_model": _CLIP._replace(
+        embeddings=("embeddings",), output_normed=True, cls=0, shell={"vision_use_head": False}
+    ),
+    "aimv2_vision_model": TeacherFamily(
+        "encoder.layers",
+        final_norm="rms_norm",
+        layer=LayerParts(
+            norms=("rms_norm1", "rms_norm2"),
+            attention=tuple(f"attention.{name}_proj" for name in ("q", "k", "v", "out")),
+            gated_ffn=("ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"),
+        ),
+        eps="rms_norm_eps",
+        cls=0,
+        resizing="never",
+        shell={"use_head": False},
+    ),
+    "internvl_vision": TeacherFamily(
+        "encoder.layer",
+        layer=LayerParts(
+            norms=_VIT.layer.norms,
+            attention=(
+                *(f"attention.{name}_proj" for name in "qkv"), "attention.projection_layer"
+            ),
+            scales=("lambda_1", "lambda_2"),
+        ),
+    ),
+    "radio": TeacherFamily(
+        "encoder.layer",
+        embeddings=("input_conditioner", "embeddings"),
+        final_norm=None,
+        cls="num_cls_tokens",
+        registers="num_registers",
+    ),
+    "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
+}  # fmt: skip
+
+# models that are no plain Vision Transformers, and why no block can stand for several layers
+_REFUSED = {
+    **dict.fromkeys(
+        ("swin", "swinv2", "hiera", "pvt", "pvt_v2", "cvt", "levit", "convnext", "convnextv2",
+         "focalnet", "donut-swin", "mobilevit", "mobilevitv2", "segformer", "resnet"),
+        "the width or the number of its tokens changes with depth",
+    ),
+    **dict.fromkeys(
+        ("sam_vision_model", "vitdet", "sam3_vit_model", "sam_hq_vision_model"),
+        "it mixes layers with windows and global ones, whose weights differ in shape",
+    ),
+    "sapiens2": "its layers have unlike numbers of heads for key and value",
+    "yolos": "it has tokens after the patches, and adds positions between its layers",
+    **dict.fromkeys(
+        ("siglip2_vision_model", "idefics3_vision", "smolvlm_vision", "pixtral"),
+        "it takes images cut into patches and padded, with a mask, and no plain pixels",
+    ),
+    **dict.fromkeys(("videomae", "vjepa2"), "it takes videos"),
+}  # fmt: skip
 
 
 class TokenLayout(NamedTuple):
@@ -49,13 +205,19 @@ class TokenLayout(NamedTuple):
 
 
 def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
-    """Return the row of `TEACHER_FAMILIES` for a teacher; a ValueError names all families."""
-    if teacher_config.model_type not in TEACHER_FAMILIES:
+    """Return the row of `TEACHER_FAMILIES` for a teacher.
+
+    Raises:
+        ValueError: there is none; the reason, and the families that there are.
+    """
+    model_type = teacher_config.model_type
+    if model_type not in TEACHER_FAMILIES:
+        reason = f": {_REFUSED[model_type]}" if model_type in _REFUSED else ""
         raise ValueError(
             f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
-            f"got a model of type {teacher_config.model_type!r}."
+            f"got a model of type {model_type!r}{reason}."
         )
-    return TEACHER_FAMILIES[teacher_config.model_type]
+    return TEACHER_FAMILIES[model_type]
 
 
 def token_layout(config: PreTrainedConfig) -> TokenLayout:
@@ -63,8 +225,13 @@ def token_layout(config: PreTrainedConfig) -> TokenLayout:
     configuration.
     """
     teacher_config = getattr(config, "teacher_config", config)
-    teacher_family(teacher_config)
-    return TokenLayout(1, getattr(teacher_config, "num_register_tokens", 0))
+    family = teacher_family(teacher_config)
+    return TokenLayout(
+        *(
+            number if isinstance(number, int) else getattr(teacher_config, number)
+            for number in (family.cls, family.registers)
+        )
+    )
 
 
 def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
@@ -85,12 +252,18 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         teacher_config: configuration of the teacher (or a dict of it with its `model_type`).
         phases: how many consecutive layers each block stands for; sums to the teacher's depth L.
             `[7, 3, 2]` lets block 0 make layers 1-7, block 1 layers 8-10, block 2 layers 11-12.
-        ffn: `"gelu"` (two linear layers) or `"swiglu"` (gated, three).
+        ffn: `"swiglu"` (three linear layers, one of them a gate), or what comes between two of
+            them: `"gelu"` or another activation of transformers.
         intermediate_size: hidden width of the FFN. None takes the width at which a block costs what
             a teacher's layer with a 4·D GELU FFN costs: 4·D for gelu, 8/3·D for swiglu.
         depth_scaling: let the layer index scale a block's branches and output (paper, App. A.3).
         layerscale_value: initial value of both LayerScales.
-        block_norm_eps: eps of the blocks' LayerNorms (the final norm keeps the teacher's own).
+        block_norm: `"layernorm"` or `"rmsnorm"` in the blocks.
+        block_norm_eps: its eps (the final norm keeps the teacher's own).
+        biases: which linear layers of a block have a bias, of "query", "key", "value", "output",
+            "fc1" and "fc2"; None: all.
+        qk_norm: let an RMSNorm over all channels of query and key come before the attention.
+        position_bias: let a block have a table of relative positions (BEiT).
         initializer_range: standard deviation of the blocks' initial linear weights.
         num_applications: run so many applications only, their depths spread evenly over 1 … L;
             None: all L. `hidden_states` has L + 1 entries in any case: a layer that is left out
@@ -104,8 +277,6 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             as names ("stem", "stage1", …) or numbers (0 … L); default the last layer.
         apply_layernorm: let the final norm be applied to these maps.
         reshape_hidden_states: let them be (B, D, h, w) rather than tokens (B, 1 + h·w, D).
-        output_hidden_states: as everywhere in transformers, but on by default: a trajectory is what
-            one loads a Raptor for. Turn it off to save memory.
 
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
@@ -119,11 +290,15 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
 
     teacher_config: dict | PreTrainedConfig | None = None
     phases: list[int] | tuple[int, ...] = (7, 3, 2)
-    ffn: Literal["gelu", "swiglu"] = "gelu"
+    ffn: str = "gelu"
     intermediate_size: int | None = None
     depth_scaling: bool = True
     layerscale_value: float = 1e-5
+    block_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     block_norm_eps: float = 1e-6
+    biases: list[str] | None = None
+    qk_norm: bool = False
+    position_bias: bool = False
     initializer_range: float = 0.02
     num_applications: int | None = None
     exit_angle: float | None = None
@@ -135,7 +310,6 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
-    output_hidden_states: bool | None = True
 
     def __post_init__(self, **kwargs):
         if self.teacher_config is None:
@@ -167,8 +341,11 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
                 "phases must be positive numbers of layers that sum to the teacher's "
                 f"{depth} layers; got {list(self.phases)}, which sums to {sum(self.phases)}."
             )
-        if self.ffn not in ("gelu", "swiglu"):
-            raise ValueError(f"ffn must be 'gelu' or 'swiglu'; got {self.ffn!r}.")
+        if self.ffn != "swiglu" and self.ffn not in ACT2FN:
+            raise ValueError(
+                "ffn must be 'gelu', 'swiglu' or another activation of transformers, such as "
+                f"'quick_gelu'; got {self.ffn!r}."
+            )
         if self.num_applications is not None and not 1 <= self.num_applications <= depth:
             raise ValueError(
                 f"num_applications must lie in 1 … {depth}, the teacher's layers; got "
@@ -177,6 +354,11 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.exit_angle is not None and not 0 < self.exit_angle <= 180:
             raise ValueError(
                 f"exit_angle is an angle in degrees, above 0 and up to 180; got {self.exit_angle}."
+            )
+        if self.exit_angle is not None and not token_layout(self).num_cls:
+            raise ValueError(
+                f"exit_angle watches the cls token, and a {self.teacher_config.model_type!r} has "
+                "none."
             )
         if self.depth_bins < 1 or not 0 < self.min_depth < self.max_depth:
             raise ValueError(
@@ -224,7 +406,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         """Hidden width of the FFN: `intermediate_size`, or what costs as much as a teacher's."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.ffn == "gelu":
+        if self.ffn != "swiglu":
             return 4 * self.hidden_size
         return -(-8 * self.hidden_size // 3 // 8) * 8  # a multiple of 8, as DINOv2's own SwiGLU
 
@@ -232,7 +414,11 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         """Return the spans (start, stop) of the phases, see `phase_spans`."""
         return phase_spans(self.phases)
 
-    def depths(self) -> list[int]:
+    def has_bias(self, name: str) -> bool:
+        """Return whether a linear layer of a block has a bias, see `biases`."""
+        return self.biases is None or name in self.biases
+
+    def applied_layers(self) -> list[int]:
         """Return the layers (1 … L) that `forward` applies a block for: all, or
         `num_applications`.
         """

@@ -261,7 +261,7 @@ def main() -> None:
     model, blocks = convert(arguments, teacher)
     kind = "AutoModel"
     if arguments.head:
-        head, class_names = load_linear_head(arguments.head, hidden_size=teacher.config.hidden_size)
+        head, class_names = load_linear_head(arguments.head, config=teacher.config)
         model, kind = attach_head(model, head, class_names), "AutoModelForImageClassification"
     processor = _find_processor(arguments) if model is not None else None
     output.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,14 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 import copy
 import math
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -28,13 +29,71 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
-from .configuration_raptor import RaptorConfig, teacher_family, token_layout
+from .configuration_raptor import (
+    LayerParts,
+    RaptorConfig,
+    teacher_family,
+    token_layout,
+)
+
+
+class LayerContext(NamedTuple):
+    """What a teacher's forward hands to its layers beside the states; the same for all of them.
+
+    Args:
+        rotary: cosine and sine (N', D / heads) that query and key of the last N' tokens are rotated
+            by.
+        bias: what is added to the attention (1 or B, heads or 1, N, N), or a mask of booleans.
+        image_size: height and width of the images in pixels, for a block's own position bias.
+    """
+
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
+    image_size: tuple[int, int] | None = None
+
+    @classmethod
+    def of_call(cls, args: tuple, kwargs: dict) -> "LayerContext":
+        """Read the arguments that a layer of any family is called with, after the states."""
+        rotary = kwargs.get("position_embeddings")
+        bias = kwargs.get("attention_mask")
+        for argument in (*args, kwargs.get("relative_position_bias")):
+            if isinstance(argument, (tuple, list)) and len(argument) == 2:
+                rotary = argument
+            elif isinstance(argument, torch.Tensor):
+                bias = argument
+        return cls(None if rotary is None else tuple(rotary), bias, kwargs.get("resolution"))
+
+    def to(self, device: torch.device) -> "LayerContext":
+        """Return the same on a device."""
+        rotary = self.rotary and tuple(angles.to(device) for angles in self.rotary)
+        return self._replace(rotary=rotary, bias=None if self.bias is None else self.bias.to(device))
 
 
 def eager_attention(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
     """Compute plain softmax attention in the form of transformers' attention interface."""
-    weights = torch.softmax(query @ key.transpose(2, 3) * scaling, dim=-1)
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            weights = weights.masked_fill(~attention_mask, -math.inf)
+        else:
+            weights = weights + attention_mask
+    weights = torch.softmax(weights, dim=-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the last N' tokens of (B, heads, N, d) by angles whose cosine is (N', d)."""
+    prefix = states.shape[-2] - cos.shape[-2]
+    tokens = states[..., prefix:, :]
+    first, second = tokens.chunk(2, dim=-1)
+    tokens = tokens * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([states[..., :prefix, :], tokens], dim=-2) if prefix else tokens
+
+
+def make_norm(config: RaptorConfig) -> nn.Module:
+    """Return a norm of a block."""
+    norm = nn.RMSNorm if config.block_norm == "rmsnorm" else nn.LayerNorm
+    return norm(config.hidden_size, eps=config.block_norm_eps)
 
 
 class RaptorAttention(nn.Module):
@@ -42,42 +101,73 @@ class RaptorAttention(nn.Module):
 
     def __init__(self, config: RaptorConfig):
         super().__init__()
+        size = config.hidden_size
         self.config = config
         self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.biased = [config.has_bias(name) for name in ("query", "key", "value")]
+        self.qkv = nn.Linear(size, 3 * size, bias=all(self.biased))
+        # of those that have one: a key's bias would be a weight that the teacher lacks
+        some = any(self.biased) and not all(self.biased)
+        self.some_bias = nn.Parameter(torch.zeros(sum(self.biased), size)) if some else None
+        self.proj = nn.Linear(size, size, bias=config.has_bias("output"))
+        self.q_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
+
+    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return query, key and value, (…, N, D) to (…, N, 3·D)."""
+        if self.some_bias is None:
+            projected = self.qkv(hidden_states)
+        else:
+            rows = iter(self.some_bias)
+            none = self.some_bias.new_zeros(self.some_bias.shape[1])
+            bias = torch.cat([next(rows) if biased else none for biased in self.biased])
+            projected = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+        if self.q_norm is None:
+            return projected
+        query, key, value = projected.chunk(3, dim=-1)
+        return torch.cat([self.q_norm(query), self.k_norm(key), value], dim=-1)
 
     def forward(
-        self, hidden_states: torch.Tensor, attentions: list[torch.Tensor] | None = None
+        self,
+        hidden_states: torch.Tensor,
+        attentions: list[torch.Tensor] | None = None,
+        context: LayerContext | None = None,
     ) -> torch.Tensor:
         """Return (…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to
         `attentions`.
         """
-        projected = self.qkv(hidden_states)
+        projected = self.project(hidden_states)
         tokens, sizes = projected.shape[-2], (3, self.num_heads, self.head_dim)
         # (3, batch, heads, tokens, D / heads): leading axes are made one
         stacked = projected.view(-1, tokens, *sizes).permute(2, 0, 3, 1, 4)
         query, key, value = stacked.unbind()
+        bias = None
+        if context is not None:
+            bias = context.bias
+            if context.rotary is not None:
+                query, key = rotate(query, *context.rotary), rotate(key, *context.rotary)
         # of all implementations the eager one alone tells its weights
         name = "eager" if attentions is not None else self.config._attn_implementation or "sdpa"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-        mixed, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
+        mixed, weights = attention(self, query, key, value, bias, scaling=self.scaling, dropout=0.0)
         if attentions is not None:
             attentions.append(weights)
         return self.proj(mixed.reshape(hidden_states.shape))
 
 
 class RaptorFFN(nn.Module):
-    """Feed-forward branch: W₂·GELU(W₁x), or W₂·(SiLU(gate)·up) with gate and up stacked in W₁."""
+    """Feed-forward branch: W₂·φ(W₁x), or W₂·(SiLU(gate)·up) with gate and up stacked in W₁."""
 
     def __init__(self, config: RaptorConfig):
         super().__init__()
-        self.gated = config.ffn == "swiglu"
-        self.fc1 = nn.Linear(config.hidden_size, (2 if self.gated else 1) * config.ffn_size)
-        self.fc2 = nn.Linear(config.ffn_size, config.hidden_size)
+        self.gated, size = config.ffn == "swiglu", config.hidden_size
+        wide = (2 if self.gated else 1) * config.ffn_size
+        self.fc1 = nn.Linear(size, wide, bias=config.has_bias("fc1"))
+        self.fc2 = nn.Linear(config.ffn_size, size, bias=config.has_bias("fc2"))
+        self.activation = None if config.ffn in ("swiglu", "gelu") else ACT2FN[config.ffn]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return (…, N, D) to (…, N, D)."""
@@ -87,6 +177,8 @@ class RaptorFFN(nn.Module):
             gate, up = hidden.chunk(2, dim=-1)
             gate = nn.functional.silu(gate, inplace=in_place)
             return self.fc2(gate.mul_(up) if in_place else gate * up)
+        if self.activation is not None:
+            return self.fc2(self.activation(hidden))
         gelu = torch.ops.aten.gelu_ if in_place else nn.functional.gelu
         return self.fc2(gelu(hidden))
 
@@ -150,13 +242,19 @@ class RaptorBlock(GradientCheckpointingLayer):
     def __init__(self, config: RaptorConfig):
         super().__init__()
         size = config.hidden_size
-        self.norm1 = nn.LayerNorm(size, eps=config.block_norm_eps)
+        self.norm1 = make_norm(config)
         self.attention = RaptorAttention(config)
         self.layer_scale1 = nn.Parameter(torch.full((size,), config.layerscale_value))
-        self.norm2 = nn.LayerNorm(size, eps=config.block_norm_eps)
+        self.norm2 = make_norm(config)
         self.ffn = RaptorFFN(config)
         self.layer_scale2 = nn.Parameter(torch.full((size,), config.layerscale_value))
         self.depth_scaling = RaptorDepthScaling(config) if config.depth_scaling else None
+        self.position_bias = None
+        if config.position_bias:
+            from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+
+            self.position_bias = BeitRelativePositionBias(config.teacher_config)
+            self.patch_sides = patch_sides(config)
         self.register_buffer("folded_scales", None, persistent=False)
 
     def forward(
@@ -164,6 +262,7 @@ class RaptorBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         depth: int | torch.Tensor,
         attentions: list[torch.Tensor] | None = None,
+        context: LayerContext | None = None,
     ) -> torch.Tensor:
         """Apply the block once.
 
@@ -172,6 +271,8 @@ class RaptorBlock(GradientCheckpointingLayer):
             depth: the layer that is asked for (1 … L), or a tensor (P,) of them. A tensor (1,)
                 spares a compiled block from being compiled anew for another number.
             attentions: a list that the attention weights (B, heads, N, N) are appended to.
+            context: of families whose layers are handed more than states, see
+                `RaptorModel.context`.
 
         Returns:
             The state(s) one layer deeper, in the shape of `hidden_states`.
@@ -180,12 +281,20 @@ class RaptorBlock(GradientCheckpointingLayer):
         if isinstance(depth, int):
             depth = torch.full((1,), depth, device=states.device)
         attention_scale, ffn_scale, state_scale = self.scales(depth, states)
-        mixed = self.attention(self.norm1(states), attentions)
+        if self.position_bias is not None:
+            context = self.with_position_bias(context)
+        mixed = self.attention(self.norm1(states), attentions, context)
         states = torch.addcmul(states, mixed, attention_scale)
         added = self.ffn(self.norm2(states))
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
         states = states if state_scale is None else states * state_scale
         return torch.addcmul(states, added, ffn_scale)
+
+    def with_position_bias(self, context: LayerContext) -> LayerContext:
+        """Return a context with the block's own bias for images of that size, (1, heads, N, N)."""
+        grid = tuple(n // side for n, side in zip(context.image_size, self.patch_sides, strict=True))
+        own = self.position_bias(grid)
+        return context._replace(bias=own if context.bias is None else own + context.bias)
 
     def scales(
         self, depth: torch.Tensor, like: torch.Tensor
@@ -214,66 +323,102 @@ class RaptorBlock(GradientCheckpointingLayer):
             self.folded_scales = None
         return super().train(mode)
 
-    def copy_teacher_layers(self, layers: list[nn.Module]) -> None:
+    def copy_teacher_layers(self, layers: list[nn.Module], parts: LayerParts) -> None:
         """Take over the mean of the weights of some of the teacher's layers; of one: be that layer.
 
+        Args:
+            parts: where a layer keeps them, see `TEACHER_FAMILIES`.
+
         Raises:
-            ValueError: the layers' FFN is not of the block's kind or width, or has another
-                activation.
+            ValueError: the layers are not of the block's kind or width.
         """
-        copies = [teacher_layer_weights(layer) for layer in layers]
-        gated = hasattr(layers[0].mlp, "gate_proj")
-        width = copies[0]["ffn.fc2.weight"].shape[1]
-        if gated != self.ffn.gated or width != self.ffn.fc2.in_features:
-            raise ValueError(
-                "init='teacher' needs the teacher's own FFN: expected "
-                f"ffn={'swiglu' if gated else 'gelu'!r} with intermediate_size={width}, got "
-                f"{'swiglu' if self.ffn.gated else 'gelu'!r} with {self.ffn.fc2.in_features}. "
-                "Change ffn and intermediate_size, or start with init='random'."
-            )
-        _check_activation(layers[0].mlp, nn.functional.silu if gated else nn.functional.gelu)
+        copies = [teacher_layer_weights(layer, parts) for layer in layers]
         means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
+        own = {n: w for n, w in self.state_dict().items() if not n.startswith("depth_scaling.")}
+        if own.keys() != means.keys() or any(own[n].shape != means[n].shape for n in own):
+            gated, width = is_gated(layers[0], parts), means["ffn.fc2.weight"].shape[1]
+            missing = sorted(own.keys() ^ means.keys())
+            raise ValueError(
+                "init='teacher' needs blocks like the teacher's layers, whose FFN is "
+                f"{'gated (swiglu)' if gated else 'not gated'} and has "
+                f"intermediate_size={width}; these have {'swiglu' if self.ffn.gated else 'no gate'}"
+                f" and {self.ffn.fc2.in_features}"
+                f"{f', and only one of the two has {missing[:4]}' if missing else ''}. "
+                "Leave ffn and intermediate_size out, or start with init='random'."
+            )
         self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
 
 
-def _check_activation(mlp: nn.Module, own: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Refuse a teacher's FFN whose activation has other values than the block's own."""
-    inputs = torch.linspace(-4, 4, 33)
-    for name in ("activation_fn", "act_fn", "activation"):
-        activation = getattr(mlp, name, None)
-        if activation and not torch.allclose(activation(inputs), own(inputs), atol=1e-6):
-            raise ValueError(
-                f"init='teacher' needs the block's own activation, {own.__name__}; the teacher has "
-                f"{type(activation).__name__} (hidden_act), which blocks can't compute. Start with "
-                "init='random'."
-            )
+def find_part(module: nn.Module, path: str) -> object | None:
+    """Return what lies at a path of attributes below a module; None where there is nothing."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
-def teacher_layer_weights(layer: nn.Module) -> dict[str, torch.Tensor]:
+def is_gated(layer: nn.Module, parts: LayerParts) -> bool:
+    """Return whether the FFN of a teacher's layer has a gate."""
+    return find_part(layer, parts.gated_ffn[0]) is not None
+
+
+def teacher_layer_weights(
+    layer: nn.Module, parts: LayerParts = LayerParts()
+) -> dict[str, torch.Tensor]:
     """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`."""
-    attention, mlp = layer.attention, layer.mlp
-    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-    gated = hasattr(mlp, "gate_proj")
-    fc1 = [mlp.gate_proj, mlp.up_proj] if gated else [mlp.fc1]
+    *qkv, output = (layer.get_submodule(path) for path in parts.attention)
+    *into, fc2 = (
+        layer.get_submodule(path)
+        for path in (parts.gated_ffn if is_gated(layer, parts) else parts.ffn)
+    )
+    size = output.weight.shape[0]
     weights = {
         "attention.qkv.weight": torch.cat([part.weight for part in qkv]),
-        "attention.qkv.bias": torch.cat(
-            [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias for p in qkv]
-        ),
-        "ffn.fc1.weight": torch.cat([part.weight for part in fc1]),
-        "ffn.fc1.bias": torch.cat([part.bias for part in fc1]),
-        "layer_scale1": layer.layer_scale1.lambda1,
-        "layer_scale2": layer.layer_scale2.lambda1,
+        "ffn.fc1.weight": torch.cat([part.weight for part in into]),
     }
+    biases = [part.bias for part in qkv if part.bias is not None]
+    if len(biases) == 3:
+        weights["attention.qkv.bias"] = torch.cat(biases)
+    elif biases:
+        weights["attention.some_bias"] = torch.stack(biases)
+    if into[0].bias is not None:
+        weights["ffn.fc1.bias"] = torch.cat([part.bias for part in into])
+    for number, path in enumerate(parts.scales, start=1):
+        scale = find_part(layer, path)  # of BEiT the number 1 where it has none
+        ones = torch.ones_like(output.weight[0])
+        weights[f"layer_scale{number}"] = scale if isinstance(scale, torch.Tensor) else ones
     same = {
-        "norm1": layer.norm1,
-        "norm2": layer.norm2,
-        "attention.proj": attention.o_proj,
-        "ffn.fc2": mlp.down_proj if gated else mlp.fc2,
+        "norm1": layer.get_submodule(parts.norms[0]),
+        "norm2": layer.get_submodule(parts.norms[1]),
+        "attention.proj": output,
+        "ffn.fc2": fc2,
+        "position_bias": find_part(layer, parts.position_bias),
+        "attention.q_norm": find_part(layer, parts.qk_norms[0]),
+        "attention.k_norm": find_part(layer, parts.qk_norms[1]),
     }
     for name, part in same.items():
-        weights |= {f"{name}.{key}": weight for key, weight in part.state_dict().items()}
+        if part is not None:
+            weights |= {f"{name}.{key}": weight for key, weight in part.state_dict().items()}
     return weights
+
+
+def teacher_block_fields(teacher: PreTrainedModel) -> dict:
+    """Return what blocks like the layers of a teacher look like: fields of `RaptorConfig`."""
+    family = teacher_family(teacher.config)
+    parts, layer = family.layer, teacher.get_submodule(family.layers)[0]
+    weights = teacher_layer_weights(layer, parts)
+    gated = is_gated(layer, parts)
+    linear = dict(zip(("query", "key", "value", "output"), parts.attention, strict=True))
+    linear |= dict(zip(("fc1", "fc2"), (parts.gated_ffn[1:] if gated else parts.ffn), strict=True))
+    biases = [n for n, path in linear.items() if layer.get_submodule(path).bias is not None]
+    return {
+        "ffn": "swiglu" if gated else teacher.config.hidden_act,
+        "intermediate_size": weights["ffn.fc2.weight"].shape[1],
+        "block_norm": "layernorm" if "norm1.bias" in weights else "rmsnorm",
+        "block_norm_eps": getattr(teacher.config, family.eps),
+        "biases": None if len(biases) == len(linear) else biases,
+        "qk_norm": "attention.q_norm.weight" in weights,
+        "position_bias": any(name.startswith("position_bias.") for name in weights),
+    }
 
 
 class RaptorPreTrainedModel(PreTrainedModel):
@@ -328,12 +473,27 @@ class RaptorPreTrainedModel(PreTrainedModel):
         """Return the teacher's patch embedding."""
         return self.base_model.shell.get_input_embeddings()
 
+    def wanted_states(self, output_hidden_states: bool | int | list[int] | None) -> set[int]:
+        """Return the layers (0 … L) whose states an argument, or else the configuration, wants."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        number = self.config.num_hidden_layers + 1
+        if isinstance(output_hidden_states, bool) or output_hidden_states is None:
+            return set(range(number)) if output_hidden_states else set()
+        layers = output_hidden_states
+        layers = [layers] if isinstance(layers, int) else layers
+        return {layer % number for layer in layers if -number <= layer < number}
+
+    def trajectory(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return images (B, C, H, W) to the states of all layers, (B, L + 1, N, D)."""
+        outputs = self.base_model(pixel_values, output_hidden_states=True)
+        return torch.stack(outputs.hidden_states, dim=1)
+
     @property
     def dummy_inputs(self) -> dict[str, torch.Tensor]:
         """One black image of the teacher's size."""
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(1, self.config.num_channels, height, width)}
+        size = pair(self.config.image_size)
+        return {"pixel_values": torch.zeros(1, self.config.num_channels, *size)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -342,10 +502,14 @@ class RaptorPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RaptorAttention) and module.some_bias is not None:
+            init.zeros_(module.some_bias)
         elif isinstance(module, RaptorBlock):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
             init.constant_(module.layer_scale2, self.config.layerscale_value)
@@ -363,11 +527,8 @@ class RaptorModel(RaptorPreTrainedModel):
         super().__init__(config)
         config.check_phases()
         self.family = teacher_family(config.teacher_config)
-        shell_config = copy.deepcopy(config.teacher_config)
-        shell_config.num_hidden_layers = 0
-        # the teacher without its layers: just its embeddings and its final norm
-        self.shell = AutoModel.from_config(shell_config)
-        self.shell.config = config.teacher_config  # where transformers looks for it
+        self.shell = make_shell(config.teacher_config)
+        self._contexts: dict[tuple, LayerContext] = {}
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.post_init()
 
@@ -378,7 +539,7 @@ class RaptorModel(RaptorPreTrainedModel):
         phases: list[int],
         *,
         init: str = "random",
-        ffn: str = "gelu",
+        ffn: str | None = None,
         intermediate_size: int | None = None,
         depth_scaling: bool = True,
         layerscale_value: float | None = None,
@@ -392,13 +553,15 @@ class RaptorModel(RaptorPreTrainedModel):
             init: `"random"`, or `"teacher"`: every block starts as the mean of its phase's layers.
                 On the digits teacher no single layer of a phase (the first, the middle, the last,
                 the one that rolls out best) led to a better R² after 100 steps at k = 2, 3 or 4.
-            ffn, intermediate_size, depth_scaling: see `RaptorConfig`.
+            ffn, intermediate_size: see `RaptorConfig`; None takes the teacher's own.
+            depth_scaling: see `RaptorConfig`.
             layerscale_value: where random blocks start; None takes 1e-5.
             block_norm_eps: None takes the eps of the teacher's layers.
 
         Raises:
             ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
-                family, or `init="teacher"` with a LayerScale or another FFN than the teacher's.
+                family or in training mode with dropout, a model around a teacher (`raptorize`
+                takes those), or `init="teacher"` with a LayerScale or another FFN than its own.
         """
         if init not in ("random", "teacher"):
             raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
@@ -407,36 +570,85 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"layerscale_value={layerscale_value} contradicts init='teacher', which takes over "
                 "the teacher's LayerScales. Leave it out, or start with init='random'."
             )
-        if block_norm_eps is None:
-            block_norm_eps = teacher.config.layer_norm_eps
+        check_teacher(teacher)
+        fields = teacher_block_fields(teacher)
+        if ffn is not None and ffn != fields["ffn"]:
+            fields |= {"ffn": ffn, "intermediate_size": None}
+        if block_norm_eps is not None:
+            fields["block_norm_eps"] = block_norm_eps
+        if intermediate_size is not None:
+            fields["intermediate_size"] = intermediate_size
         config = RaptorConfig(
             teacher_config=teacher.config,
             phases=phases,
-            ffn=ffn,
-            intermediate_size=intermediate_size,
             depth_scaling=depth_scaling,
             layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
-            block_norm_eps=block_norm_eps,
+            **fields,
         )
         if os.path.isdir(teacher.name_or_path):  # a folder of this machine is nobody's business
             config.teacher_config.name_or_path = ""
         model = cls(config).to(teacher.dtype)
-        for part in (model.family.embeddings, model.family.final_norm):
-            weights = teacher.get_submodule(part).state_dict()
-            model.shell.get_submodule(part).load_state_dict(weights)
+        weights = teacher.state_dict()
+        model.shell.load_state_dict({name: weights[name] for name in model.shell.state_dict()})
         model.shell.requires_grad_(False)
         if init == "teacher":
             layers = teacher.get_submodule(model.family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
-                block.copy_teacher_layers(layers[start:stop])
+                block.copy_teacher_layers(layers[start:stop], model.family.layer)
+        if teacher.device.type != "meta":
+            model.check_against(teacher, blocks=init == "teacher")
         return model
+
+    @torch.no_grad()
+    def check_against(self, teacher: PreTrainedModel, *, blocks: bool) -> None:
+        """Compare state 0 of an image with what the teacher's own forward hands to its first layer.
+
+        Args:
+            blocks: compare a copy of this layer with it, too.
+
+        Raises:
+            ValueError: they differ: the teacher is not what its family is in `TEACHER_FAMILIES`.
+        """
+        config, layer = self.config, teacher.get_submodule(self.family.layers)[0]
+        like = next(teacher.parameters())
+        size = (1, config.num_channels, *pair(config.image_size))
+        image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
+        expected, args, kwargs = first_layer_call(teacher, image)
+        pairs = {"the embeddings": (self.embed(image.to(self.device)), expected)}
+        if blocks:
+            with torch.device("meta"):
+                block = RaptorBlock(config).eval()
+            block.depth_scaling = None
+            weights = teacher_layer_weights(layer, self.family.layer)
+            block.load_state_dict(weights, assign=True)
+            states = block(expected, 1, context=LayerContext.of_call(args, kwargs))
+            output = layer(expected, *args, **kwargs)
+            pairs["a copy of the first layer"] = (
+                states, output[0] if isinstance(output, tuple) else output
+            )
+        tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
+        for what, (found, wanted) in pairs.items():
+            error = (found.to(wanted) - wanted).abs().max() / wanted.abs().max()
+            if not error < tolerance:
+                raise ValueError(
+                    f"{what} of this {type(teacher).__name__} should give its own states, and "
+                    f"differ by {error:.1e} of their largest value: it computes something that "
+                    f"raptor_hf does not know of a {config.teacher_config.model_type!r}."
+                )
+
+    def train(self, mode: bool = True) -> "RaptorModel":
+        """Set the mode of the blocks; the teacher's embeddings stay as they are in evaluation."""
+        super().train(mode)
+        self.shell.eval()  # DINOv3 draws other positions in training, others drop tokens
+        return self
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed images: (B, C, H, W) to the states of layer 0, (B, N, D).
 
         Raises:
-            ValueError: not four axes, another number of channels than the teacher's, or a height or
-                width that is not a multiple of the patch.
+            ValueError: not four axes, another number of channels than the teacher's, a height or
+                width that is not a multiple of the patch, or another size than the teacher's where
+                its family takes no other.
         """
         channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
@@ -452,20 +664,59 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"({patch_height}×{patch_width} pixels); got {height}×{width}. "
                 "Resize or pad the images first."
             )
-        return self.shell.get_submodule(self.family.embeddings)(pixel_values)
+        arguments = image_arguments(self.config.teacher_config, pixel_values)
+        states = pixel_values
+        for path in self.family.embeddings:
+            given = arguments if path.endswith("embeddings") else {}
+            states = self.shell.get_submodule(path)(states, **given)
+        return states[0] if isinstance(states, tuple) else states
+
+    def context(self, image_size: tuple[int, int] | None = None) -> LayerContext | None:
+        """Return what blocks need beside states of images of a size: rotary angles, a bias.
+
+        It is what the teacher's own forward hands to its layers, and kept for every size. None for
+        families whose layers need nothing else.
+
+        Args:
+            image_size: height and width in pixels; default: as the teacher was made for.
+        """
+        if not self.family.context:
+            return None
+        size = tuple(image_size or pair(self.config.image_size))
+        weight = next(self.shell.parameters())
+        key = (size, weight.device, weight.dtype)
+        if key not in self._contexts:
+            layers = self.shell.get_submodule(self.family.layers)
+            layers.append(nn.Identity())  # a first layer
+            try:
+                self._contexts[key] = layer_context(self.shell, size)
+            finally:
+                del layers[0]
+        return self._contexts[key]
 
     def advance(
-        self, states: torch.Tensor, depth: int, attentions: list[torch.Tensor] | None = None
+        self,
+        states: torch.Tensor,
+        depth: int,
+        attentions: list[torch.Tensor] | None = None,
+        context: LayerContext | None = None,
     ) -> torch.Tensor:
         """Apply one block: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth.
 
-        The attention weights (B, heads, N, N) are appended to `attentions`, if it is given.
+        Args:
+            attentions: the attention weights (B, heads, N, N) are appended to it.
+            context: of the images' size; default: of images as the teacher was made for.
         """
         block = self.blocks[self.config.phase_of(depth)]
-        return block(states, torch.full((1,), depth, device=states.device), attentions)
+        context = self.context() if context is None else context
+        return block(states, torch.full((1,), depth, device=states.device), attentions, context)
 
     def advance_moving(
-        self, states: torch.Tensor, depth: int, moving: torch.Tensor
+        self,
+        states: torch.Tensor,
+        depth: int,
+        moving: torch.Tensor,
+        context: LayerContext | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Apply one block to the images that have not settled, the rows `moving` of (B, N, D).
 
@@ -474,7 +725,7 @@ class RaptorModel(RaptorPreTrainedModel):
             those whose cls token turned by `exit_angle` or more.
         """
         before = states[moving]
-        after = self.advance(before, depth)
+        after = self.advance(before, depth, context=context)
         states = states.index_copy(0, moving, after)
         cosine = nn.functional.cosine_similarity(before[:, 0], after[:, 0], dim=-1)
         if self.config.phase_of(depth) == len(self.blocks) - 1:
@@ -503,16 +754,23 @@ class RaptorModel(RaptorPreTrainedModel):
         return self
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
-        """Apply the teacher's final norm: (B, N, D) to (B, N, D)."""
-        return self.shell.get_submodule(self.family.final_norm)(states)
+        """Apply the teacher's final norm, if it has one: (B, N, D) to (B, N, D)."""
+        norm = self.family.final_norm
+        return states if norm is None else self.shell.get_submodule(norm)(states)
 
     def rollout(
-        self, states: torch.Tensor, *, start: int = 0, stop: int | None = None
+        self,
+        states: torch.Tensor,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Return the trajectory from layer `start` to layer `stop` (default L).
 
         Args:
             states: (B, N, D), the states after layer `start`.
+            image_size: height and width of the images in pixels, see `context`.
 
         Returns:
             (B, stop − start + 1, N, D): `states` and every state after it.
@@ -523,32 +781,35 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
                 f"got start={start}, stop={stop}."
             )
-        trajectory = [states]
+        trajectory, context = [states], self.context(image_size)
         for depth in range(start + 1, stop + 1):
-            trajectory.append(self.advance(trajectory[-1], depth))
+            trajectory.append(self.advance(trajectory[-1], depth, context=context))
         return torch.stack(trajectory, dim=1)
 
     @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Return images (B, C, H, W) to the states of all layers.
+        """Return images (B, C, H, W) to the state after the last layer.
+
+        Args:
+            output_hidden_states: as everywhere in transformers; numbers of layers (0 … L, negative
+                ones count from the end) keep these alone, and the others are None.
 
         Returns:
             `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
-            token, `hidden_states`: L + 1 states (B, N, D) before the final norm, and, where they
-            are asked for, `attentions`: L times (B, heads, N, N), worked out by the eager
+            token, if there is one; where they are asked for, `hidden_states`: L + 1 states
+            (B, N, D) before the final norm, and `attentions`: L times (B, heads, N, N), worked out by the eager
             attention whatever the model's own is. With `config.num_applications` or
             `config.exit_angle` the states of some layers are those of the layer before.
 
         Raises:
             ValueError: attentions of a model with `exit_angle`, or see `embed`.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        wanted = self.wanted_states(output_hidden_states)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         attentions = [] if output_attentions else None
@@ -556,36 +817,151 @@ class RaptorModel(RaptorPreTrainedModel):
         if exits and output_attentions:
             raise ValueError("With exit_angle set, images stop early: attentions can't be told.")
         states = self.embed(pixel_values)
-        hidden_states = (states,) if output_hidden_states else None
-        depths = self.config.depths()
+        context = self.context(tuple(pixel_values.shape[-2:]))
+        hidden_states = [states if 0 in wanted else None]
+        applied = self.config.applied_layers()
         moving = torch.arange(len(states), device=states.device) if exits else None
         for depth in range(1, self.config.num_hidden_layers + 1):
-            if depth in depths and not exits:
-                states = self.advance(states, depth, attentions)
-            elif depth in depths and len(moving):
-                states, moving = self.advance_moving(states, depth, moving)
-            if output_hidden_states:
-                hidden_states += (states,)
+            if depth in applied and not exits:
+                states = self.advance(states, depth, attentions, context)
+            elif depth in applied and len(moving):
+                states, moving = self.advance_moving(states, depth, moving, context)
+            hidden_states.append(states if depth in wanted else None)
         last_hidden_state = self.norm(states)
+        has_cls = token_layout(self.config).num_cls > 0
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
-            pooler_output=last_hidden_state[:, 0],
-            hidden_states=hidden_states,
+            pooler_output=last_hidden_state[:, 0] if has_cls else None,
+            hidden_states=tuple(hidden_states) if wanted else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 
 
+@torch.no_grad()
+def layer_context(teacher: PreTrainedModel, image_size: tuple[int, int]) -> LayerContext | None:
+    """Return what a teacher's forward hands to its layers beside states, for images of a size.
+
+    None for families whose layers take states alone.
+    """
+    if not teacher_family(teacher.config).context:
+        return None
+    like = next(teacher.parameters())
+    black = like.new_zeros(1, teacher.config.num_channels, *image_size)
+    _, args, kwargs = first_layer_call(teacher, black)
+    return LayerContext.of_call(args, kwargs)
+
+
+class _ReachedError(Exception):
+    """A model's forward has reached its first layer."""
+
+
+def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple:
+    """Return the states, arguments and keyword arguments that a teacher's first layer is given."""
+    call = []
+
+    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        call.extend((args[0], args[1:], kwargs))
+        raise _ReachedError
+
+    layer = model.get_submodule(teacher_family(model.config).layers)[0]
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(pixel_values, **image_arguments(model.config, pixel_values))
+    except _ReachedError:
+        return tuple(call)
+    finally:
+        hook.remove()
+    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def make_shell(teacher_config: PreTrainedConfig) -> PreTrainedModel:
+    """Make a teacher without its layers: its embeddings, its final norm, and what rotates."""
+    family = teacher_family(teacher_config)
+    config = copy.deepcopy(teacher_config)
+    for name, value in ({"num_hidden_layers": 0} | family.shell).items():
+        setattr(config, name, value)
+    if family.model_class:
+        shell = getattr(transformers, family.model_class)._from_config(config)
+    else:
+        shell = AutoModel.from_config(config)
+    shell.config = teacher_config  # where transformers looks for it
+    for head in ("pooler", "head"):  # no state needs them
+        if getattr(shell, head, None) is not None:
+            setattr(shell, head, None)
+    return shell
+
+
+def check_teacher(teacher: PreTrainedModel) -> None:
+    """Refuse what no Raptor can be made of; a ValueError says why."""
+    config = teacher.config
+    if config.model_type == "raptor":
+        raise ValueError(f"{type(teacher).__name__} is a Raptor already; give its teacher.")
+    family = teacher_family(config)
+    if find_part(teacher, family.layers) is None:
+        raise ValueError(
+            f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
+            "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
+        )
+    if teacher.training:
+        drops = [
+            name
+            for name, module in teacher.named_modules()
+            if getattr(module, "p", 0) > 0 or getattr(module, "drop_prob", 0)
+        ]
+        if drops:
+            raise ValueError(
+                f"The teacher is in training mode, and {drops[0]} makes its states random: call "
+                "teacher.eval() first."
+            )
+
+
+def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict:
+    """Return what a teacher's forward, and its embeddings, want beside images (B, C, H, W).
+
+    Raises:
+        ValueError: images of another size than the teacher was made for, and a family that takes no
+            other.
+    """
+    family, arguments = teacher_family(teacher_config), {}
+    native = pair(getattr(teacher_config, "image_size", None) or pixel_values.shape[-2:])
+    if family.resizing != "always" and tuple(pixel_values.shape[-2:]) != native:
+        if family.resizing == "never":
+            raise ValueError(
+                f"A {teacher_config.model_type!r} takes images of {native[0]}×{native[1]} pixels "
+                f"alone: it can't interpolate its positions; got {tuple(pixel_values.shape[-2:])}."
+            )
+        arguments["interpolate_pos_encoding"] = True
+    if family.masks:  # what it keeps of the patches it shuffles by this noise, unless in order
+        rows, columns = patch_sides(teacher_config)
+        number = (pixel_values.shape[-2] // rows) * (pixel_values.shape[-1] // columns)
+        order = torch.arange(number, device=pixel_values.device)
+        arguments["noise"] = order.expand(len(pixel_values), number)
+    return arguments
+
+
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of what may be given as one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
 def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
     """Return the height and width of a patch in pixels."""
-    patch = config.patch_size
-    return (patch, patch) if isinstance(patch, int) else tuple(patch)
+    return pair(config.patch_size)
+
+
+def feature_size(config: PreTrainedConfig) -> int:
+    """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
+    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Return DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D)."""
-    groups = token_layout(config).groups()
-    cls, patches = last_hidden_state[:, 0], last_hidden_state[:, groups["patches"]]
-    return torch.cat([cls, patches.mean(dim=1)], dim=-1)
+    """Return DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D).
+
+    Of a family without a cls token it is the mean of the patches alone, (B, D).
+    """
+    layout = token_layout(config)
+    patches = last_hidden_state[:, layout.groups()["patches"]].mean(dim=1)
+    return torch.cat([last_hidden_state[:, 0], patches], -1) if layout.num_cls else patches
 
 
 class RaptorForImageClassification(RaptorPreTrainedModel):
@@ -594,7 +970,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
         self.raptor = RaptorModel(config)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(feature_size(config), config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -602,7 +978,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
         """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
@@ -659,16 +1035,21 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D)."""
-    patches = states[:, token_layout(config).groups()["patches"]]
-    return torch.cat([states[:, :1], patches], dim=1)
+    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D).
+
+    Of a family without a cls token it is the patches alone.
+    """
+    layout = token_layout(config)
+    patches = states[:, layout.groups()["patches"]]
+    return torch.cat([states[:, :1], patches], dim=1) if layout.num_cls else patches
 
 
 def segmentation_logits(
     classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
     """Apply a linear layer to every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
-    return classifier(tokens[:, 1:]).transpose(1, 2).unflatten(2, grid)
+    patches = tokens[:, -grid[0] * grid[1] :]
+    return classifier(patches).transpose(1, 2).unflatten(2, grid)
 
 
 def depth_logits(
@@ -756,7 +1137,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> SemanticSegmenterOutput:
         """Return images (B, C, H, W) of any size to the logits of every patch.
@@ -798,6 +1179,11 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
 
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
+        if not token_layout(config).num_cls:
+            raise ValueError(
+                "DINOv2's depth head looks at [patch, cls], and a "
+                f"{config.teacher_config.model_type!r} has no cls token."
+            )
         self.raptor = RaptorModel(config)
         self.classifier = nn.Linear(2 * config.hidden_size, config.depth_bins)
         self.post_init()
@@ -807,7 +1193,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> DepthEstimatorOutput:
         """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
@@ -865,7 +1251,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> BackboneOutput:
         """Return images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
@@ -874,9 +1260,12 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
         the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        outputs = self.raptor(pixel_values, True, output_attentions)
+        wanted = self.wanted_states(output_hidden_states)
+        layers = sorted({*wanted, *self.out_indices})
+        outputs = self.raptor(pixel_values, layers, output_attentions)
+        hidden_states = tuple(
+            states if layer in wanted else None for layer, states in enumerate(outputs.hidden_states)
+        )
         grid = PatchFrame.of(tuple(pixel_values.shape[-2:]), self.config).grid
         feature_maps = []
         for index in self.out_indices:
@@ -884,11 +1273,12 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
             states = self.raptor.norm(states) if self.config.apply_layernorm else states
             tokens = drop_registers(states, self.config)
             if self.config.reshape_hidden_states:
-                tokens = tokens[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
+                patches = tokens[:, -grid[0] * grid[1] :]
+                tokens = patches.transpose(1, 2).unflatten(2, grid).contiguous()
             feature_maps.append(tokens)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            hidden_states=hidden_states if wanted else None,
             attentions=outputs.attentions,
         )
 

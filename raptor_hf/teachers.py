@@ -5,6 +5,7 @@ returns the states of its layers; a Raptor can be made of the families that `loa
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
+from .modeling_raptor import first_layer_call, image_arguments, pair
 from .weights import check_weight_files, weights_digest
 
 
@@ -78,6 +80,8 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             f"{sorted(missing)[:5]} … Download or save it again."
         )
     _own_weights(model)
+    if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
+        model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)
 
 
@@ -229,10 +233,12 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
         ValueError: a model that gives no states, not one for every layer, or states whose shape
             changes over the depth.
     """
+    known = model.config.model_type in TEACHER_FAMILIES
+    arguments = image_arguments(model.config, pixel_values) if known else {}
     layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
     try:
-        output = model(pixel_values, output_hidden_states=True)
+        output = model(pixel_values, output_hidden_states=True, **arguments)
     finally:
         if hook:
             hook.remove()
@@ -240,7 +246,63 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     if states and last:
         states[-1] = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
     _check_states(model, states)
+    if known:  # a teacher that masks patches has fewer
+        height, width = pixel_values.shape[-2:]
+        infer_token_layout(
+            model.config, num_tokens=states[0].shape[1], height=height, width=width
+        )
     return torch.stack(states, dim=1)
+
+
+@torch.no_grad()
+def run_layers(
+    teacher: PreTrainedModel,
+    states: torch.Tensor,
+    layers: Sequence[int],
+    image_size: tuple[int, int] | None = None,
+) -> list[torch.Tensor]:
+    """Return states (B, N, D) and what every one of some layers of a teacher makes of them in turn.
+
+    Args:
+        teacher: of a family of `TEACHER_FAMILIES`.
+        layers: numbers 1 … L.
+        image_size: height and width of the images in pixels; default: as the teacher was made for.
+    """
+    size = image_size or pair(teacher.config.image_size)
+    modules = teacher.get_submodule(teacher_family(teacher.config).layers)
+    args, kwargs = (), {}
+    if teacher_family(teacher.config).context:
+        black = states.new_zeros(1, teacher.config.num_channels, *size)
+        _, args, kwargs = first_layer_call(teacher, black)
+    run = [states]
+    for layer in layers:
+        output = modules[layer - 1](run[-1], *args, **kwargs)
+        run.append(output[0] if isinstance(output, tuple) else output)
+    return run
+
+
+def final_norm(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """Apply the norm after the last layer of a teacher or Raptor, if it has one, to (B, N, D)."""
+    if model.config.model_type == "raptor":
+        return model.norm(states)
+    norm = teacher_family(model.config).final_norm
+    return states if norm is None else model.get_submodule(norm)(states)
+
+
+@torch.no_grad()
+def normed_state(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the state (B, N, D) after the last layer and the final norm, of images (B, C, H, W).
+
+    Args:
+        model: a Raptor, or a teacher of a family of `TEACHER_FAMILIES`. CLIP norms its pooled
+            output alone; here all of its tokens are.
+    """
+    if model.config.model_type == "raptor":
+        return model(pixel_values).last_hidden_state
+    arguments = image_arguments(model.config, pixel_values)
+    states = model(pixel_values, output_hidden_states=False, **arguments).last_hidden_state
+    family = teacher_family(model.config)
+    return states if family.output_normed else final_norm(model, states)
 
 
 def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
@@ -265,7 +327,8 @@ def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     (`tie_last_hidden_states`), so it is read off the layer itself. None where that can't be or need
     not be: Raptors and their teachers keep the contract, and hooks would recompile compiled ones.
     """
-    if model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
+    tied = getattr(model.config, "tie_last_hidden_states", None)
+    if not tied and model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
         return None
     depth = getattr(model.config, "num_hidden_layers", None)
     stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)

@@ -26,7 +26,7 @@ from ..runs.processes import process_state
 from ..teachers import load_backbone, load_processor
 
 _VIEWS = 4  # of every training image
-_TEST_IMAGES = 1024
+_TEST_IMAGES = 512
 _READ_AT_ONCE = 256
 
 

@@ -50,7 +50,7 @@ from .timing import PROCESSES
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 _UNIT_IMAGES = 64
-_JUDGED_ROWS = 512  # of the training set, for the choice of the learning rate
+_JUDGED_ROWS = 256  # of the training set, for the choice of the learning rate
 _WARMUP = 0.1  # of the steps
 _LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
 _LAST_WITH_OUR_BATCHES = 200  # units: the reference has them up to here

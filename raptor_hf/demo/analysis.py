@@ -135,7 +135,7 @@ def load_pair(
 
 def _load_head(source: str, raptor: RaptorModel) -> Head:
     """Return a head for the Raptor's or its teacher's features; errors as `load_linear_head`."""
-    linear, names = load_linear_head(source, hidden_size=raptor.config.hidden_size)
+    linear, names = load_linear_head(source, config=raptor.config)
     names = names or [f"LABEL_{label}" for label in range(linear.out_features)]
     # ImageNet has two classes called crane
     names = [f"{n} ({label})" if names.count(n) > 1 else n for label, n in enumerate(names)]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations, check_all_layers
-from ..configuration_raptor import teacher_family, token_layout
+from ..configuration_raptor import token_layout
 from ..data import ImageViews, ReadingArguments, batches, load_images
 from ..metrics import (
     Accuracy,
@@ -19,10 +19,10 @@ from ..metrics import (
     r2_reference,
     state_statistics,
 )
-from ..modeling_raptor import pool_tokens
+from ..modeling_raptor import layer_context, pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
-from ..teachers import load_processor, trajectory
+from ..teachers import final_norm, load_processor, run_layers, trajectory
 from .arguments import ValidationArguments
 from .blocks import Chain
 from .rollout import rollout
@@ -62,7 +62,7 @@ def trajectory_r2(
         if "pixel_values" in batch:
             prediction = trajectory(student, activations.pixel_values(batch).to(student.device))
         else:
-            prediction = student.rollout(target[:, 0])
+            prediction = student.rollout(target[:, 0], image_size=activations.resolution)
         statistics.append(state_statistics(prediction=prediction, target=target, groups=groups))
         references.append((len(target), r2_reference(prediction=prediction, target=target)))
     references = gather_object(references)
@@ -113,16 +113,19 @@ class TrajectoryValidation:
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         options = {"description": "validation", "rows": self.rows, "leave": False}
         for batch in batches(self.images, **options, **self.reading):
-            states = trajectory(self.teacher, batch["pixel_values"].to(self.state.device))
+            pixel_values = batch["pixel_values"].to(self.state.device)
+            states = trajectory(self.teacher, pixel_values)
+            context = layer_context(self.teacher, tuple(pixel_values.shape[-2:]))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
                 target = states[:, first : last + 1]
-                prediction = rollout(chain.spans, target, resets={first})
+                prediction = rollout(chain.spans, target, resets={first}, context=context)
                 whole = torch.cat([target[:, :1], prediction], dim=1)
                 rows = state_statistics(prediction=whole, target=target, groups=groups)
                 states_rows[chain.name].append(rows)
                 if self.head is not None:
-                    logits = self.head(self.finish(prediction[:, -1], last))
+                    size = tuple(pixel_values.shape[-2:])
+                    logits = self.head(self.finish(prediction[:, -1], last, size))
                     labels = batch["label"].to(logits.device)
                     label_rows[chain.name].append(label_ranks(logits=logits, labels=labels))
         scalars = {}
@@ -135,13 +138,13 @@ class TrajectoryValidation:
             scalars[f"{name}/r2"] = r2["mean"]["all"]
         return scalars
 
-    def finish(self, states: torch.Tensor, start: int) -> torch.Tensor:
+    def finish(
+        self, states: torch.Tensor, start: int, image_size: tuple[int, int]
+    ) -> torch.Tensor:
         """Take states (B, N, D) after layer `start` through the rest of the teacher: (B, 2·D)."""
-        family = teacher_family(self.teacher.config)
-        for layer in self.teacher.get_submodule(family.layers)[start:]:
-            states = layer(states)
-        states = self.teacher.get_submodule(family.final_norm)(states)
-        return pool_tokens(states, self.teacher.config)
+        layers = range(start + 1, self.teacher.config.num_hidden_layers + 1)
+        states = run_layers(self.teacher, states, layers, image_size)[-1]
+        return pool_tokens(final_norm(self.teacher, states), self.teacher.config)
 
 
 def make_validation(
@@ -180,8 +183,7 @@ def make_validation(
     )
     head = None
     if source is not None:
-        size = teacher.config.hidden_size
-        head, _ = load_linear_head(source, hidden_size=size, classes=images.classes)
+        head, _ = load_linear_head(source, config=teacher.config, classes=images.classes)
     return TrajectoryValidation(
         teacher,
         head,

@@ -10,6 +10,7 @@ from torch import nn
 from ..activations.online import Activations
 from ..loop.fit import StepResult
 from ..metrics import state_statistics
+from ..modeling_raptor import LayerContext
 from .blocks import Chain, covered_layers
 from .objective import ObjectiveArguments, loss_weights, token_loss
 from .rollout import rollout
@@ -46,6 +47,7 @@ class TrajectoryMatching(nn.Module):
     Args:
         variances: of the states of `layers` (`state_variances`), where the arguments ask for
             `normalize`; they are saved with the module, and a resumed run goes on with them.
+        context: what blocks need beside states, see `layer_context`.
 
     Raises:
         ValueError: a variance of zero.
@@ -57,10 +59,12 @@ class TrajectoryMatching(nn.Module):
         arguments: ObjectiveArguments,
         groups: dict[str, slice],
         variances: dict[str, list[float]] | None = None,
+        context: LayerContext | None = None,
     ):
         super().__init__()
         self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
         self.chains, self.arguments, self.groups = chains, arguments, groups
+        self.context = context
         self.layers = covered_layers(chains)
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
@@ -120,7 +124,9 @@ class TrajectoryMatching(nn.Module):
             if weight == 0:
                 continue
             noise = self.arguments.noise_std
-            prediction = rollout(chain.spans, trajectory, resets=resets, noise_std=noise)
+            prediction = rollout(
+                chain.spans, trajectory, resets=resets, noise_std=noise, context=self.context
+            )
             total = total + weight * token_loss(
                 prediction,
                 trajectory[:, 1:],
@@ -139,7 +145,8 @@ class TrajectoryMatching(nn.Module):
                 return f"the teacher's state after layer {layer} is not finite"
         for chain in self.chains:
             start = chain.spans[0].start
-            prediction = rollout(chain.spans, self.part(chain, trajectory), resets={start})
+            part = self.part(chain, trajectory)
+            prediction = rollout(chain.spans, part, resets={start}, context=self.context)
             for layer, states in enumerate(prediction.unbind(1), start=start + 1):
                 if not torch.isfinite(states).all():
                     return f"the rollout of {chain.name} is not finite from layer {layer} on"

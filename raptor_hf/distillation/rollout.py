@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..modeling_raptor import LayerContext
+
 
 class Span(NamedTuple):
     """A block that takes the state after layer `start` to the state after layer `stop`."""
@@ -39,6 +41,7 @@ def rollout(
     *,
     resets: Collection[int],
     noise_std: float = 0.0,
+    context: LayerContext | None = None,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
@@ -47,6 +50,7 @@ def rollout(
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
         noise_std: standard deviation of Gaussian noise that is added to every block's input.
+        context: what blocks need beside states, see `layer_context`.
 
     Returns:
         (B, S, N, D), the states after every one of these layers.
@@ -67,6 +71,7 @@ def rollout(
     def noisy(states: torch.Tensor) -> torch.Tensor:
         return states + noise_std * torch.randn_like(states) if noise_std else states
 
+    more = {} if context is None else {"context": context.to(trajectory.device)}
     predictions, state, reached = [], None, first
     for block, start, stop in spans:
         if start != reached:
@@ -78,12 +83,12 @@ def rollout(
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
             inputs = noisy(trajectory[:, start - first : stop - first])
-            predictions.append(block(inputs, depths))
+            predictions.append(block(inputs, depths, **more))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
             if depth - 1 in resets:
                 state = trajectory[:, depth - 1 - first]
-            state = block(noisy(state), torch.full((1,), depth, device=state.device))
+            state = block(noisy(state), torch.full((1,), depth, device=state.device), **more)
             predictions.append(state[:, None])
     return torch.cat(predictions, dim=1)

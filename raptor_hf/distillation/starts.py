@@ -31,10 +31,11 @@ def new_raptor(
         teacher, phases, init="teacher" if aligned else init, **options
     )
     if aligned:
-        layers = teacher.get_submodule(teacher_family(teacher.config).layers)
+        family = teacher_family(teacher.config)
+        layers = teacher.get_submodule(family.layers)
         num_heads = model.config.num_attention_heads
         for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
-            copies = [teacher_layer_weights(layer) for layer in layers[start:stop]]
+            copies = [teacher_layer_weights(layer, family.layer) for layer in layers[start:stop]]
             like = copies[len(copies) // 2]
             copies = [
                 copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
@@ -60,7 +61,11 @@ def _align(
     heads = {
         "attention.qkv.weight": (3, num_heads, -1, size),
         "attention.qkv.bias": (3, num_heads, -1, 1),
+        "attention.some_bias": (-1, num_heads, size // num_heads, 1),
+        "attention.q_norm.weight": (1, num_heads, -1, 1),
+        "attention.k_norm.weight": (1, num_heads, -1, 1),
         "attention.proj.weight": (size, num_heads, -1, 1),
+        "position_bias.relative_position_bias_table": (-1, num_heads, 1, 1),
     }
     # by hidden unit: what makes it (twice, where a gate does), and what reads it
     units = {
@@ -70,6 +75,7 @@ def _align(
     }
     aligned = dict(weights)
     for shapes in (heads, units):
+        shapes = {name: shape for name, shape in shapes.items() if name in weights}
         parts = {name: weights[name].reshape(shape) for name, shape in shapes.items()}
         likeness = sum(
             part.transpose(0, 1).flatten(1) @ other.transpose(0, 1).flatten(1).T

@@ -22,7 +22,14 @@ from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
-from ..teachers import load_processor, load_vision_model, trajectory
+from ..teachers import (
+    final_norm,
+    image_size,
+    load_processor,
+    load_vision_model,
+    run_layers,
+    trajectory,
+)
 
 
 @dataclass
@@ -34,12 +41,14 @@ class DepthSystem:
         model: a Raptor, a teacher, or (for its trajectories alone) any vision model.
         layout: token layout of its states.
         head: linear head on [cls, mean of patches].
+        image_size: height and width of its images in pixels; default: as the model was made for.
     """
 
     name: str
     model: PreTrainedModel
     layout: TokenLayout
     head: nn.Linear | None = None
+    image_size: tuple[int, int] | None = None
 
     @property
     def depth(self) -> int:
@@ -90,23 +99,15 @@ class DepthSystem:
             swapped: layers (1 … L) of a teacher that others stand in for: {layer: stand-in}.
         """
         if self.is_raptor:
-            return self.model.rollout(states, start=start)
-        layers = self.model.get_submodule(TEACHER_FAMILIES[self.model.config.model_type].layers)
-        run = [states]
-        for layer in range(start + 1, self.depth + 1):
-            run.append(layers[(swapped or {}).get(layer, layer) - 1](run[-1]))
-        return torch.stack(run, dim=1)
+            return self.model.rollout(states, start=start, image_size=self.image_size)
+        layers = [(swapped or {}).get(layer, layer) for layer in range(start + 1, self.depth + 1)]
+        return torch.stack(run_layers(self.model, states, layers, self.image_size), dim=1)
 
     @torch.no_grad()
     def predict(self, states: torch.Tensor) -> torch.Tensor:
         """Return the classes (B,) that the head makes of states (B, N, D) before the final norm."""
-        config = self.model.config
-        if self.is_raptor:
-            states = self.model.norm(states)
-        else:
-            norm = TEACHER_FAMILIES[config.model_type].final_norm
-            states = self.model.get_submodule(norm)(states)
-        return self.head(pool_tokens(states, config)).argmax(dim=-1)
+        states = final_norm(self.model, states)
+        return self.head(pool_tokens(states, self.model.config)).argmax(dim=-1)
 
 
 def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
@@ -152,6 +153,7 @@ def load_system(
     images: ImageViews | None = None,
     head: str | None = None,
     classes: Classes | None = None,
+    stored_size: tuple[int, int] | None = None,
 ) -> DepthSystem:
     """Load a model from a folder or the Hub, with its own classifier where it has one.
 
@@ -159,6 +161,7 @@ def load_system(
         images: that the token layout of a model is read off whose configuration does not tell it.
         head: a file or model that `load_linear_head` reads, instead of the model's own.
         classes: of the images, which the head's are matched with.
+        stored_size: height and width in pixels of images whose states are stored.
 
     Raises:
         ValueError: a model or head that can't be used, as in `load_vision_model`.
@@ -171,11 +174,11 @@ def load_system(
     if head is None and classifies and config.model_type in Classification.head_types:
         head = source
     if head is not None and (classes is None or classes.number):
-        size = config.hidden_size
-        linear = load_linear_head(head, hidden_size=size, classes=classes)[0].to(model.device)
+        linear = load_linear_head(head, config=config, classes=classes)[0].to(model.device)
     known = images is None or config.model_type in ("raptor", *TEACHER_FAMILIES)
     layout = token_layout(config) if known else OnlineActivations(model, images).layout
-    return DepthSystem(name, model, layout, linear)
+    size = stored_size if images is None else image_size(images.processor)
+    return DepthSystem(name, model, layout, linear, size)
 
 
 class Inputs(NamedTuple):
@@ -240,7 +243,10 @@ def _stored_inputs(data: str, sources: dict[str, str], heads: dict[str, str | No
         teacher = public_name(stored.manifest["teacher"]["name"])
         return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
     systems = [
-        load_system(name, source, head=heads.get(name), classes=stored.classes)
+        load_system(
+            name, source, head=heads.get(name), classes=stored.classes,
+            stored_size=tuple(stored.resolution),
+        )
         for name, source in sources.items()
     ]
     if stored.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):

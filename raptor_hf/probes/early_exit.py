@@ -63,7 +63,8 @@ def exit_curves(
     for batch in batches(images, batch_size, "early exit"):
         pixels, label = batch["pixel_values"].to(model.device), batch["label"].to(model.device)
         number += len(label)
-        states = model.raptor.rollout(model.raptor.embed(pixels))
+        size = tuple(pixels.shape[-2:])
+        states = model.raptor.rollout(model.raptor.embed(pixels), image_size=size)
         hits = torch.stack([predict(model, s) == label for s in states.unbind(1)], dim=1)
         for layer in range(1, depth + 1):
             count(("first", layer), hits[:, layer], layer * len(label))

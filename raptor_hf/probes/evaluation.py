@@ -107,12 +107,12 @@ class Evaluation:
         """Train the heads of the recipe on a model, and select one."""
         recipe = self.recipe
         task = make_task(recipe, model.config, self.images.train.class_names)
-        head, size = None, model.config.hidden_size
+        head = None
         if recipe.head:
             names = self.images.train.class_names
             classes = Classes(names, len(names)) if names else None  # depth has none
             head, _ = load_linear_head(
-                recipe.head, hidden_size=size, task=type(task), classes=classes
+                recipe.head, config=model.config, task=type(task), classes=classes
             )
             check_head(task, head)
         data = self.images.data(model, task, self.features_dir)

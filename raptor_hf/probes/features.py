@@ -18,6 +18,7 @@ from ..modeling_raptor import PatchFrame
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from ..tasks.task import Task
+from ..teachers import normed_state
 from ..weights import weights_digest
 from .images import ProbeImages, check_one_size
 
@@ -32,8 +33,7 @@ def backbone_features(
     pixel_values = pixel_values.to(backbone.device)
     if task.dense:
         pixel_values = PatchFrame.of(pixel_values.shape[-2:], backbone.config).pad(pixel_values)
-    outputs = backbone(pixel_values, output_hidden_states=False)
-    return task.features(outputs.last_hidden_state)
+    return task.features(normed_state(backbone, pixel_values))
 
 
 class StoredFeatures(Dataset):

@@ -33,7 +33,7 @@ class PooledLinear(nn.Linear):
 
     def __init__(self, task: Task, pooling: str):
         size = task.config.hidden_size
-        super().__init__(task.head_width(size), task.num_outputs)
+        super().__init__(task.head_width(task.config), task.num_outputs)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         alone = {"cls": slice(0, size), "patches": slice(size, None)}

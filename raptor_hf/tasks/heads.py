@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.loading import Classes
 from ..modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
@@ -22,7 +22,7 @@ _SPELT_OTHERWISE = 0.01  # share of classes: lists of ImageNet's names differ in
 def load_linear_head(
     source: str | Path,
     *,
-    hidden_size: int,
+    config: PreTrainedConfig,
     task: type[Task] = Classification,
     classes: Classes | None = None,
 ) -> tuple[nn.Linear, list[str] | None]:
@@ -35,7 +35,7 @@ def load_linear_head(
         source: DINOv2's `dinov2_vit*_linear_head.pth` or a `.safetensors` file, with `weight`
             (classes, 2·D) and `bias` (classes,), or a folder or Hub id of a model of transformers
             with such a head (a Raptor; for classification DINOv2 too).
-        hidden_size: D of the backbone that the head is for.
+        config: of the backbone that the head is for, with D channels.
         task: segmentation has heads (classes, D), depth (bins, 2·D).
         classes: of the images that it is for: `arrange_head`, whose errors are raised.
 
@@ -54,11 +54,11 @@ def load_linear_head(
     else:
         weights, names = _read_classifier(str(source), task)
     weight, bias = weights["weight"], weights["bias"]
-    width = task.head_width(hidden_size)
+    width = task.head_width(config)
     if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"{source}: expected a head with weight (classes, {width}) and bias "
-            f"(classes,) for a backbone of {hidden_size} channels; got {tuple(weight.shape)} and "
+            f"(classes,) for a backbone of {config.hidden_size} channels; got {tuple(weight.shape)} and "
             f"{tuple(bias.shape)}. Use the head of this backbone's size."
         )
     head = nn.Linear(weight.shape[1], weight.shape[0])

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..configuration_raptor import token_layout
 from ..data.arguments import ReadingArguments
 from ..metrics import (
     Accuracy,
@@ -76,6 +77,13 @@ class Task(ABC):
 
     def __init__(self, config: PreTrainedConfig, num_outputs: int):
         self.config, self.num_outputs = config, num_outputs
+        if not token_layout(config).num_cls:
+            self.poolings = tuple(p for p in self.poolings if "cls" not in p)
+            if not self.poolings:
+                raise ValueError(
+                    f"A probe of {self.name} looks at the cls token, and a "
+                    f"{config.model_type!r} has none."
+                )
 
     @staticmethod
     @abstractmethod
@@ -114,9 +122,11 @@ class Task(ABC):
         """
 
     @classmethod
-    def head_width(cls, hidden_size: int) -> int:
-        """Return the inputs of a head on a backbone of `hidden_size` channels."""
-        return len(cls.looks_at) * hidden_size
+    def head_width(cls, config: PreTrainedConfig) -> int:
+        """Return the inputs of a head on a backbone, from its configuration."""
+        has_cls = token_layout(config).num_cls > 0
+        parts = [part for part in cls.looks_at if has_cls or part != "cls"]
+        return len(parts) * config.hidden_size
 
     def config_fields(self) -> dict:
         """Return what a Raptor's configuration says of a head of this task, beside the class
@@ -142,7 +152,7 @@ class Classification(Task):
     load = staticmethod(load_classification)
 
     def features(self, last_hidden_state):
-        """Return (B, 2·D)."""
+        """Return (B, 2·D); without a cls token (B, D)."""
         return pool_tokens(last_hidden_state, self.config)
 
     def logits(self, head, features, target):

@@ -44,7 +44,7 @@ def save_outputs(path, processor, model, classifier, backbone):
     images = list(numpy.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), dtype="uint8"))
     pixel_values = processor(images, return_tensors="pt").pixel_values
     with torch.no_grad():
-        states = model(pixel_values)
+        states = model(pixel_values, output_hidden_states=True)
         [feature_map] = backbone(pixel_values).feature_maps
         found = {
             "pixel_values": pixel_values,

@@ -22,8 +22,8 @@ def test_feature_maps_are_states_on_the_patch_grid(teacher, wide_images):
     backbone = make(RaptorBackbone, teacher, out_indices=[0, 3, 6])
     assert backbone.out_features == ["stem", "stage3", "stage6"]
     assert backbone.channels == [24, 24, 24]
-    outputs = backbone(wide_images)
-    states = backbone.raptor(wide_images).hidden_states
+    outputs = backbone(wide_images, output_hidden_states=[3])
+    states = backbone.raptor(wide_images, output_hidden_states=True).hidden_states
     for layer, feature_map in zip([0, 3, 6], outputs.feature_maps, strict=True):
         assert feature_map.shape == (2, 24, 2, 3) and feature_map.is_contiguous()
         normed = backbone.raptor.norm(states[layer])
@@ -32,7 +32,8 @@ def test_feature_maps_are_states_on_the_patch_grid(teacher, wide_images):
                 expected = normed[:, 3 + 3 * row + column]
                 assert_same_outputs(feature_map[:, :, row, column], expected)
     assert_same_outputs(outputs.hidden_states[3], states[3])
-    assert backbone(wide_images, output_hidden_states=False).hidden_states is None
+    assert [layer for layer, s in enumerate(outputs.hidden_states) if s is not None] == [3]
+    assert backbone(wide_images).hidden_states is None
 
 
 def test_the_teachers_backbone_counts_its_maps_alike(teacher, wide_images):
@@ -59,7 +60,7 @@ def test_plain_tokens_come_without_norm_and_registers(teacher, wide_images):
         RaptorBackbone, teacher, out_indices=[2], apply_layernorm=False, reshape_hidden_states=False
     )
     [tokens] = backbone(wide_images).feature_maps
-    state = backbone.raptor(wide_images).hidden_states[2]
+    state = backbone.raptor(wide_images, output_hidden_states=True).hidden_states[2]
     assert_same_outputs(tokens, torch.cat([state[:, :1], state[:, 3:]], dim=1))
 
 
@@ -68,7 +69,7 @@ def test_loading_chooses_the_maps_anew(teacher, wide_images, tmp_path):
     model.save_pretrained(tmp_path)
     backbone = RaptorBackbone.from_pretrained(tmp_path, out_features=["stage1", "stage4"])
     assert list(backbone.out_indices) == [1, 4]
-    expected = model(wide_images).hidden_states[4][:, 3:].transpose(1, 2).unflatten(2, (2, 3))
+    expected = model(wide_images, output_hidden_states=True).hidden_states[4][:, 3:].transpose(1, 2).unflatten(2, (2, 3))
     backbone.config.apply_layernorm = False
     assert_same_outputs(backbone(wide_images).feature_maps[1], expected)
     backbone.save_pretrained(tmp_path / "again")

@@ -149,24 +149,38 @@ def test_problem_types(teacher, pixel_values):
 @EVERY_MODEL
 def test_hidden_states(model_class, teacher, pixel_values):
     model = make(model_class, teacher)
-    outputs = model(pixel_values)
+    assert model(pixel_values).hidden_states is None
+    outputs = model(pixel_values, output_hidden_states=True)
     assert [tuple(state.shape) for state in outputs.hidden_states] == 7 * [(3, 7, 24)]
     for state in outputs.hidden_states[1:]:
         state.retain_grad()
     last = [tensor for name, tensor in tensors(outputs).items() if "hidden_states" not in name][0]
     last.sum().backward()
     assert all(state.grad.abs().max() > 0 for state in outputs.hidden_states[1:])
+    assert_same_outputs(model.trajectory(pixel_values), torch.stack(outputs.hidden_states, 1))
+    model.config.output_hidden_states = True
     assert model(pixel_values, output_hidden_states=False).hidden_states is None
-    model.config.output_hidden_states = False
-    assert model(pixel_values).hidden_states is None
-    assert len(model(pixel_values, output_hidden_states=True).hidden_states) == 7
+    assert len(model(pixel_values).hidden_states) == 7
+
+
+@EVERY_MODEL
+def test_hidden_states_of_some_layers(model_class, teacher, pixel_values):
+    """As transformers has it: the others are None, negative ones count from the end."""
+    model = make(model_class, teacher)
+    everything = model(pixel_values, output_hidden_states=True).hidden_states
+    for layers, kept in (([0, 3, -1], {0, 3, 6}), (-2, {5}), (0, {0}), ([7, -8, 2], {2})):
+        found = model(pixel_values, output_hidden_states=layers).hidden_states
+        assert {layer for layer, state in enumerate(found) if state is not None} == kept
+        for layer in kept:
+            assert_same_outputs(found[layer], everything[layer])
+    assert model(pixel_values, output_hidden_states=[]).hidden_states is None
 
 
 @EVERY_MODEL
 def test_attentions(model_class, teacher, pixel_values):
     model = make(model_class, teacher)
     assert model(pixel_values).attentions is None
-    outputs = model(pixel_values, output_attentions=True)
+    outputs = model(pixel_values, output_attentions=True, output_hidden_states=True)
     assert [tuple(weights.shape) for weights in outputs.attentions] == 6 * [(3, 3, 7, 7)]
     for weights in outputs.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 3, 7))
@@ -176,7 +190,7 @@ def test_attentions(model_class, teacher, pixel_values):
     torch.testing.assert_close(outputs.attentions[5], expected.softmax(-1))
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
-    assert_same(model(pixel_values), outputs, rtol=1e-4, atol=1e-5)
+    assert_same(model(pixel_values, output_hidden_states=True), outputs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -235,7 +249,7 @@ def test_what_transformers_asks_for(model_class, teacher):
     assert isinstance(model.get_input_embeddings(), torch.nn.Module)
     assert model.get_input_embeddings() is model.base_model.shell.embeddings.patch_embeddings
     assert list(inspect.signature(model.forward).parameters)[0] == model.main_input_name
-    assert model(**model.dummy_inputs).hidden_states[0].shape == (1, 7, 24)
+    assert model.trajectory(**model.dummy_inputs).shape == (1, 7, 7, 24)
     assert {"RaptorBlock", "Dinov2WithRegistersEmbeddings"} <= model._no_split_modules
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -54,7 +55,7 @@ def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teac
         raptor = RaptorModel.from_teacher(model, [1] * 6, init="teacher").eval()
         for block in raptor.blocks:
             block.depth_scaling = None  # starts at 1 ± 1e-4
-        ours, theirs = raptor(pixel_values), model(pixel_values, output_hidden_states=True)
+        ours, theirs = (m(pixel_values, output_hidden_states=True) for m in (raptor, model))
         assert_same_outputs(ours.hidden_states[0], theirs.hidden_states[0])
         for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
@@ -79,18 +80,41 @@ def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
         gated, [1, 1], init="teacher", ffn="swiglu", intermediate_size=64, depth_scaling=False
     ).eval()
     expected = gated(pixel_values, output_hidden_states=True).hidden_states
-    for mine, other in zip(raptor(pixel_values).hidden_states, expected, strict=True):
+    found = raptor(pixel_values, output_hidden_states=True).hidden_states
+    for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu_new", "quick_gelu"])
-def test_a_teacher_of_another_activation_is_refused_as_a_start(activation):
-    teacher = Dinov2Model(Dinov2Config(**SIZES, hidden_act=activation))
-    with pytest.raises(ValueError, match="init='teacher' needs the block's own activation, gelu"):
-        RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
-    RaptorModel.from_teacher(teacher, [4, 2], init="random")
-    same = Dinov2Model(Dinov2Config(**SIZES, hidden_act="gelu_python"))
-    RaptorModel.from_teacher(same, [4, 2], init="teacher")
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "quick_gelu", "gelu_python"])
+def test_blocks_have_the_activation_of_the_teacher(activation, pixel_values):
+    teacher = Dinov2Model(Dinov2Config(**SIZES, hidden_act=activation)).eval()
+    raptor = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher", depth_scaling=False)
+    assert raptor.config.ffn == activation
+    assert_same_outputs(raptor(pixel_values)[0], teacher(pixel_values)[0], 1e-5)
+
+
+def test_a_teacher_that_computes_something_else_is_refused(teacher):
+    """Wherever its family's row in the table is not what a model does, it is no teacher."""
+    other = copy.deepcopy(teacher)
+    other.encoder.layer[0].mlp.activation_fn = torch.nn.ReLU()
+    with pytest.raises(ValueError, match="a copy of the first layer of this .* does not know"):
+        RaptorModel.from_teacher(other, [4, 2], init="teacher")
+    forward = teacher.encoder.forward  # as if there were a norm before the layers
+    teacher.encoder.forward = lambda states, **options: forward(2 * states, **options)
+    with pytest.raises(ValueError, match="the embeddings of this .* does not know of a 'dinov2"):
+        RaptorModel.from_teacher(teacher, [4, 2])
+
+
+def test_a_teacher_in_training_mode_is_refused_if_it_drops(teacher):
+    RaptorModel.from_teacher(teacher.train(), [4, 2])
+    config = Dinov2Config(**SIZES, drop_path_rate=0.1)
+    with pytest.raises(ValueError, match=r"encoder.layer.0.drop_path makes its states random"):
+        RaptorModel.from_teacher(Dinov2Model(config).train(), [4, 2])
+
+
+def test_the_teachers_embeddings_stay_in_evaluation_mode(teacher):
+    raptor = RaptorModel.from_teacher(teacher, [4, 2]).train()
+    assert raptor.training and raptor.blocks[0].training and not raptor.shell.training
 
 
 def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
@@ -102,7 +126,7 @@ def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
 
 def test_forward_is_embed_advance_norm(teacher, pixel_values):
     raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
-    outputs = raptor(pixel_values)
+    outputs = raptor(pixel_values, output_hidden_states=True)
     states = raptor.embed(pixel_values)
     for depth in range(1, 7):
         states = raptor.advance(states, depth)
@@ -114,7 +138,7 @@ def test_forward_is_embed_advance_norm(teacher, pixel_values):
         raptor.rollout(outputs.hidden_states[2], start=2, stop=5),
         torch.stack(outputs.hidden_states[2:6], dim=1),
     )
-    assert raptor(pixel_values, output_hidden_states=False).hidden_states is None
+    assert raptor(pixel_values).hidden_states is None
     with pytest.raises(ValueError, match="0 ≤ start ≤ stop ≤ 6; got start=3, stop=7"):
         raptor.rollout(states, start=3, stop=7)
 
@@ -181,7 +205,7 @@ def test_from_teacher_refuses_what_does_not_fit(teacher):
         RaptorModel.from_teacher(teacher, [7, 3, 2])
     with pytest.raises(ValueError, match="init must be 'random' or 'teacher'; got 'mean'"):
         RaptorModel.from_teacher(teacher, [6], init="mean")
-    with pytest.raises(ValueError, match="init='teacher' needs the teacher's own FFN"):
+    with pytest.raises(ValueError, match="init='teacher' needs blocks like the teacher's layers"):
         RaptorModel.from_teacher(teacher, [6], init="teacher", ffn="swiglu")
 
 

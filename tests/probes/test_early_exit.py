@@ -47,7 +47,7 @@ def test_curves_are_what_the_model_does(classifier, images):
 
     @torch.no_grad()
     def accuracy_and_applications():
-        outputs = classifier(batch["pixel_values"])
+        outputs = classifier(batch["pixel_values"], output_hidden_states=True)
         states = torch.stack(outputs.hidden_states, dim=1)
         moved = (states[:, 1:] != states[:, :-1]).any(dim=-1).any(dim=-1)
         correct = outputs.logits.argmax(-1) == batch["label"]

@@ -24,6 +24,7 @@ from raptor_hf.tasks.heads import arrange_head, attach_head, load_linear_head
 from raptor_hf.tasks.task import Depth, Segmentation
 from tests.helpers import SIZES
 
+BACKBONE = Dinov2Config(hidden_size=24)
 WEIGHTS = {
     "weight": torch.arange(5 * 48.0).view(5, 48),
     "bias": torch.arange(5.0),
@@ -34,7 +35,7 @@ WEIGHTS = {
 def test_a_published_head_file_is_read_as_it_is(suffix, tmp_path):
     path = tmp_path / f"dinov2_vits14_reg4_linear_head.{suffix}"
     torch.save(WEIGHTS, path) if suffix == "pth" else save_file(WEIGHTS, path)
-    head, names = load_linear_head(path, hidden_size=24)
+    head, names = load_linear_head(path, config=BACKBONE)
     assert torch.equal(head.weight, WEIGHTS["weight"])
     assert torch.equal(head.bias, WEIGHTS["bias"])
     assert names is None
@@ -55,7 +56,7 @@ def test_the_head_of_a_classifier_gives_its_logits(
     classifier = model_class(config_class(**SIZES, id2label={0: "a", 1: "b", 2: "c"})).eval()
     torch.nn.init.normal_(classifier.classifier.weight)
     classifier.save_pretrained(tmp_path)
-    head, names = load_linear_head(tmp_path, hidden_size=24)
+    head, names = load_linear_head(tmp_path, config=BACKBONE)
     assert names == ["a", "b", "c"]
     states = classifier.base_model(pixel_values).last_hidden_state
     features = pool_tokens(states, classifier.config)  # cls first, then patches without registers
@@ -68,16 +69,16 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, teacher):
     with pytest.raises(
         ValueError, match=r"expected .* \(classes, 64\).* of 32 channels; got \(5, 48\)"
     ):
-        load_linear_head(path, hidden_size=32)
+        load_linear_head(path, config=Dinov2Config(hidden_size=32))
     torch.save({**WEIGHTS, "bias": torch.zeros(4)}, path)
     with pytest.raises(ValueError, match=r"bias \(classes,\).* and \(4,\)"):
-        load_linear_head(path, hidden_size=24)
+        load_linear_head(path, config=BACKBONE)
     torch.save({"weight": WEIGHTS["weight"]}, path)
     with pytest.raises(ValueError, match=r"holds 'weight' and 'bias'; found \['weight'\]"):
-        load_linear_head(path, hidden_size=24)
+        load_linear_head(path, config=BACKBONE)
     teacher.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match="has no trained linear classifier"):
-        load_linear_head(tmp_path / "backbone", hidden_size=24)
+        load_linear_head(tmp_path / "backbone", config=BACKBONE)
 
 
 class Payload:
@@ -94,26 +95,26 @@ def test_files_that_are_no_heads_are_refused_and_not_run(tmp_path):
     harm, path = tmp_path / "harm", tmp_path / "head.pth"
     torch.save({**WEIGHTS, "extra": Payload(harm)}, path)
     with pytest.raises(ValueError, match="nothing in it was run"):
-        load_linear_head(path, hidden_size=24)
+        load_linear_head(path, config=BACKBONE)
     assert not harm.exists()
     torch.load(path, weights_only=False)  # this test can fail: read without care, it does harm
     assert harm.exists()
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("not a head")
         with pytest.raises(ValueError, match="is broken, of another kind"):
-            load_linear_head(tmp_path / name, hidden_size=24)
+            load_linear_head(tmp_path / name, config=BACKBONE)
     torch.save({"weight": 1, "bias": 2}, path)
     with pytest.raises(ValueError, match="must be tensors; got {'weight': 'int', 'bias': 'int'}"):
-        load_linear_head(path, hidden_size=24)
+        load_linear_head(path, config=BACKBONE)
     with pytest.raises(FileNotFoundError, match="no such head file"):
-        load_linear_head(tmp_path / "absent.pth", hidden_size=24)
+        load_linear_head(tmp_path / "absent.pth", config=BACKBONE)
 
 
 def test_a_head_on_other_features_of_the_same_width_is_refused(tmp_path):
     config = ViTConfig(**SIZES | {"hidden_size": 48, "num_hidden_layers": 1}, intermediate_size=8)
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="got vit, whose head reads other features"):
-        load_linear_head(tmp_path, hidden_size=24)
+        load_linear_head(tmp_path, config=BACKBONE)
 
 
 @torch.no_grad()
@@ -125,7 +126,7 @@ def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values
     features = pool_tokens(raptor(pixel_values).last_hidden_state, raptor.config)
     torch.testing.assert_close(classifier(pixel_values).logits, head(features))
     attach_head(raptor, head, ["a", "b", "c"]).save_pretrained(tmp_path)
-    again, names = load_linear_head(tmp_path, hidden_size=24)
+    again, names = load_linear_head(tmp_path, config=BACKBONE)
     assert torch.equal(again.weight, head.weight)
     assert names == ["a", "b", "c"]
     with pytest.raises(ValueError, match="The head has 3 classes; got 1 names"):
@@ -138,18 +139,18 @@ def test_heads_of_dense_tasks_have_their_own_widths(tmp_path, teacher):
     attach_head(
         raptor, head, ["a", "b", "c"], model_class=RaptorForSemanticSegmentation
     ).save_pretrained(tmp_path / "segmentation")
-    again, names = load_linear_head(tmp_path / "segmentation", hidden_size=24, task=Segmentation)
+    again, names = load_linear_head(tmp_path / "segmentation", config=BACKBONE, task=Segmentation)
     assert torch.equal(again.weight, head.weight) and names == ["a", "b", "c"]
     bins = torch.nn.Linear(48, 7)
     fields = {"depth_bins": 7, "min_depth": 0.5, "max_depth": 3.0}
     model = attach_head(raptor, bins, model_class=RaptorForDepthEstimation, **fields)
     assert (model.config.min_depth, model.config.max_depth) == (0.5, 3.0)
     model.save_pretrained(tmp_path / "depth")
-    again, _ = load_linear_head(tmp_path / "depth", hidden_size=24, task=Depth)
+    again, _ = load_linear_head(tmp_path / "depth", config=BACKBONE, task=Depth)
     assert torch.equal(again.weight, bins.weight)
     torch.save(WEIGHTS, tmp_path / "head.pth")
     with pytest.raises(ValueError, match=r"\(classes, 24\).* got \(5, 48\)"):
-        load_linear_head(tmp_path / "head.pth", hidden_size=24, task=Segmentation)
+        load_linear_head(tmp_path / "head.pth", config=BACKBONE, task=Segmentation)
 
 
 def arranged(head_names, class_names, number=None):
