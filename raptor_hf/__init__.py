@@ -18,7 +18,7 @@ _ours = _program.parent.parent == Path(__file__).resolve().parents[1]
 if not (_ours and {"-h", "--help"} & set(sys.argv)):
     import transformers
 
-    from .configuration_raptor import RaptorConfig
+    from .configuration_raptor import RaptorConfig, RaptorizedConfig
     from .modeling_raptor import (
         AUTO_CLASSES,
         RaptorBackbone,
@@ -28,8 +28,13 @@ if not (_ours and {"-h", "--help"} & set(sys.argv)):
         RaptorForSemanticSegmentation,
         RaptorModel,
     )
+    from .modeling_raptorized import RaptorizedModel
 
     transformers.AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
+    transformers.AutoConfig.register(RaptorizedConfig.model_type, RaptorizedConfig)
+    for _auto_class in (name for name in dir(transformers) if name.startswith("AutoModel")):
+        if hasattr(getattr(transformers, _auto_class), "register"):
+            getattr(transformers, _auto_class).register(RaptorizedConfig, RaptorizedModel)
     for _auto_class, _model_class in AUTO_CLASSES.items():
         getattr(transformers, _auto_class).register(RaptorConfig, _model_class)
 

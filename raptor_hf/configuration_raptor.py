@@ -436,9 +436,42 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
 
 
+class RaptorizedConfig(PreTrainedConfig):
+    """Configuration of a model whose vision tower's layers are the blocks of a Raptor.
+
+    Args:
+        teacher_config: of the whole model, as it was.
+        architecture: its class in transformers, such as `"CLIPModel"`.
+        tower: path of the vision tower within it; empty: the model is the tower.
+        raptor: of the blocks; its `teacher_config` is the tower's.
+    """
+
+    model_type = "raptorized"
+    sub_configs = {"teacher_config": AutoConfig, "raptor": RaptorConfig}
+
+    teacher_config: dict | PreTrainedConfig | None = None
+    architecture: str | None = None
+    tower: str = ""
+    raptor: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.teacher_config is None:
+            self.teacher_config = {"model_type": "vit"}
+        if isinstance(self.teacher_config, dict):
+            fields = dict(self.teacher_config)
+            self.teacher_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        else:
+            self.teacher_config = copy.deepcopy(self.teacher_config)
+        if not isinstance(self.raptor, PreTrainedConfig):
+            fields = self.raptor or {"phases": [12], "teacher_config": {"model_type": "vit"}}
+            self.raptor = RaptorConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+        super().__post_init__(**kwargs)
+
+
 __all__ = [
     "TEACHER_FAMILIES",
     "RaptorConfig",
+    "RaptorizedConfig",
     "TokenLayout",
     "phase_spans",
     "teacher_family",

@@ -1,0 +1,202 @@
+"""Raptors inside other models: a trunk of shared blocks stands where a vision tower's layers stood.
+
+A CLIP model with a trunk stays a `CLIPModel`: its own forward, its heads and its methods run as they
+are, and call the trunk as they called the layers. This file travels to the Hub beside the weights.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from . import configuration_raptor, modeling_raptor
+from .configuration_raptor import (
+    TEACHER_FAMILIES,
+    RaptorConfig,
+    RaptorizedConfig,
+    TeacherFamily,
+    teacher_family,
+)
+from .modeling_raptor import LayerContext, RaptorBlock, RaptorPreTrainedModel, find_part
+
+
+class RaptorApplication(nn.Module):
+    """One application of a shared block, called as the layer of a teacher that it stands for."""
+
+    def __init__(self, block: RaptorBlock, depth: int, family: TeacherFamily):
+        nn.Module.__init__(self)  # it is a layer of the teacher by name alone, see `RaptorTrunk`
+        object.__setattr__(self, "block", block)  # whose weights are the trunk's
+        self.depth, self.family = depth, family
+        self._is_hf_initialized = True  # there are no weights of its own
+
+    __call__ = nn.Module.__call__  # the block itself checkpoints gradients
+
+    def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor]:
+        """Return the states (B, N, D) one layer deeper; `args` are what the teacher hands on."""
+        depth = torch.full((1,), self.depth, device=states.device)
+        states = self.block(states, depth, None, LayerContext.of_call(args, kwargs))
+        return (states,) if self.family.returns_tuple else states
+
+
+class RaptorTrunk(nn.Module):
+    """Shared blocks in the place of a teacher's list of layers.
+
+    Indexing and iterating give L applications, one for every layer.
+
+    Args:
+        config: of the Raptor whose blocks these are.
+        layer_class: of the layers that stood there: what transformers looks for to record hidden
+            states.
+    """
+
+    def __init__(self, config: RaptorConfig, layer_class: type[nn.Module]):
+        super().__init__()
+        family = teacher_family(config.teacher_config)
+        application = type("RaptorApplication", (RaptorApplication, layer_class), {})
+        self.config = config
+        self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
+        self.applications = nn.ModuleList(
+            application(self.blocks[config.phase_of(depth)], depth, family)
+            for depth in range(1, config.num_hidden_layers + 1)
+        )
+
+    def __len__(self) -> int:
+        return len(self.applications)
+
+    def __iter__(self):
+        return iter(self.applications)
+
+    def __getitem__(self, index: int | slice):
+        return self.applications[index]
+
+    def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """Apply all, for models that call their layers as one module."""
+        for application in self.applications:
+            states = application(states, *args, **kwargs)
+        return states
+
+
+def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
+    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and module.config.model_type in TEACHER_FAMILIES
+        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers) is not None
+    }
+
+
+def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTrunk:
+    """Put a trunk in the place of a tower's layers; its weights are still to come."""
+    tower = model.get_submodule(config.tower)
+    path = teacher_family(tower.config).layers
+    layers = tower.get_submodule(path)
+    config.raptor._attn_implementation = tower.config._attn_implementation
+    trunk = RaptorTrunk(config.raptor, type(layers[0])).train(tower.training)
+    for layer, application in zip(layers, trunk, strict=True):
+        application._forward_hooks = layer._forward_hooks  # such as record hidden states
+    tower.set_submodule(path, trunk)
+    model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
+    return trunk
+
+
+class _Raptorized:
+    """What the class of a model with a trunk has beside its own."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        install_trunk(self, config.raptorized)
+
+    _load_pretrained_model = RaptorPreTrainedModel.__dict__["_load_pretrained_model"]
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save as everywhere in transformers, with the code that loads the model again."""
+        own, config = self.config, copy.deepcopy(self.config.raptorized)
+        config.teacher_config = copy.deepcopy(own)
+        del config.teacher_config.raptorized
+        config.dtype = own.dtype
+        reference = "modeling_raptorized.RaptorizedModel"
+        models = dict.fromkeys(auto_classes(config.architecture), reference)
+        config.auto_map = {"AutoConfig": "configuration_raptor.RaptorizedConfig", **models}
+        self.config = config
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config = own
+        for file in (configuration_raptor.__file__, modeling_raptor.__file__, __file__):
+            shutil.copy(file, Path(save_directory) / Path(file).name)
+
+
+def auto_classes(architecture: str) -> list[str]:
+    """Return the names of transformers' Auto classes that load an architecture; AutoModel first."""
+    found = ["AutoModel"]
+    for name in dir(transformers):
+        auto_class = getattr(transformers, name) if name.startswith("AutoModelFor") else None
+        mapping = getattr(auto_class, "_model_mapping", None)
+        names = getattr(mapping, "_model_mapping", {}).values()
+        if any(architecture in ([n] if isinstance(n, str) else n) for n in names):
+            found.append(name)
+    return found
+
+
+def raptorized_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the class of a model with a trunk: a subclass with the same name.
+
+    The name stays, as transformers finds by it what a class can record.
+    """
+    if issubclass(model_class, _Raptorized):
+        return model_class
+    names = {name: getattr(model_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(model_class.__name__, (_Raptorized, model_class), names)
+
+
+class RaptorizedModel(RaptorPreTrainedModel):
+    """How transformers' Auto classes load a model with a trunk: as the class that it was."""
+
+    config_class = RaptorizedConfig
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, *args, config: RaptorizedConfig | None = None, **kwargs):
+        """Load as everywhere in transformers, from safetensors only.
+
+        Returns:
+            A model of the class that was saved, `config.architecture`.
+
+        Raises:
+            ValueError: an architecture that transformers has not, or weights in other files.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("The weights of a Raptor are read from safetensors, never a pickle.")
+        if not isinstance(config, RaptorizedConfig):
+            hub = {k: kwargs[k] for k in ("revision", "token", "cache_dir") if k in kwargs}
+            config = RaptorizedConfig.from_pretrained(name_or_path, **hub)
+        model_class, own = cls._class_and_config(config)
+        return model_class.from_pretrained(
+            name_or_path, *args, config=own, use_safetensors=True, **kwargs
+        )
+
+    @classmethod
+    def _from_config(cls, config: RaptorizedConfig, **kwargs):
+        model_class, own = cls._class_and_config(config)
+        return model_class._from_config(own, **kwargs)
+
+    @staticmethod
+    def _class_and_config(config: RaptorizedConfig) -> tuple:
+        """Return the class of the model that was saved, and its own configuration."""
+        model_class = getattr(transformers, config.architecture or "", None)
+        if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+            raise ValueError(
+                f"The model is a {config.architecture!r}, which transformers "
+                f"{transformers.__version__} does not have. Install a version that does."
+            )
+        own = copy.deepcopy(config.teacher_config)
+        own.raptorized = config
+        return raptorized_class(model_class), own
+
+
+__all__ = ["RaptorTrunk", "RaptorizedModel", "find_towers", "install_trunk", "raptorized_class"]
