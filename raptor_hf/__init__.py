@@ -10,7 +10,8 @@ import lazy_loader
 
 # imported when they are asked for, as are the names that the sub-packages hand on
 _modules = ["configuration_raptor", "data", "pictures", "teachers", "weights"]
-__getattr__, _, _ = lazy_loader.attach(__name__, submodules=_modules)
+_functions = {"trunks": ["raptorize"]}
+__getattr__, _, _ = lazy_loader.attach(__name__, submodules=_modules, submod_attrs=_functions)
 
 # A program of this repository that only prints its arguments starts without torch.
 _program = Path(sys.argv[0]).resolve() if sys.argv else Path()
@@ -46,4 +47,5 @@ __all__ = [
     "RaptorForImageClassification",
     "RaptorForSemanticSegmentation",
     "RaptorModel",
+    "raptorize",
 ]

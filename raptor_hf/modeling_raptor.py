@@ -856,8 +856,11 @@ class _ReachedError(Exception):
 
 
 def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple:
-    """Return the states, arguments and keyword arguments that a teacher's first layer is given."""
-    call = []
+    """Return the states, arguments and keyword arguments that a teacher's first layer is given.
+
+    Of a teacher that masks patches (MAE) they are those of the whole image.
+    """
+    call, mask_ratio = [], getattr(model.config, "mask_ratio", None)
 
     def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         call.extend((args[0], args[1:], kwargs))
@@ -866,11 +869,15 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
     layer = model.get_submodule(teacher_family(model.config).layers)[0]
     hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
     try:
+        if mask_ratio:
+            model.config.mask_ratio = 0.0
         model(pixel_values, **image_arguments(model.config, pixel_values))
     except _ReachedError:
         return tuple(call)
     finally:
         hook.remove()
+        if mask_ratio:
+            model.config.mask_ratio = mask_ratio
     raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
 
 

@@ -270,10 +270,8 @@ def run_layers(
     """
     size = image_size or pair(teacher.config.image_size)
     modules = teacher.get_submodule(teacher_family(teacher.config).layers)
-    args, kwargs = (), {}
-    if teacher_family(teacher.config).context:
-        black = states.new_zeros(1, teacher.config.num_channels, *size)
-        _, args, kwargs = first_layer_call(teacher, black)
+    black = states.new_zeros(1, teacher.config.num_channels, *size)
+    _, args, kwargs = first_layer_call(teacher, black)
     run = [states]
     for layer in layers:
         output = modules[layer - 1](run[-1], *args, **kwargs)

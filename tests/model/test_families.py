@@ -1,0 +1,161 @@
+"""Every family that can teach: what is taken over is the teacher's own, to the last token."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from raptor_hf import RaptorModel
+from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
+from raptor_hf.distillation.arguments import ObjectiveArguments
+from raptor_hf.distillation.blocks import chain_of
+from raptor_hf.distillation.matching import TrajectoryMatching
+from raptor_hf.distillation.starts import new_raptor
+from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.teachers import normed_state, run_layers, trajectory
+from tests.families import CASES, sizes_of, tiny_model
+from tests.helpers import assert_same_outputs
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES)
+EVERY_FAMILY = pytest.mark.parametrize("case", TEACHER_FAMILIES)
+
+
+def images(size, seed=1):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def copy_of(teacher):
+    """A Raptor with a block a layer, each a copy of it."""
+    phases = [1] * teacher.config.num_hidden_layers
+    raptor = RaptorModel.from_teacher(teacher, phases, init="teacher", depth_scaling=False)
+    raptor.set_attn_implementation("eager")
+    return raptor.eval()
+
+
+@EVERY_CASE
+@torch.no_grad()
+def test_a_raptor_of_copied_layers_is_the_teacher(case):
+    teacher = tiny_model(case)
+    raptor = copy_of(teacher)
+    for size in sizes_of(teacher):
+        expected, found = trajectory(teacher, images(size)), raptor.trajectory(images(size))
+        patches = (size[0] // 4) * (size[1] // 4)
+        layout = token_layout(teacher.config)
+        assert expected.shape == (2, 4, layout.num_prefix_tokens + patches, 24)
+        assert torch.equal(found[:, 0], expected[:, 0])
+        assert_same_outputs(found, expected)
+        assert_same_outputs(normed_state(raptor, images(size)), normed_state(teacher, images(size)))
+        # from any layer on, without the images
+        assert_same_outputs(
+            raptor.rollout(expected[:, 1], start=1, image_size=size), expected[:, 1:]
+        )
+        run = run_layers(teacher, expected[:, 1], [2, 3], size)
+        assert_same_outputs(torch.stack(run, dim=1), expected[:, 1:])
+
+
+@EVERY_CASE
+@torch.no_grad()
+def test_every_attention_gives_the_same(case):
+    raptor = copy_of(tiny_model(case))
+    expected = raptor.trajectory(images((16, 16)))
+    raptor.set_attn_implementation("sdpa")
+    assert_same_outputs(raptor.trajectory(images((16, 16))), expected, 1e-5)
+
+
+@EVERY_CASE
+@torch.no_grad()
+def test_aligned_layers_compute_what_they_did(case):
+    """A phase of one layer in another order of heads and hidden units is that layer."""
+    teacher = tiny_model(case, num_hidden_layers=2)
+    layers = teacher.get_submodule(TEACHER_FAMILIES[teacher.config.model_type].layers)
+    layers[1].load_state_dict(layers[0].state_dict())
+    expected = trajectory(teacher, images((16, 16)))
+    raptor = new_raptor(teacher, [2], init="aligned", depth_scaling=False).eval()
+    assert_same_outputs(raptor.trajectory(images((16, 16))), expected, 1e-5)
+
+
+@EVERY_FAMILY
+def test_ten_steps_of_distillation_lower_the_loss(case):
+    teacher = tiny_model(case)
+    size = sizes_of(teacher)[-1]
+    states = trajectory(teacher, images(size))
+    torch.manual_seed(0)
+    raptor = new_raptor(teacher, [2, 1], init="aligned").train()
+    module = TrajectoryMatching(
+        [chain_of(raptor, None)],
+        ObjectiveArguments(objective="autoregressive"),
+        token_layout(teacher.config).groups(),
+        context=layer_context(teacher, size),
+    )
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(10):
+        losses.append(sum(chain.loss for chain in module(states, 0.9).values()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+    untrained = [name for name, w in module.named_parameters() if w.grad is None]
+    assert not untrained, untrained
+    # what was learned is what the model does with images
+    expected = module.part(module.chains[0], states)[:, 1:]
+    found = raptor.eval().trajectory(images(size))[:, 1:]
+    with torch.no_grad():
+        loss = sum(chain.loss for chain in module(states, 0.9).values())
+    torch.testing.assert_close((found - expected).square().mean(), loss)
+
+
+@EVERY_FAMILY
+@torch.no_grad()
+def test_saved_and_loaded_it_is_the_same(case, tmp_path):
+    teacher = tiny_model(case)
+    raptor = new_raptor(teacher, [2, 1], init="aligned").eval()
+    raptor.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is RaptorModel and loaded.config.phases == [2, 1]
+    for name, weight in raptor.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    for size in sizes_of(teacher):
+        assert_same_outputs(loaded.trajectory(images(size)), raptor.trajectory(images(size)))
+
+
+@torch.no_grad()
+def test_a_key_without_a_bias_gets_none():
+    teacher = tiny_model("dinov3_vit")
+    raptor = new_raptor(teacher, [2, 1], init="teacher")
+    assert raptor.blocks[0].attention.qkv.bias is None
+    assert raptor.blocks[0].attention.some_bias.shape == (2, 24)
+    assert raptor.config.biases == ["query", "value", "output", "fc1", "fc2"]
+
+
+def test_positions_that_are_random_in_training_are_not_so_here():
+    teacher = tiny_model("dinov3_vit")
+    teacher.config.pos_embed_rescale = teacher.rope_embeddings.config.pos_embed_rescale = 2.0
+    raptor = new_raptor(teacher, [2, 1], init="teacher").train()
+    first, second = (raptor.context((24, 20)).rotary, layer_context(raptor_shell(raptor), (24, 20)))
+    assert_same_outputs(first, second.rotary)
+
+
+def raptor_shell(raptor):
+    """The shell with a first layer, so that its forward has one to call."""
+    layers = raptor.shell.get_submodule(raptor.family.layers)
+    layers.append(nn.Identity())
+    return raptor.shell
+
+
+def test_images_of_another_size_are_refused_where_positions_can_not_follow():
+    raptor = copy_of(tiny_model("aimv2_vision_model"))
+    with pytest.raises(ValueError, match=r"'aimv2_vision_model' takes images of 16×16 .* \(24, 20\)"):
+        raptor(images((24, 20)))
+
+
+def test_an_image_takes_its_own_patches_in_order():
+    """MAE shuffles them unless it is told the order."""
+    teacher = tiny_model("vit_mae")
+    raptor = copy_of(teacher)
+    first = raptor.trajectory(images((16, 16)))
+    assert torch.equal(first, raptor.trajectory(images((16, 16))))
+    dark = images((16, 16))
+    dark[:, :, 4:8, 8:12] = 0.0  # the patch of row 1, column 2
+    changed = (raptor.embed(dark) != first[:, 0]).any(dim=-1).any(dim=0)
+    assert changed.nonzero().flatten().tolist() == [1 + 4 * 1 + 2]

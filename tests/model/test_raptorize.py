@@ -1,0 +1,279 @@
+"""Models of transformers with a trunk in place of their layers stay what they are."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    CLIPConfig,
+    CLIPModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
+    SwinConfig,
+    SwinModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from raptor_hf import RaptorModel, raptorize
+from raptor_hf.distillation.starts import new_raptor
+from raptor_hf.modeling_raptorized import RaptorTrunk, find_towers
+from tests.families import CASES, SIZES, shaken, tiny_model
+from tests.helpers import assert_same_outputs, randomised
+
+TEXT = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32,
+    "vocab_size": 20, "max_position_embeddings": 8,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+VISION = SIZES | {"intermediate_size": 32}
+BACKBONE = Dinov2Config(
+    **SIZES, out_features=["stage1", "stage3"], apply_layernorm=True, reshape_hidden_states=False,
+    layerscale_value=0.5,
+)  # fmt: skip
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+WORDS = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+
+
+def classifier(name, family):
+    """An image classifier of transformers around a tiny tower."""
+    config = tiny_model(family).config
+    config.num_labels = 4
+    return shaken(getattr(transformers, name)(config)), {"pixel_values": PIXELS}
+
+
+def zero_shot(model_class, config_class):
+    config = config_class(text_config=TEXT, vision_config=VISION)
+    return shaken(model_class(config)), {"input_ids": WORDS, "pixel_values": PIXELS}
+
+
+def mae():
+    config = tiny_model("vit_mae", mask_ratio=0.5).config
+    for name, value in ({"num_hidden_layers": 1, "num_attention_heads": 2}).items():
+        setattr(config, f"decoder_{name}", value)
+    config.decoder_hidden_size, config.decoder_intermediate_size = 16, 32
+    noise = torch.arange(16.0).expand(2, 16)
+    inputs = {"pixel_values": PIXELS, "noise": noise}
+    return shaken(transformers.ViTMAEForPreTraining(config)), inputs
+
+
+def depth_anything():
+    config = DepthAnythingConfig(
+        backbone_config=copy.deepcopy(BACKBONE), patch_size=4, reassemble_hidden_size=24,
+        reassemble_factors=[2, 1], neck_hidden_sizes=[8, 8], fusion_hidden_size=8,
+    )  # fmt: skip
+    return shaken(DepthAnythingForDepthEstimation(config)), {"pixel_values": PIXELS}
+
+
+def upernet():
+    backbone = copy.deepcopy(BACKBONE)
+    backbone.reshape_hidden_states = True
+    config = UperNetConfig(
+        backbone_config=backbone, num_labels=3, hidden_size=8, use_auxiliary_head=False
+    )
+    return shaken(UperNetForSemanticSegmentation(config)), {"pixel_values": PIXELS}
+
+
+def llava():
+    config = LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT, num_key_value_heads=3),
+        image_token_index=19, vision_feature_layer=-1,
+    )  # fmt: skip
+    words = torch.tensor([[1] + [19] * 16 + [5, 6]])
+    inputs = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    return shaken(LlavaForConditionalGeneration(config)), inputs | {"pixel_values": PIXELS[:1]}
+
+
+HOSTS = {
+    "Dinov2ForImageClassification": lambda: classifier("Dinov2ForImageClassification", "dinov2"),
+    "ViTForImageClassification": lambda: classifier("ViTForImageClassification", "vit"),
+    "DeiTForImageClassification": lambda: classifier("DeiTForImageClassification", "deit"),
+    "BeitForImageClassification": lambda: classifier("BeitForImageClassification", "beit"),
+    "Data2VecVision": lambda: classifier("Data2VecVisionForImageClassification", "data2vec-vision"),
+    "DINOv3ViTBackbone": lambda: classifier("DINOv3ViTBackbone", "dinov3_vit"),
+    "CLIPModel": lambda: zero_shot(CLIPModel, CLIPConfig),
+    "SiglipModel": lambda: zero_shot(SiglipModel, SiglipConfig),
+    "ViTMAEForPreTraining": mae,
+    "DepthAnything": depth_anything,
+    "UperNet": upernet,
+    "Llava": llava,
+}
+EVERY_HOST = pytest.mark.parametrize("host", HOSTS)
+
+
+def copied(model):
+    """A Raptor of the tower within a model, with a block a layer, each a copy of it."""
+    [tower] = find_towers(model).values()
+    phases = [1] * tower.config.num_hidden_layers
+    raptor = RaptorModel.from_teacher(tower, phases, init="teacher", depth_scaling=False)
+    raptor.set_attn_implementation("sdpa")
+    return raptor
+
+
+def tensors_of(outputs):
+    """All tensors of an output with nested outputs."""
+    found = {}
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, tuple):
+            found |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, torch.Tensor)}
+        elif hasattr(value, "items"):
+            found |= {f"{name}.{key}": v for key, v in tensors_of(value).items()}
+    return {name: value for name, value in found.items() if "past_key_values" not in name}
+
+
+@EVERY_HOST
+@torch.no_grad()
+def test_with_copied_blocks_a_model_gives_what_it_gave(host):
+    model, inputs = HOSTS[host]()
+    expected = tensors_of(model(**inputs, output_hidden_states=True))
+    kind = type(model)
+    assert raptorize(model, blocks=copied(model)) is model
+    assert isinstance(model, kind) and type(model).__name__ == kind.__name__
+    found = tensors_of(model(**inputs, output_hidden_states=True))
+    assert found.keys() == expected.keys()
+    assert_same_outputs(found, expected, 1e-5)
+    assert sum(isinstance(module, RaptorTrunk) for module in model.modules()) == 1
+
+
+@EVERY_HOST
+@torch.no_grad()
+def test_saved_it_loads_as_the_class_that_it_was(host, tmp_path):
+    model, inputs = HOSTS[host]()
+    raptorize(model, [2, 1])
+    [trunk] = [module for module in model.modules() if isinstance(module, RaptorTrunk)]
+    randomised(trunk.blocks)
+    expected = tensors_of(model(**inputs, output_hidden_states=True))
+    before = str(model.config.to_dict())
+    model.save_pretrained(tmp_path)
+    assert str(model.config.to_dict()) == before
+    loaded = transformers.AutoModel.from_pretrained(tmp_path)
+    assert type(loaded).__name__ == type(model).__name__ and not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    assert_same_outputs(tensors_of(loaded(**inputs, output_hidden_states=True)), expected, 1e-5)
+
+
+@torch.no_grad()
+def test_the_right_auto_class_loads_it(tmp_path):
+    for host, auto_class in (
+        ("CLIPModel", AutoModelForZeroShotImageClassification),
+        ("ViTForImageClassification", AutoModelForImageClassification),
+        ("Llava", AutoModelForImageTextToText),
+    ):
+        model, _ = HOSTS[host]()
+        raptorize(model, [2, 1]).save_pretrained(tmp_path / host)
+        loaded = auto_class.from_pretrained(tmp_path / host)
+        assert type(loaded).__name__ == type(model).__name__
+        saved = transformers.AutoConfig.from_pretrained(tmp_path / host)
+        assert auto_class.__name__ in saved.auto_map
+
+
+@torch.no_grad()
+def test_a_language_model_goes_on_generating():
+    model, inputs = HOSTS["Llava"]()
+    expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    raptorize(model, blocks=copied(model))
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_every_family_takes_a_trunk(case):
+    model = tiny_model(case)
+    raptor = copied(model)
+    raptor.set_attn_implementation("eager")
+    noise = {"noise": torch.arange(16.0).expand(2, 16)} if case == "vit_mae" else {}
+    expected = tensors_of(model(PIXELS, output_hidden_states=True, **noise))
+    raptorize(model, blocks=raptor)
+    assert_same_outputs(
+        tensors_of(model(PIXELS, output_hidden_states=True, **noise)), expected, 1e-5
+    )
+
+
+def test_gradients_reach_every_block_also_with_checkpoints():
+    model, inputs = HOSTS["ViTForImageClassification"]()
+    raptorize(model, [2, 1]).train()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(**inputs).logits.square().sum().backward()
+        blocks = [m for m in model.modules() if isinstance(m, RaptorTrunk)][0].blocks
+        gradients.append({name: weight.grad for name, weight in blocks.named_parameters()})
+        assert all(gradient is not None for gradient in gradients[-1].values())
+    assert_same_outputs(*gradients, 1e-4)
+
+
+def test_a_copy_has_its_own_blocks():
+    model, inputs = HOSTS["CLIPModel"]()
+    raptorize(model, [2, 1])
+    other = copy.deepcopy(model)
+    [trunk] = [module for module in other.modules() if isinstance(module, RaptorTrunk)]
+    randomised(trunk.blocks)
+    assert trunk[0].block is trunk.blocks[0] and trunk[2].block is trunk.blocks[1]
+    ours, theirs = (m(**inputs).logits_per_image for m in (model, other))
+    assert not torch.allclose(ours, theirs)
+
+
+def test_what_does_not_fit_is_refused_in_words():
+    model, _ = HOSTS["CLIPModel"]()
+    with pytest.raises(ValueError, match="phases must be .* sum to the teacher's 3 layers"):
+        raptorize(model, [7, 3, 2])
+    with pytest.raises(ValueError, match="Give phases, such as"):
+        raptorize(model)
+    with pytest.raises(ValueError, match="'text_model' is no vision tower .*'vision_model'"):
+        raptorize(model, [2, 1], tower="text_model")
+    with pytest.raises(ValueError, match="SwinModel has no vision tower .* are dinov2, "):
+        raptorize(SwinModel(SwinConfig(depths=[1], num_heads=[2], embed_dim=16)), [1])
+    for case, changes, words in (
+        ("vit", {}, "family clip_vision_model, .* family vit"),
+        ("clip_vision_model", {"hidden_size": 48}, "channels 24, .* channels 48"),
+        ("clip_vision_model", {"num_attention_heads": 2}, "heads 3, .* heads 2"),
+    ):
+        blocks = new_raptor(tiny_model(case, **changes), [2, 1])
+        with pytest.raises(ValueError, match=words):
+            raptorize(model, blocks=blocks)
+    with pytest.raises(ValueError, match=r"made for phases=\[2, 1\]; got \[1, 2\]"):
+        raptorize(model, [1, 2], blocks=new_raptor(tiny_model("clip_vision_model"), [2, 1]))
+    assert not any(isinstance(module, RaptorTrunk) for module in model.modules())
+    raptorize(model, [2, 1])
+    with pytest.raises(ValueError, match="This CLIPModel is a Raptor already"):
+        raptorize(model, [2, 1])
+    with pytest.raises(ValueError, match="This RaptorModel is a Raptor already"):
+        raptorize(new_raptor(tiny_model("vit"), [2, 1]), [2, 1])
+
+
+def test_a_model_of_two_towers_needs_a_name():
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION)
+    model = CLIPModel(config)
+    model.second = transformers.CLIPVisionModel(config.vision_config)
+    with pytest.raises(ValueError, match=r"several vision towers, \['vision_model', 'second'\]"):
+        raptorize(model, [2, 1])
+    raptorize(model, [2, 1], tower="second")
+    assert isinstance(model.second.encoder.layers, RaptorTrunk)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    model, _ = HOSTS["CLIPModel"]()
+    raptorize(model, [2, 1]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="read from safetensors, never a pickle"):
+        transformers.AutoModel.from_pretrained(tmp_path, use_safetensors=False)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        transformers.AutoModel.from_pretrained(tmp_path)
