@@ -47,5 +47,4 @@ __all__ = [
     "RaptorForImageClassification",
     "RaptorForSemanticSegmentation",
     "RaptorModel",
-    "raptorize",
 ]

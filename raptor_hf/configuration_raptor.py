@@ -220,6 +220,14 @@ def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
     return TEACHER_FAMILIES[model_type]
 
 
+def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of a configuration that describes a model's vision tower, or itself."""
+    for name in ("vision_config", "backbone_config"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return config
+
+
 def token_layout(config: PreTrainedConfig) -> TokenLayout:
     """Return the token layout of a teacher's or of a Raptor's states, worked out from its
     configuration.

@@ -66,7 +66,9 @@ class LayerContext(NamedTuple):
     def to(self, device: torch.device) -> "LayerContext":
         """Return the same on a device."""
         rotary = self.rotary and tuple(angles.to(device) for angles in self.rotary)
-        return self._replace(rotary=rotary, bias=None if self.bias is None else self.bias.to(device))
+        return self._replace(
+            rotary=rotary, bias=None if self.bias is None else self.bias.to(device)
+        )
 
 
 def eager_attention(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
@@ -292,7 +294,9 @@ class RaptorBlock(GradientCheckpointingLayer):
 
     def with_position_bias(self, context: LayerContext) -> LayerContext:
         """Return a context with the block's own bias for images of that size, (1, heads, N, N)."""
-        grid = tuple(n // side for n, side in zip(context.image_size, self.patch_sides, strict=True))
+        grid = tuple(
+            n // side for n, side in zip(context.image_size, self.patch_sides, strict=True)
+        )
         own = self.position_bias(grid)
         return context._replace(bias=own if context.bias is None else own + context.bias)
 
@@ -362,15 +366,19 @@ def is_gated(layer: nn.Module, parts: LayerParts) -> bool:
 
 
 def teacher_layer_weights(
-    layer: nn.Module, parts: LayerParts = LayerParts()
+    layer: nn.Module, parts: LayerParts | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`."""
+    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`.
+
+    Args:
+        parts: where a layer keeps them; default: as DINOv2's do.
+    """
+    parts = parts or LayerParts()
     *qkv, output = (layer.get_submodule(path) for path in parts.attention)
     *into, fc2 = (
         layer.get_submodule(path)
         for path in (parts.gated_ffn if is_gated(layer, parts) else parts.ffn)
     )
-    size = output.weight.shape[0]
     weights = {
         "attention.qkv.weight": torch.cat([part.weight for part in qkv]),
         "ffn.fc1.weight": torch.cat([part.weight for part in into]),
@@ -401,8 +409,13 @@ def teacher_layer_weights(
     return weights
 
 
-def teacher_block_fields(teacher: PreTrainedModel) -> dict:
-    """Return what blocks like the layers of a teacher look like: fields of `RaptorConfig`."""
+def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -> RaptorConfig:
+    """Return the configuration of blocks like the layers of a teacher.
+
+    Args:
+        teacher: a bare one, with one layer at least.
+        changes: fields of `RaptorConfig` that shall be otherwise; None leaves the teacher's own.
+    """
     family = teacher_family(teacher.config)
     parts, layer = family.layer, teacher.get_submodule(family.layers)[0]
     weights = teacher_layer_weights(layer, parts)
@@ -410,7 +423,7 @@ def teacher_block_fields(teacher: PreTrainedModel) -> dict:
     linear = dict(zip(("query", "key", "value", "output"), parts.attention, strict=True))
     linear |= dict(zip(("fc1", "fc2"), (parts.gated_ffn[1:] if gated else parts.ffn), strict=True))
     biases = [n for n, path in linear.items() if layer.get_submodule(path).bias is not None]
-    return {
+    fields = {
         "ffn": "swiglu" if gated else teacher.config.hidden_act,
         "intermediate_size": weights["ffn.fc2.weight"].shape[1],
         "block_norm": "layernorm" if "norm1.bias" in weights else "rmsnorm",
@@ -419,6 +432,10 @@ def teacher_block_fields(teacher: PreTrainedModel) -> dict:
         "qk_norm": "attention.q_norm.weight" in weights,
         "position_bias": any(name.startswith("position_bias.") for name in weights),
     }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes.get("ffn", fields["ffn"]) != fields["ffn"]:
+        fields["intermediate_size"] = None  # the width that suits the other kind
+    return RaptorConfig(teacher_config=teacher.config, phases=phases, **(fields | changes))
 
 
 class RaptorPreTrainedModel(PreTrainedModel):
@@ -571,19 +588,14 @@ class RaptorModel(RaptorPreTrainedModel):
                 "the teacher's LayerScales. Leave it out, or start with init='random'."
             )
         check_teacher(teacher)
-        fields = teacher_block_fields(teacher)
-        if ffn is not None and ffn != fields["ffn"]:
-            fields |= {"ffn": ffn, "intermediate_size": None}
-        if block_norm_eps is not None:
-            fields["block_norm_eps"] = block_norm_eps
-        if intermediate_size is not None:
-            fields["intermediate_size"] = intermediate_size
-        config = RaptorConfig(
-            teacher_config=teacher.config,
-            phases=phases,
+        config = config_for_teacher(
+            teacher,
+            phases,
+            ffn=ffn,
+            intermediate_size=intermediate_size,
             depth_scaling=depth_scaling,
             layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
-            **fields,
+            block_norm_eps=block_norm_eps,
         )
         if os.path.isdir(teacher.name_or_path):  # a folder of this machine is nobody's business
             config.teacher_config.name_or_path = ""
@@ -624,7 +636,8 @@ class RaptorModel(RaptorPreTrainedModel):
             states = block(expected, 1, context=LayerContext.of_call(args, kwargs))
             output = layer(expected, *args, **kwargs)
             pairs["a copy of the first layer"] = (
-                states, output[0] if isinstance(output, tuple) else output
+                states,
+                output[0] if isinstance(output, tuple) else output,
             )
         tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
         for what, (found, wanted) in pairs.items():
@@ -802,8 +815,8 @@ class RaptorModel(RaptorPreTrainedModel):
         Returns:
             `last_hidden_state` (B, N, D) after the final norm, `pooler_output` (B, D), its cls
             token, if there is one; where they are asked for, `hidden_states`: L + 1 states
-            (B, N, D) before the final norm, and `attentions`: L times (B, heads, N, N), worked out by the eager
-            attention whatever the model's own is. With `config.num_applications` or
+            (B, N, D) before the final norm, and `attentions`: L times (B, heads, N, N), worked out
+            by the eager attention whatever the model's own is. With `config.num_applications` or
             `config.exit_angle` the states of some layers are those of the layer before.
 
         Raises:
@@ -881,11 +894,11 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
     raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
 
 
-def make_shell(teacher_config: PreTrainedConfig) -> PreTrainedModel:
-    """Make a teacher without its layers: its embeddings, its final norm, and what rotates."""
+def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrainedModel:
+    """Make a teacher with few layers or none: its embeddings, its final norm, and what rotates."""
     family = teacher_family(teacher_config)
     config = copy.deepcopy(teacher_config)
-    for name, value in ({"num_hidden_layers": 0} | family.shell).items():
+    for name, value in ({"num_hidden_layers": num_layers} | family.shell).items():
         setattr(config, name, value)
     if family.model_class:
         shell = getattr(transformers, family.model_class)._from_config(config)
@@ -1271,7 +1284,8 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         layers = sorted({*wanted, *self.out_indices})
         outputs = self.raptor(pixel_values, layers, output_attentions)
         hidden_states = tuple(
-            states if layer in wanted else None for layer, states in enumerate(outputs.hidden_states)
+            states if layer in wanted else None
+            for layer, states in enumerate(outputs.hidden_states)
         )
         grid = PatchFrame.of(tuple(pixel_values.shape[-2:]), self.config).grid
         feature_maps = []

@@ -1,7 +1,8 @@
-"""Raptors inside other models: a trunk of shared blocks stands where a vision tower's layers stood.
+"""Raptors inside other models: a trunk of shared blocks stands where a tower's layers stood.
 
-A CLIP model with a trunk stays a `CLIPModel`: its own forward, its heads and its methods run as they
-are, and call the trunk as they called the layers. This file travels to the Hub beside the weights.
+A CLIP model with a trunk stays a `CLIPModel`: its own forward, its heads and its methods run as
+they are, and call the trunk as they called the layers. This file travels to the Hub beside the
+weights.
 """
 
 import copy

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import nn
@@ -21,8 +22,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
-from .modeling_raptor import first_layer_call, image_arguments, pair
+from .configuration_raptor import (
+    TEACHER_FAMILIES,
+    TokenLayout,
+    teacher_family,
+    tower_config,
+)
+from .modeling_raptor import first_layer_call, image_arguments, make_shell, pair
+from .modeling_raptorized import find_towers
 from .weights import check_weight_files, weights_digest
 
 
@@ -30,7 +37,8 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
     """Load a frozen teacher or Raptor, without a task head, in evaluation mode and float32.
 
     Args:
-        name_or_path: a Hub id or a local folder; a folder with a classifier gives its backbone.
+        name_or_path: a Hub id or a local folder; of a classifier, or of a model with a vision tower
+            (CLIP, LLaVA, Depth Anything), the backbone within it is taken.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -38,7 +46,7 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
         OSError: no such model.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    teacher_family(getattr(config, "teacher_config", config))
+    teacher_family(getattr(config, "teacher_config", tower_config(config)))
     return load_vision_model(name_or_path, revision)
 
 
@@ -46,8 +54,8 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     """Load any vision model without its head, frozen, in evaluation mode and float32.
 
     Args:
-        name_or_path: a Hub id or a local folder; of a model of images and text (CLIP, SigLIP) the
-            vision tower is taken.
+        name_or_path: a Hub id or a local folder; of a model with a vision tower (CLIP, LLaVA, Depth
+            Anything) this tower is taken.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -56,19 +64,29 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     check_weight_files(name_or_path, config, revision)
+    options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a classifier's head that is not wanted here is no warning
     try:
-        model, loaded = AutoModel.from_pretrained(
-            name_or_path,
-            config=getattr(config, "vision_config", config),
-            revision=revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model = _load_alone(name_or_path, tower_config(config), **options)
+    except (ValueError, KeyError):
+        if tower_config(config) is config:
+            raise
+        # some towers AutoModel can't load by themselves, or not out of the weights of a whole model
+        model = _load_within(name_or_path, config, **options)
     finally:
         logging.set_verbosity(verbosity)
+    _own_weights(model)
+    if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
+        model.config.mask_ratio = 0.0
+    return model.eval().requires_grad_(False)
+
+
+def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """Load a backbone by its own configuration; a ValueError names weights that are missing."""
+    model, loaded = AutoModel.from_pretrained(
+        name_or_path, config=config, output_loading_info=True, **options
+    )
     missing = loaded["missing_keys"]
     if missing and all(key.startswith("pooler.") for key in missing):
         # a classifier was trained without the pooler that its backbone has: no state needs it, and
@@ -79,10 +97,30 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
             f"{name_or_path} lacks weights of its own model: "
             f"{sorted(missing)[:5]} … Download or save it again."
         )
-    _own_weights(model)
-    if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
-        model.config.mask_ratio = 0.0
-    return model.eval().requires_grad_(False)
+    return model
+
+
+def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
+    """Load a whole model for the sake of its vision tower, and return that as a bare backbone.
+
+    Raises:
+        ValueError: a class that transformers has not, or a model without one such tower.
+    """
+    name = (config.architectures or [config.model_type])[0]
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise ValueError(f"{name_or_path} is a {name}, which transformers does not have.")
+    towers = list(find_towers(model_class.from_pretrained(name_or_path, **options)).values())
+    if len(towers) != 1:
+        raise ValueError(
+            f"{name_or_path}, a {name}, must have one vision tower of a family that can teach "
+            f"({', '.join(TEACHER_FAMILIES)}); it has {len(towers)}."
+        )
+    weights, config = towers[0].state_dict(), towers[0].config
+    bare = make_shell(config, config.num_hidden_layers)
+    bare.load_state_dict({key: weights[key] for key in bare.state_dict()})
+    bare.name_or_path = config.name_or_path = str(name_or_path)
+    return bare
 
 
 def _own_weights(model: PreTrainedModel) -> None:
@@ -110,7 +148,12 @@ def load_processor(
     """
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    except OSError as error:
+    except ImportError as error:
+        raise ImportError(
+            f"The image processor of {name_or_path} needs a library that is not installed: "
+            f"{' '.join(str(error).split())[:120]} …"
+        ) from error
+    except (OSError, ValueError) as error:
         raise OSError(
             f"{name_or_path} must bring its image processor (preprocessor_config.json), which says "
             "how its images are resized and normalised; none was found. Save one beside the model "
@@ -119,7 +162,7 @@ def load_processor(
     if not resolution:
         return processor
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    patch = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    patch = getattr(tower_config(config), "patch_size", None)
     patches = [patch, patch] if isinstance(patch, int) else list(patch or [1, 1])
     if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
         raise ValueError(
@@ -248,9 +291,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     _check_states(model, states)
     if known:  # a teacher that masks patches has fewer
         height, width = pixel_values.shape[-2:]
-        infer_token_layout(
-            model.config, num_tokens=states[0].shape[1], height=height, width=width
-        )
+        infer_token_layout(model.config, num_tokens=states[0].shape[1], height=height, width=width)
     return torch.stack(states, dim=1)
 
 

@@ -19,9 +19,9 @@ def raptorize(
 ) -> PreTrainedModel:
     """Let a few shared blocks stand where a model's layers stood.
 
-    The model stays what it is: a `CLIPModel` still gives `logits_per_image`, a classifier classifies,
-    a vision language model generates. `save_pretrained` makes one repository that transformers' Auto
-    classes load again, also without this package (`trust_remote_code=True`).
+    The model stays what it is: a `CLIPModel` still gives `logits_per_image`, a classifier
+    classifies, a vision language model generates. `save_pretrained` makes one repository that
+    transformers' Auto classes load again, also without this package (`trust_remote_code=True`).
 
     Args:
         model: of any class of transformers, with a vision tower of a family of `TEACHER_FAMILIES`.

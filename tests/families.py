@@ -26,7 +26,9 @@ CHANGES = {
 # in the same families: what other knobs of a block are for
 VARIANTS = {
     "dinov2, gated": ("dinov2", {"use_swiglu_ffn": True, "qkv_bias": False}),
-    "dinov3, gated": ("dinov3_vit", {"use_gated_mlp": True, "hidden_act": "silu", "key_bias": True}),
+    "dinov3, gated": ("dinov3_vit", {
+        "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "intermediate_size": 32
+    }),
     "beit, shared bias": ("beit", {
         "use_relative_position_bias": False, "use_shared_relative_position_bias": True,
         "layer_scale_init_value": 0.0, "use_mean_pooling": False,

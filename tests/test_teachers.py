@@ -1,25 +1,25 @@
+import json
+from unittest import mock
+
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModel,
     BitImageProcessorPil,
-    CLIPConfig,
-    CLIPModel,
     Dinov2Config,
     ResNetConfig,
-    SiglipConfig,
-    SiglipModel,
     SwinConfig,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEConfig,
-    ViTModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from raptor_hf.data import make_processor
+from raptor_hf.modeling_raptorized import find_towers
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
@@ -33,6 +33,7 @@ from raptor_hf.teachers import (
     trajectory,
 )
 from tests.helpers import assert_same_outputs
+from tests.model.test_raptorize import HOSTS
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 4}
 TEXT = {
@@ -148,22 +149,47 @@ def test_models_without_a_trajectory_are_refused():
         trajectory(mae, pixel_values)
 
 
-@pytest.mark.parametrize(
-    ("config_class", "model_class"), [(CLIPConfig, CLIPModel), (SiglipConfig, SiglipModel)]
-)
-def test_of_images_and_text_the_vision_tower_is_taken(config_class, model_class, tmp_path):
+@pytest.mark.parametrize("name", ["CLIP", "Siglip", "Aimv2", "MetaClip2", "ChineseCLIP"])
+def test_of_images_and_text_the_vision_tower_is_taken(name, tmp_path):
     vision = {**SIZES, "intermediate_size": 32, "image_size": 16}
-    model = model_class(config_class(text_config=TEXT, vision_config=vision)).eval()
-    model.save_pretrained(tmp_path)
-    loaded = load_vision_model(str(tmp_path))
-    assert not loaded.training
+    config = getattr(transformers, f"{name}Config")(text_config=TEXT, vision_config=vision)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    check_tower(model, tmp_path)
+
+
+@pytest.mark.parametrize("host", ["DepthAnything", "UperNet", "Llava", "ViTForImageClassification"])
+def test_of_a_model_around_a_tower_the_tower_is_taken(host, tmp_path):
+    check_tower(HOSTS[host]()[0], tmp_path)
+
+
+def check_tower(model, folder):
+    """Save a model and load its tower: the same states, bare, frozen."""
+    model.save_pretrained(folder)
+    loaded = load_backbone(str(folder))
+    assert not loaded.training and loaded.name_or_path == str(folder)
     assert not any(weight.requires_grad for weight in loaded.parameters())
     pixel_values = torch.randn(2, 3, 16, 16)
+    [tower] = find_towers(model).values()
     with torch.no_grad():
-        expected = model.vision_model(pixel_values, output_hidden_states=True).hidden_states
+        expected = tower(pixel_values, output_hidden_states=True).hidden_states
     assert_same_outputs(trajectory(loaded, pixel_values), torch.stack(expected, dim=1))
-    with pytest.raises(ValueError, match="got a model of type '(clip|siglip)'"):
-        load_backbone(str(tmp_path))
+    RaptorModel.from_teacher(loaded, [loaded.config.num_hidden_layers], init="teacher")
+
+
+def test_what_a_processor_lacks_is_said(tmp_path):
+    CONFIG_MAPPING["dinov3_vit"](**SIZES).save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="must bring its image processor"):
+        load_processor(str(tmp_path))
+    processor = {"image_processor_type": "DINOv3ViTImageProcessorFast"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with mock.patch(
+        "transformers.AutoImageProcessor.from_pretrained",
+        side_effect=ImportError("X requires the Torchvision library"),
+    ):
+        with pytest.raises(
+            ImportError, match="needs a library that is not installed: X requires the Torch"
+        ):
+            load_processor(str(tmp_path))
 
 
 def test_a_classifier_gives_the_same_backbone_every_time(tmp_path):

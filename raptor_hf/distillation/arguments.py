@@ -22,9 +22,14 @@ class BlockArguments(Checked):
             "hidden units are put in one order first (aligned) or left as they are (teacher)"
         },
     )
-    ffn: OnCard[Literal["gelu", "swiglu"]] = "gelu"
+    ffn: OnCard[str | None] = field(
+        default=None,
+        metadata={
+            "help": "swiglu, or the activation of an FFN without a gate; default: as the teacher's"
+        },
+    )
     intermediate_size: Positive[int] | None = field(
-        default=None, metadata={"help": "hidden width of the FFN"}
+        default=None, metadata={"help": "hidden width of the FFN; default: as the teacher's"}
     )
     depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
     layerscale_value: NonNegative[float] | None = field(

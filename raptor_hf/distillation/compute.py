@@ -1,8 +1,10 @@
 """How many floating-point operations blocks and their training take."""
 
+import torch
 from transformers import PreTrainedConfig
 
 from ..configuration_raptor import RaptorConfig
+from ..modeling_raptor import config_for_teacher, make_shell
 from .objective import ObjectiveArguments
 
 
@@ -26,11 +28,15 @@ def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> in
     return num_blocks * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
 
 
-def teacher_layer(config: PreTrainedConfig) -> RaptorConfig:
-    """Return a configuration whose block costs what a layer of the teacher does."""
-    width = getattr(config, "mlp_ratio", 4) * config.hidden_size
-    phases = [config.num_hidden_layers]
-    return RaptorConfig(teacher_config=config, phases=phases, intermediate_size=width)
+def teacher_layer(teacher_config: PreTrainedConfig, **changes) -> RaptorConfig:
+    """Return the configuration of a block like a layer of a teacher, which is not loaded.
+
+    Args:
+        changes: how it shall differ, see `config_for_teacher`.
+    """
+    with torch.device("meta"):
+        teacher = make_shell(teacher_config, num_layers=1)
+    return config_for_teacher(teacher, [teacher_config.num_hidden_layers], **changes)
 
 
 def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:

@@ -138,9 +138,7 @@ class TrajectoryValidation:
             scalars[f"{name}/r2"] = r2["mean"]["all"]
         return scalars
 
-    def finish(
-        self, states: torch.Tensor, start: int, image_size: tuple[int, int]
-    ) -> torch.Tensor:
+    def finish(self, states: torch.Tensor, start: int, image_size: tuple[int, int]) -> torch.Tensor:
         """Take states (B, N, D) after layer `start` through the rest of the teacher: (B, 2·D)."""
         layers = range(start + 1, self.teacher.config.num_hidden_layers + 1)
         states = run_layers(self.teacher, states, layers, image_size)[-1]

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from ..configuration_raptor import token_layout
+from ..configuration_raptor import token_layout, tower_config
 from ..data import ReadingArguments, load_images
-from ..modeling_raptor import PatchFrame
+from ..modeling_raptor import PatchFrame, image_arguments, make_shell
 from ..runs.files import size
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments
@@ -48,7 +48,7 @@ def teacher_facts(
     Raises:
         OSError: no such model.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
     height, width = resolution or image_size(load_processor(name_or_path, revision))
     rows, columns = PatchFrame.of((height, width), config).grid
     prefix = token_layout(config).num_prefix_tokens
@@ -68,16 +68,18 @@ def cost(flop: float) -> str:
 def measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
     """Measure images a second through a random teacher of this architecture, no decoding."""
     state = process_state()
-    model = AutoModel.from_config(facts.config).eval().to(state.device)
+    model = make_shell(facts.config, facts.config.num_hidden_layers).eval().to(state.device)
     if state.device.type == "cpu":
         batch_size = min(batch_size, 4 if facts.num_tokens > 100 else 64)
     channels = getattr(facts.config, "num_channels", 3)
     pixel_values = torch.randn(batch_size, channels, facts.height, facts.width, device=state.device)
+    arguments = image_arguments(facts.config, pixel_values)
 
     def run() -> None:
         bfloat16 = precision == "bfloat16"
         with torch.no_grad(), torch.autocast(state.device.type, torch.bfloat16, enabled=bfloat16):
-            model(pixel_values).last_hidden_state[0, 0, 0].item()  # waits for a GPU
+            states = model(pixel_values, **arguments).last_hidden_state
+            states[0, 0, 0].item()  # waits for a GPU
 
     run()
     start, images = time.perf_counter(), 0

@@ -52,8 +52,7 @@ def _planned_config(
         saved = RaptorConfig.from_pretrained(folder)
         options |= {name: getattr(saved, name) for name in ("ffn", "intermediate_size")}
     options = {name: options[name] for name in ("ffn", "intermediate_size", "depth_scaling")}
-    phases = [teacher_config.num_hidden_layers]
-    return RaptorConfig(teacher_config=teacher_config, phases=phases, **options)
+    return teacher_layer(teacher_config, **options)
 
 
 def _describe_activations(path: str | Path, num_images: int) -> str:

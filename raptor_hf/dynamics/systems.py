@@ -244,7 +244,10 @@ def _stored_inputs(data: str, sources: dict[str, str], heads: dict[str, str | No
         return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
     systems = [
         load_system(
-            name, source, head=heads.get(name), classes=stored.classes,
+            name,
+            source,
+            head=heads.get(name),
+            classes=stored.classes,
             stored_size=tuple(stored.resolution),
         )
         for name, source in sources.items()

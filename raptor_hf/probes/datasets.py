@@ -54,7 +54,9 @@ class Candidate(NamedTuple):
         return f"{self.learning_rate:g} {self.pooling}"
 
 
-def head_grid(recipe: ProbeArguments, loop: LoopArguments, task: type[Task]) -> list[Candidate]:
+def head_grid(
+    recipe: ProbeArguments, loop: LoopArguments, task: Task | type[Task]
+) -> list[Candidate]:
     """Return the grid of heads that a recipe asks for; a head that is only judged is no grid.
 
     Raises:

@@ -174,7 +174,7 @@ def train_probe(
     """
     set_seed(loop.seed)
     check_head(task, head)
-    candidates = head_grid(recipe, loop, type(task))
+    candidates = head_grid(recipe, loop, task)
     heads = ProbeHeads(task, candidates, head, twins=data.selection is not None)
     selecting = torch.tensor(data.selection.image_ids if data.selection else [], dtype=torch.long)
     epoch_steps = max(1, len(data.train) // loop.batch_size)

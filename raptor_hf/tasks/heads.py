@@ -58,8 +58,8 @@ def load_linear_head(
     if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"{source}: expected a head with weight (classes, {width}) and bias "
-            f"(classes,) for a backbone of {config.hidden_size} channels; got {tuple(weight.shape)} and "
-            f"{tuple(bias.shape)}. Use the head of this backbone's size."
+            f"(classes,) for a backbone of {config.hidden_size} channels; got "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}. Use the head of this backbone's size."
         )
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight.float(), "bias": bias.float()})

@@ -69,7 +69,12 @@ def test_loading_chooses_the_maps_anew(teacher, wide_images, tmp_path):
     model.save_pretrained(tmp_path)
     backbone = RaptorBackbone.from_pretrained(tmp_path, out_features=["stage1", "stage4"])
     assert list(backbone.out_indices) == [1, 4]
-    expected = model(wide_images, output_hidden_states=True).hidden_states[4][:, 3:].transpose(1, 2).unflatten(2, (2, 3))
+    expected = (
+        model(wide_images, output_hidden_states=True)
+        .hidden_states[4][:, 3:]
+        .transpose(1, 2)
+        .unflatten(2, (2, 3))
+    )
     backbone.config.apply_layernorm = False
     assert_same_outputs(backbone(wide_images).feature_maps[1], expected)
     backbone.save_pretrained(tmp_path / "again")

@@ -145,7 +145,9 @@ def raptor_shell(raptor):
 
 def test_images_of_another_size_are_refused_where_positions_can_not_follow():
     raptor = copy_of(tiny_model("aimv2_vision_model"))
-    with pytest.raises(ValueError, match=r"'aimv2_vision_model' takes images of 16×16 .* \(24, 20\)"):
+    with pytest.raises(
+        ValueError, match=r"'aimv2_vision_model' takes images of 16×16 .* \(24, 20\)"
+    ):
         raptor(images((24, 20)))
 
 

@@ -34,12 +34,12 @@ def close(found, expected):
 
 @torch.no_grad()
 def test_folded_scales_change_nothing(raptor, pixel_values):
-    plain = raptor(pixel_values, output_hidden_states=True).hidden_states
+    plain = raptor(pixel_values, True).hidden_states
     assert raptor.prepare_for_inference() is raptor
     block = raptor.blocks[0]
     assert block.folded_scales.shape == (7, 3, 24)
     depth_scaling, block.depth_scaling = block.depth_scaling, None  # it is not asked any more
-    close(raptor(pixel_values, output_hidden_states=True).hidden_states, plain)
+    close(raptor(pixel_values, True).hidden_states, plain)
     block.depth_scaling = depth_scaling
     assert "folded_scales" not in " ".join(raptor.state_dict())
 
@@ -50,8 +50,11 @@ def test_training_drops_folded_scales(raptor, pixel_values):
         for block in raptor.blocks:
             assert block.folded_scales is None
             block.depth_scaling.fc2.bias += 1
-        changed = raptor(pixel_values, output_hidden_states=True).hidden_states
-        close(raptor.prepare_for_inference()(pixel_values, output_hidden_states=True).hidden_states, changed)
+        changed = raptor(pixel_values, True).hidden_states
+        close(
+            raptor.prepare_for_inference()(pixel_values, True).hidden_states,
+            changed,
+        )
 
 
 def test_a_raptor_without_depth_scaling_has_nothing_to_fold(teacher, pixel_values):
@@ -65,7 +68,7 @@ def test_a_raptor_without_depth_scaling_has_nothing_to_fold(teacher, pixel_value
 @torch.no_grad()
 @pytest.mark.parametrize("folded", [False, True])
 def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_values, folded):
-    plain = raptor(pixel_values, output_hidden_states=True).hidden_states
+    plain = raptor(pixel_values, True).hidden_states
     torch._dynamo.reset()
     counter = Counter()
     if folded:
@@ -73,7 +76,7 @@ def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_va
     else:
         for block in raptor.blocks:
             block.compile(fullgraph=True, backend=counter)
-    close(raptor(pixel_values, output_hidden_states=True).hidden_states, plain)
+    close(raptor(pixel_values, True).hidden_states, plain)
     assert counter.graphs == 1
     raptor(torch.cat([pixel_values, pixel_values]))  # another batch size: once more, for any
     raptor(torch.cat([pixel_values, pixel_values, pixel_values]))
@@ -83,16 +86,21 @@ def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_va
 @pytest.mark.slow
 @torch.no_grad()
 def test_inductor_gives_the_same(raptor, pixel_values):
-    plain = raptor(pixel_values, output_hidden_states=True).hidden_states
+    plain = raptor(pixel_values, True).hidden_states
     torch._dynamo.reset()
-    close(raptor.prepare_for_inference(compile=True)(pixel_values, output_hidden_states=True).hidden_states, plain)
+    close(
+        raptor.prepare_for_inference(compile=True)(
+            pixel_values, output_hidden_states=True
+        ).hidden_states,
+        plain,
+    )
 
 
 @torch.no_grad()
 def test_fewer_applications_by_hand(raptor, pixel_values):
     raptor.config.num_applications = 3
     assert raptor.config.applied_layers() == [1, 4, 6]
-    found = raptor(pixel_values, output_hidden_states=True).hidden_states
+    found = raptor(pixel_values, True).hidden_states
     state = raptor.embed(pixel_values)
     for depth in range(1, 7):
         state = raptor.advance(state, depth) if depth in raptor.config.applied_layers() else state
@@ -105,12 +113,12 @@ def test_images_that_settle_keep_their_state(teacher, pixel_values):
     for block in raptor.blocks:  # smaller steps than random ones
         block.layer_scale1 *= 0.1
         block.layer_scale2 *= 0.1
-    plain = torch.stack(raptor(pixel_values, output_hidden_states=True).hidden_states, dim=1)
+    plain = torch.stack(raptor(pixel_values, True).hidden_states, dim=1)
     cosine = torch.nn.functional.cosine_similarity(plain[:, :-1, 0], plain[:, 1:, 0], dim=-1)
     turn = torch.rad2deg(torch.arccos(cosine))[:, 2:]  # by the last block
     angle = turn[:, :-1].min(dim=1).values.median().item() + 0.01  # some settle, some don't
     raptor.config.exit_angle = angle
-    found = torch.stack(raptor(pixel_values, output_hidden_states=True).hidden_states, dim=1)
+    found = torch.stack(raptor(pixel_values, True).hidden_states, dim=1)
     settled = 0
     for image in range(len(pixel_values)):
         quiet = [n + 3 for n in range(4) if turn[image, n] < angle]
@@ -173,10 +181,10 @@ assert type(small.blocks[0].ffn.fc1.weight).__name__ == "Int8Tensor"
 scaling = [model.blocks[0].depth_scaling.fc2.weight for model in (exact, small)]
 assert torch.equal(*scaling)
 with torch.no_grad():
-    a, b = (model(pixel_values, output_hidden_states=True).hidden_states[-1] for model in (exact, small))
+    a, b = (model(pixel_values, True).hidden_states[-1] for model in (exact, small))
     small.save_pretrained(folder + "/int8")
     loaded = AutoModel.from_pretrained(folder + "/int8")
-    again = loaded(pixel_values, output_hidden_states=True).hidden_states[-1]
+    again = loaded(pixel_values, True).hidden_states[-1]
 weights = [model.state_dict() for model in (small, loaded)]
 assert weights[0].keys() == weights[1].keys()
 for one, other in zip(*(w.values() for w in weights)):
