@@ -1,8 +1,24 @@
 """A tiny random model of every family that can teach, and of models around them."""
 
+import copy
+
 import torch
 import transformers
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES
@@ -66,3 +82,96 @@ def sizes_of(model) -> list[tuple[int, int]]:
     """Its own size and, where the family takes others, an oblong one."""
     family = TEACHER_FAMILIES[model.config.model_type]
     return [(16, 16)] if family.resizing == "never" else [(16, 16), (24, 20)]
+
+
+TEXT = {
+    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32,
+    "vocab_size": 20, "max_position_embeddings": 8,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+VISION = SIZES | {"intermediate_size": 32}
+BACKBONE = Dinov2Config(
+    **SIZES, out_features=["stage1", "stage3"], apply_layernorm=True, reshape_hidden_states=False,
+    layerscale_value=0.5,
+)  # fmt: skip
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+WORDS = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
+
+
+def classifier(name, family):
+    """An image classifier of transformers around a tiny tower."""
+    config = tiny_model(family).config
+    config.num_labels = 4
+    return shaken(getattr(transformers, name)(config)), {"pixel_values": PIXELS}
+
+
+def zero_shot(model_class, config_class):
+    config = config_class(text_config=TEXT, vision_config=VISION)
+    return shaken(model_class(config)), {"input_ids": WORDS, "pixel_values": PIXELS}
+
+
+def mae():
+    config = tiny_model("vit_mae", mask_ratio=0.5).config
+    for name, value in ({"num_hidden_layers": 1, "num_attention_heads": 2}).items():
+        setattr(config, f"decoder_{name}", value)
+    config.decoder_hidden_size, config.decoder_intermediate_size = 16, 32
+    noise = torch.arange(16.0).expand(2, 16)
+    inputs = {"pixel_values": PIXELS, "noise": noise}
+    return shaken(transformers.ViTMAEForPreTraining(config)), inputs
+
+
+def depth_anything():
+    config = DepthAnythingConfig(
+        backbone_config=copy.deepcopy(BACKBONE), patch_size=4, reassemble_hidden_size=24,
+        reassemble_factors=[2, 1], neck_hidden_sizes=[8, 8], fusion_hidden_size=8,
+    )  # fmt: skip
+    return shaken(DepthAnythingForDepthEstimation(config)), {"pixel_values": PIXELS}
+
+
+def upernet():
+    backbone = copy.deepcopy(BACKBONE)
+    backbone.reshape_hidden_states = True
+    config = UperNetConfig(
+        backbone_config=backbone, num_labels=3, hidden_size=8, use_auxiliary_head=False
+    )
+    return shaken(UperNetForSemanticSegmentation(config)), {"pixel_values": PIXELS}
+
+
+def llava():
+    config = LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT, num_key_value_heads=3),
+        image_token_index=19, vision_feature_layer=-1,
+    )  # fmt: skip
+    words = torch.tensor([[1] + [19] * 16 + [5, 6]])
+    inputs = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    return shaken(LlavaForConditionalGeneration(config)), inputs | {"pixel_values": PIXELS[:1]}
+
+
+HOSTS = {
+    "Dinov2ForImageClassification": lambda: classifier("Dinov2ForImageClassification", "dinov2"),
+    "ViTForImageClassification": lambda: classifier("ViTForImageClassification", "vit"),
+    "DeiTForImageClassification": lambda: classifier("DeiTForImageClassification", "deit"),
+    "BeitForImageClassification": lambda: classifier("BeitForImageClassification", "beit"),
+    "Data2VecVision": lambda: classifier("Data2VecVisionForImageClassification", "data2vec-vision"),
+    "DINOv3ViTBackbone": lambda: classifier("DINOv3ViTBackbone", "dinov3_vit"),
+    "CLIPModel": lambda: zero_shot(CLIPModel, CLIPConfig),
+    "SiglipModel": lambda: zero_shot(SiglipModel, SiglipConfig),
+    "ViTMAEForPreTraining": mae,
+    "DepthAnything": depth_anything,
+    "UperNet": upernet,
+    "Llava": llava,
+}
+
+
+def tensors_of(outputs):
+    """All tensors of an output with nested outputs."""
+    found = {}
+    for name, value in outputs.items():
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, tuple):
+            found |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, torch.Tensor)}
+        elif hasattr(value, "items"):
+            found |= {f"{name}.{key}": v for key, v in tensors_of(value).items()}
+    return {name: value for name, value in found.items() if "past_key_values" not in name}

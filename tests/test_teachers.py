@@ -32,8 +32,8 @@ from raptor_hf.teachers import (
     teacher_identity,
     trajectory,
 )
+from tests.families import HOSTS
 from tests.helpers import assert_same_outputs
-from tests.model.test_raptorize import HOSTS
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 4}
 TEXT = {

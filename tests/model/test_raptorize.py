@@ -9,106 +9,16 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForZeroShotImageClassification,
-    CLIPConfig,
-    CLIPModel,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    SiglipConfig,
-    SiglipModel,
     SwinConfig,
     SwinModel,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 
 from raptor_hf import RaptorModel, raptorize
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptorized import RaptorTrunk, find_towers
-from tests.families import CASES, SIZES, shaken, tiny_model
+from tests.families import CASES, HOSTS, PIXELS, tensors_of, tiny_model
 from tests.helpers import assert_same_outputs, randomised
 
-TEXT = {
-    "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32,
-    "vocab_size": 20, "max_position_embeddings": 8,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-VISION = SIZES | {"intermediate_size": 32}
-BACKBONE = Dinov2Config(
-    **SIZES, out_features=["stage1", "stage3"], apply_layernorm=True, reshape_hidden_states=False,
-    layerscale_value=0.5,
-)  # fmt: skip
-PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-WORDS = torch.tensor([[1, 5, 6, 2], [1, 7, 8, 2]])
-
-
-def classifier(name, family):
-    """An image classifier of transformers around a tiny tower."""
-    config = tiny_model(family).config
-    config.num_labels = 4
-    return shaken(getattr(transformers, name)(config)), {"pixel_values": PIXELS}
-
-
-def zero_shot(model_class, config_class):
-    config = config_class(text_config=TEXT, vision_config=VISION)
-    return shaken(model_class(config)), {"input_ids": WORDS, "pixel_values": PIXELS}
-
-
-def mae():
-    config = tiny_model("vit_mae", mask_ratio=0.5).config
-    for name, value in ({"num_hidden_layers": 1, "num_attention_heads": 2}).items():
-        setattr(config, f"decoder_{name}", value)
-    config.decoder_hidden_size, config.decoder_intermediate_size = 16, 32
-    noise = torch.arange(16.0).expand(2, 16)
-    inputs = {"pixel_values": PIXELS, "noise": noise}
-    return shaken(transformers.ViTMAEForPreTraining(config)), inputs
-
-
-def depth_anything():
-    config = DepthAnythingConfig(
-        backbone_config=copy.deepcopy(BACKBONE), patch_size=4, reassemble_hidden_size=24,
-        reassemble_factors=[2, 1], neck_hidden_sizes=[8, 8], fusion_hidden_size=8,
-    )  # fmt: skip
-    return shaken(DepthAnythingForDepthEstimation(config)), {"pixel_values": PIXELS}
-
-
-def upernet():
-    backbone = copy.deepcopy(BACKBONE)
-    backbone.reshape_hidden_states = True
-    config = UperNetConfig(
-        backbone_config=backbone, num_labels=3, hidden_size=8, use_auxiliary_head=False
-    )
-    return shaken(UperNetForSemanticSegmentation(config)), {"pixel_values": PIXELS}
-
-
-def llava():
-    config = LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=LlamaConfig(**TEXT, num_key_value_heads=3),
-        image_token_index=19, vision_feature_layer=-1,
-    )  # fmt: skip
-    words = torch.tensor([[1] + [19] * 16 + [5, 6]])
-    inputs = {"input_ids": words, "attention_mask": torch.ones_like(words)}
-    return shaken(LlavaForConditionalGeneration(config)), inputs | {"pixel_values": PIXELS[:1]}
-
-
-HOSTS = {
-    "Dinov2ForImageClassification": lambda: classifier("Dinov2ForImageClassification", "dinov2"),
-    "ViTForImageClassification": lambda: classifier("ViTForImageClassification", "vit"),
-    "DeiTForImageClassification": lambda: classifier("DeiTForImageClassification", "deit"),
-    "BeitForImageClassification": lambda: classifier("BeitForImageClassification", "beit"),
-    "Data2VecVision": lambda: classifier("Data2VecVisionForImageClassification", "data2vec-vision"),
-    "DINOv3ViTBackbone": lambda: classifier("DINOv3ViTBackbone", "dinov3_vit"),
-    "CLIPModel": lambda: zero_shot(CLIPModel, CLIPConfig),
-    "SiglipModel": lambda: zero_shot(SiglipModel, SiglipConfig),
-    "ViTMAEForPreTraining": mae,
-    "DepthAnything": depth_anything,
-    "UperNet": upernet,
-    "Llava": llava,
-}
 EVERY_HOST = pytest.mark.parametrize("host", HOSTS)
 
 
@@ -119,19 +29,6 @@ def copied(model):
     raptor = RaptorModel.from_teacher(tower, phases, init="teacher", depth_scaling=False)
     raptor.set_attn_implementation("sdpa")
     return raptor
-
-
-def tensors_of(outputs):
-    """All tensors of an output with nested outputs."""
-    found = {}
-    for name, value in outputs.items():
-        if isinstance(value, torch.Tensor):
-            found[name] = value
-        elif isinstance(value, tuple):
-            found |= {f"{name}.{i}": v for i, v in enumerate(value) if isinstance(v, torch.Tensor)}
-        elif hasattr(value, "items"):
-            found |= {f"{name}.{key}": v for key, v in tensors_of(value).items()}
-    return {name: value for name, value in found.items() if "past_key_values" not in name}
 
 
 @EVERY_HOST
@@ -259,9 +156,8 @@ def test_what_does_not_fit_is_refused_in_words():
 
 
 def test_a_model_of_two_towers_needs_a_name():
-    config = CLIPConfig(text_config=TEXT, vision_config=VISION)
-    model = CLIPModel(config)
-    model.second = transformers.CLIPVisionModel(config.vision_config)
+    model, _ = HOSTS["CLIPModel"]()
+    model.second = transformers.CLIPVisionModel(model.config.vision_config)
     with pytest.raises(ValueError, match=r"several vision towers, \['vision_model', 'second'\]"):
         raptorize(model, [2, 1])
     raptorize(model, [2, 1], tower="second")

@@ -4,12 +4,17 @@ import json
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import DPTImageProcessorPil
 
+from raptor_hf import raptorize
+from raptor_hf.configuration_raptor import TEACHER_FAMILIES
 from raptor_hf.data import make_processor
+from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptor import AUTO_CLASSES
-from tests.helpers import assert_same_outputs, make, tensors
+from tests.families import HOSTS, PIXELS, tiny_model
+from tests.helpers import assert_same_outputs, make, randomised, tensors
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE, run
 
 LOAD = """
@@ -98,3 +103,50 @@ def test_models_and_pipelines_run_without_this_package(folders, pixel_values):
     assert set(said["labels"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
     assert said["mask"] == [40, 30] and said["depth"] == [30, 40]
     assert said["features"] == [7, 24]
+
+
+LOAD_ALL = """
+import json
+import sys
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+for folder, auto_class in json.loads(sys.argv[1]).items():
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    inputs = load_file(f"{folder}/inputs.safetensors")
+    outputs = model(**inputs, output_hidden_states=True)
+    while not isinstance(outputs.get("hidden_states"), tuple):  # of CLIP they lie deeper
+        outputs = outputs["vision_model_output"]
+    states = torch.stack(outputs["hidden_states"], dim=1).detach().contiguous()
+    save_file({"states": states, **model.state_dict()}, f"{folder}/found.safetensors")
+"""
+
+
+def test_every_family_and_models_around_them_load_without_the_package(tmp_path):
+    """Their code is flat files beside the weights; what is told of a family travels with them."""
+    folders, expected = {}, {}
+    for case in TEACHER_FAMILIES:
+        model = randomised(new_raptor(tiny_model(case), [2, 1], init="teacher"))
+        folders[case] = "AutoModel", model, {"pixel_values": PIXELS}
+    for host, auto_class in (
+        ("CLIPModel", "AutoModelForZeroShotImageClassification"),
+        ("ViTForImageClassification", "AutoModelForImageClassification"),
+    ):
+        model, inputs = HOSTS[host]()
+        folders[host] = auto_class, randomised(raptorize(model, [2, 1])), inputs
+    for name, (_, model, inputs) in folders.items():
+        model.save_pretrained(tmp_path / name)
+        save_file(inputs, tmp_path / name / "inputs.safetensors")
+        outputs = model(**inputs, output_hidden_states=True)
+        outputs = outputs if "hidden_states" in outputs else outputs["vision_model_output"]
+        expected[name] = torch.stack(outputs["hidden_states"], dim=1).detach()
+    classes = {str(tmp_path / name): auto_class for name, (auto_class, _, _) in folders.items()}
+    program = tmp_path / "load.py"
+    program.write_text(WITHOUT_THE_PACKAGE + LOAD_ALL)
+    run(sys.executable, program, json.dumps(classes), HF_HOME=str(tmp_path / "cache"))
+    for name, (_, model, _) in folders.items():
+        found = load_file(tmp_path / name / "found.safetensors")
+        assert_same_outputs(found.pop("states"), expected[name], 1e-5)
+        for key, weight in model.state_dict().items():
+            assert torch.equal(found[key], weight), (name, key)
