@@ -59,6 +59,36 @@ def digits(columns: list[str]) -> str:
     return markdown_table(["model", *columns], [row for row in rows if set(row[1:]) != {"–"}])
 
 
+def families() -> str:
+    """Return what tests find of every family that can teach."""
+    rows = []
+    for name, found in read_json(RESULTS / "families.json").items():
+        errors = [found[key] for key in ("state_0", "copied", "trunk")]
+        rows.append(
+            [
+                f"`{name}`",
+                str(found["cls"]),
+                str(found["registers"]),
+                *("=" if error == 0 else "≈" for error in errors),
+                "✓" if found["sizes"] else "its own",
+                "✓" if found["exports"] else "fixed number",
+                found["processor"],
+            ]
+        )
+    heading = [
+        "model type",
+        "cls",
+        "registers",
+        "state 0",
+        "copied",
+        "trunk",
+        "sizes",
+        "exports",
+        "processor",
+    ]
+    return markdown_table(heading, rows)
+
+
 def claims() -> str:
     """Return the verdicts on the claims about depth."""
     study = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")
@@ -172,6 +202,7 @@ def activations() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "families": families,
     "digits": lambda: digits(MAIN),
     "digits_probed": lambda: digits(PROBED),
     "digits_fitted": lambda: digits(FITTED),

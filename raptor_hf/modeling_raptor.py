@@ -699,6 +699,12 @@ class RaptorModel(RaptorPreTrainedModel):
         weight = next(self.shell.parameters())
         key = (size, weight.device, weight.dtype)
         if key not in self._contexts:
+            if torch.compiler.is_compiling():
+                raise ValueError(
+                    f"Run the model once on images of {size[0]}×{size[1]} pixels before it is "
+                    f"compiled or exported: a {self.config.teacher_config.model_type!r} works out "
+                    "positions once for each size."
+                )
             layers = self.shell.get_submodule(self.family.layers)
             layers.append(nn.Identity())  # a first layer
             try:
@@ -760,6 +766,7 @@ class RaptorModel(RaptorPreTrainedModel):
             The model itself, in evaluation mode.
         """
         self.eval()
+        self.context()
         for block in self.blocks:
             block.fold_scales(self.config.num_hidden_layers)
             if compile:

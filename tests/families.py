@@ -1,6 +1,7 @@
 """A tiny random model of every family that can teach, and of models around them."""
 
 import copy
+from pathlib import Path
 
 import torch
 import transformers
@@ -21,7 +22,10 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from raptor_hf import RaptorModel, raptorize
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES
+from raptor_hf.runs.files import write_json
+from raptor_hf.teachers import trajectory
 
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -175,3 +179,57 @@ def tensors_of(outputs):
         elif hasattr(value, "items"):
             found |= {f"{name}.{key}": v for key, v in tensors_of(value).items()}
     return {name: value for name, value in found.items() if "past_key_values" not in name}
+
+
+# what transformers' own image processors need, where tests have no network: read off transformers
+PROCESSORS = {
+    "dinov3_vit": "torchvision", "tipsv2_vision_model": "torchvision",
+    "dinov2_with_registers": "none", "radio": "none", "clip_vision_model": "CLIP's",
+    "metaclip_2_vision_model": "CLIP's", "chinese_clip_vision_model": "ChineseCLIP's",
+    "mlcd_vision_model": "CLIP's", "siglip_vision_model": "SigLIP's",
+    "aimv2_vision_model": "CLIP's", "internvl_vision": "InternVL's",
+}  # fmt: skip
+_TABLE = Path(__file__).parents[1] / "evaluation" / "results" / "families.json"
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def exports(raptor) -> bool:
+    """Whether one program serves any number of images."""
+    raptor.context()
+    shape = {"pixel_values": {0: torch.export.Dim("batch")}}
+    try:
+        program = torch.export.export(raptor, (PIXELS,), dynamic_shapes=shape).module()
+    except torch._dynamo.exc.UserError:
+        return False
+    images = torch.randn(3, 3, 16, 16)
+    return difference(program(images).last_hidden_state, raptor(images).last_hidden_state) < 1e-4
+
+
+@torch.no_grad()
+def facts(family: str) -> dict:
+    """What the table in docs/families.md says of a family."""
+    teacher, row = tiny_model(family), TEACHER_FAMILIES[family]
+    phases = [1] * teacher.config.num_hidden_layers
+    raptor = RaptorModel.from_teacher(teacher, phases, init="teacher", depth_scaling=False).eval()
+    raptor.set_attn_implementation("eager")
+    expected, found = trajectory(teacher, PIXELS), raptor.trajectory(PIXELS)
+    swapped = raptorize(tiny_model(family), blocks=raptor)
+    return {
+        "class": type(teacher).__name__,
+        "cls": row.cls if isinstance(row.cls, int) else "any",
+        "registers": row.registers if isinstance(row.registers, int) else "any",
+        "state_0": difference(found[:, 0], expected[:, 0]),
+        "copied": difference(found, expected),
+        "trunk": difference(trajectory(swapped, PIXELS), expected),
+        "sizes": row.resizing != "never",
+        "exports": exports(raptor),
+        "processor": PROCESSORS.get(family, "its own"),
+    }
+
+
+if __name__ == "__main__":
+    write_json(_TABLE, {family: facts(family) for family in TEACHER_FAMILIES})

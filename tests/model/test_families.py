@@ -1,5 +1,7 @@
 """Every family that can teach: what is taken over is the teacher's own, to the last token."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,12 @@ from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import normed_state, run_layers, trajectory
-from tests.families import CASES, sizes_of, tiny_model
+from tests.families import CASES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
 
+RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_FAMILY = pytest.mark.parametrize("case", TEACHER_FAMILIES)
 
@@ -51,6 +55,15 @@ def test_a_raptor_of_copied_layers_is_the_teacher(case):
         )
         run = run_layers(teacher, expected[:, 1], [2, 3], size)
         assert_same_outputs(torch.stack(run, dim=1), expected[:, 1:])
+
+
+@EVERY_FAMILY
+def test_the_table_in_the_docs_is_true(case):
+    written = read_json(RESULTS / "families.json")[case]
+    found = facts(case)
+    for name in ("state_0", "copied", "trunk"):  # rounding differs between processors
+        assert max(found.pop(name), written.pop(name)) < 1e-6
+    assert found == written
 
 
 @EVERY_CASE
