@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
 from .configuration_raptor import (
+    TEACHER_FAMILIES,
     LayerParts,
     RaptorConfig,
     teacher_family,
@@ -940,6 +941,17 @@ def check_teacher(teacher: PreTrainedModel) -> None:
                 f"The teacher is in training mode, and {drops[0]} makes its states random: call "
                 "teacher.eval() first."
             )
+
+
+def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
+    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and module.config.model_type in TEACHER_FAMILIES
+        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers) is not None
+    }
 
 
 def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict:

@@ -6,23 +6,21 @@ weights.
 """
 
 import copy
+import inspect
 import shutil
-from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import configuration_raptor, modeling_raptor
 from .configuration_raptor import (
-    TEACHER_FAMILIES,
     RaptorConfig,
     RaptorizedConfig,
     TeacherFamily,
     teacher_family,
 )
-from .modeling_raptor import LayerContext, RaptorBlock, RaptorPreTrainedModel, find_part
+from .modeling_raptor import LayerContext, RaptorBlock, RaptorPreTrainedModel
 
 
 class RaptorApplication(nn.Module):
@@ -81,17 +79,6 @@ class RaptorTrunk(nn.Module):
         return states
 
 
-def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel)
-        and module.config.model_type in TEACHER_FAMILIES
-        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers) is not None
-    }
-
-
 def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTrunk:
     """Put a trunk in the place of a tower's layers; its weights are still to come."""
     tower = model.get_submodule(config.tower)
@@ -129,8 +116,8 @@ class _Raptorized:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = own
-        for file in (configuration_raptor.__file__, modeling_raptor.__file__, __file__):
-            shutil.copy(file, Path(save_directory) / Path(file).name)
+        for part in (RaptorConfig, RaptorBlock, RaptorTrunk):
+            shutil.copy(inspect.getsourcefile(part), save_directory)
 
 
 def auto_classes(architecture: str) -> list[str]:
@@ -200,4 +187,4 @@ class RaptorizedModel(RaptorPreTrainedModel):
         return raptorized_class(model_class), own
 
 
-__all__ = ["RaptorTrunk", "RaptorizedModel", "find_towers", "install_trunk", "raptorized_class"]
+__all__ = ["RaptorTrunk", "RaptorizedModel", "install_trunk", "raptorized_class"]

@@ -28,8 +28,7 @@ from .configuration_raptor import (
     teacher_family,
     tower_config,
 )
-from .modeling_raptor import first_layer_call, image_arguments, make_shell, pair
-from .modeling_raptorized import find_towers
+from .modeling_raptor import find_towers, first_layer_call, image_arguments, make_shell, pair
 from .weights import check_weight_files, weights_digest
 
 

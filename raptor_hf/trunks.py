@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 
 from .configuration_raptor import TEACHER_FAMILIES, RaptorConfig, RaptorizedConfig
 from .distillation.starts import new_raptor
-from .modeling_raptor import RaptorModel, RaptorPreTrainedModel
-from .modeling_raptorized import RaptorTrunk, find_towers, install_trunk, raptorized_class
+from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, find_towers
+from .modeling_raptorized import RaptorTrunk, install_trunk, raptorized_class
 
 
 def raptorize(

@@ -56,7 +56,12 @@ def image_folder(tmp_path):
 
 def test_readme_states(digits):
     printed = python(block("README.md", "states"), digits)
-    assert printed.endswith(" 13 (1, 18, 16)\n") and printed.startswith("[")
+    assert printed.endswith(" (1, 13, 18, 16)\n") and printed.startswith("[")
+
+
+def test_families_raptorize(tmp_path):
+    printed = python(block("docs/families.md", "raptorize"), {"outputs/": f"{tmp_path}/"})
+    assert printed == "CLIPModel (1, 1) [4, 2]\n"
 
 
 def test_readme_distil(line, image_folder, tmp_path):

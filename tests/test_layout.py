@@ -16,7 +16,10 @@ from tests.programs import ENVIRONMENT, ROOT
 # the table of docs/architecture.md: `| 3 | `activations` | … |`, several rooms a row
 ROWS = re.findall(r"^\| (\d) \| (`.*?`) \|", read("docs/architecture.md"), re.MULTILINE)
 LEVEL = {room: int(level) for level, names in ROWS for room in re.findall(r"`(\w+)`", names)}
-TRAVELS = {"configuration_raptor": {"torch", "transformers"}}
+TRAVELS = {
+    "modeling_raptorized": {"torch", "transformers", "configuration_raptor", "modeling_raptor"},
+    "configuration_raptor": {"torch", "transformers"},
+}
 TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {"configuration_raptor"}
 HEAVY = {"accelerate", "datasets", "evaluate", "gradio", "matplotlib", "torch", "zarr"}
 PROGRAMS = sorted(

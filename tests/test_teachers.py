@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from raptor_hf.data import make_processor
-from raptor_hf.modeling_raptorized import find_towers
+from raptor_hf.modeling_raptor import find_towers
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (

@@ -15,7 +15,8 @@ from transformers import (
 
 from raptor_hf import RaptorModel, raptorize
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptorized import RaptorTrunk, find_towers
+from raptor_hf.modeling_raptor import find_towers
+from raptor_hf.modeling_raptorized import RaptorTrunk
 from tests.families import CASES, HOSTS, PIXELS, tensors_of, tiny_model
 from tests.helpers import assert_same_outputs, randomised
 
