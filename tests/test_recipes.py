@@ -94,7 +94,7 @@ def test_a_dry_run_says_what_it_would_do_and_touches_nothing(
             "20,000,000 images",
             "9.24e+18 FLOP",
         ],
-        "dinov2_small_raptor": ["digits (train): 1,437 images", "12,000 steps of 128", "measured"],
+        "dinov2_small_raptor": ["digits (train): 1,437 images", "24,000 steps of 64", "measured"],
         "imagenet_raptor_k3": ["3 blocks", "layers 0-7, 7-10, 10-12", "104 TB over the run"],
         "digits_activations": [
             "11,496 trajectories",

@@ -14,8 +14,9 @@ from .files import read_json, write_json
 from .processes import process_state
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
-# arguments of earlier versions, with the value that is all there is now
-_REMOVED = {"forcing_patches": 0, "refit": "none", "refit_images": 256}
+# arguments of earlier versions, with the value that is all there is now, or that was the default
+# when the default said less
+_REMOVED = {"forcing_patches": 0, "refit": "none", "refit_images": 256, "ffn": "gelu"}
 
 
 def environment() -> dict:
@@ -107,11 +108,16 @@ def _check_program_and_inputs(output_dir: Path, before: dict, run: dict, parts: 
         )
     watching = marked_names(Watching, *parts)
     # arguments that did not exist yet when it was made had what is now their default
-    noted = {k: v for k, v in before["arguments"].items() if _REMOVED.get(k, ...) != v}
+    asked = run["arguments"]
+    noted = {
+        name: value
+        for name, value in before["arguments"].items()
+        if _REMOVED.get(name, ...) != value or asked.get(name) == value
+    }
     noted = {k: v for k, v in {**_defaults_of(*parts), **noted}.items() if k not in watching}
     differences = [
         f"  {name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
-        for old, new in ((noted, run["arguments"]), (before["inputs"], run["inputs"]))
+        for old, new in ((noted, asked), (before["inputs"], run["inputs"]))
         for name in sorted({*old, *new})
         if old.get(name) != json.loads(json.dumps(new.get(name)))
     ]
