@@ -452,6 +452,7 @@ class RaptorizedConfig(PreTrainedConfig):
         architecture: its class in transformers, such as `"CLIPModel"`.
         tower: path of the vision tower within it; empty: the model is the tower.
         raptor: of the blocks; its `teacher_config` is the tower's.
+        layer_parameters: how many parameters the layers had that the blocks stand for.
     """
 
     model_type = "raptorized"
@@ -461,6 +462,7 @@ class RaptorizedConfig(PreTrainedConfig):
     architecture: str | None = None
     tower: str = ""
     raptor: dict | PreTrainedConfig | None = None
+    layer_parameters: int | None = None
 
     def __post_init__(self, **kwargs):
         if self.teacher_config is None:

@@ -8,6 +8,7 @@ weights.
 import copy
 import inspect
 import shutil
+from pathlib import Path
 
 import torch
 import transformers
@@ -118,6 +119,45 @@ class _Raptorized:
             self.config = own
         for part in (RaptorConfig, RaptorBlock, RaptorTrunk):
             shutil.copy(inspect.getsourcefile(part), save_directory)
+        card = Path(save_directory) / "README.md"
+        if not card.exists():
+            card.write_text(model_card(self), encoding="utf-8")
+
+
+_CARD = """---
+library_name: transformers
+tags:
+- raptor
+---
+
+# A {architecture} with {blocks} blocks for {layers} layers
+
+The {layers} layers of `{tower}` are {blocks} blocks here, applied {phases} times in a row:
+{parameters:.3g} M parameters in place of {replaced:.3g} M. All else is as it was.
+Method: [arXiv 2512.19941](https://arxiv.org/abs/2512.19941).
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("THIS REPOSITORY", trust_remote_code=True)
+```
+"""
+
+
+def model_card(model: PreTrainedModel) -> str:
+    """Return a model card that says what the blocks stand for, and how the model is loaded."""
+    config: RaptorizedConfig = model.config.raptorized
+    [trunk] = [module for module in model.modules() if isinstance(module, RaptorTrunk)]
+    return _CARD.format(
+        architecture=config.architecture,
+        tower=config.tower or type(model).__name__,
+        blocks=len(trunk.blocks),
+        layers=len(trunk),
+        phases=", ".join(map(str, config.raptor.phases)),
+        parameters=sum(weight.numel() for weight in trunk.blocks.parameters()) / 1e6,
+        replaced=(config.layer_parameters or 0) / 1e6,
+        auto_class=auto_classes(config.architecture)[-1],
+    )
 
 
 def auto_classes(architecture: str) -> list[str]:

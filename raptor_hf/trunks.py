@@ -45,11 +45,13 @@ def raptorize(
         raptor = new_raptor(teacher, phases, init=init)
     else:
         raptor = _check_blocks(blocks.base_model, phases, teacher)
+    layers = teacher.get_submodule(TEACHER_FAMILIES[teacher.config.model_type].layers)
     config = RaptorizedConfig(
         teacher_config=model.config,
         architecture=type(model).__name__,
         tower=path,
         raptor=raptor.config,
+        layer_parameters=sum(w.numel() for w in layers.parameters()),
     )
     model.__class__ = raptorized_class(type(model))
     model.config.raptorized = config

@@ -71,8 +71,8 @@ def plot_recipes(result: dict, path: str | Path) -> None:
         axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         axes.minorticks_off()
     means = [1 - np.mean(row["r2"]) for row in result["table"]]
-    worst, best = min(1.1, 1.2 * max(means)), min(means) / 1.2
-    ticks = [1, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005]
+    worst, best = 1.2 * max(means), min(means) / 1.2
+    ticks = [4, 2, 1, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005]
     panels[0][0].set_yticks(ticks, [f"{1 - tick:g}" for tick in ticks])
     panels[0][0].set_ylim(worst, best)  # better is higher
     panels[0][0].minorticks_off()

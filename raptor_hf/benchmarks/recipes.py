@@ -74,7 +74,7 @@ def recipes(name: str = "digits", width: int = 64) -> dict[str, dict]:
 
     *ours* is a recipe as it is shipped. *reference* is the published one: a random start, SwiGLU of
     hidden width 4·D, teacher forcing that fades over the first quarter, the plain mean squared
-    error, batches of 64. *reference, our batches* has ours and is the reference's else.
+    error, batches of 64. *reference, our batches* has ours, where they are others.
 
     Args:
         name: of our recipe, `<name>_raptor.yaml`.
@@ -91,8 +91,11 @@ def recipes(name: str = "digits", width: int = 64) -> dict[str, dict]:
         "token_weights": "0.45,0.10,0.45",
         "attn_implementation": ours.get("attn_implementation", "sdpa"),
     }  # fmt: skip
-    small = {"batch_size": ours["batch_size"], "learning_rate": reference["learning_rate"] / 2}
-    return {"ours": ours, "reference": reference, "reference, our batches": reference | small}
+    compared = {"ours": ours, "reference": reference}
+    if ours["batch_size"] != reference["batch_size"]:
+        small = {"batch_size": ours["batch_size"], "learning_rate": reference["learning_rate"] / 2}
+        compared["reference, our batches"] = reference | small
+    return compared
 
 
 def variants(name: str = "digits") -> dict[str, dict]:
@@ -253,7 +256,8 @@ def benchmark_recipes(
     source.claim_folder()
     if processes:
         prepare_images(source, num_workers=processes)
-    points = [(name, k, budget) for budget in budgets for k in ks for name in recipes()]
+    names = recipes(source.recipe)
+    points = [(name, k, budget) for budget in budgets for k in ks for name in names]
     if _VARIANTS_AT[0] in ks and _VARIANTS_AT[1] in budgets:
         points += [(name, *_VARIANTS_AT) for name in variants(source.recipe)]
     groups = [
@@ -292,14 +296,14 @@ def recipe_tables(rows: list[dict]) -> str:
     A second table has the variants of ours.
     """
     cells = {(row["k"], row["budget"], row["recipe"]): row for row in rows}
-    lines = []
+    lines, compared = [], [name for name in recipes() if any(row["recipe"] == name for row in rows)]
     for k, budget in sorted({(row["k"], row["budget"]) for row in rows}):
-        results = [cells.get((k, budget, name)) for name in recipes()]
+        results = [cells.get((k, budget, name)) for name in compared]
         cells_of_row = [
             f"{_mean_of(row, 'r2')} (rate {row['rate']:g})" if row else "–" for row in results
         ]
         lines.append([str(k), f"{budget:g}", *cells_of_row])
-    tables = [markdown_table(["k", "compute", *recipes()], lines)]
+    tables = [markdown_table(["k", "compute", *compared], lines)]
     names = sorted(name for k, budget, name in cells if (k, budget) == _VARIANTS_AT)
     names = [name for name in names if name.startswith("ours")]
     if names[1:]:

@@ -66,6 +66,23 @@ def test_saved_it_loads_as_the_class_that_it_was(host, tmp_path):
 
 
 @torch.no_grad()
+def test_a_saved_model_says_what_it_is(tmp_path):
+    model, _ = HOSTS["CLIPModel"]()
+    layers = sum(w.numel() for w in model.vision_model.encoder.layers.parameters())
+    raptorize(model, [2, 1]).save_pretrained(tmp_path)
+    blocks = sum(w.numel() for w in model.vision_model.encoder.layers.parameters())
+    assert model.config.raptorized.layer_parameters == layers > blocks
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# A CLIPModel with 2 blocks for 3 layers" in card
+    assert f"\n{blocks / 1e6:.3g} M parameters in place of {layers / 1e6:.3g} M." in card
+    assert "AutoModelForZeroShotImageClassification.from_pretrained" in card
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@torch.no_grad()
 def test_the_right_auto_class_loads_it(tmp_path):
     for host, auto_class in (
         ("CLIPModel", AutoModelForZeroShotImageClassification),
