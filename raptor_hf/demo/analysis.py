@@ -18,7 +18,7 @@ from ..modeling_raptor import RaptorModel, patch_sides, pool_tokens
 from ..pictures import PatchMaps, as_seen, patch_pca_maps
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
-from ..teachers import load_backbone, load_processor
+from ..teachers import final_norm, load_backbone, load_processor, trajectory
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # others may start programs, like PostScript's
 _MAKE_DIGITS = (
@@ -156,6 +156,11 @@ def check_pair(teacher: PreTrainedModel, raptor: PreTrainedModel) -> None:
             "patch size in pixels": patch_sides(model.config),
         }
 
+    if not token_layout(raptor.config).num_cls:
+        raise ValueError(
+            f"The page shows how the cls token turns, and a "
+            f"{raptor.config.teacher_config.model_type!r} has none."
+        )
     theirs, ours = facts(teacher), facts(raptor)
     differences = [
         f"{name}: {theirs[name]} in the teacher, {ours[name]} in the Raptor"
@@ -173,18 +178,17 @@ def check_pair(teacher: PreTrainedModel, raptor: PreTrainedModel) -> None:
 def analyse(pair: Pair, image: Image.Image) -> Analysis:
     """Show an image to teacher and Raptor."""
     pixel_values = to_pixel_values([image.convert("RGB")], pair.processor)
-    outputs = [
-        model(pixel_values.to(model.device), output_hidden_states=True)
-        for model in (pair.teacher, pair.raptor)
-    ]
-    teacher, raptor = (torch.cat(output.hidden_states).cpu().double() for output in outputs)
+    models = (pair.teacher, pair.raptor)
+    states = [trajectory(model, pixel_values.to(model.device)) for model in models]
+    normed = [final_norm(model, s[:, -1]) for model, s in zip(models, states, strict=True)]
+    teacher, raptor = (s[0].cpu().double() for s in states)
     groups = token_layout(pair.raptor.config).groups()
     sides = zip(pixel_values.shape[2:], patch_sides(pair.raptor.config), strict=True)
     grid = tuple(pixels // side for pixels, side in sides)
     patches = groups["patches"]
     tops = [
-        top_classes(head, pool_tokens(output.last_hidden_state, pair.raptor.config))
-        for head, output in zip((pair.teacher_head, pair.raptor_head), outputs, strict=True)
+        top_classes(head, pool_tokens(state, pair.raptor.config))
+        for head, state in zip((pair.teacher_head, pair.raptor_head), normed, strict=True)
     ]
     return Analysis(
         as_seen(pixel_values[0], pair.processor),

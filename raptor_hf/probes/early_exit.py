@@ -12,6 +12,7 @@ The Raptor and its head are those that were trained for all L applications.
 
 import torch
 
+from ..configuration_raptor import token_layout
 from ..data import batches
 from ..modeling_raptor import RaptorForImageClassification, pool_tokens
 
@@ -46,10 +47,18 @@ def exit_curves(
     Args:
         images: batches with `pixel_values` and `label` (`ImageViews`).
 
+    Raises:
+        ValueError: a model without a cls token.
+
     Returns:
         For *angle*, *spread* and *first* a list of points: `applications`, the mean over the
         images, `accuracy`, and for *angle* the `angle` in degrees.
     """
+    if not token_layout(model.config).num_cls:
+        raise ValueError(
+            "An image exits early when its cls token stands still, and a "
+            f"{model.config.teacher_config.model_type!r} has none."
+        )
     depth, (start, _) = model.config.num_hidden_layers, model.config.spans()[-1]
     correct: dict[tuple, float] = {}
     applied: dict[tuple, float] = {}

@@ -1,5 +1,6 @@
 """Every family that can teach: what is taken over is the teacher's own, to the last token."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,23 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from raptor_hf import RaptorModel
+from raptor_hf import (
+    RaptorBackbone,
+    RaptorConfig,
+    RaptorForDepthEstimation,
+    RaptorForImageClassification,
+    RaptorForSemanticSegmentation,
+    RaptorModel,
+)
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.probes.early_exit import exit_curves
 from raptor_hf.runs.files import read_json
+from raptor_hf.tasks.task import Depth
 from raptor_hf.teachers import normed_state, run_layers, trajectory
 from tests.families import CASES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
@@ -154,6 +164,40 @@ def raptor_shell(raptor):
     layers = raptor.shell.get_submodule(raptor.family.layers)
     layers.append(nn.Identity())
     return raptor.shell
+
+
+def test_what_needs_a_cls_token_says_so():
+    raptor = new_raptor(tiny_model("siglip_vision_model"), [2, 1], init="teacher")
+    config = raptor.config
+    assert raptor(images((16, 16))).pooler_output is None
+    assert RaptorForImageClassification(config).classifier.in_features == 24
+    segmenter = RaptorForSemanticSegmentation(config).eval()
+    assert segmenter(images((24, 20))).logits.shape == (2, 2, 6, 5)
+    maps = RaptorBackbone(config).eval()(images((24, 20))).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(2, 24, 6, 5)]
+    with pytest.raises(ValueError, match="depth head looks at .patch, cls., .* has no cls token"):
+        RaptorForDepthEstimation(config)
+    with pytest.raises(ValueError, match="exit_angle watches the cls token, .* has none"):
+        RaptorConfig(teacher_config=config.teacher_config, phases=[2, 1], exit_angle=1.0)
+    with pytest.raises(ValueError, match="when its cls token stands still, .* has none"):
+        exit_curves(RaptorForImageClassification(config), None)
+    with pytest.raises(ValueError, match="probe of depth looks at the cls token"):
+        Depth(config, 8)
+
+
+def test_a_checkpoint_of_before_still_loads(tmp_path):
+    """Its configuration has none of the knobs of a block that other families need."""
+    raptor = new_raptor(tiny_model("dinov2"), [2, 1], init="teacher").eval()
+    raptor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in ("block_norm", "biases", "qk_norm", "position_bias", "intermediate_size"):
+        saved.pop(name)
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"output_hidden_states": True}))
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert_same_outputs(
+        torch.stack(loaded(images((16, 16))).hidden_states, dim=1),
+        raptor.trajectory(images((16, 16))),
+    )
 
 
 def test_images_of_another_size_are_refused_where_positions_can_not_follow():
