@@ -161,7 +161,7 @@ TEACHER_FAMILIES = {
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }  # fmt: skip
 
-# models that are no plain Vision Transformers, and why no block can stand for several layers
+# model types that are no plain Vision Transformers, and why blocks can't stand for their layers
 _REFUSED = {
     **dict.fromkeys(
         ("swin", "swinv2", "hiera", "pvt", "pvt_v2", "cvt", "levit", "convnext", "convnextv2",

@@ -4,7 +4,8 @@ Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Re
 file is the whole network; it is one long file because it travels to the Hub beside the weights.
 Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
-# `from_teacher` is over 40 lines: half of it is signature and docstring.
+# `from_teacher` and `forward` are over 40 lines: half of them is signature and docstring; and so is
+# `teacher_layer_weights`, a list.
 
 import copy
 import math

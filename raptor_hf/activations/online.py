@@ -28,7 +28,8 @@ from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
 from ..runs.file_list import FileList
 from ..runs.processes import process_state
-from ..teachers import image_size, infer_token_layout, load_processor, trajectory, up_to_layer
+from ..teachers import image_size, load_processor, trajectory
+from ..teachers.states import infer_token_layout, up_to_layer
 from ..weights import weights_digest
 from .arguments import ActivationArguments, ImageArguments, check_source
 from .store import StoredActivations, load_activations

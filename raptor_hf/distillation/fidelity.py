@@ -22,7 +22,8 @@ from ..metrics import (
 from ..modeling_raptor import layer_context, pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
-from ..teachers import final_norm, load_processor, run_layers, trajectory
+from ..teachers import final_norm, load_processor, trajectory
+from ..teachers.states import run_layers
 from .arguments import ValidationArguments
 from .blocks import Chain
 from .rollout import rollout

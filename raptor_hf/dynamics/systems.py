@@ -22,14 +22,8 @@ from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
-from ..teachers import (
-    final_norm,
-    image_size,
-    load_processor,
-    load_vision_model,
-    run_layers,
-    trajectory,
-)
+from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory
+from ..teachers.states import run_layers
 
 
 @dataclass

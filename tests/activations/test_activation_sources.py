@@ -28,7 +28,8 @@ from raptor_hf.loop.fit import fit
 from raptor_hf.loop.sampler import BatchShare, StepSampler
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.phases.distance import layer_distance
-from raptor_hf.teachers import trajectory, up_to_layer
+from raptor_hf.teachers import trajectory
+from raptor_hf.teachers.states import up_to_layer
 from tests.helpers import assert_same_outputs
 
 

@@ -25,7 +25,8 @@ from raptor_hf.modeling_raptor import layer_context
 from raptor_hf.probes.early_exit import exit_curves
 from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
-from raptor_hf.teachers import normed_state, run_layers, trajectory
+from raptor_hf.teachers import normed_state, trajectory
+from raptor_hf.teachers.states import run_layers
 from tests.families import CASES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
 

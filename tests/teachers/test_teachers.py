@@ -23,15 +23,15 @@ from raptor_hf.modeling_raptor import find_towers
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
-    hub_commit,
     image_size,
-    infer_token_layout,
     load_backbone,
     load_processor,
     load_vision_model,
     teacher_identity,
     trajectory,
 )
+from raptor_hf.teachers.loading import hub_commit
+from raptor_hf.teachers.states import infer_token_layout
 from tests.families import HOSTS
 from tests.helpers import assert_same_outputs
 

@@ -1,0 +1,87 @@
+"""The image processors of models, and what size of images they make."""
+
+import copy
+
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+
+from ..configuration_raptor import tower_config
+
+
+def load_processor(
+    name_or_path: str, revision: str | None = None, resolution: list[int] | None = None
+):
+    """Load the image processor that belongs to a teacher or a Raptor.
+
+    Args:
+        resolution: height and width in pixels that it shall make; empty: its own.
+
+    Raises:
+        OSError: there is none beside the model.
+        ValueError: a resolution that is no multiple of the patch, or for a processor whose sizes
+            are given in another way.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    except ImportError as error:
+        raise ImportError(
+            f"The image processor of {name_or_path} needs a library that is not installed: "
+            f"{' '.join(str(error).split())[:120]} …"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{name_or_path} must bring its image processor (preprocessor_config.json), which says "
+            "how its images are resized and normalised; none was found. Save one beside the model "
+            "with processor.save_pretrained."
+        ) from error
+    if not resolution:
+        return processor
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    patch = getattr(tower_config(config), "patch_size", None)
+    patches = [patch, patch] if isinstance(patch, int) else list(patch or [1, 1])
+    if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
+        raise ValueError(
+            f"--resolution takes multiples of the patch, {patches[0]}×{patches[1]} pixels in "
+            f"{name_or_path}; got {resolution[0]}×{resolution[1]}."
+        )
+    return _at_resolution(processor, resolution)
+
+
+def image_size(processor) -> tuple[int, int]:
+    """Return the height and width in pixels of what a processor makes of a photograph."""
+    made = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    return tuple(made.shape[-2:])
+
+
+def _at_resolution(processor, resolution: list[int]):
+    """Return a processor that makes images of another height and width in pixels.
+
+    What is cut off at the edges stays the same share of the image.
+
+    Args:
+        processor: of a model; it is not changed.
+        resolution: height and width.
+
+    Raises:
+        ValueError: a processor whose sizes are given in another way.
+    """
+    if tuple(resolution) == image_size(processor):
+        return processor
+    height, width = resolution
+    size, crop = dict(processor.size), getattr(processor, "crop_size", None)
+    processor = copy.deepcopy(processor)
+    if processor.do_resize and size.get("height") and size.get("width"):
+        processor.size = type(processor.size)(height=height, width=width)
+        if getattr(processor, "do_center_crop", False):
+            processor.crop_size = type(processor.size)(height=height, width=width)
+    elif processor.do_resize and size.get("shortest_edge") and processor.do_center_crop:
+        margin = size["shortest_edge"] / max(crop["height"], crop["width"])
+        processor.size = type(processor.size)(shortest_edge=round(margin * max(resolution)))
+        processor.crop_size = type(processor.size)(height=height, width=width)
+    else:
+        raise ValueError(
+            f"--resolution needs an image processor that resizes to a height and width, or resizes "
+            f"the shorter side and crops the middle; this {type(processor).__name__} has size "
+            f"{size} and crop_size {crop}. Change its preprocessor_config.json instead."
+        )
+    return processor
