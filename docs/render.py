@@ -135,6 +135,22 @@ def recipes() -> str:
     return markdown_table(["compute", "ours", "the reference", "the reference, our batches"], rows)
 
 
+def recipes_dinov2() -> str:
+    """Return R² against compute on a real teacher: all tokens and cls, a row a budget."""
+    table = benchmark("recipe_dinov2_small")["table"]
+    cells = {
+        (row["recipe"], row["budget"], part): mean_std(np.array(row[part]), 2)
+        for row in table
+        for part in ("r2", "r2_cls")
+    }
+    columns = [(name, part) for name in ("ours", "reference") for part in ("r2", "r2_cls")]
+    return markdown_table(
+        ["compute", "ours", "ours, cls", "the reference", "the reference, cls"],
+        [[f"{budget:g}", *(cells[name, budget, part] for name, part in columns)]
+         for budget in sorted({row["budget"] for row in table})],
+    )  # fmt: skip
+
+
 def dinov2_small() -> str:
     """Return how well Raptors follow a real DINOv2-S, and what that is worth."""
     folder, rows = RESULTS / "dinov2_small", []
@@ -203,6 +219,7 @@ def activations() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
+    "recipes_dinov2": recipes_dinov2,
     "digits": lambda: digits(MAIN),
     "digits_probed": lambda: digits(PROBED),
     "digits_fitted": lambda: digits(FITTED),

@@ -715,6 +715,25 @@ class RaptorModel(RaptorPreTrainedModel):
                 del layers[0]
         return self._contexts[key]
 
+    def context_of(
+        self, states: torch.Tensor, image_size: tuple[int, int] | None = None
+    ) -> LayerContext | None:
+        """Return `context` for states (B, N, D).
+
+        Raises:
+            ValueError: images of that size have another number of tokens.
+        """
+        if self.family.context:
+            size = tuple(image_size or pair(self.config.image_size))
+            rows, columns = PatchFrame.of(size, self.config).grid
+            expected = token_layout(self.config).num_prefix_tokens + rows * columns
+            if states.shape[-2] != expected:
+                raise ValueError(
+                    f"Images of {size[0]}×{size[1]} pixels have {expected} tokens; the states have "
+                    f"{states.shape[-2]}. Say of which size their images are (image_size)."
+                )
+        return self.context(image_size)
+
     def advance(
         self,
         states: torch.Tensor,
@@ -729,7 +748,7 @@ class RaptorModel(RaptorPreTrainedModel):
             context: of the images' size; default: of images as the teacher was made for.
         """
         block = self.blocks[self.config.phase_of(depth)]
-        context = self.context() if context is None else context
+        context = self.context_of(states) if context is None else context
         return block(states, torch.full((1,), depth, device=states.device), attentions, context)
 
     def advance_moving(
@@ -803,7 +822,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
                 f"got start={start}, stop={stop}."
             )
-        trajectory, context = [states], self.context(image_size)
+        trajectory, context = [states], self.context_of(states, image_size)
         for depth in range(start + 1, stop + 1):
             trajectory.append(self.advance(trajectory[-1], depth, context=context))
         return torch.stack(trajectory, dim=1)

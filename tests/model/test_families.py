@@ -144,6 +144,19 @@ def test_saved_and_loaded_it_is_the_same(case, tmp_path):
 
 
 @torch.no_grad()
+def test_states_of_another_size_are_refused_where_the_size_matters():
+    raptor = copy_of(tiny_model("dinov3_vit"))
+    states = raptor.trajectory(images((24, 20)))
+    for wrong in ({}, {"image_size": (20, 20)}):
+        with pytest.raises(
+            ValueError, match=r"have \d+ tokens; the states have 33. Say of which size"
+        ):
+            raptor.rollout(states[:, 0], **wrong)
+    with pytest.raises(ValueError, match="16×16 pixels have 19 tokens; the states have 33"):
+        raptor.advance(states[:, 0], 1)
+
+
+@torch.no_grad()
 def test_a_key_without_a_bias_gets_none():
     teacher = tiny_model("dinov3_vit")
     raptor = new_raptor(teacher, [2, 1], init="teacher")
