@@ -33,7 +33,9 @@ if not (_ours and {"-h", "--help"} & set(sys.argv)):
 
     transformers.AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
     transformers.AutoConfig.register(RaptorizedConfig.model_type, RaptorizedConfig)
-    for _auto_class in (name for name in dir(transformers) if name.startswith("AutoModel")):
+    for _auto_class in (
+        n for n in dir(transformers) if n.startswith(("AutoModel", "AutoBackbone"))
+    ):
         if hasattr(getattr(transformers, _auto_class), "register"):
             getattr(transformers, _auto_class).register(RaptorizedConfig, RaptorizedModel)
     for _auto_class, _model_class in AUTO_CLASSES.items():

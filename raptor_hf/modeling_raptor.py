@@ -673,7 +673,8 @@ class RaptorModel(RaptorPreTrainedModel):
             )
         patch_height, patch_width = patch_sides(self.config)
         height, width = pixel_values.shape[2:]
-        if height % patch_height or width % patch_width:
+        native = (height, width) == pair(self.config.image_size)  # SigLIP: 384 with patches of 14
+        if not native and (height % patch_height or width % patch_width):
             raise ValueError(
                 f"Image height and width must be multiples of the patch "
                 f"({patch_height}×{patch_width} pixels); got {height}×{width}. "

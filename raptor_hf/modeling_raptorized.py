@@ -164,8 +164,9 @@ def auto_classes(architecture: str) -> list[str]:
     """Return the names of transformers' Auto classes that load an architecture; AutoModel first."""
     found = ["AutoModel"]
     for name in dir(transformers):
-        auto_class = getattr(transformers, name) if name.startswith("AutoModelFor") else None
-        mapping = getattr(auto_class, "_model_mapping", None)
+        if not name.startswith(("AutoModelFor", "AutoBackbone")):
+            continue
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
         names = getattr(mapping, "_model_mapping", {}).values()
         if any(architecture in ([n] if isinstance(n, str) else n) for n in names):
             found.append(name)

@@ -157,6 +157,18 @@ def test_states_of_another_size_are_refused_where_the_size_matters():
 
 
 @torch.no_grad()
+def test_a_size_of_its_own_that_is_no_multiple_of_the_patch():
+    """As SigLIP-so400m has: what is left over at the edges is not looked at."""
+    teacher = tiny_model("siglip_vision_model", image_size=18)
+    raptor = copy_of(teacher)
+    expected = trajectory(teacher, images((18, 18)))
+    assert expected.shape == (2, 4, 16, 24)
+    assert_same_outputs(raptor.trajectory(images((18, 18))), expected)
+    with pytest.raises(ValueError, match="multiples of the patch .4×4 pixels.; got 19×18"):
+        raptor(images((19, 18)))
+
+
+@torch.no_grad()
 def test_a_key_without_a_bias_gets_none():
     teacher = tiny_model("dinov3_vit")
     raptor = new_raptor(teacher, [2, 1], init="teacher")
