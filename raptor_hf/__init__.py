@@ -29,15 +29,12 @@ if not (_ours and {"-h", "--help"} & set(sys.argv)):
         RaptorForSemanticSegmentation,
         RaptorModel,
     )
-    from .modeling_raptorized import RaptorizedModel
+    from .modeling_raptorized import RaptorizedModel, auto_classes
 
     transformers.AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
     transformers.AutoConfig.register(RaptorizedConfig.model_type, RaptorizedConfig)
-    for _auto_class in (
-        n for n in dir(transformers) if n.startswith(("AutoModel", "AutoBackbone"))
-    ):
-        if hasattr(getattr(transformers, _auto_class), "register"):
-            getattr(transformers, _auto_class).register(RaptorizedConfig, RaptorizedModel)
+    for _auto_class in auto_classes():
+        getattr(transformers, _auto_class).register(RaptorizedConfig, RaptorizedModel)
     for _auto_class, _model_class in AUTO_CLASSES.items():
         getattr(transformers, _auto_class).register(RaptorConfig, _model_class)
 

@@ -160,15 +160,18 @@ def model_card(model: PreTrainedModel) -> str:
     )
 
 
-def auto_classes(architecture: str) -> list[str]:
-    """Return the names of transformers' Auto classes that load an architecture; AutoModel first."""
+def auto_classes(architecture: str | None = None) -> list[str]:
+    """Return the names of transformers' Auto classes of models: all, or those of an architecture.
+
+    `AutoModel` is among them in any case, as the first.
+    """
+    names = [n for n in dir(transformers) if n.startswith(("AutoModelFor", "AutoBackbone"))]
+    tables = {name: getattr(getattr(transformers, name), "_model_mapping", None) for name in names}
     found = ["AutoModel"]
-    for name in dir(transformers):
-        if not name.startswith(("AutoModelFor", "AutoBackbone")):
-            continue
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
-        names = getattr(mapping, "_model_mapping", {}).values()
-        if any(architecture in ([n] if isinstance(n, str) else n) for n in names):
+    for name, table in tables.items():
+        listed = [] if table is None else table._model_mapping.values()
+        loaded = {n for entry in listed for n in ([entry] if isinstance(entry, str) else entry)}
+        if architecture in loaded or (architecture is None and table is not None):
             found.append(name)
     return found
 
