@@ -1,5 +1,11 @@
 import os
+import sys
 import tempfile
+
+# tests run on the CPU whatever the machine has, but for those marked gpu; workers of pytest-xdist
+# do not see the command line, and are told
+if os.environ.setdefault("TESTS_ON_GPU", str(int("gpu" in sys.argv))) == "0":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # read when huggingface_hub is imported: no network, and no cache but the tests' own
 os.environ["HF_HUB_OFFLINE"] = "1"
