@@ -19,7 +19,8 @@ class LayerParts(NamedTuple):
 
     Args:
         norms: of the attention and of the FFN.
-        attention: what projects to query, key and value, and the output.
+        attention: what projects to query, key and value (one path where it is one layer), and the
+            output.
         ffn: the two linear layers of an FFN without a gate.
         gated_ffn: gate, up and down of one with a gate; a layer has either.
         scales: LayerScales of the attention and of the FFN; a layer without them counts as ones.
@@ -41,7 +42,7 @@ class TeacherFamily(NamedTuple):
 
     Args:
         layers: path of the list of layers.
-        embeddings: paths of what makes state 0 of images, one module after the other.
+        embeddings: paths of what makes state 0 of images, one module or method after the other.
         final_norm: path of the norm after the last layer; None: the model has none.
         output_normed: whether the model's own `last_hidden_state` is after that norm.
         layer: where a layer keeps its parts.
@@ -50,6 +51,7 @@ class TeacherFamily(NamedTuple):
         resizing: whether images may have another size than the teacher was made for: `"always"`,
             `"asked"` (with `interpolate_pos_encoding`) or `"never"`.
         context: layers are handed more than states: rotary angles, or a bias of the attention.
+        described: the configuration does not say how large the model is: see `describe`.
         returns_tuple: a layer returns its state as the first of a tuple.
         masks: the embeddings drop and shuffle patches by a noise (MAE).
         model_class: of transformers, where `AutoModel` does not know the family.
@@ -66,6 +68,7 @@ class TeacherFamily(NamedTuple):
     registers: int | str = 0
     resizing: Literal["always", "asked", "never"] = "always"
     context: bool = False
+    described: bool = False
     returns_tuple: bool = False
     masks: bool = False
     model_class: str | None = None
@@ -157,6 +160,20 @@ TEACHER_FAMILIES = {
         final_norm=None,
         cls="num_cls_tokens",
         registers="num_registers",
+    ),
+    "timm_wrapper": TeacherFamily(  # the VisionTransformer of timm
+        "timm_model.blocks",
+        embeddings=("timm_model.patch_embed", "timm_model._pos_embed", "timm_model.norm_pre"),
+        final_norm="timm_model.norm",
+        layer=LayerParts(
+            attention=("attn.qkv", "attn.proj"),
+            scales=("ls1.gamma", "ls2.gamma"),
+            qk_norms=("attn.q_norm", "attn.k_norm"),
+        ),
+        cls="num_cls_tokens",
+        registers="num_registers",
+        resizing="never",
+        described=True,
     ),
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }  # fmt: skip

@@ -386,7 +386,7 @@ def teacher_layer_weights(
         "ffn.fc1.weight": torch.cat([part.weight for part in into]),
     }
     biases = [part.bias for part in qkv if part.bias is not None]
-    if len(biases) == 3:
+    if biases and len(biases) == len(qkv):
         weights["attention.qkv.bias"] = torch.cat(biases)
     elif biases:
         weights["attention.some_bias"] = torch.stack(biases)
@@ -422,7 +422,9 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
     parts, layer = family.layer, teacher.get_submodule(family.layers)[0]
     weights = teacher_layer_weights(layer, parts)
     gated = is_gated(layer, parts)
-    linear = dict(zip(("query", "key", "value", "output"), parts.attention, strict=True))
+    *qkv, output = parts.attention
+    qkv = qkv * 3 if len(qkv) == 1 else qkv
+    linear = dict(zip(("query", "key", "value", "output"), (*qkv, output), strict=True))
     linear |= dict(zip(("fc1", "fc2"), (parts.gated_ffn[1:] if gated else parts.ffn), strict=True))
     biases = [n for n, path in linear.items() if layer.get_submodule(path).bias is not None]
     fields = {
@@ -431,7 +433,8 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
         "block_norm": "layernorm" if "norm1.bias" in weights else "rmsnorm",
         "block_norm_eps": getattr(teacher.config, family.eps),
         "biases": None if len(biases) == len(linear) else biases,
-        "qk_norm": "attention.q_norm.weight" in weights,
+        "qk_norm": weights.get("attention.q_norm.weight", weights["layer_scale1"][:0]).shape
+        == weights["layer_scale1"].shape,
         "position_bias": any(name.startswith("position_bias.") for name in weights),
     }
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -684,7 +687,7 @@ class RaptorModel(RaptorPreTrainedModel):
         states = pixel_values
         for path in self.family.embeddings:
             given = arguments if path.endswith("embeddings") else {}
-            states = self.shell.get_submodule(path)(states, **given)
+            states = find_part(self.shell, path)(states, **given)
         return states[0] if isinstance(states, tuple) else states
 
     def context(self, image_size: tuple[int, int] | None = None) -> LayerContext | None:
@@ -929,6 +932,8 @@ def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrai
     config = copy.deepcopy(teacher_config)
     for name, value in ({"num_hidden_layers": num_layers} | family.shell).items():
         setattr(config, name, value)
+    if family.described:
+        config.model_args = (config.model_args or {}) | {"depth": num_layers}
     if family.model_class:
         shell = getattr(transformers, family.model_class)._from_config(config)
     else:
@@ -940,12 +945,50 @@ def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrai
     return shell
 
 
+def describe(model: PreTrainedModel) -> None:
+    """Note in the configuration of a model of timm how large it is, which it does not say itself.
+
+    Raises:
+        ValueError: another model of timm than a VisionTransformer, or one of another activation.
+    """
+    config = model.config
+    if not teacher_family(config).described or hasattr(config, "hidden_size"):
+        return
+    timm_model = model.timm_model
+    if type(timm_model).__name__ != "VisionTransformer":
+        raise ValueError(
+            "Of the models of timm a VisionTransformer can teach; this is a "
+            f"{type(timm_model).__name__} ({config.architecture})."
+        )
+    block, patches = timm_model.blocks[0], timm_model.patch_embed
+    names = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
+    activation = type(block.mlp.act).__name__
+    if activation not in names:
+        raise ValueError(f"Blocks don't know the activation {activation} of {config.architecture}.")
+    num_cls = int(timm_model.cls_token is not None)
+    facts = {
+        "hidden_size": timm_model.embed_dim,
+        "num_hidden_layers": len(timm_model.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "image_size": list(pair(patches.img_size)),
+        "patch_size": list(pair(patches.patch_size)),
+        "num_channels": patches.proj.in_channels,
+        "hidden_act": names[activation],
+        "layer_norm_eps": block.norm1.eps,
+        "num_cls_tokens": num_cls,
+        "num_registers": timm_model.num_prefix_tokens - num_cls,
+    }
+    for name, value in facts.items():
+        setattr(config, name, value)
+
+
 def check_teacher(teacher: PreTrainedModel) -> None:
     """Refuse what no Raptor can be made of; a ValueError says why."""
     config = teacher.config
     if config.model_type == "raptor":
         raise ValueError(f"{type(teacher).__name__} is a Raptor already; give its teacher.")
     family = teacher_family(config)
+    describe(teacher)
     if find_part(teacher, family.layers) is None:
         raise ValueError(
             f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from .configuration_raptor import TEACHER_FAMILIES, RaptorConfig, RaptorizedConfig
 from .distillation.starts import new_raptor
-from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, find_towers
+from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, describe, find_towers
 from .modeling_raptorized import RaptorTrunk, install_trunk, raptorized_class
 
 
@@ -80,6 +80,7 @@ def _find_tower(model: nn.Module, tower: str | None) -> tuple[str, PreTrainedMod
     if tower is None and len(towers) > 1:
         raise ValueError(f"The model has several vision towers, {list(towers)}: name one (tower=).")
     path = next(iter(towers)) if tower is None else tower
+    describe(towers[path])
     return path, towers[path]
 
 

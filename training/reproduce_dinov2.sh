@@ -52,7 +52,11 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   precision=bfloat16
 fi
 pixels=(); [ -z "$resolution" ] || pixels=(--resolution $resolution)
-updates=(); [ -z "$steps" ] || updates=(--steps $steps)
+updates=()
+if [ -n "$steps" ]; then
+  warmup=$((steps / 20 < 400 ? steps / 20 : 400))  # a recipe's own may be longer than the run
+  updates=(--steps $steps --warmup_steps $((warmup < 1 ? 1 : warmup)))
+fi
 read_with=(--num_workers $workers "${pixels[@]}")
 probe=(--teacher "$teacher" --num_workers $workers)
 learn=(--teacher "$teacher" --dataset "$images" --split $train_split --precision $precision

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from ..configuration_raptor import token_layout, tower_config
+from ..configuration_raptor import teacher_family, token_layout, tower_config
 from ..data import ReadingArguments, load_images
-from ..modeling_raptor import PatchFrame, image_arguments, make_shell
+from ..modeling_raptor import PatchFrame, describe, image_arguments, make_shell
 from ..runs.files import size
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments
@@ -49,6 +49,11 @@ def teacher_facts(
         OSError: no such model.
     """
     config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+    if teacher_family(config).described:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        describe(model)
+        config = model.config
     height, width = resolution or image_size(load_processor(name_or_path, revision))
     rows, columns = PatchFrame.of((height, width), config).grid
     prefix = token_layout(config).num_prefix_tokens

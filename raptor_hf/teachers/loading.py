@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
-from ..modeling_raptor import find_towers, make_shell
+from ..modeling_raptor import describe, find_towers, make_shell
 from ..weights import check_weight_files, weights_digest
 
 
@@ -57,6 +57,8 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     finally:
         logging.set_verbosity(verbosity)
     _own_weights(model)
+    if model.config.model_type in TEACHER_FAMILIES:
+        describe(model)
     if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
         model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)

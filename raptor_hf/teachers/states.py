@@ -57,6 +57,8 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
             changes over the depth.
     """
     known = model.config.model_type in TEACHER_FAMILIES
+    if known and teacher_family(model.config).described:
+        return _read_off(model, pixel_values)
     arguments = image_arguments(model.config, pixel_values) if known else {}
     layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
@@ -72,6 +74,20 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     if known:  # a teacher that masks patches has fewer
         height, width = pixel_values.shape[-2:]
         infer_token_layout(model.config, num_tokens=states[0].shape[1], height=height, width=width)
+    return torch.stack(states, dim=1)
+
+
+def _read_off(teacher: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the states of a model that tells maps instead, as its layers take and give them."""
+    layers, states = teacher.get_submodule(teacher_family(teacher.config).layers), []
+    hooks = [layers[0].register_forward_pre_hook(lambda _module, args: states.append(args[0]))]
+    for layer in layers:
+        hooks.append(layer.register_forward_hook(lambda _module, _args, out: states.append(out)))
+    try:
+        teacher(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return torch.stack(states, dim=1)
 
 

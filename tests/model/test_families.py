@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import (
     RaptorBackbone,
@@ -27,12 +28,12 @@ from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
 from raptor_hf.teachers import normed_state, trajectory
 from raptor_hf.teachers.states import run_layers
-from tests.families import CASES, facts, sizes_of, tiny_model
+from tests.families import CASES, FAMILIES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
-EVERY_FAMILY = pytest.mark.parametrize("case", TEACHER_FAMILIES)
+EVERY_FAMILY = pytest.mark.parametrize("case", FAMILIES)
 
 
 def images(size, seed=1):
@@ -166,6 +167,15 @@ def test_a_size_of_its_own_that_is_no_multiple_of_the_patch():
     assert_same_outputs(raptor.trajectory(images((18, 18))), expected)
     with pytest.raises(ValueError, match="multiples of the patch .4×4 pixels.; got 19×18"):
         raptor(images((19, 18)))
+
+
+def test_of_timm_a_vision_transformer_teaches():
+    pytest.importorskip("timm", reason="timm needs torchvision, which the tests do without")
+    config = CONFIG_MAPPING["timm_wrapper"](architecture="resnet18")
+    with pytest.raises(ValueError, match="a VisionTransformer can teach; this is a ResNet"):
+        RaptorModel.from_teacher(AutoModel.from_config(config), [2, 1])
+    raptor = new_raptor(tiny_model("timm_wrapper"), [2, 1], init="aligned")
+    assert raptor.config.hidden_size == 24 and raptor.config.image_size == [16, 16]
 
 
 @torch.no_grad()

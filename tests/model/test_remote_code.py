@@ -9,11 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import DPTImageProcessorPil
 
 from raptor_hf import raptorize
-from raptor_hf.configuration_raptor import TEACHER_FAMILIES
 from raptor_hf.data import make_processor
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptor import AUTO_CLASSES
-from tests.families import HOSTS, PIXELS, tiny_model
+from tests.families import FAMILIES, HOSTS, PIXELS, tiny_model
 from tests.helpers import assert_same_outputs, make, randomised, tensors
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE, run
 
@@ -126,7 +125,7 @@ for folder, auto_class in json.loads(sys.argv[1]).items():
 def test_every_family_and_models_around_them_load_without_the_package(tmp_path):
     """Their code is flat files beside the weights; what is told of a family travels with them."""
     folders, expected = {}, {}
-    for case in TEACHER_FAMILIES:
+    for case in FAMILIES:
         model = randomised(new_raptor(tiny_model(case), [2, 1], init="teacher"))
         folders[case] = "AutoModel", model, {"pixel_values": PIXELS}
     for host, auto_class in (
