@@ -90,8 +90,18 @@ def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTru
     for layer, application in zip(layers, trunk, strict=True):
         application._forward_hooks = layer._forward_hooks  # such as record hidden states
     tower.set_submodule(path, trunk)
+    tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
     model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
     return trunk
+
+
+def _refuse_attentions(tower: PreTrainedModel, _args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError where attentions are asked for: transformers would return none of them."""
+    if kwargs.get("output_attentions") or tower.config.output_attentions:
+        raise ValueError(
+            f"The attentions of blocks within a {type(tower).__name__} are not recorded: leave out "
+            "output_attentions, or ask a RaptorModel for them."
+        )
 
 
 class _Raptorized:

@@ -100,6 +100,16 @@ def test_the_right_auto_class_loads_it(tmp_path):
             assert type(loaded).__name__ == type(model).__name__
 
 
+@pytest.mark.parametrize("host", [name for name in HOSTS if name != "Llava"])  # its text's own
+@torch.no_grad()
+def test_attentions_are_refused_rather_than_left_out(host):
+    model, inputs = HOSTS[host]()
+    raptorize(model, [2, 1])
+    with pytest.raises(ValueError, match="attentions of blocks within a .* are not recorded"):
+        model(**inputs, output_attentions=True)
+    model(**inputs)
+
+
 @torch.no_grad()
 def test_a_language_model_goes_on_generating():
     model, inputs = HOSTS["Llava"]()
