@@ -235,6 +235,20 @@ class RaptorDepthScaling(nn.Module):
         return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
 
 
+class DepthScales(NamedTuple):
+    """What an application of a block multiplies by, LayerScales γ included; (D,) or (P, 1, D) each.
+
+    Args:
+        attention: s₁·γ₁.
+        ffn: s₃·s₂·γ₂.
+        state: s₃; None without depth scaling.
+    """
+
+    attention: torch.Tensor
+    ffn: torch.Tensor
+    state: torch.Tensor | None
+
+
 class RaptorBlock(GradientCheckpointingLayer):
     """One shared block. An application makes a state one layer deeper:
 
@@ -264,7 +278,7 @@ class RaptorBlock(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        depth: int | torch.Tensor,
+        depth: int | torch.Tensor | DepthScales,
         attentions: list[torch.Tensor] | None = None,
         context: LayerContext | None = None,
     ) -> torch.Tensor:
@@ -272,8 +286,8 @@ class RaptorBlock(GradientCheckpointingLayer):
 
         Args:
             hidden_states: (B, N, D), or (B, P, N, D) for P independent layers at once.
-            depth: the layer that is asked for (1 … L), or a tensor (P,) of them. A tensor (1,)
-                spares a compiled block from being compiled anew for another number.
+            depth: the layer that is asked for (1 … L), a tensor (P,) of them, or what `at` makes of
+                a layer: a compiled block would be compiled anew for another number.
             attentions: a list that the attention weights (B, heads, N, N) are appended to.
             context: of families whose layers are handed more than states, see
                 `RaptorModel.context`.
@@ -282,17 +296,15 @@ class RaptorBlock(GradientCheckpointingLayer):
             The state(s) one layer deeper, in the shape of `hidden_states`.
         """
         states = hidden_states
-        if isinstance(depth, int):
-            depth = torch.full((1,), depth, device=states.device)
-        attention_scale, ffn_scale, state_scale = self.scales(depth, states)
+        scales = depth if isinstance(depth, DepthScales) else self.scales(depth, states)
         if self.position_bias is not None:
             context = self.with_position_bias(context)
         mixed = self.attention(self.norm1(states), attentions, context)
-        states = torch.addcmul(states, mixed, attention_scale)
+        states = torch.addcmul(states, mixed, scales.attention)
         added = self.ffn(self.norm2(states))
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
-        states = states if state_scale is None else states * state_scale
-        return torch.addcmul(states, added, ffn_scale)
+        states = states if scales.state is None else states * scales.state
+        return torch.addcmul(states, added, scales.ffn)
 
     def with_position_bias(self, context: LayerContext) -> LayerContext:
         """Return a context with the block's own bias for images of that size, (1, heads, N, N)."""
@@ -302,17 +314,26 @@ class RaptorBlock(GradientCheckpointingLayer):
         own = self.position_bias(grid)
         return context._replace(bias=own if context.bias is None else own + context.bias)
 
-    def scales(
-        self, depth: torch.Tensor, like: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return s₁·γ₁, s₃·s₂·γ₂ and s₃ for depths (P,), (P, 1, D) each; of the kind of `like`."""
+    def at(self, depth: int, device: torch.device) -> torch.Tensor | DepthScales:
+        """Return what `forward` takes for a layer: its folded scales, if there are any."""
+        if self.folded_scales is not None:  # views: nothing is worked out
+            return DepthScales(*self.folded_scales[depth])
+        return torch.full((1,), depth, device=device)
+
+    def scales(self, depth: int | torch.Tensor, like: torch.Tensor) -> DepthScales:
+        """Return the scales for a depth, or for depths (P,); of the kind of `like`."""
         if self.folded_scales is not None:
-            return self.folded_scales[depth][:, :, None].unbind(1)
+            scales = self.folded_scales[depth]
+            return DepthScales(
+                *(scales if isinstance(depth, int) else scales[:, :, None].unbind(1))
+            )
         if self.depth_scaling is None:
-            return self.layer_scale1, self.layer_scale2, None
+            return DepthScales(self.layer_scale1, self.layer_scale2, None)
         # where the states are, not where the weights are: these may be offloaded
+        if isinstance(depth, int):
+            depth = torch.full((1,), depth, device=like.device)
         s1, s2, s3 = self.depth_scaling(depth.to(like)[:, None, None])
-        return s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3
+        return DepthScales(s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3)
 
     @torch.no_grad()
     def fold_scales(self, num_layers: int) -> None:
@@ -551,6 +572,7 @@ class RaptorModel(RaptorPreTrainedModel):
         self.family = teacher_family(config.teacher_config)
         self.shell = make_shell(config.teacher_config)
         self._contexts: dict[tuple, LayerContext] = {}
+        self._cuda_graphs = False  # whether a forward overwrites what the one before returned
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.post_init()
 
@@ -753,7 +775,7 @@ class RaptorModel(RaptorPreTrainedModel):
         """
         block = self.blocks[self.config.phase_of(depth)]
         context = self.context_of(states) if context is None else context
-        return block(states, torch.full((1,), depth, device=states.device), attentions, context)
+        return block(states, block.at(depth, states.device), attentions, context)
 
     def advance_moving(
         self,
@@ -785,18 +807,30 @@ class RaptorModel(RaptorPreTrainedModel):
         Args:
             compile: compile a block, once for all its applications: a fraction of the time that
                 the unrolled model takes to compile.
-            options: of `torch.compile`, such as `mode`.
+            options: of `torch.compile`. `mode="reduce-overhead"` replays CUDA graphs, which is
+                faster for few images; `"max-autotune"` also tries kernels, for minutes.
 
         Returns:
             The model itself, in evaluation mode.
         """
         self.eval()
         self.context()
+        graphs = options.get("options", {}).get("triton.cudagraphs", False)
+        self._cuda_graphs = graphs or options.get("mode") in ("reduce-overhead", "max-autotune")
         for block in self.blocks:
             block.fold_scales(self.config.num_hidden_layers)
             if compile:
                 block.compile(**{"fullgraph": True, **options})
         return self
+
+    def _begin_rollout(self) -> None:
+        """Let CUDA graphs, if there are any, write over the states of the rollout before."""
+        if self._cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        """Return states of a rollout that the next one leaves alone."""
+        return states.clone() if self._cuda_graphs else states
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the teacher's final norm, if it has one: (B, N, D) to (B, N, D)."""
@@ -826,6 +860,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
                 f"got start={start}, stop={stop}."
             )
+        self._begin_rollout()
         trajectory, context = [states], self.context_of(states, image_size)
         for depth in range(start + 1, stop + 1):
             trajectory.append(self.advance(trajectory[-1], depth, context=context))
@@ -861,6 +896,7 @@ class RaptorModel(RaptorPreTrainedModel):
         exits = self.config.exit_angle is not None
         if exits and output_attentions:
             raise ValueError("With exit_angle set, images stop early: attentions can't be told.")
+        self._begin_rollout()
         states = self.embed(pixel_values)
         context = self.context(tuple(pixel_values.shape[-2:]))
         hidden_states = [states if 0 in wanted else None]
@@ -871,8 +907,10 @@ class RaptorModel(RaptorPreTrainedModel):
                 states = self.advance(states, depth, attentions, context)
             elif depth in applied and len(moving):
                 states, moving = self.advance_moving(states, depth, moving, context)
-            hidden_states.append(states if depth in wanted else None)
-        last_hidden_state = self.norm(states)
+            hidden_states.append(self._kept(states) if depth in wanted else None)
+        last_hidden_state = (
+            self._kept(states) if self.family.final_norm is None else self.norm(states)
+        )
         has_cls = token_layout(self.config).num_cls > 0
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,

@@ -37,7 +37,7 @@ class RaptorApplication(nn.Module):
 
     def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor]:
         """Return the states (B, N, D) one layer deeper; `args` are what the teacher hands on."""
-        depth = torch.full((1,), self.depth, device=states.device)
+        depth = self.block.at(self.depth, states.device)
         states = self.block(states, depth, None, LayerContext.of_call(args, kwargs))
         return (states,) if self.family.returns_tuple else states
 

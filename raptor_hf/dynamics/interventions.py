@@ -206,8 +206,7 @@ def more_time(
         run = [states[:, -1]]
         for m in range(1, extra + 1):
             depth = system.depth + (m if depth_mode == "free" else 0)
-            depths = torch.full((1,), depth, device=states.device)
-            run.append(block(run[-1], depths, context=context))
+            run.append(block(run[-1], depth, context=context))
         run = torch.stack(run, dim=1)
         for name, group in groups.items():
             tokens = directions(run[:, :, group])
