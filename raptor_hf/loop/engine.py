@@ -80,16 +80,31 @@ class Engine:
         scale = weight * self.share.num_processes * self.share.num_parts
         self.accelerator.backward(loss * scale)
 
-    def update(self) -> None:
-        """Update the weights and the schedule once."""
+    def update(self, loss: torch.Tensor) -> torch.Tensor:
+        """Update the weights and the schedule once; not with a loss or gradients not finite.
+
+        The device sees to that by itself, and nobody waits for it to know.
+
+        Returns:
+            Whether the weights were left alone, a scalar on the device.
+        """
+        scaled = self.accelerator.scaler is not None  # then infinite gradients are its business
+        checked = [loss]
         if not self.deepspeed:  # which clips by itself, all gradients together
             self.accelerator.unscale_gradients()
             for parameters in self.clipped:
-                nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+                checked += [] if scaled else [norm.to(loss)]
+        left_out = ~torch.stack(checked).isfinite().all()
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
+            if not scaled and not self.apart:
+                optimizer.optimizer.found_inf = left_out.float()
+            if not (self.apart and left_out):  # sharded weights: here the number is waited for
+                optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+        return left_out
 
     def learning_rate(self) -> float:
         """Return the rate of the first group in the next step."""

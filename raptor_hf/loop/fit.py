@@ -4,9 +4,13 @@ Everything random is a function of (seed, step): the order of the data and what 
 run that is stopped and resumed computes what an uninterrupted one does, bit for bit, and several
 processes learn from the same batches as one.
 
+A GPU is never waited for: what a step tells of itself is read one step later, when the next one is
+under way, and an update that is not finite is left out by the device itself.
+
 `fit` is one long function on purpose: the order of its steps is what it is about.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -27,8 +31,9 @@ from ..runs.processes import Interrupted, StopSignals, ignore_stop_signals
 from .arguments import LoopArguments
 from .checkpoints import resume, save_checkpoint
 from .engine import Engine
-from .guards import DivergenceGuard, check_finite_loss, memory_in_words
+from .guards import DivergenceGuard, check_finite, memory_in_words
 from .log import LossLog
+from .numbers import StepNumbers
 from .sampler import StepSampler
 
 
@@ -84,7 +89,7 @@ def fit(
 
     Raises:
         Interrupted: a signal asked to stop, and the state was saved.
-        FloatingPointError: the loss is NaN or infinite.
+        FloatingPointError: the loss or a gradient is NaN or infinite.
         MemoryError: not enough memory.
         OSError: a checkpoint can't be written.
         ValueError: fewer rows than a batch, or a batch that the processes can't share.
@@ -123,6 +128,13 @@ def fit(
     divergence, weights = DivergenceGuard(), share.weights()
     skipped: set[int] = set()  # images that can't be read
 
+    def settle(step: int, numbers: StepNumbers, batches: list[dict]) -> tuple[int, dict]:
+        stop, left_out, scalars = numbers.read()
+        check_finite(engine, scalars["loss"], left_out, batches, step=step, explain=explain)
+        if accelerator.is_main_process:
+            divergence.check(scalars["loss"], step)
+        return stop, scalars
+
     def run_validation(done: int) -> None:
         engine.update_module()
         module.eval()
@@ -137,11 +149,14 @@ def fit(
         memory_in_words(share.largest_part, module),
         _workers_ended(iter(loader)) as batches,
     ):
+        waiting: deque[tuple[int, StepNumbers, list[dict]]] = deque()
         for step in range(first, arguments.steps):
             done = step + 1
             last = done == arguments.steps
             logging = last or _is_due(arguments.log_every, done)
-            scalars, statistics, seen = {"loss": 0.0}, [], []
+            validating = validate and _is_due(validate_every, done) and not last
+            saving = last or _is_due(arguments.checkpoint_every, done)
+            scalars, statistics, seen, stop = {"loss": 0.0}, [], [], 0
             _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
             for part, (weight, batch) in enumerate(zip(weights, parts, strict=True), start=1):
@@ -153,25 +168,25 @@ def fit(
                     for name, value in {"loss": result.loss, **result.scalars}.items():
                         scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
                     if part == share.num_parts:
-                        agree = _all_reduce_step(accelerator, signals.received, scalars)
+                        numbers = StepNumbers(accelerator, signals.received, scalars)
                     engine.backward(result.loss, weight)
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
                 del result  # it holds predictions, which the next ones need the memory of
-            stop, scalars = agree()
-            check_finite_loss(engine, scalars["loss"], seen, step=step, explain=explain)
-            if accelerator.is_main_process:
-                divergence.check(scalars["loss"], step)
-            engine.update()
+            numbers.send(left_out=engine.update(numbers.loss))
+            waiting.append((step, numbers, seen))
+            while waiting and (len(waiting) > 1 or logging or validating or saving or stop):
+                told, scalars = settle(*waiting.popleft())
+                stop = stop or told
             log.advance()
             if logging:
                 rate, speed = engine.learning_rate(), log.images_per_second()
                 scalars |= _r_squared(statistics)
                 log.write(done, {**scalars, "learning_rate": rate, "images_per_second": speed})
             with log.paused():
-                if validate and _is_due(validate_every, done) and not last:
+                if validating:
                     run_validation(done)
-                if stop or last or _is_due(arguments.checkpoint_every, done):
+                if stop or saving:
                     save_checkpoint(accelerator, output_dir, done, arguments.keep)
                     _list_skipped(accelerator, output_dir, dataset, skipped)
                     log.draw(now=bool(stop))
@@ -217,32 +232,6 @@ def _workers_ended(batches: Iterator) -> Iterator[Iterator]:
     finally:
         if hasattr(batches, "_shutdown_workers"):  # there is no public way
             batches._shutdown_workers()
-
-
-def _all_reduce_step(
-    accelerator: Accelerator, stop: int | None, scalars: dict[str, torch.Tensor]
-) -> Callable[[], tuple[int, dict[str, float]]]:
-    """Sum the scalars over all processes; return a function that waits for them, and for the first
-    stop signal that any process received.
-
-    A collective call at every step, so that all stop after the same one. It is made before the
-    last backward pass, which a GPU is busy with while the numbers are waited for.
-    """
-    device = accelerator.device
-    values = [torch.full((), float(stop or 0), device=device), *scalars.values()]
-    on_cuda = device.type == "cuda"
-    rows = accelerator.gather(torch.stack(values)[None]).to("cpu", non_blocking=on_cuda)
-    arrived = torch.cuda.Event() if on_cuda else None
-    if arrived:
-        arrived.record()
-
-    def agree() -> tuple[int, dict[str, float]]:
-        if arrived:
-            arrived.synchronize()
-        sums = rows.sum(dim=0).tolist()
-        return int(rows[:, 0].max()), dict(zip(scalars, sums[1:], strict=True))
-
-    return agree
 
 
 def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:

@@ -44,25 +44,27 @@ class DivergenceGuard:
         self.warned = diverges
 
 
-def check_finite_loss(
+def check_finite(
     engine: Engine,
     loss: float,
+    left_out: bool,
     batches: list[dict[str, torch.Tensor]],
     *,
     step: int,
     explain: Callable[[nn.Module, dict], str | None] | None,
 ) -> None:
-    """Stop all processes at a loss that is NaN or infinite, before it reaches the weights.
+    """Stop all processes at a loss or a gradient that is NaN or infinite.
 
     Args:
         loss: of the whole batch, the same in all processes.
+        left_out: whether its update was, which such numbers would have reached the weights with.
         batches: what this process had of it.
         explain: finds in (module, batch) what is not finite, in words.
 
     Raises:
         FloatingPointError: with the step, the images, and what `explain` says.
     """
-    if math.isfinite(loss):
+    if math.isfinite(loss) and not left_out:
         return
     engine.update_module()
     accelerator = engine.accelerator
@@ -71,8 +73,9 @@ def check_finite_loss(
     images = [batch["image_id"].tolist() for batch in batches if "image_id" in batch]
     reasons = dict.fromkeys(filter(None, gather_object(causes)))
     images = [str(image) for part in gather_object(images) for image in part]
+    what = "gradient is not finite" if math.isfinite(loss) else f"loss is {loss}"
     raise FloatingPointError(
-        f"The loss is {loss} at step {step}"
+        f"The {what} at step {step}"
         + (f": {'; '.join(reasons)}" if reasons else "")
         + f" (images {', '.join(images) or 'unknown'}). The last good checkpoint is kept in "
         f"{accelerator.project_dir}; try a smaller --learning_rate or more --warmup_steps."

@@ -41,7 +41,8 @@ class BatchedMuon(torch.optim.Optimizer):
     The momentum (Nesterov's) is made nearly orthogonal by a few steps of Newton and Schulz in
     bfloat16 (kellerjordan.github.io/posts/muon), and scaled to the size of AdamW's updates
     (arXiv 2502.16982). To the last bit what `torch.optim.Muon` does, whose state it shares; but
-    matrices of one shape, as blocks have them, go through the products together.
+    matrices of one shape, as blocks have them, go through the products together. As fused AdamW it
+    leaves the weights alone in a step with `found_inf`, a scalar on the device, at 1.
 
     Args:
         params: matrices, or groups of them with their `lr`.
@@ -55,6 +56,8 @@ class BatchedMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Update all matrices that have gradients."""
+        found_inf = getattr(self, "found_inf", None)
+        left_out = None if found_inf is None else found_inf.bool()
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
@@ -62,14 +65,23 @@ class BatchedMuon(torch.optim.Optimizer):
                     alike[matrix.shape].append(matrix)
             for shape, matrices in alike.items():
                 rate = 0.2 * math.sqrt(max(shape)) * group["lr"]
-                updates = _orthogonal(self._momentum(matrices))
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                momentum = self._momentum(matrices, left_out)
+                decay = 1 - group["lr"] * group["weight_decay"]
+                if left_out is not None:
+                    momentum = momentum * ~left_out
+                    decay = torch.where(left_out, 1.0, decay)
+                updates = _orthogonal(momentum)
+                torch._foreach_mul_(matrices, decay)
                 updates = [u.to(m.dtype) for u, m in zip(updates, matrices, strict=True)]
                 torch._foreach_add_(matrices, updates, alpha=-rate)
 
-    def _momentum(self, matrices: list[nn.Parameter]) -> torch.Tensor:
+    def _momentum(
+        self, matrices: list[nn.Parameter], left_out: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return the momentum of matrices of one shape, (number, rows, columns), in bfloat16."""
         gradients = [matrix.grad for matrix in matrices]
+        if left_out is not None:
+            gradients = [torch.where(left_out, 0.0, gradient) for gradient in gradients]
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)

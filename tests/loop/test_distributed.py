@@ -92,11 +92,11 @@ from tests.helpers import FeatureDataset, arguments, compute_loss
 
 folder, update = sys.argv[1], Engine.update
 
-def save_and_update(engine):
+def save_and_update(engine, loss):
     if process_state().is_main_process:
         gradients = {name: weight.grad for name, weight in engine.module.named_parameters()}
         torch.save(gradients, f"{folder}/{process_state().num_processes}.pt")
-    update(engine)
+    return update(engine, loss)
 
 Engine.update = save_and_update
 torch.manual_seed(0)
@@ -181,10 +181,10 @@ def begin_sharded(state, *arguments, fsdp_plugin=None, **options):
     state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = fsdp_plugin or state.fsdp_plugin
 
-def update_sharded(engine):
+def update_sharded(engine, loss):
     kinds = {type(weight).__name__ for weight in engine.trained.parameters()}
     assert kinds == {"DTensor"} and type(engine.trained.blocks["0-3"]).__name__.startswith("FSDP")
-    update(engine)
+    return update(engine, loss)
 
 AcceleratorState.__init__, Engine.update = begin_sharded, update_sharded
 sys.argv = sys.argv[1:]

@@ -1,10 +1,13 @@
 """What goes wrong in training is said in words."""
 
+import copy
 import logging
 import math
+import traceback
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.configuration_raptor import token_layout
@@ -13,8 +16,10 @@ from raptor_hf.distillation.matching import TrajectoryMatching, matching_explana
 from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint
-from raptor_hf.loop.fit import fit
+from raptor_hf.loop.engine import Engine
+from raptor_hf.loop.fit import StepResult, fit
 from raptor_hf.loop.guards import DivergenceGuard
+from raptor_hf.loop.numbers import StepNumbers
 from tests.helpers import (
     arguments,
     assert_same_outputs,
@@ -80,6 +85,70 @@ def test_a_teacher_whose_states_are_not_finite_is_told_apart(teacher, images, tm
         FloatingPointError, match="step 0: the teacher's state after layer 2 is not"
     ):
         train_blocks(teacher, images, tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_numbers_that_are_not_finite_reach_no_weight(teacher, tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "warmup_steps": 0, "weight_decay": 0.1}
+    module = make_span(teacher, 0, 3, init="teacher").block
+    module._no_split_modules = ["RaptorBlock"]
+    engine = Engine(module, arguments(tmp_path, **settings))
+    states = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(0))
+
+    def update(factor):
+        loss = engine.model(states, 1).square().mean() * factor
+        engine.backward(loss, 1.0)
+        before = copy.deepcopy(module.state_dict())
+        left_out = engine.update(loss.detach())
+        same = [torch.equal(w, before[name]) for name, w in module.state_dict().items()]
+        assert all(weight.isfinite().all() for weight in module.parameters())
+        return bool(left_out), all(same), any(same)
+
+    assert update(1.0) == (False, False, False)
+    assert update(math.nan) == (True, True, True)
+    for weight in module.parameters():  # the loss is finite, and a gradient is not
+        weight.register_hook(lambda gradient: gradient * math.inf)
+        break
+    assert update(1.0) == (True, True, True)
+
+
+def test_a_gradient_that_is_not_finite_is_told(data, tmp_path):
+    def broken(module, batch, progress):
+        result = compute_loss(module, batch, progress)
+        if progress >= 7 / 12:  # the square root of 0 has no slope
+            zero = (0 * module[0].weight).sum().sqrt()
+            return StepResult(result.loss + zero)
+        return result
+
+    with pytest.raises(FloatingPointError, match="gradient is not finite at step 7 "):
+        fit(noisy_network(), data, broken, arguments(tmp_path, log_every=0))
+    assert newest_checkpoint(tmp_path).name == "step_00000005"
+
+
+def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path, monkeypatch):
+    """On a GPU every such number would be waited for; `tests/test_gpu.py` looks there."""
+    reads, settled = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                reads.append(traceback.format_stack())
+            return function(*args, **(kwargs or {}))
+
+    read = StepNumbers.read
+    monkeypatch.setattr(StepNumbers, "read", lambda n: (settled.append(steps[-1]), read(n))[1])
+    steps = []
+
+    def counted(module, batch, progress):
+        steps.append(round(progress * 12))
+        return StepResult(compute_loss(module, batch, progress).loss)
+
+    with Watch():
+        settings = {"log_every": 0, "checkpoint_every": 0}
+        fit(noisy_network(), data, counted, arguments(tmp_path, **settings))
+    assert settled == [*range(1, 12), 11]  # each a step later, and the last at the end
+    in_steps = [stack for stack in reads if any("engine.py" in frame for frame in stack)]
+    assert not in_steps, in_steps[0]
 
 
 def test_too_little_memory_says_which_knobs_there_are(data, tmp_path):

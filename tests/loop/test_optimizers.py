@@ -41,7 +41,7 @@ def test_an_update_by_hand(teacher, tmp_path):
     gradients = {n: torch.randn(p.shape, generator=generator) for n, p in before.items()}
     for name, parameter in module.named_parameters():
         parameter.grad = gradients[name].clone()
-    engine.update()
+    engine.update(torch.zeros(()))
     taken = {id(matrix) for matrix in layer_matrices(module)}
     for name, parameter in module.named_parameters():
         change = before[name] - parameter.detach()
