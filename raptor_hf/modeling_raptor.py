@@ -176,7 +176,8 @@ class RaptorFFN(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return (…, N, D) to (…, N, D)."""
         hidden = self.fc1(hidden_states)
-        in_place = not hidden.requires_grad  # the largest tensor of all: no second one of it
+        # the largest tensor of all: no second one of it; a compiler needs none
+        in_place = not hidden.requires_grad and not torch.compiler.is_compiling()
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             gate = nn.functional.silu(gate, inplace=in_place)

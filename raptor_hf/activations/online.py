@@ -13,7 +13,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
+from ..configuration_raptor import (
+    TEACHER_FAMILIES,
+    TokenLayout,
+    teacher_family,
+    token_layout,
+)
 from ..data import (
     ImageViews,
     ReadingArguments,
@@ -27,7 +32,7 @@ from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
 from ..runs.file_list import FileList
-from ..runs.processes import process_state
+from ..runs.processes import compiled, process_state
 from ..teachers import image_size, load_processor, trajectory
 from ..teachers.states import infer_token_layout, up_to_layer
 from ..weights import weights_digest
@@ -71,6 +76,9 @@ class OnlineActivations(Dataset):
                 f"The teacher has the layers 0 to {self.depth}; asked for {self.layers}."
             )
         self.teacher = up_to_layer(teacher, max(self.layers))
+        if teacher.config.model_type in TEACHER_FAMILIES:
+            for layer in self.teacher.get_submodule(teacher_family(teacher.config).layers):
+                layer.forward = compiled(layer.forward)
 
     def __len__(self) -> int:
         return len(self.images)

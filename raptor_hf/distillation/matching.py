@@ -11,6 +11,7 @@ from ..activations.online import Activations
 from ..loop.fit import StepResult
 from ..metrics import state_statistics
 from ..modeling_raptor import LayerContext
+from ..runs.processes import compiled
 from .blocks import Chain, covered_layers
 from .objective import ObjectiveArguments, loss_weights, token_loss
 from .rollout import rollout
@@ -64,7 +65,7 @@ class TrajectoryMatching(nn.Module):
         super().__init__()
         self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
         self.chains, self.arguments, self.groups = chains, arguments, groups
-        self.context = context
+        self.context, self.token_loss = context, compiled(token_loss)
         self.layers = covered_layers(chains)
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
@@ -127,7 +128,7 @@ class TrajectoryMatching(nn.Module):
             prediction = rollout(
                 chain.spans, trajectory, resets=resets, noise_std=noise, context=self.context
             )
-            total = total + weight * token_loss(
+            total = total + weight * self.token_loss(
                 prediction,
                 trajectory[:, 1:],
                 groups=self.groups,

@@ -12,7 +12,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedType, TorchDyna
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..runs.processes import process_state
+from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
 from .checkpoints import check_room
 from .optimizers import layer_matrices, make_optimizers, make_schedule, trained_parameters
@@ -195,18 +195,11 @@ def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None
 
 
 def _compile_repeated_parts(module: nn.Module) -> None:
-    """Compile the blocks of a module, each for itself, if `--dynamo_backend` asks for it.
-
-    A block is compiled once and serves all its applications. A rollout as a whole would take many
-    times as long to compile, and would be compiled anew whenever its resets change.
-    """
-    plugin = TorchDynamoPlugin()  # as the launcher's environment says
+    """Compile the blocks of a module, each for itself, if `--dynamo_backend` asks for it."""
     kinds = getattr(module, "_no_split_modules", None) or []
-    if plugin.backend.value == "NO":
-        return
     for part in module.modules():
         if type(part).__name__ in kinds:
-            part.compile(**{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()})
+            part.forward = compiled(part.forward)
 
 
 def tracker_id(output_dir: str | Path) -> str:

@@ -140,6 +140,23 @@ def launcher_warnings(state: "PartialState") -> list[str]:
     return wishes
 
 
+def compiled(function: Callable) -> Callable:
+    """Return a function compiled as `accelerate launch --dynamo_backend` asks; itself without that.
+
+    What is compiled is small and serves many calls: a block all its applications. A rollout as a
+    whole takes many times as long, and would be compiled anew whenever its resets change.
+    """
+    import torch
+    from accelerate.utils import TorchDynamoPlugin
+
+    plugin = TorchDynamoPlugin()  # as the launcher's environment says
+    if plugin.backend.value == "NO":
+        return function
+    return torch.compile(
+        function, **{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()}
+    )
+
+
 def print_anything() -> None:
     """Let a terminal that lacks a character show `?` for it: printing never ends a program."""
     for stream in (sys.stdout, sys.stderr):
