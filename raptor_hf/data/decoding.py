@@ -95,8 +95,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-def to_pixel_values(images: list[Image.Image], processor, **options) -> torch.Tensor:
-    """Return images (RGB) as a model's processor prepares them: (B, C, H, W).
+def to_pixel_values(
+    images: list[Image.Image] | list[np.ndarray], processor, **options
+) -> torch.Tensor:
+    """Return images (RGB), or bytes (H, W, 3), as a model's processor prepares them: (B, C, H, W).
 
     Where the processor resizes the shorter side and crops the middle, of a thin image only that
     middle is resized: the same pixels, without the rest.

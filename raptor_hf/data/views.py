@@ -224,7 +224,7 @@ class ImageViews(TolerantDataset):
         ]
         if self.table is None:
             return to_pixel_values(views, self.processor, do_resize=False, do_center_crop=False)
-        return torch.from_numpy(np.stack([np.asarray(view) for view in views])).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
 
     @property
     def classes(self) -> Classes:

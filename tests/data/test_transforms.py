@@ -120,13 +120,14 @@ def test_a_view_is_what_pillow_makes_by_hand(photographs):
             continue
         rng = np.random.default_rng((5, view, image_id))
         left, top, width, height = crops.draw_box(*image.size, rng)
-        box = (left, top, left + width, top + height)
-        image = image.resize((14, 14), Image.Resampling.BICUBIC, box=box)
+        image = image.crop((left, top, left + width, top + height))
+        image = image.resize((14, 14), Image.Resampling.BICUBIC)
         mirrored = rng.random() < 0.5
         flipped.add(mirrored)
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
         expected = (np.asarray(image) / 255 - mean) / std
-        np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, atol=1e-5)
+        np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, atol=2.01 / 255 / min(std))
+        assert np.abs(pixels.permute(1, 2, 0) - expected).mean() < 0.02 / 255
         assert 0.15 < width * height / (30 * (40 + image_id)) < 0.65
     assert flipped == {True, False}
 
