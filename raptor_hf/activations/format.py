@@ -1,18 +1,16 @@
 """The files of an activation dataset: schema, names, checksums, manifest, card."""
 
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from ..runs.files import read_json
+from ..runs.shards import MANIFEST, shard_problem
 
 SCALARS = ("label", "image_id", "view")
-MANIFEST = "manifest.json"
 
 
 def layer_column(layer: int) -> str:
@@ -48,28 +46,6 @@ def states_of(column: pa.Array) -> np.ndarray:
     """Return a piece of a layer's column as (rows, N, D), without copying it."""
     values = column.storage.flatten().flatten().to_numpy(zero_copy_only=True)
     return values.reshape(len(column), *column.type.shape)
-
-
-def shard_digest(path: str | Path) -> str:
-    """Return the checksum of a file (XXH3, 128 bits: it finds damage at the speed of the disk)."""
-    with open(path, "rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return xxhash.xxh3_128(content).hexdigest()
-
-
-def shard_problem(path: Path, facts: dict | None) -> str | None:
-    """Return how a shard plainly differs from the manifest; None if it does not."""
-    if not path.exists():
-        return f"The shard {path.name} of {path.parent} is missing."
-    if facts is None:
-        return f"The shard {path.name} of {path.parent} is in no manifest."
-    size = path.stat().st_size
-    if size != facts["size_bytes"]:
-        return (
-            f"The shard {path.name} of {path.parent} is truncated or changed: expected "
-            f"{facts['size_bytes']:,} bytes, found {size:,}."
-        )
-    return None
 
 
 def read_manifest(path: str | Path) -> dict:

@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 
 from ..configuration_raptor import TokenLayout
 from ..data.loading import Classes
+from ..runs.shards import shard_problem
 from ..teachers import teacher_identity
 from .format import (
     SCALARS,
     how_to_repair,
     layer_column,
     read_manifest,
-    shard_problem,
     states_of,
 )
 

@@ -14,13 +14,11 @@ import pyarrow as pa
 
 from ..runs.files import read_json
 from ..runs.processes import print_anything, progress_bar
+from ..runs.shards import MANIFEST, shard_digest, shard_problem
 from .format import (
-    MANIFEST,
     activation_features,
     how_to_repair,
     read_manifest,
-    shard_digest,
-    shard_problem,
     states_of,
 )
 

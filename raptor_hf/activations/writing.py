@@ -1,7 +1,7 @@
 """Writing an activation dataset: shards that are whole or absent, in parallel, resumable.
 
-A shard that has its name is whole (`shards.py`). So a killed run goes on with the shards that have
-none, and when all have one their checksums are gathered in the manifest.
+A shard that has its name is whole (`runs/shards.py`). So a killed run goes on with the shards that
+have none, and when all have one their checksums are gathered in the manifest.
 """
 # `write_activations` is over 40 lines: more than half of it is signature and docstring.
 
@@ -18,20 +18,26 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data import ImageViews, keep_batch
-from ..runs.files import size, write_json
+from ..runs.files import size
 from ..runs.folder import environment
 from ..runs.processes import process_state, progress_bar
+from ..runs.shards import (
+    Shard,
+    ShardPart,
+    complete_dataset,
+    known_shards,
+    shard_problem,
+    write_manifest,
+    write_shards,
+)
 from ..teachers import teacher_identity
 from .format import (
-    MANIFEST,
     SCALARS,
     activation_features,
     dataset_card,
     layer_column,
-    shard_problem,
 )
 from .online import OnlineActivations
-from .shards import Shard, ShardPart, known_shards, write_shards
 
 
 class _Plan(NamedTuple):
@@ -234,21 +240,7 @@ def _complete(
     path: Path, plan: _Plan, source: OnlineActivations, dtype: str, revision: str | None
 ) -> None:
     """Complete a dataset whose shards are all there: `datasets`' own files, manifest and card."""
-    known = known_shards(path)
-    shards = {shard.name: known[shard.name] for shard in plan.shards}
-    datasets.DatasetInfo(features=plan.features).write_to_directory(str(path))
-    write_json(
-        path / "state.json",
-        {
-            "_data_files": [{"filename": name} for name in shards],
-            "_fingerprint": next(iter(shards.values()))["xxh3_128"][:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        },
-    )
+    shards = complete_dataset(path, plan.features, [shard.name for shard in plan.shards])
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
         **_image_facts(source.images, shards),
@@ -265,9 +257,7 @@ def _complete(
         "shards": shards,
     }
     (path / "README.md").write_text(dataset_card(manifest), encoding="utf-8")
-    write_json(path / MANIFEST, manifest)
-    for entry in path.glob("data-*.json"):
-        entry.unlink()
+    write_manifest(path, manifest)
 
 
 def _image_facts(images: ImageViews, shards: dict[str, dict]) -> dict:

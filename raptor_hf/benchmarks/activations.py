@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from ..activations.shards import write_shards
 from ..activations.store import StoredActivations, load_activations
 from ..activations.writing import make_plan, record_batches, write_activations
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, make_processor
 from ..data.views import TolerantDataset
+from ..runs.shards import write_shards
 from .settings import TEACHERS
 from .timing import interleaved, median_ratio, peak_memory
 

@@ -25,6 +25,20 @@ class ReadingArguments(Checked):
     max_megapixels: Positive[float] = field(
         default=89.0, metadata={"help": "larger images can't be read: a bound on memory"}
     )
+    shorter_side: NonNegative[int] = field(
+        default=0,
+        metadata={
+            "help": "shrink larger images to so many pixels on their shorter side before anything "
+            "else, JPEG files while they are decoded; 0: they stay as they are"
+        },
+    )
+    image_cache: Watching[str | None] = field(
+        default=None,
+        metadata={
+            "help": "folder that keeps decoded (and shrunk) images: the first run writes it, and "
+            "all others read their images from there"
+        },
+    )
     resolution: list[Positive[int]] = field(
         default_factory=list,
         metadata={

@@ -6,14 +6,18 @@ refused by name.
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_transforms import get_resize_output_image_size
+
+from .transforms import resize_pair
 
 # what Pillow raises for files that are missing, cut off, damaged, of another kind, or too large
 UNREADABLE = (
@@ -21,7 +25,16 @@ UNREADABLE = (
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag
+_PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `to_ppm` writes it
 _THIN = 8  # times longer than wide: a thread of an image would be huge once it is resized
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return the same dataset with images as `{"path", "bytes"}`."""
+    for name, kind in dataset.features.items():
+        if isinstance(kind, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
 
 
 def open_image(
@@ -31,6 +44,7 @@ def open_image(
     max_megapixels: float,
     formats: tuple[str, ...] | None = None,
     convert: Callable[[Image.Image], Image.Image] | None = None,
+    shorter_side: int = 0,
 ) -> Image.Image:
     """Return a decoded image, upright, in its own mode.
 
@@ -40,6 +54,7 @@ def open_image(
         max_megapixels: larger ones are refused before their pixels are decoded.
         formats: of Pillow; default: all.
         convert: what is made of the upright image.
+        shorter_side: of an RGB image, see `shrink`; 0: it stays as large as it is.
 
     Raises:
         ValueError: it can't be read or converted; path or name are given.
@@ -56,10 +71,14 @@ def open_image(
     try:
         image = Image.open(source, formats=formats)
         if image.width * image.height <= max_megapixels * 1e6:
+            if shorter_side:  # JPEG can be decoded at a half, a quarter or an eighth
+                times = 2 * shorter_side / min(image.size)
+                image.draft(None, tuple(round(times * length) for length in image.size))
             image.load()  # before the tag is read: TIFF turns the pixels itself, and drops it
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-            return convert(image) if convert else image
+            image = convert(image) if convert else image
+            return shrink(image, shorter_side) if shorter_side else image
     except UNREADABLE as error:
         raise ValueError(f"{name} can't be decoded: {error or type(error).__name__}") from error
     raise ValueError(
@@ -71,6 +90,38 @@ def open_image(
 def read_image(source, *, name: str, max_megapixels: float, **options) -> Image.Image:
     """Return an image in RGB, upright; arguments and errors as `open_image`."""
     return open_image(source, name=name, max_megapixels=max_megapixels, convert=to_rgb, **options)
+
+
+def read_pixels(
+    cell: dict, *, name: str, max_megapixels: float, shorter_side: int = 0
+) -> np.ndarray:
+    """Return what `read_image` returns as bytes (H, W, 3); cached images are handed on as they are.
+
+    Args:
+        cell: of `datasets`, `{"path", "bytes"}`.
+    """
+    content = cell and cell["bytes"]
+    if content and (raw := _PPM.match(content)):
+        width, height = int(raw[1]), int(raw[2])
+        small = min(width, height) <= (shorter_side or min(width, height))
+        if small and len(content) - raw.end() == 3 * width * height <= 3e6 * max_megapixels:
+            return np.frombuffer(content, np.uint8, offset=raw.end()).reshape(height, width, 3)
+    options = {"max_megapixels": max_megapixels, "shorter_side": shorter_side}
+    return np.asarray(read_image(cell, name=name, **options))
+
+
+def to_ppm(image: Image.Image) -> bytes:
+    """Return an RGB image as an uncompressed file."""
+    return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
+
+
+def shrink(image: Image.Image, shorter_side: int) -> Image.Image:
+    """Return an RGB image whose shorter side has so many pixels at most."""
+    times = shorter_side / min(image.size)
+    if times >= 1:
+        return image
+    height, width = (max(1, round(times * length)) for length in (image.height, image.width))
+    return Image.fromarray(resize_pair(np.asarray(image), None, (height, width))[0])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -98,7 +149,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_pixel_values(
     images: list[Image.Image] | list[np.ndarray], processor, **options
 ) -> torch.Tensor:
-    """Return images (RGB), or bytes (H, W, 3), as a model's processor prepares them: (B, C, H, W).
+    """Return images (RGB), or their bytes (H, W, 3), as a model's processor prepares them:
+    (B, C, H, W).
 
     Where the processor resizes the shorter side and crops the middle, of a thin image only that
     middle is resized: the same pixels, without the rest.
@@ -109,6 +161,8 @@ def to_pixel_values(
     Raises:
         ValueError: images that have several sizes after it.
     """
+    # of an array whose height is 3 a processor would think that its channels come first
+    images = [Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in images]
     if not options and any(_is_thin(image) for image in images) and _crops_middle(processor):
         parts = [
             processor(_resized_middle(image, processor), do_resize=False)

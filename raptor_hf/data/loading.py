@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from ..runs.file_list import FileList
 from .arguments import ReadingArguments
+from .cache import cached_images
+from .decoding import undecoded
 from .folders import list_folder
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ def load_images(name: str, split: str, reading: ReadingArguments | None = None) 
         name: `"digits"` (embedded), a folder `<name>/<split>/<class>/<image>`, or a Hub dataset id.
             The images of a folder without classes lie in the split itself.
         split: `"train"`, `"test"`, or what the dataset calls its splits.
-        reading: configuration and columns of a Hub dataset.
+        reading: configuration and columns of a Hub dataset; a cache of decoded images.
 
     Raises:
         FileNotFoundError: no such folder, split or Hub dataset.
@@ -37,8 +39,15 @@ def load_images(name: str, split: str, reading: ReadingArguments | None = None) 
     if name == "digits":
         warn_of_folder(name)
         return load_digits(split)
-    if not is_folder(name):
-        return _load_from_hub(name, split, reading or ReadingArguments())
+    reading = reading or ReadingArguments()
+    dataset = (_load_folder if is_folder(name) else _load_from_hub)(name, split, reading)
+    if reading.image_cache is None:
+        return dataset
+    return cached_images(dataset, name, list_images(name, dataset).digest, reading)
+
+
+def _load_folder(name: str, split: str, _reading: ReadingArguments) -> datasets.Dataset:
+    """Load the images of a folder; errors as `load_images`."""
     found = list_folder(Path(name).expanduser(), split)
     if found.texts:
         logger.warning(
@@ -169,14 +178,6 @@ def list_images(name: str, dataset: datasets.Dataset) -> FileList:
     table = undecoded(dataset).with_format("arrow")[:]
     paths = [pc.struct_field(table[column], "path").to_pylist() for column in images]
     return FileList.of_files(itertools.chain(*paths), folder)
-
-
-def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Return the same dataset with images as `{"path", "bytes"}`."""
-    for name, kind in dataset.features.items():
-        if isinstance(kind, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
 
 
 def load_digits(split: str) -> datasets.Dataset:

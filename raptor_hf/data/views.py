@@ -8,15 +8,14 @@ from typing import TypeVar
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .arguments import ReadingArguments
-from .decoding import pixel_table, read_image, to_pixel_values
-from .loading import Classes, read_labels, undecoded
+from .decoding import pixel_table, read_pixels, to_pixel_values, undecoded
+from .loading import Classes, read_labels
 from .transforms import Augmentation
 
 T = TypeVar("T")
@@ -193,7 +192,7 @@ class ImageViews(TolerantDataset):
         }
 
     def _make_views(
-        self, images: list[Image.Image], keys: list[tuple[int, int, int]]
+        self, images: list[np.ndarray], keys: list[tuple[int, int, int]]
     ) -> torch.Tensor:
         """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
         moved = [i for i, (_, view, _) in enumerate(keys) if view > 0 or not self.plain_first]
@@ -216,7 +215,7 @@ class ImageViews(TolerantDataset):
             pixel_values[rows] = made
         return pixel_values
 
-    def _crop(self, images: list[Image.Image], keys: list[tuple[int, int, int]]) -> torch.Tensor:
+    def _crop(self, images: list[np.ndarray], keys: list[tuple[int, int, int]]) -> torch.Tensor:
         """Return random crops (B, C, H, W), as bytes where there is a table."""
         views = [
             self.crops(image, None, np.random.default_rng(key))[0]
@@ -231,11 +230,15 @@ class ImageViews(TolerantDataset):
         """What the labels stand for."""
         return Classes.of(self.class_names, self.labels)
 
-    def read(self, _row: int, image_id: int) -> Image.Image:
-        """Decode an image; errors as `read_image`."""
-        cell, limit = self.cells[image_id]["image"], self.reading.max_megapixels
-        name = f"image {image_id} of the dataset"
-        return read_image(cell, name=name, max_megapixels=limit)
+    def read(self, _row: int, image_id: int) -> np.ndarray:
+        """Decode an image, (H, W, 3); errors as `read_image`."""
+        name, reading = f"image {image_id} of the dataset", self.reading
+        return read_pixels(
+            self.cells[image_id]["image"],
+            name=name,
+            max_megapixels=reading.max_megapixels,
+            shorter_side=reading.shorter_side,
+        )
 
     def drop_unreadable(self) -> "ImageViews":
         """Read every image once and take those that can be read; return itself.

@@ -236,4 +236,5 @@ def pick_examples(
         rows, names = np.arange(len(images)), {-1: ""}
     rows, pictures, _ = views.read_rows(rows[:number].tolist(), views.read)
     labels = views.labels[rows].tolist()
+    pictures = map(Image.fromarray, pictures)
     return [(picture, names[label]) for picture, label in zip(pictures, labels, strict=True)]

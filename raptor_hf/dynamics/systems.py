@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..activations.format import MANIFEST
 from ..activations.online import OnlineActivations, check_all_layers
 from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
@@ -20,6 +19,7 @@ from ..modeling_raptor import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
+from ..runs.shards import MANIFEST
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
 from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..data.decoding import to_pixel_values
 from ..data.transforms import Augmentation, resize_pair
@@ -64,7 +63,7 @@ class ProbeImages(TolerantDataset):
         images, targets = zip(*pairs, strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
         if whole:
-            check_one_size({np.shape(image)[:2] for image in images})
+            check_one_size({image.shape[:2] for image in images})
         options = {"do_resize": False, "do_center_crop": False} if whole else {}
         return {
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
@@ -73,12 +72,12 @@ class ProbeImages(TolerantDataset):
             **({"skipped": torch.tensor(skipped)} if skipped else {}),
         }
 
-    def _read(self, row: int, image_id: int) -> tuple[Image.Image | np.ndarray, int | np.ndarray]:
-        """Return an image and its target in the view of a row."""
+    def _read(self, row: int, image_id: int) -> tuple[np.ndarray, int | np.ndarray]:
+        """Return an image (H, W, 3) and its target in the view of a row."""
         image, target = self.images.read(image_id)
         return self.view(image, target, (self.seed, row // len(self), image_id))
 
-    def view(self, image: Image.Image, target, key: tuple[int, ...]):
+    def view(self, image: np.ndarray, target, key: tuple[int, ...]):
         """Return an image and its target, augmented or resized as the dataset asks."""
         of_pixels = isinstance(target, np.ndarray)
         if self.augmentation is not None:

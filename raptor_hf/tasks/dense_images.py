@@ -12,8 +12,9 @@ from pathlib import Path
 import datasets
 
 from ..data.arguments import ReadingArguments
+from ..data.decoding import undecoded
 from ..data.folders import is_image, is_text, visible
-from ..data.loading import dataset_of_files, is_folder, load_columns, undecoded, warn_of_folder
+from ..data.loading import dataset_of_files, is_folder, load_columns, warn_of_folder
 from .arguments import DenseArguments
 from .digit_scenes import CLASSES, digit_scenes
 from .labelled_images import LabelledImages
@@ -42,9 +43,10 @@ def load_segmentation(
 
     Raises:
         FileNotFoundError: no such folder or dataset, or an image without its mask.
-        ValueError: no images in it, or classes without names.
+        ValueError: no images in it, classes without names, or images that are to be shrunk.
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
+    _check_reading(reading)
     if name == "digit_scenes":
         cells = _scene_pairs(split, "mask")
         read = partial(read_mask, num_classes=len(CLASSES))
@@ -94,6 +96,7 @@ def load_depth(
         ValueError: an empty list, a line without two paths, a path out of the folder, or no unit.
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
+    _check_reading(reading)
     if name == "digit_scenes":
         cells = _scene_pairs(split, "depth")
         read = partial(read_depth, unit_m=_MILLIMETRES, bits=16)
@@ -115,6 +118,15 @@ def load_depth(
     limit = reading.max_megapixels
     read = partial(read_depth, unit_m=unit, bits=bits, max_megapixels=limit)
     return LabelledImages(name, cells, read, reading=reading)
+
+
+def _check_reading(reading: ReadingArguments) -> None:
+    """Refuse what is for images whose pixels have no targets."""
+    if reading.shorter_side or reading.image_cache:
+        raise ValueError(
+            "--shorter_side and --image_cache are for images without masks or depth maps: leave "
+            "them out. --resolution resizes images and targets alike."
+        )
 
 
 def _scene_pairs(split: str, column: str) -> datasets.Dataset:

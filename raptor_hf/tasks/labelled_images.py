@@ -6,11 +6,10 @@ from functools import cached_property, partial
 
 import datasets
 import numpy as np
-from PIL import Image
 
 from ..data.arguments import ReadingArguments
-from ..data.decoding import read_image
-from ..data.loading import list_images, load_images, read_labels, undecoded
+from ..data.decoding import read_pixels, undecoded
+from ..data.loading import list_images, load_images, read_labels
 from ..runs.file_list import FileList
 from .arguments import DenseArguments
 
@@ -41,8 +40,8 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.cells)
 
-    def read(self, row: int) -> tuple[Image.Image, int | np.ndarray]:
-        """Return an image in RGB and its target.
+    def read(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
+        """Return the bytes (H, W, 3) of an image, and its target.
 
         Raises:
             ValueError: a file that is missing or can't be decoded, a target that is no class or has
@@ -50,12 +49,16 @@ class LabelledImages:
         """
         cell_name, target_name = self.cells.column_names
         cells = self.cells[row]
-        limit = self.reading.max_megapixels
-        image = read_image(cells[cell_name], name=f"image {row}", max_megapixels=limit)
+        pixels = read_pixels(
+            cells[cell_name],
+            name=f"image {row}",
+            max_megapixels=self.reading.max_megapixels,
+            shorter_side=self.reading.shorter_side,
+        )
         target = self.read_target(cells[target_name], f"{target_name} {row}")
         if isinstance(target, np.ndarray):
-            check_pair(image, target, name=cells[cell_name]["path"] or f"image {row}")
-        return image, target
+            check_pair(pixels, target, name=cells[cell_name]["path"] or f"image {row}")
+        return pixels, target
 
     def target(self, row: int) -> np.ndarray:
         """Return the target of a row alone."""
@@ -102,10 +105,11 @@ def _read_label(label: int, name: str, *, num_classes: int) -> int:
     return label
 
 
-def check_pair(image: Image.Image, target: np.ndarray, *, name: str) -> None:
+def check_pair(pixels: np.ndarray, target: np.ndarray, *, name: str) -> None:
     """Refuse a mask or depth of another size than its image."""
-    if target.shape != (image.height, image.width):
+    height, width = pixels.shape[:2]
+    if target.shape != (height, width):
         raise ValueError(
-            f"{name}: image and target must have the same size; got {image.height}×{image.width} "
+            f"{name}: image and target must have the same size; got {height}×{width} "
             f"and {target.shape[0]}×{target.shape[1]}."
         )

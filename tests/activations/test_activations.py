@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from raptor_hf.activations.format import shard_digest, states_of
+from raptor_hf.activations.format import states_of
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.verify import main, verify_activations
 from raptor_hf.activations.writing import array2d
 from raptor_hf.data import keep_batch
 from raptor_hf.runs.files import read_json, write_json
+from raptor_hf.runs.shards import shard_digest
 from raptor_hf.teachers import trajectory
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf.activations.format import shard_digest
-from raptor_hf.activations.shards import ShardFile
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.verify import verify_activations
 from raptor_hf.activations.writing import write_activations
@@ -20,6 +18,7 @@ from raptor_hf.benchmarks.activations import extract, grey_images, read_all
 from raptor_hf.benchmarks.timing import PROCESSES, peak_memory
 from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
+from raptor_hf.runs.shards import ShardFile, shard_digest
 from raptor_hf.teachers import trajectory
 from tests.helpers import tiny_teacher
 from tests.programs import TWO_PROCESSES, run

@@ -1,21 +1,26 @@
-"""Shards of an activation dataset: files that are whole or absent.
+"""Shards of a dataset that we write: files that are whole or absent.
 
 A shard is written under a temporary name; when all of it is on the disk its checksum is written
 down beside it, and then it gets its name.
 """
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
+import xxhash
 
-from ..runs.files import read_json, write_json
-from .format import MANIFEST, shard_digest
+from .files import read_json, write_json
 
+if TYPE_CHECKING:  # takes seconds, and most that imports this never writes
+    import datasets
+
+MANIFEST = "manifest.json"
 _WAITING_BATCHES = 2  # computed ahead of the disk, at most: memory stays where it is
 
 
@@ -32,6 +37,28 @@ class ShardPart(NamedTuple):
     num_rows: int
     batch: pa.RecordBatch | None
     skipped: list[int]
+
+
+def shard_digest(path: str | Path) -> str:
+    """Return the checksum of a file (XXH3, 128 bits: it finds damage at the speed of the disk)."""
+    with open(path, "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return xxhash.xxh3_128(content).hexdigest()
+
+
+def shard_problem(path: Path, facts: dict | None) -> str | None:
+    """Return how a shard plainly differs from the manifest; None if it does not."""
+    if not path.exists():
+        return f"The shard {path.name} of {path.parent} is missing."
+    if facts is None:
+        return f"The shard {path.name} of {path.parent} is in no manifest."
+    size = path.stat().st_size
+    if size != facts["size_bytes"]:
+        return (
+            f"The shard {path.name} of {path.parent} is truncated or changed: expected "
+            f"{facts['size_bytes']:,} bytes, found {size:,}."
+        )
+    return None
 
 
 def known_shards(path: Path) -> dict[str, dict]:
@@ -134,3 +161,36 @@ class ShardFile:
             facts["skipped"] = sorted(self.skipped)
         write_json(self.path.with_suffix(".json"), facts)
         os.replace(temporary, self.path)
+
+
+def complete_dataset(
+    path: Path, features: "datasets.Features", names: list[str]
+) -> dict[str, dict]:
+    """Make of shards that are all there what `datasets.load_from_disk` opens.
+
+    Returns:
+        Their sizes and checksums, for `write_manifest`.
+    """
+    from datasets import DatasetInfo
+
+    known = known_shards(path)
+    shards = {name: known[name] for name in names}
+    DatasetInfo(features=features).write_to_directory(str(path))
+    state = {
+        "_data_files": [{"filename": name} for name in shards],
+        "_fingerprint": next(iter(shards.values()))["xxh3_128"][:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(path / "state.json", state)
+    return shards
+
+
+def write_manifest(path: Path, manifest: dict) -> None:
+    """Write the manifest, with which a dataset is complete."""
+    write_json(path / MANIFEST, manifest)
+    for entry in path.glob("data-*.json"):  # it holds what they hold
+        entry.unlink()

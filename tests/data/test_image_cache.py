@@ -1,0 +1,135 @@
+"""A cache of decoded images gives the pixels that the files give, and is whole or written anew."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raptor_hf.data import ImageViews, ReadingArguments, list_images, load_images, make_processor
+from raptor_hf.data.arguments import CropArguments
+from raptor_hf.data.decoding import read_pixels, shrink
+from raptor_hf.data.transforms import Augmentation
+from raptor_hf.runs.files import read_json
+from raptor_hf.runs.shards import ShardFile
+
+
+def photograph(number, size=(61, 40)):
+    """A smooth image, as JPEG likes it."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(5):
+        path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(number).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr("raptor_hf.data.cache._SHARD_ROWS", 2)
+
+
+def views_of(folder, **reading):
+    reading = ReadingArguments(**reading)
+    crops = Augmentation.of(CropArguments(), (14, 14))
+    dataset = load_images(str(folder), "train", reading)
+    return ImageViews(dataset, make_processor(14), views=2, crops=crops, reading=reading)
+
+
+@pytest.mark.parametrize("shorter_side", [0, 24])
+def test_cached_images_are_the_same_images(folder, tmp_path, small_shards, shorter_side):
+    plain = views_of(folder, shorter_side=shorter_side)
+    options = {"shorter_side": shorter_side, "image_cache": str(tmp_path / "cache")}
+    for _ in range(2):  # written, and read again
+        cached = views_of(folder, **options)
+        rows = list(range(len(plain)))
+        found, expected = cached.__getitems__(rows), plain.__getitems__(rows)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert cached.classes == plain.classes
+        assert cached.public_path(3) == plain.public_path(3) == "train/b/1.jpg"
+        files = [list_images(str(folder), views.cells).digest for views in (cached, plain)]
+        assert files[0] == files[1]
+    (own,) = (tmp_path / "cache").iterdir()
+    stored = datasets.load_from_disk(str(own))  # a plain dataset, for anyone
+    width, height = stored[4]["image"].size
+    assert min(width, height) == (shorter_side or 40)
+    assert stored.features["label"].names == ["a", "b"]
+    assert len(read_json(own / "manifest.json")["shards"]) == 3
+
+
+def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
+    views_of(folder, image_cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(Image, "open", None)
+    views_of(folder, image_cache=str(tmp_path / "cache")).__getitems__([0, 7])
+
+
+def test_a_killed_cache_goes_on_and_a_damaged_one_is_mended(
+    folder, tmp_path, small_shards, monkeypatch
+):
+    options = {"shorter_side": 24, "image_cache": str(tmp_path / "cache")}
+    publish = ShardFile.publish
+
+    def killed(shard, last_write):
+        if shard.path.name.startswith("data-00002"):
+            raise KeyboardInterrupt
+        publish(shard, last_write)
+
+    monkeypatch.setattr(ShardFile, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        views_of(folder, **options)
+    monkeypatch.undo()
+    monkeypatch.setattr("raptor_hf.data.cache._SHARD_ROWS", 2)
+    (own,) = (tmp_path / "cache").iterdir()
+    whole = {file: file.stat().st_mtime_ns for file in own.glob("data-*.arrow")}
+    assert len(whole) == 2 and not (own / "manifest.json").exists()
+    expected = views_of(folder, **options).__getitems__([3, 9])["pixel_values"]
+    assert all(file.stat().st_mtime_ns == time for file, time in whole.items())
+    shard = own / "data-00001-of-00003.arrow"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-100])
+    found = views_of(folder, **options).__getitems__([3, 9])["pixel_values"]
+    assert torch.equal(found, expected) and shard.read_bytes() == content
+
+
+def test_changed_images_get_a_new_cache(folder, tmp_path):
+    options = {"image_cache": str(tmp_path / "cache")}
+    views_of(folder, **options)
+    changed = folder / "train" / "a" / "0.jpg"
+    photograph(7).save(changed)
+    found = views_of(folder, **options).__getitems__([0])["pixel_values"]
+    assert torch.equal(found, views_of(folder).__getitems__([0])["pixel_values"])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_what_cannot_be_read_is_told_when_it_is_read(folder, tmp_path):
+    (folder / "train" / "a" / "2.jpg").write_bytes(b"no image")
+    views = views_of(folder, image_cache=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"a/2\.jpg can't be decoded"):
+        views.__getitems__([1])
+
+
+def test_a_disk_that_is_too_small_is_said_before(folder, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 10_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"takes about 36\.7 kB, and .* has 10 kB free. Shrink"):
+        views_of(folder, image_cache=str(tmp_path / "cache"))
+
+
+def test_large_jpegs_are_decoded_small(tmp_path):
+    """At a quarter of 640×480, and shrunk: near what comes of the whole, never too small."""
+    photograph(0, (640, 480)).save(tmp_path / "large.jpg", quality=95)
+    cell, options = {"path": str(tmp_path / "large.jpg"), "bytes": None}, {"name": ""}
+    options |= {"max_megapixels": 89.0}
+    with Image.open(cell["path"]) as image:
+        expected = np.asarray(shrink(image.convert("RGB"), 60)).astype(int)
+    found = read_pixels(cell, **options, shorter_side=60)
+    assert found.shape == expected.shape == (60, 80, 3)
+    assert 0 < np.abs(found - expected).mean() < 1
+    assert read_pixels(cell, **options, shorter_side=700).shape == (480, 640, 3)
