@@ -1,6 +1,7 @@
 """Models of transformers with a trunk in place of their layers stay what they are."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -170,8 +171,11 @@ def test_what_does_not_fit_is_refused_in_words():
         raptorize(SwinModel(SwinConfig(depths=[1], num_heads=[2], embed_dim=16)), [1])
     for case, changes, words in (
         ("vit", {}, "family clip_vision_model, .* family vit"),
-        ("clip_vision_model", {"hidden_size": 48}, "channels 24, .* channels 48"),
-        ("clip_vision_model", {"num_attention_heads": 2}, "heads 3, .* heads 2"),
+        ("clip_vision_model", {"hidden_size": 48}, "has channels 24; .* for channels 48"),
+        ("clip_vision_model", {"num_attention_heads": 2}, "has heads 3; .* for heads 2"),
+        ("clip_vision_model", {"patch_size": 8}, "patches of 4×4 pixels, .* of 8×8 pixels"),
+        ("clip_vision_model", {"image_size": 24}, "has patches 16; .* for patches 36"),
+        ("clip_vision_model", {"layer_norm_eps": 1e-6}, "has eps 1e-05; .* for eps 1e-06"),
     ):
         blocks = new_raptor(tiny_model(case, **changes), [2, 1])
         with pytest.raises(ValueError, match=words):
@@ -184,6 +188,30 @@ def test_what_does_not_fit_is_refused_in_words():
         raptorize(model, [2, 1])
     with pytest.raises(ValueError, match="This RaptorModel is a Raptor already"):
         raptorize(new_raptor(tiny_model("vit"), [2, 1]), [2, 1])
+
+
+def test_blocks_that_a_trunk_cannot_use_are_refused_in_words():
+    model, _ = HOSTS["CLIPModel"]()
+    with pytest.raises(ValueError, match="blocks must be a Raptor .*; got a CLIPVisionModel"):
+        raptorize(model, blocks=tiny_model("clip_vision_model"))
+    for name, value in (("num_applications", 2), ("exit_angle", 5.0)):
+        blocks = new_raptor(tiny_model("clip_vision_model"), [2, 1])
+        setattr(blocks.config, name, value)
+        with pytest.raises(ValueError, match=f"has {name}={value}, .* Set {name} to None"):
+            raptorize(model, blocks=blocks)
+
+
+def test_blocks_of_another_teacher_are_told_by_their_embeddings():
+    teacher, host = tiny_model("vit"), tiny_model("vit")
+    raptor = new_raptor(teacher, [2, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        raptorize(host, blocks=raptor)
+        raptorize(tiny_model("vit").bfloat16(), blocks=raptor)  # rounded, and the same
+    tuned = tiny_model("vit")
+    tuned.embeddings.cls_token *= 1.25
+    with pytest.warns(UserWarning, match=r"cls_token differs by 0\.2 of its norm, 1 weights"):
+        raptorize(tuned, blocks=raptor)
 
 
 def test_a_model_of_two_towers_needs_a_name():
