@@ -85,8 +85,9 @@ def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTru
     tower = model.get_submodule(config.tower)
     path = teacher_family(tower.config).layers
     layers = tower.get_submodule(path)
-    config.raptor._attn_implementation = tower.config._attn_implementation
     trunk = RaptorTrunk(config.raptor, type(layers[0])).train(tower.training)
+    for block in trunk.blocks:
+        block.attention.config = tower.config  # where `set_attn_implementation` notes it
     for layer, application in zip(layers, trunk, strict=True):
         application._forward_hooks = layer._forward_hooks  # such as record hidden states
     tower.set_submodule(path, trunk)

@@ -14,10 +14,11 @@ from transformers import (
     SwinConfig,
     SwinModel,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from raptor_hf import RaptorModel, raptorize
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import find_towers
+from raptor_hf.modeling_raptor import RaptorAttention, find_towers
 from raptor_hf.modeling_raptorized import RaptorTrunk
 from tests.families import CASES, HOSTS, PIXELS, tensors_of, tiny_model
 from tests.helpers import assert_same_outputs, randomised
@@ -101,6 +102,35 @@ def test_the_right_auto_class_loads_it(tmp_path):
             assert type(loaded).__name__ == type(model).__name__
 
 
+@torch.no_grad()
+def test_what_loading_overrides_is_the_models(tmp_path):
+    model, inputs = HOSTS["ViTForImageClassification"]()
+    model.config.id2label = {0: "ant", 1: "bee", 2: "cat", 3: "dog"}
+    raptorize(model, [2, 1]).save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).id2label == model.config.id2label
+    load = AutoModelForImageClassification.from_pretrained
+    other = {"num_labels": 7, "output_hidden_states": True, "hidden_dropout_prob": 0.25}
+    for loaded in (
+        load(tmp_path, ignore_mismatched_sizes=True, **other),
+        load(
+            tmp_path,
+            ignore_mismatched_sizes=True,
+            config=transformers.AutoConfig.from_pretrained(tmp_path, **other),
+        ),
+    ):
+        assert loaded.classifier.out_features == loaded.config.num_labels == 7
+        assert loaded.config.hidden_dropout_prob == 0.25
+        assert len(loaded(**inputs).hidden_states) == 4
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    config.num_labels, config.output_hidden_states = 5, True
+    fresh = AutoModelForImageClassification.from_config(config)
+    assert fresh.classifier.out_features == 5 and fresh.config.output_hidden_states
+    config, unused = transformers.AutoConfig.from_pretrained(
+        tmp_path, return_unused_kwargs=True, num_labels=7, colour="red"
+    )
+    assert config.num_labels == 7 and unused == {"colour": "red"}
+
+
 @pytest.mark.parametrize("host", [name for name in HOSTS if name != "Llava"])  # its text's own
 @torch.no_grad()
 def test_attentions_are_refused_rather_than_left_out(host):
@@ -131,6 +161,36 @@ def test_every_family_takes_a_trunk(case):
     assert_same_outputs(
         tensors_of(model(PIXELS, output_hidden_states=True, **noise)), expected, 1e-5
     )
+
+
+@pytest.mark.parametrize("host", ["ViTForImageClassification", "CLIPModel"])
+@torch.no_grad()
+def test_the_attention_is_the_towers_also_when_it_changes(host, tmp_path):
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    transformers.AttentionInterface.register("counted", counted)
+    model, inputs = HOSTS[host]()
+    raptor = copied(model)
+    raptorize(model, blocks=raptor)
+    model.save_pretrained(tmp_path)
+    model(**inputs)
+    assert not calls
+    model.set_attn_implementation("counted")
+    for counting in (
+        model,
+        copy.deepcopy(model),
+        transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="counted"),
+    ):
+        calls.clear()
+        counting(**inputs)
+        blocks = {id(args[0]) for args in calls if isinstance(args[0], RaptorAttention)}
+        assert len(blocks) == 3
+    assert raptor.config._attn_implementation == "sdpa"
+    assert model.config.raptorized.raptor is not raptor.config
 
 
 def test_gradients_reach_every_block_also_with_checkpoints():
