@@ -128,13 +128,26 @@ class _Raptorized:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = own
+        self._add_code_and_card(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # called within `save_pretrained(push_to_hub=True)`. What lay there before that began would
+        # be left out.
+        self._add_code_and_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _add_code_and_card(self, folder) -> None:
+        """Copy the code into a folder with weights; write a card where there is none, or an empty
+        one of transformers.
+        """
         for part in (RaptorConfig, RaptorBlock, RaptorTrunk):
-            shutil.copy(inspect.getsourcefile(part), save_directory)
-        card = Path(save_directory) / "README.md"
-        if not card.exists():
+            shutil.copy(inspect.getsourcefile(part), folder)
+        card = Path(folder) / "README.md"
+        if not card.exists() or _EMPTY_CARD in card.read_text(encoding="utf-8"):
             card.write_text(model_card(self), encoding="utf-8")
 
 
+_EMPTY_CARD = "This model card has been automatically generated."
 _CARD = """---
 library_name: transformers
 tags:
@@ -157,7 +170,9 @@ model = {auto_class}.from_pretrained("THIS REPOSITORY", trust_remote_code=True)
 
 def model_card(model: PreTrainedModel) -> str:
     """Return a model card that says what the blocks stand for, and how the model is loaded."""
-    config: RaptorizedConfig = model.config.raptorized
+    config: RaptorizedConfig = getattr(
+        model.config, "raptorized", model.config
+    )  # while it is saved
     [trunk] = [module for module in model.modules() if isinstance(module, RaptorTrunk)]
     return _CARD.format(
         architecture=config.architecture,
@@ -167,14 +182,14 @@ def model_card(model: PreTrainedModel) -> str:
         phases=", ".join(map(str, config.raptor.phases)),
         parameters=sum(weight.numel() for weight in trunk.blocks.parameters()) / 1e6,
         replaced=(config.layer_parameters or 0) / 1e6,
-        auto_class=auto_classes(config.architecture)[-1],
+        auto_class=auto_classes(config.architecture)[:2][-1],
     )
 
 
 def auto_classes(architecture: str | None = None) -> list[str]:
     """Return the names of transformers' Auto classes of models: all, or those of an architecture.
 
-    `AutoModel` is among them in any case, as the first.
+    `AutoModel` is among them in any case, as the first. The second is the one for the task.
     """
     names = [n for n in dir(transformers) if n.startswith(("AutoModelFor", "AutoBackbone"))]
     tables = {name: getattr(getattr(transformers, name), "_model_mapping", None) for name in names}

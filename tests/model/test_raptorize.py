@@ -97,6 +97,8 @@ def test_the_right_auto_class_loads_it(tmp_path):
         raptorize(model, [2, 1]).save_pretrained(tmp_path / host)
         saved = transformers.AutoConfig.from_pretrained(tmp_path / host)
         assert auto_class.__name__ in saved.auto_map
+        card = (tmp_path / host / "README.md").read_text(encoding="utf-8")
+        assert f"model = {auto_class.__name__}.from_pretrained(" in card
         if auto_class is not AutoBackbone:  # it asks the Hub, even for a folder
             loaded = auto_class.from_pretrained(tmp_path / host)
             assert type(loaded).__name__ == type(model).__name__
