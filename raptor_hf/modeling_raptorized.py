@@ -6,6 +6,7 @@ weights.
 """
 
 import copy
+import functools
 import inspect
 import shutil
 from pathlib import Path
@@ -35,11 +36,26 @@ class RaptorApplication(nn.Module):
 
     __call__ = nn.Module.__call__  # the block itself checkpoints gradients
 
+    def __reduce__(self):  # pickle finds no class that is made at run time
+        return _unfilled, (application_class, type(self).__mro__[2]), self.__dict__
+
     def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor]:
         """Return the states (B, N, D) one layer deeper; `args` are what the teacher hands on."""
         depth = torch.full((1,), self.depth, device=states.device)
         states = self.block(states, depth, None, LayerContext.of_call(args, kwargs))
         return (states,) if self.family.returns_tuple else states
+
+
+@functools.cache
+def application_class(layer_class: type[nn.Module]) -> type[RaptorApplication]:
+    """Return the class of applications that stand for layers of a class, a subclass of both."""
+    return type("RaptorApplication", (RaptorApplication, layer_class), {})
+
+
+def _unfilled(make_class, base: type[nn.Module]) -> nn.Module:
+    """Return a module of a class that is made at run time, for pickle to fill."""
+    made = make_class(base)
+    return made.__new__(made)
 
 
 class RaptorTrunk(nn.Module):
@@ -56,7 +72,7 @@ class RaptorTrunk(nn.Module):
     def __init__(self, config: RaptorConfig, layer_class: type[nn.Module]):
         super().__init__()
         family = teacher_family(config.teacher_config)
-        application = type("RaptorApplication", (RaptorApplication, layer_class), {})
+        application = application_class(layer_class)
         self.config = config
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.applications = nn.ModuleList(
@@ -80,6 +96,15 @@ class RaptorTrunk(nn.Module):
         return states
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTrunk:
     """Put a trunk in the place of a tower's layers; its weights are still to come."""
     tower = model.get_submodule(config.tower)
@@ -88,8 +113,10 @@ def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTru
     trunk = RaptorTrunk(config.raptor, type(layers[0])).train(tower.training)
     for block in trunk.blocks:
         block.attention.config = tower.config  # where `set_attn_implementation` notes it
-    for layer, application in zip(layers, trunk, strict=True):
-        application._forward_hooks = layer._forward_hooks  # such as record hidden states
+    # hooks such as record hidden states; shared, so that their handles go on removing them
+    for old, new in zip((layers, *layers), (trunk, *trunk), strict=True):
+        for hooks in _HOOKS:
+            setattr(new, hooks, getattr(old, hooks))
     tower.set_submodule(path, trunk)
     tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
     model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
@@ -113,6 +140,9 @@ class _Raptorized:
         install_trunk(self, config.raptorized)
 
     _load_pretrained_model = RaptorPreTrainedModel.__dict__["_load_pretrained_model"]
+
+    def __reduce__(self):  # pickle would find the class that it was
+        return _unfilled, (raptorized_class, type(self).__mro__[2]), self.__dict__
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save as everywhere in transformers, with the code that loads the model again."""
@@ -202,6 +232,7 @@ def auto_classes(architecture: str | None = None) -> list[str]:
     return found
 
 
+@functools.cache
 def raptorized_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class of a model with a trunk: a subclass with the same name.
 

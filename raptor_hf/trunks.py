@@ -49,7 +49,7 @@ def raptorize(
         tower: path of the tower within the model, where it has several.
 
     Raises:
-        ValueError: a model without such a tower or with several, one that has a trunk already,
+        ValueError: a model without such a tower or with several, one that is a Raptor already,
             phases that don't sum to its depth, or blocks that were made for another kind of tower,
             for other phases or to exit early.
 
@@ -83,10 +83,10 @@ def raptorize(
 
 def _find_tower(model: nn.Module, tower: str | None) -> tuple[str, PreTrainedModel]:
     """Return the path and the module of the one tower that is meant."""
-    if any(isinstance(module, RaptorTrunk) for module in model.modules()) or isinstance(
-        model, RaptorPreTrainedModel
-    ):
-        raise ValueError(f"This {type(model).__name__} is a Raptor already.")
+    for inside, module in model.named_modules():
+        if isinstance(module, RaptorTrunk | RaptorPreTrainedModel):
+            part = f", at {inside!r}" if inside else ""
+            raise ValueError(f"This {type(model).__name__} is a Raptor already{part}.")
     towers = find_towers(model)
     if not isinstance(model, PreTrainedModel) or not towers:
         raise ValueError(

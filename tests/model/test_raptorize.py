@@ -1,6 +1,7 @@
 """Models of transformers with a trunk in place of their layers stay what they are."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from raptor_hf import RaptorModel, raptorize
+from raptor_hf import RaptorBackbone, RaptorModel, raptorize
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.modeling_raptor import RaptorAttention, find_towers
 from raptor_hf.modeling_raptorized import RaptorTrunk
@@ -221,6 +222,36 @@ def test_a_copy_has_its_own_blocks():
     assert not torch.allclose(ours, theirs)
 
 
+@torch.no_grad()
+def test_a_pickled_model_is_the_same():
+    model, inputs = HOSTS["CLIPModel"]()
+    raptorize(model, [2, 1])
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    assert type(again.vision_model.encoder.layers[0]) is type(model.vision_model.encoder.layers[0])
+    assert torch.equal(again(**inputs).logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_hooks_stay_on_the_layers_until_they_are_removed():
+    model, inputs = HOSTS["ViTForImageClassification"]()
+    layers, said = model.vit.layers, []
+    handles = [
+        layers[1].register_forward_hook(
+            lambda layer, args, kwargs, out: said.append("after"), with_kwargs=True
+        ),
+        layers[1].register_forward_pre_hook(
+            lambda layer, args, kwargs: said.append("before"), with_kwargs=True
+        ),
+    ]
+    raptorize(model, [2, 1])
+    model(**inputs)
+    assert said == ["before", "after"]
+    for handle in handles:
+        handle.remove()
+    model(**inputs)
+    assert said == ["before", "after"]
+
+
 def test_what_does_not_fit_is_refused_in_words():
     model, _ = HOSTS["CLIPModel"]()
     with pytest.raises(ValueError, match="phases must be .* sum to the teacher's 3 layers"):
@@ -250,6 +281,11 @@ def test_what_does_not_fit_is_refused_in_words():
         raptorize(model, [2, 1])
     with pytest.raises(ValueError, match="This RaptorModel is a Raptor already"):
         raptorize(new_raptor(tiny_model("vit"), [2, 1]), [2, 1])
+    dense, _ = HOSTS["UperNet"]()
+    dense.backbone = RaptorBackbone(new_raptor(tiny_model("vit"), [2, 1]).config)
+    with pytest.raises(ValueError, match="UperNet.* is a Raptor already, at 'backbone'"):
+        raptorize(dense, [2, 1])
+    assert not find_towers(dense)
 
 
 def test_blocks_that_a_trunk_cannot_use_are_refused_in_words():
