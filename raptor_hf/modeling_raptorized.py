@@ -37,7 +37,7 @@ class RaptorApplication(nn.Module):
     __call__ = nn.Module.__call__  # the block itself checkpoints gradients
 
     def __reduce__(self):  # pickle finds no class that is made at run time
-        return _unfilled, (application_class, type(self).__mro__[2]), self.__dict__
+        return _unfilled, (_application_class, type(self).__mro__[2]), self.__dict__
 
     def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor]:
         """Return the states (B, N, D) one layer deeper; `args` are what the teacher hands on."""
@@ -47,7 +47,7 @@ class RaptorApplication(nn.Module):
 
 
 @functools.cache
-def application_class(layer_class: type[nn.Module]) -> type[RaptorApplication]:
+def _application_class(layer_class: type[nn.Module]) -> type[RaptorApplication]:
     """Return the class of applications that stand for layers of a class, a subclass of both."""
     return type("RaptorApplication", (RaptorApplication, layer_class), {})
 
@@ -72,7 +72,7 @@ class RaptorTrunk(nn.Module):
     def __init__(self, config: RaptorConfig, layer_class: type[nn.Module]):
         super().__init__()
         family = teacher_family(config.teacher_config)
-        application = application_class(layer_class)
+        application = _application_class(layer_class)
         self.config = config
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.applications = nn.ModuleList(

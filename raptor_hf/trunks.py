@@ -156,8 +156,8 @@ def _compare_weights(raptor: RaptorModel, teacher: PreTrainedModel) -> None:
 
     It is no error: a model that was fine-tuned from this teacher has moved its embeddings, too.
     """
-    found, differences = teacher.state_dict(), {}
-    for name, own in raptor.shell.state_dict().items():
+    shell, found, differences = raptor.shell.state_dict(), teacher.state_dict(), {}
+    for name, own in shell.items():
         other = found.get(name, own)
         if any(w.is_meta or not w.is_floating_point() for w in (own, other)):
             continue
@@ -170,9 +170,10 @@ def _compare_weights(raptor: RaptorModel, teacher: PreTrainedModel) -> None:
     if differences:
         most = max(differences, key=differences.get)
         warnings.warn(
-            f"The embeddings of this {type(teacher).__name__} are not those that the blocks were "
-            f"distilled with: {most} differs by {differences[most]:.2g} of its norm, "
-            f"{len(differences)} weights in all. Go on if the model was fine-tuned from the "
-            "blocks' teacher; blocks of another teacher make nothing of its states.",
+            f"The weights around the layers of this {type(teacher).__name__} are not those that "
+            f"the blocks were distilled with: {len(differences)} of {len(shell)} differ, most of "
+            f"all {most}, by {differences[most]:.2g} of its norm. Go on if the model was "
+            "fine-tuned from the blocks' teacher; blocks of another teacher make nothing of its "
+            "states.",
             stacklevel=3,
         )
