@@ -461,8 +461,25 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
 
 
+def _of_teacher(name: str) -> property:
+    """Return an attribute that is kept in the nested `teacher_config` alone."""
+
+    def read(config: PreTrainedConfig):
+        return getattr(config.__dict__.get("teacher_config"), name, None)
+
+    def write(config: PreTrainedConfig, value) -> None:
+        # transformers sets the defaults of a new configuration before it has a nested one
+        if isinstance(config.__dict__.get("teacher_config"), PreTrainedConfig):
+            setattr(config.teacher_config, name, value)
+
+    return property(read, write)
+
+
 class RaptorizedConfig(PreTrainedConfig):
     """Configuration of a model whose vision tower's layers are the blocks of a Raptor.
+
+    Labels and what a model returns are those of `teacher_config`, as is all that `from_pretrained`
+    is given to override.
 
     Args:
         teacher_config: of the whole model, as it was.
@@ -480,6 +497,11 @@ class RaptorizedConfig(PreTrainedConfig):
     tower: str = ""
     raptor: dict | PreTrainedConfig | None = None
     layer_parameters: int | None = None
+    id2label = _of_teacher("id2label")
+    label2id = _of_teacher("label2id")
+    problem_type = _of_teacher("problem_type")
+    output_hidden_states = _of_teacher("output_hidden_states")
+    return_dict = _of_teacher("return_dict")
 
     def __post_init__(self, **kwargs):
         if self.teacher_config is None:
@@ -492,7 +514,20 @@ class RaptorizedConfig(PreTrainedConfig):
         if not isinstance(self.raptor, PreTrainedConfig):
             fields = self.raptor or {"phases": [12], "teacher_config": {"model_type": "vit"}}
             self.raptor = RaptorConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+        else:  # it may be that of a Raptor, which goes on by itself
+            self.raptor = copy.deepcopy(self.raptor)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Make a configuration as everywhere in transformers; overrides are `teacher_config`'s."""
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config = super().from_dict(config_dict, name_or_path=kwargs.get("name_or_path", ""))
+        own = config.teacher_config
+        config.teacher_config, unused = own.from_dict(
+            own.to_dict(), return_unused_kwargs=True, **kwargs
+        )
+        return (config, unused) if return_unused else config
 
 
 __all__ = [

@@ -389,15 +389,12 @@ def is_gated(layer: nn.Module, parts: LayerParts) -> bool:
     return find_part(layer, parts.gated_ffn[0]) is not None
 
 
-def teacher_layer_weights(
-    layer: nn.Module, parts: LayerParts | None = None
-) -> dict[str, torch.Tensor]:
+def teacher_layer_weights(layer: nn.Module, parts: LayerParts) -> dict[str, torch.Tensor]:
     """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`.
 
     Args:
-        parts: where a layer keeps them; default: as DINOv2's do.
+        parts: where a layer keeps them.
     """
-    parts = parts or LayerParts()
     *qkv, output = (layer.get_submodule(path) for path in parts.attention)
     *into, fc2 = (
         layer.get_submodule(path)
@@ -455,8 +452,8 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
         "block_norm": "layernorm" if "norm1.bias" in weights else "rmsnorm",
         "block_norm_eps": getattr(teacher.config, family.eps),
         "biases": None if len(biases) == len(linear) else biases,
-        "qk_norm": weights.get("attention.q_norm.weight", weights["layer_scale1"][:0]).shape
-        == weights["layer_scale1"].shape,
+        # a norm of each head, as in models of timm, is narrower: blocks have none of that kind
+        "qk_norm": len(weights.get("attention.q_norm.weight", ())) == teacher.config.hidden_size,
         "position_bias": any(name.startswith("position_bias.") for name in weights),
     }
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -1053,7 +1050,7 @@ def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
         for path, module in model.named_modules()
         if isinstance(module, PreTrainedModel)
         and module.config.model_type in TEACHER_FAMILIES
-        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers) is not None
+        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers)  # no empty shell
     }
 
 

@@ -6,6 +6,7 @@ weights.
 """
 
 import copy
+import functools
 import inspect
 import shutil
 from pathlib import Path
@@ -35,11 +36,26 @@ class RaptorApplication(nn.Module):
 
     __call__ = nn.Module.__call__  # the block itself checkpoints gradients
 
+    def __reduce__(self):  # pickle finds no class that is made at run time
+        return _unfilled, (_application_class, type(self).__mro__[2]), self.__dict__
+
     def forward(self, states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple[torch.Tensor]:
         """Return the states (B, N, D) one layer deeper; `args` are what the teacher hands on."""
         depth = self.block.at(self.depth, states.device)
         states = self.block(states, depth, None, LayerContext.of_call(args, kwargs))
         return (states,) if self.family.returns_tuple else states
+
+
+@functools.cache
+def _application_class(layer_class: type[nn.Module]) -> type[RaptorApplication]:
+    """Return the class of applications that stand for layers of a class, a subclass of both."""
+    return type("RaptorApplication", (RaptorApplication, layer_class), {})
+
+
+def _unfilled(make_class, base: type[nn.Module]) -> nn.Module:
+    """Return a module of a class that is made at run time, for pickle to fill."""
+    made = make_class(base)
+    return made.__new__(made)
 
 
 class RaptorTrunk(nn.Module):
@@ -56,7 +72,7 @@ class RaptorTrunk(nn.Module):
     def __init__(self, config: RaptorConfig, layer_class: type[nn.Module]):
         super().__init__()
         family = teacher_family(config.teacher_config)
-        application = type("RaptorApplication", (RaptorApplication, layer_class), {})
+        application = _application_class(layer_class)
         self.config = config
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self.applications = nn.ModuleList(
@@ -80,15 +96,27 @@ class RaptorTrunk(nn.Module):
         return states
 
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 def install_trunk(model: PreTrainedModel, config: RaptorizedConfig) -> RaptorTrunk:
     """Put a trunk in the place of a tower's layers; its weights are still to come."""
     tower = model.get_submodule(config.tower)
     path = teacher_family(tower.config).layers
     layers = tower.get_submodule(path)
-    config.raptor._attn_implementation = tower.config._attn_implementation
     trunk = RaptorTrunk(config.raptor, type(layers[0])).train(tower.training)
-    for layer, application in zip(layers, trunk, strict=True):
-        application._forward_hooks = layer._forward_hooks  # such as record hidden states
+    for block in trunk.blocks:
+        block.attention.config = tower.config  # where `set_attn_implementation` notes it
+    # hooks such as record hidden states; shared, so that their handles go on removing them
+    for old, new in zip((layers, *layers), (trunk, *trunk), strict=True):
+        for hooks in _HOOKS:
+            setattr(new, hooks, getattr(old, hooks))
     tower.set_submodule(path, trunk)
     tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
     model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
@@ -113,6 +141,9 @@ class _Raptorized:
 
     _load_pretrained_model = RaptorPreTrainedModel.__dict__["_load_pretrained_model"]
 
+    def __reduce__(self):  # pickle would find the class that it was
+        return _unfilled, (raptorized_class, type(self).__mro__[2]), self.__dict__
+
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save as everywhere in transformers, with the code that loads the model again."""
         own, config = self.config, copy.deepcopy(self.config.raptorized)
@@ -127,13 +158,26 @@ class _Raptorized:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config = own
+        self._add_code_and_card(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # called within `save_pretrained(push_to_hub=True)`. What lay there before that began would
+        # be left out.
+        self._add_code_and_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _add_code_and_card(self, folder) -> None:
+        """Copy the code into a folder with weights; write a card where there is none, or an empty
+        one of transformers.
+        """
         for part in (RaptorConfig, RaptorBlock, RaptorTrunk):
-            shutil.copy(inspect.getsourcefile(part), save_directory)
-        card = Path(save_directory) / "README.md"
-        if not card.exists():
+            shutil.copy(inspect.getsourcefile(part), folder)
+        card = Path(folder) / "README.md"
+        if not card.exists() or _EMPTY_CARD in card.read_text(encoding="utf-8"):
             card.write_text(model_card(self), encoding="utf-8")
 
 
+_EMPTY_CARD = "This model card has been automatically generated."
 _CARD = """---
 library_name: transformers
 tags:
@@ -156,7 +200,9 @@ model = {auto_class}.from_pretrained("THIS REPOSITORY", trust_remote_code=True)
 
 def model_card(model: PreTrainedModel) -> str:
     """Return a model card that says what the blocks stand for, and how the model is loaded."""
-    config: RaptorizedConfig = model.config.raptorized
+    config: RaptorizedConfig = getattr(
+        model.config, "raptorized", model.config
+    )  # while it is saved
     [trunk] = [module for module in model.modules() if isinstance(module, RaptorTrunk)]
     return _CARD.format(
         architecture=config.architecture,
@@ -166,14 +212,14 @@ def model_card(model: PreTrainedModel) -> str:
         phases=", ".join(map(str, config.raptor.phases)),
         parameters=sum(weight.numel() for weight in trunk.blocks.parameters()) / 1e6,
         replaced=(config.layer_parameters or 0) / 1e6,
-        auto_class=auto_classes(config.architecture)[-1],
+        auto_class=auto_classes(config.architecture)[:2][-1],
     )
 
 
 def auto_classes(architecture: str | None = None) -> list[str]:
     """Return the names of transformers' Auto classes of models: all, or those of an architecture.
 
-    `AutoModel` is among them in any case, as the first.
+    `AutoModel` is among them in any case, as the first. The second is the one for the task.
     """
     names = [n for n in dir(transformers) if n.startswith(("AutoModelFor", "AutoBackbone"))]
     tables = {name: getattr(getattr(transformers, name), "_model_mapping", None) for name in names}
@@ -186,6 +232,7 @@ def auto_classes(architecture: str | None = None) -> list[str]:
     return found
 
 
+@functools.cache
 def raptorized_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class of a model with a trunk: a subclass with the same name.
 

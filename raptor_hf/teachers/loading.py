@@ -25,7 +25,7 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
         ValueError: a model of a family that a Raptor can't be made of, or weights that are missing.
         OSError: no such model.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = _read_config(name_or_path, revision)
     teacher_family(getattr(config, "teacher_config", tower_config(config)))
     return load_vision_model(name_or_path, revision)
 
@@ -39,10 +39,11 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: a model that `AutoModel` does not know, or weights that are missing or pickled.
+        ValueError: a model that `AutoModel` does not know or that `raptorize` has made, or weights
+            that are missing or pickled.
         OSError: no such model, or one without weights in safetensors.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = _read_config(name_or_path, revision)
     check_weight_files(name_or_path, config, revision)
     options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
@@ -62,6 +63,17 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
         model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)
+
+
+def _read_config(name_or_path: str, revision: str | None) -> PreTrainedConfig:
+    """Read a model's configuration; a ValueError refuses one whose layers are blocks already."""
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    if config.model_type == "raptorized":
+        raise ValueError(
+            f"{name_or_path} is a {config.architecture} whose layers are the blocks of a Raptor "
+            "(raptorize). Give the model that it was made from, or a RaptorModel."
+        )
+    return config
 
 
 def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:

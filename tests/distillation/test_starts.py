@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 from raptor_hf import RaptorModel
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
+from raptor_hf.configuration_raptor import LayerParts
 from raptor_hf.distillation.starts import _align, new_raptor
 from raptor_hf.modeling_raptor import teacher_layer_weights
 
@@ -74,16 +76,15 @@ def test_alignment_keeps_the_function(teacher, use_swiglu_ffn):
     config.use_swiglu_ffn = use_swiglu_ffn
     teacher = type(teacher)(config).eval()
     ffn = {"ffn": "swiglu" if use_swiglu_ffn else "gelu"}
-    ffn["intermediate_size"] = teacher_layer_weights(teacher.encoder.layer[0])[
-        "ffn.fc2.weight"
-    ].shape[1]
+    weights_of = functools.partial(teacher_layer_weights, parts=LayerParts())
+    ffn["intermediate_size"] = weights_of(teacher.encoder.layer[0])["ffn.fc2.weight"].shape[1]
     model = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher", **ffn)
-    like = teacher_layer_weights(teacher.encoder.layer[4])
+    like = weights_of(teacher.encoder.layer[4])
     states = torch.randn(2, 7, config.hidden_size)
     with torch.no_grad():
         block = model.blocks[1]
         before = block(states, 2)
-        weights = teacher_layer_weights(teacher.encoder.layer[1])
+        weights = weights_of(teacher.encoder.layer[1])
         moved = _align(weights, like, config.num_attention_heads, gated=use_swiglu_ffn)
         assert not torch.equal(moved["ffn.fc1.weight"], weights["ffn.fc1.weight"])
         block.load_state_dict(moved, strict=False)

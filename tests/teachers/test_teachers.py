@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from raptor_hf import RaptorModel
+from raptor_hf import RaptorModel, raptorize
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from raptor_hf.data import make_processor
 from raptor_hf.modeling_raptor import find_towers
@@ -240,6 +240,15 @@ def test_the_commit_of_a_hub_model_is_read_off_the_cache(tmp_path, monkeypatch):
     assert hub_commit("someone/vit", commit) == commit
     assert hub_commit("someone/else") is None
     assert hub_commit(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("host", ["ViTForImageClassification", "CLIPModel"])
+def test_a_model_whose_layers_are_blocks_already_is_refused(host, tmp_path):
+    model, _ = HOSTS[host]()
+    raptorize(model, [2, 1]).save_pretrained(tmp_path)
+    for load in (load_backbone, load_vision_model):
+        with pytest.raises(ValueError, match=f"is a {host} whose layers are the blocks of a Rap"):
+            load(str(tmp_path))
 
 
 def test_foreign_families_and_missing_weights_are_refused(teacher, tmp_path):
