@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import datasets
 import pytest
 from PIL import Image
 
-from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data import ImageViews, ReadingArguments, list_images, load_images, make_processor
 from raptor_hf.data.folders import image_endings, list_folder
 from raptor_hf.data.loading import read_labels
 
@@ -145,7 +147,7 @@ def test_labels_are_numbers_words_or_missing(kind, values, labels, names):
     assert batch["label"].tolist() == labels
 
 
-def test_columns_of_a_hub_dataset(monkeypatch):
+def test_columns_of_a_hub_dataset(monkeypatch, tmp_path):
     features = datasets.Features(
         img=datasets.Image(), labels=datasets.ClassLabel(names=["cat", "dog"])
     )
@@ -167,6 +169,10 @@ def test_columns_of_a_hub_dataset(monkeypatch):
     found = load_images("someone/pets", "train", reading)
     assert found.column_names == ["image", "label"]
     assert found.features["label"].names == ["cat", "dog"]
+    cached = load_images("someone/pets", "train", replace(reading, image_cache=str(tmp_path)))
+    views = [ImageViews(images, make_processor(4)) for images in (cached, found)]
+    one, other = (list_images("someone/pets", images.cells).digest for images in views)
+    assert one == other and cached.features == found.features and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ValueError, match="no 'kind': give --label_column"):
         load_images(
             "someone/pets", "train", ReadingArguments(image_column="img", label_column="kind")
