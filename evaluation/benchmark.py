@@ -4,6 +4,8 @@
     python evaluation/benchmark.py memory          # peak memory against the number of images
     python evaluation/benchmark.py model           # inference, beside the reference and the teacher
     python evaluation/benchmark.py train_step      # and a training step, with what it keeps
+    python evaluation/benchmark.py images          # files to batches, on one core
+    python evaluation/benchmark.py train           # files to updates: does the device wait?
     python evaluation/benchmark.py recipe          # R² against compute, on `reproduce.sh digits`
 
 Needs the extra `benchmark`; `activations` 3 GB of disk for 256 images, `recipe` two hours on two
@@ -13,11 +15,11 @@ cores (an interrupted run goes on where it stopped). On a GPU: `--device cuda --
 Writes `evaluation/results/benchmarks/<name>.json` and a picture; the expected ratios are in
 docs/performance.md and docs/activations.md.
 """
-# Over 120 lines by a few: five benchmarks share one program.
+# Over 120 lines: seven benchmarks share one program.
 
 import argparse
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from raptor_hf import benchmarks
@@ -26,15 +28,29 @@ from raptor_hf.runs.files import write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
 
+COMPARED = ["teacher", "threads", "rounds", "device", "dtype", "forms"]
+SUITES = {  # and what their figures depend on
+    "activations": ["teacher", "images", "rounds", "device"],
+    "memory": [],
+    "images": ["images", "rounds"],
+    "model": COMPARED,
+    "train_step": COMPARED,
+    "train": ["teacher", "batch_sizes", "steps", "num_workers", "device", "dtype", "forms"],
+    "recipe": ["recipe", "resolution", "k", "budgets", "seeds"],
+}
 
-def print_table(result: Iterable[tuple[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """A line a figure, as they come."""
+
+def print_table(
+    result: Iterable[tuple[str, dict[str, float]]], write: Callable[[dict], None]
+) -> dict[str, dict[str, float]]:
+    """A line a figure, as they come; each row is written when it is there."""
     found = {}
     for name, row in result:
         found[name] = row
         print(name)
         for key, value in row.items():
             print(f"  {key:<24} {value:,.3g}", flush=True)
+        write(found)
     return found
 
 
@@ -44,15 +60,18 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("benchmark", choices=["activations", "memory", "model", "train_step", "recipe"])
+    add("benchmark", choices=SUITES)
     add("--teacher", default="base", choices=list(TEACHERS), help="whose sizes")
-    add("--images", type=int, default=256, help="activations: trajectories in the dataset")
-    add("--batch_sizes", type=int, nargs="+", help="of model and train_step")
-    add("--threads", type=int, default=1, help="of model and train_step")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
+    add("--images", type=int, default=256, help="activations, images: how many")
+    add("--batch_sizes", type=int, nargs="+", help="of model, train_step and train")
+    add("--threads", type=int, default=1, help="of model, train_step and train")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="of activations too: read onto it")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="computed in")
     add("--forms", nargs="+", default=FORMS, choices=FORMS, help="of model and train_step")
     add("--rounds", type=int, default=10, help="every round visits all ways twice")
+    add("--row_limit", type=float, default=600, help="seconds; what takes longer is left out")
+    add("--steps", type=int, default=60, help="train: of each way")
+    add("--num_workers", type=int, default=0, help="train: processes that read images")
     add("--recipe", default="digits", help="recipe: whose <name>_raptor.yaml is ours")
     add("--line", help="recipe: folder of training/reproduce.sh; default: outputs/<recipe>")
     add("--model", help="recipe: the teacher, if not the digits'; a folder or Hub id")
@@ -69,71 +88,75 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    """The result of a benchmark, printed, and which of the arguments it depends on."""
-    folder = Path(arguments.folder)
-    if arguments.benchmark == "activations":
-        result = benchmarks.benchmark_activations(
-            arguments.teacher, arguments.images, arguments.rounds, folder
-        )
-        return print_table(result.items()), ["teacher", "images", "rounds"]
-    if arguments.benchmark == "memory":
-        result = benchmarks.benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
-        return print_table(result.items()), []
-    if arguments.benchmark == "recipe":
-        from raptor_hf.benchmarks.recipe_sources import RecipeSource
+def recipe(arguments: argparse.Namespace) -> dict:
+    """The runs of recipes, and their table, which is printed."""
+    from raptor_hf.benchmarks.recipe_sources import RecipeSource
 
-        budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
-        name, own = arguments.recipe, arguments.recipe != "digits"
-        source = RecipeSource(
-            name, arguments.line or f"outputs/{name}",
-            str(folder / ("recipe" if not own else f"recipe_{name}")), arguments.model,
-            arguments.dataset, tuple(arguments.splits), arguments.resolution,
-        )  # fmt: skip
-        result = benchmarks.benchmark_recipes(
-            source, ks=arguments.k, budgets=budgets, seeds=arguments.seeds,
-            processes=arguments.processes,
-        )  # fmt: skip
-        print(benchmarks.recipe_tables(result["table"]))
-        return result, ["recipe", "resolution", "k", "budgets", "seeds"]
+    budgets = [int(b) if b == int(b) else b for b in arguments.budgets]
+    name, own = arguments.recipe, arguments.recipe != "digits"
+    folder = Path(arguments.folder) / ("recipe" if not own else f"recipe_{name}")
+    source = RecipeSource(
+        name, arguments.line or f"outputs/{name}", str(folder), arguments.model,
+        arguments.dataset, tuple(arguments.splits), arguments.resolution,
+    )  # fmt: skip
+    result = benchmarks.benchmark_recipes(
+        source, ks=arguments.k, budgets=budgets, seeds=arguments.seeds,
+        processes=arguments.processes,
+    )  # fmt: skip
+    print(benchmarks.recipe_tables(result["table"]))
+    return result
+
+
+def rows_of(a: argparse.Namespace) -> Iterable[tuple[str, dict[str, float]]]:
+    """The rows of a suite, measured one by one."""
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    run = (
-        benchmarks.benchmark_model
-        if arguments.benchmark == "model"
-        else benchmarks.benchmark_train_step
-    )
-    batches = arguments.batch_sizes or ([1, 8] if arguments.benchmark == "model" else [2])
-    dtype = getattr(torch, arguments.dtype)
-    settings = (arguments.rounds, arguments.device, dtype, arguments.forms)
-    result = run(arguments.teacher, batches, *settings)
-    return print_table(result), ["teacher", "threads", "rounds", "device", "dtype", "forms"]
+    torch.set_num_threads(a.threads)
+    folder, dtype, batches = Path(a.folder), getattr(torch, a.dtype), a.batch_sizes
+    compared = (a.rounds, a.device, dtype, a.forms, a.row_limit)
+    if a.benchmark == "activations":
+        return benchmarks.benchmark_activations(a.teacher, a.images, a.rounds, folder, a.device)
+    if a.benchmark == "memory":
+        return benchmarks.benchmark_memory({"digits": [200, 2000], "base": [64, 512]}, folder)
+    if a.benchmark == "images":
+        return benchmarks.benchmark_images(a.images, a.rounds, folder)
+    if a.benchmark == "train":
+        return benchmarks.benchmark_train(
+            a.teacher, (batches or [64])[0], a.steps, a.device, dtype, folder, images=a.dataset,
+            workers=a.num_workers, compiled="compiled" in a.forms, limit=a.row_limit,
+        )  # fmt: skip
+    if a.benchmark == "model":
+        return benchmarks.benchmark_model(a.teacher, batches or [1, 8], *compared)
+    return benchmarks.benchmark_train_step(a.teacher, batches or [2], *compared)
 
 
 def main() -> None:
     """Measure, write, draw."""
     arguments = parse()
-    result, depends_on = measure(arguments)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     name = arguments.benchmark
     if name == "recipe" and arguments.recipe != "digits":
         name += f"_{arguments.recipe}"
-    if arguments.device == "cuda":
-        name += "_cuda"
-    if arguments.benchmark == "recipe":
-        benchmarks.plot_recipes(result, output_dir / f"{name}.png")
-    elif arguments.benchmark != "memory":
-        benchmarks.plot_ratios(result, output_dir / f"{name}.png")
     machine = platform.machine()
     if arguments.device == "cuda":
         import torch
 
-        machine = torch.cuda.get_device_name()
-    settings = {key: getattr(arguments, key) for key in depends_on}
-    content = {"result": result, "settings": settings, "machine": machine}
-    write_json(output_dir / f"{name}.json", {**content, "environment": environment()})
+        name, machine = f"{name}_cuda", torch.cuda.get_device_name()
+    settings = {key: getattr(arguments, key) for key in SUITES[arguments.benchmark]}
+
+    def write(result: dict) -> None:
+        content = {"result": result, "settings": settings, "machine": machine}
+        write_json(output_dir / f"{name}.json", {**content, "environment": environment()})
+
+    if arguments.benchmark == "recipe":
+        result = recipe(arguments)
+        write(result)
+        benchmarks.plot_recipes(result, output_dir / f"{name}.png")
+        return
+    result = print_table(rows_of(arguments), write)
+    if arguments.benchmark not in ("memory", "train"):
+        benchmarks.plot_ratios(result, output_dir / f"{name}.png")
 
 
 if __name__ == "__main__":

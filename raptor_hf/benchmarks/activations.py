@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -171,38 +172,63 @@ def _write_others(activations: StoredActivations, folder: Path) -> None:
             reference[start : rows.stop] = states.float().numpy()
 
 
-def benchmark_activations(teacher: str, number: int, rounds: int, folder: Path) -> dict:
-    """Return all ratios at one size; `folder` is emptied afterwards."""
+def _read_onto(device: str, activations: StoredActivations, rounds: int) -> dict[str, float]:
+    """Return gigabytes a second of random batches in main memory, and on a GPU from there."""
+    pinned = torch.empty_like(activations.__getitems__(range(_BATCH))["states"]).pin_memory()
+
+    def read(visit: int) -> torch.Tensor:
+        rows = np.random.default_rng(visit).permutation(len(activations))[:_BATCH]
+        return activations.__getitems__(rows)["states"]
+
+    def onto(visit: int, *, pin: bool) -> None:
+        states = pinned.copy_(read(visit)) if pin else read(visit)
+        states.to(device, non_blocking=pin)
+        torch.cuda.synchronize()
+
+    ways = {"read": read, "and copied": partial(onto, pin=False), "pinned": partial(onto, pin=True)}
+    times = interleaved(ways, rounds=rounds)
+    return {
+        name: pinned.nbytes / float(np.median(seconds)) / 1e9 for name, seconds in times.items()
+    }
+
+
+def benchmark_activations(
+    teacher: str, number: int, rounds: int, folder: Path, device: str = "cpu"
+) -> Iterator[tuple[str, dict]]:
+    """Yield all ratios at one size; `folder` is emptied afterwards.
+
+    Args:
+        device: `"cuda"` adds what it takes to bring batches there.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     try:
         extract(teacher, number, folder / "store")
         activations = load_activations(folder / "store")
+        if device == "cuda":
+            row = _read_onto(device, activations, rounds)
+            yield "onto the device: gigabytes a second", row
         _write_others(activations, folder)
-        result = {
-            "reading, all layers": _compare_reading(activations, folder, slice(None), rounds),
-            "reading, 4 layers": _compare_reading(activations, folder, slice(7, 11), rounds),
-        }
+        yield "reading, all layers", _compare_reading(activations, folder, slice(None), rounds)
+        yield "reading, 4 layers", _compare_reading(activations, folder, slice(7, 11), rounds)
         states = activations.__getitems__(range(_BATCH))["states"]
         del activations
         for name in ("flat.bin", "reference.zarr", "store"):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        result["writing"] = _compare_writing(states, folder, number, max(2, rounds // 2))
-        return result
+        yield "writing", _compare_writing(states, folder, number, max(2, rounds // 2))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> dict[str, dict]:
-    """Return the peak memory in megabytes of writing and of reading, for every teacher and number
-    of images.
+def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> Iterator[tuple[str, dict]]:
+    """Yield the peak memory in megabytes of writing and of reading, for every teacher and number of
+    images.
 
     Batches are of 16 images: few enough that the smallest number fills all that wait in line.
 
     Args:
         sizes: numbers of images for every one of `TEACHERS`.
     """
-    result = {}
     for teacher, numbers in sizes.items():
         for number in numbers:
             path = folder / f"{teacher}_{number}"
@@ -214,5 +240,4 @@ def benchmark_memory(sizes: dict[str, list[int]], folder: Path) -> dict[str, dic
             peaks = {name: round(peak_memory(*job) / 1e6) for name, job in work.items()}
             stored = sum(file.stat().st_size for file in path.iterdir())
             shutil.rmtree(path)
-            result[f"{teacher}, {number} images"] = {**peaks, "stored": round(stored / 1e6)}
-    return result
+            yield f"{teacher}, {number} images", {**peaks, "stored": round(stored / 1e6)}

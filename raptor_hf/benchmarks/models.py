@@ -18,7 +18,7 @@ from ..distillation.compute import application_flops
 from ..modeling_raptor import RaptorBlock, RaptorModel
 from .settings import TEACHERS
 
-_PHASES = [7, 3, 2]
+PHASES = [7, 3, 2]
 RAPTORS = ("reference", "exact", "matched")
 
 
@@ -70,12 +70,12 @@ class _ReferenceChain(nn.Module):
 
     def __init__(self, size: int, heads: int):
         super().__init__()
-        self.blocks = nn.ModuleList(_ReferenceBlock(size, heads) for _ in _PHASES)
+        self.blocks = nn.ModuleList(_ReferenceBlock(size, heads) for _ in PHASES)
 
     def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
         """Return the states (B, N, D) after every layer."""
         trajectory, depth = [], 0
-        for block, length in zip(self.blocks, _PHASES, strict=True):
+        for block, length in zip(self.blocks, PHASES, strict=True):
             for _ in range(length):
                 depth += 1
                 states = block(states, states.new_full((len(states), 1), float(depth)))
@@ -109,7 +109,7 @@ class Candidates:
 
     def raptor(self, config: Dinov2WithRegistersConfig, **options) -> RaptorModel:
         """Return a Raptor with random blocks."""
-        options = {"teacher_config": config, "phases": _PHASES, "layerscale_value": 0.1, **options}
+        options = {"teacher_config": config, "phases": PHASES, "layerscale_value": 0.1, **options}
         return self.place(RaptorModel(RaptorConfig(**options)))
 
     def states(self, batch: int) -> torch.Tensor:

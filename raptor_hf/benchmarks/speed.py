@@ -1,15 +1,13 @@
-"""Raptors beside the reference's blocks and the teacher's layers: speed, memory, compile time.
+"""Raptors beside the reference's blocks and the teacher's layers: speed of inference, compile time.
 
-What is compared is in `benchmark_models`. Speeds are ratios of one interleaved run: CPU time of all
+What is compared is in `models`. Speeds are ratios of one interleaved run: CPU time of all
 threads, or CUDA events. Beside them stand what a device does in large matrix products in the same
 run, and the share of it that each reaches.
 """
 
-import copy
 import importlib.util
 import os
 import statistics
-import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,52 +15,25 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..loop.arguments import ComputeArguments
-from ..loop.engine import configure_compute
-from .models import RAPTORS, Candidates, rollout_states
+from .models import Candidates, rollout_states
 from .settings import FORMS
-from .timing import PROCESSES, interleaved, median_ratio
+from .timing import PROCESSES, clock_of, interleaved, matmul_peak, median_ratio, within
 
-_Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
+Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
 _REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
 
 
-def _compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
+def compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
     """Return times in seconds, with the reference first; it is measured twice."""
     candidates = {**candidates, _REFERENCE_AGAIN: candidates["reference"]}
     calls = {name: lambda _visit, call=call: call() for name, call in candidates.items()}
-    return interleaved(calls, rounds=rounds, clock=_clock_of(device))
+    return interleaved(calls, rounds=rounds, clock=clock_of(device))
 
 
-def speeds(title: str, times: dict[str, list[float]]) -> Iterator[_Measurement]:
+def speeds(title: str, times: dict[str, list[float]]) -> Iterator[Measurement]:
     """Yield speed beside the reference: how many times longer it takes."""
     names = [name for name in times if name != "reference"]
     yield title, {name: median_ratio(times, "reference", name) for name in names}
-
-
-def _clock_of(device: str) -> Callable[[], float]:
-    """Return CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
-    if device != "cuda":
-        return time.process_time
-    start = torch.cuda.Event(enable_timing=True)
-    start.record()
-
-    def clock() -> float:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        event.synchronize()
-        return start.elapsed_time(event) / 1000
-
-    return clock
-
-
-def _matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
-    """Return FLOP a second in products of large square matrices: the best of some."""
-    size = 8192 if device == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    products = {"product": lambda _visit: left @ right}
-    times = interleaved(products, rounds=4 * rounds, clock=_clock_of(device))
-    return 2 * size**3 / min(times["product"])
 
 
 def images_a_second(
@@ -72,7 +43,7 @@ def images_a_second(
     batch: int,
     peak: float,
     passes: int,
-) -> Iterator[_Measurement]:
+) -> Iterator[Measurement]:
     """Yield throughput, and the share of the peak that it reaches.
 
     Args:
@@ -94,30 +65,34 @@ def benchmark_model(
     device: str,
     dtype: torch.dtype,
     forms: Collection[str] = FORMS,
-) -> Iterator[_Measurement]:
-    """Yield the speed of inference beside the reference: plain, compiled, in int8."""
+    limit: float = 600.0,
+) -> Iterator[Measurement]:
+    """Yield the speed of inference beside the reference: plain, compiled, as CUDA graphs, with
+    fewer bits.
+
+    Args:
+        limit: seconds that a form may take at a batch size; else it is left out.
+    """
     candidates = Candidates(size, device=device, dtype=dtype)
     candidates.matched.prepare_for_inference()
     yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
     weights = relative(candidates.weight_bytes(), "teacher")
     yield "bytes of the weights, times the teacher's", weights
-    peak = _matmul_peak(device, dtype, rounds)
-    for form in [form for form in ("plain", "compiled") if form in forms]:
+    peak = matmul_peak(device, dtype, rounds)
+    yield "TFLOP/s in large products", {"measured": peak / 1e12}
+    graphs = ["graphs"] if device == "cuda" else []
+    for form in [form for form in ("plain", "compiled", *graphs) if form in forms]:
         for batch in batches:
-            if form == "compiled":
-                _compile_all(candidates.layers())
-            states = candidates.states(batch)
-            calls = {n: partial(rollout, states) for n, rollout in candidates.rollouts().items()}
-            with torch.no_grad():
-                times = _compare(calls, rounds, device)
             title = f"inference, batch {batch}, {form}"
-            yield from speeds(title, times)
-            yield from images_a_second(title, candidates, times, batch, peak, passes=1)
-    if "int8" in forms and device == "cpu":
+            measure = partial(_compare_form, title, candidates, form, batch, rounds, peak)
+            yield from within(limit, title, measure)
+    few_bits = "int8" if device == "cpu" else "float8"
+    if few_bits in forms:
         if importlib.util.find_spec("torchao"):
-            yield from _benchmark_int8(size, batches, rounds)
+            measure = partial(_benchmark_few_bits, size, batches, rounds, device, dtype)
+            yield from within(limit, few_bits, measure)
         else:
-            print("int8 is left out: it needs the extra int8 (torchao)")
+            print(f"{few_bits} is left out: it needs the extra int8 (torchao)")
     if "compiled" in forms and device == "cpu":
         block = _in_new_process(_seconds_to_compile, size, False)
         unrolled = _in_new_process(_seconds_to_compile, size, True)
@@ -126,45 +101,75 @@ def benchmark_model(
             yield f"seconds to compile{name}", seconds
 
 
+@torch.no_grad()
+def _compare_form(
+    title: str, candidates: Candidates, form: str, batch: int, rounds: int, peak: float
+) -> Iterator[Measurement]:
+    """Yield the speeds of one form at one batch size."""
+    if form != "plain":
+        compile_all(candidates.layers(), mode="reduce-overhead" if form == "graphs" else None)
+    states = candidates.states(batch)
+
+    def call(rollout: Callable) -> None:
+        if form == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        rollout(states)
+
+    calls = {name: partial(call, rollout) for name, rollout in candidates.rollouts().items()}
+    times = compare(calls, rounds, candidates.device)
+    yield from speeds(title, times)
+    yield from images_a_second(title, candidates, times, batch, peak, passes=1)
+
+
 def relative(values: dict[str, float], name: str) -> dict[str, float]:
     """Return values as multiples of one of them."""
     return {key: value / values[name] for key, value in values.items()}
 
 
-def _compile_all(layers: dict[str, list[nn.Module]]) -> None:
+def compile_all(layers: dict[str, list[nn.Module]], **options) -> None:
     """Compile each block and each layer for itself, for one batch size."""
     torch._dynamo.reset()  # of one function it keeps eight forms only
     for parts in layers.values():
         for part in parts:
-            part.compile(dynamic=False)
+            part.compile(dynamic=False, **options)
 
 
-def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[_Measurement]:
-    """Yield the same with int8 weights and activations, compiled, and what that costs in R²."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+@torch.no_grad()
+def _benchmark_few_bits(
+    size: str, batches: list[int], rounds: int, device: str, dtype: torch.dtype
+) -> Iterator[Measurement]:
+    """Yield the same with int8 weights and activations, or float8 on a GPU, compiled, and what that
+    costs in R².
+    """
+    from torchao import quantization
 
-    candidates = Candidates(size)
+    name = "int8" if device == "cpu" else "float8"
+    config = (
+        quantization.Int8DynamicActivationInt8WeightConfig()
+        if device == "cpu"
+        else quantization.Float8DynamicActivationFloat8WeightConfig(
+            granularity=quantization.PerRow()
+        )
+    )
+    candidates = Candidates(size, device=device, dtype=dtype)
     plain = candidates.rollouts()
-    with torch.no_grad():
-        exact = {n: rollout(candidates.states(1))[-1] for n, rollout in plain.items()}
-    quantised = {name: parts for name, parts in candidates.layers().items() if name != "reference"}
+    exact = {n: rollout(candidates.states(1))[-1] for n, rollout in plain.items()}
+    quantised = {n: parts for n, parts in candidates.layers().items() if n != "reference"}
     for parts in quantised.values():
         for part in parts:
-            quantize_(part, Int8DynamicActivationInt8WeightConfig())
+            quantization.quantize_(part, config)
     for batch in batches:
-        _compile_all(quantised)
+        compile_all(quantised)
         states = candidates.states(batch)
-        calls = {name: partial(rollout, states) for name, rollout in plain.items()}
-        with torch.no_grad():
-            times = _compare(calls, rounds, "cpu")
-        yield from speeds(f"inference, batch {batch}, in int8 beside the reference", times)
-    with torch.no_grad():
-        expected = {name: plain[name](candidates.states(1))[-1] for name in quantised}
+        calls = {n: partial(rollout, states) for n, rollout in plain.items()}
+        times = compare(calls, rounds, device)
+        yield from speeds(f"inference, batch {batch}, in {name} beside the reference", times)
+    found = {n: plain[n](candidates.states(1))[-1] for n in quantised}
     errors = {
-        name: ((states - exact[name]).square().sum() / spread(exact[name])).item()
-        for name, states in expected.items()
+        n: ((states - exact[n]).float().square().sum() / spread(exact[n].float())).item()
+        for n, states in found.items()
     }
-    yield "1 − R² of int8 after 12 applications", errors
+    yield f"1 − R² of {name} after 12 applications", errors
 
 
 def spread(states: torch.Tensor) -> torch.Tensor:
@@ -198,7 +203,7 @@ def _seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
         if unrolled:
             run = torch.compile(run)
         else:
-            _compile_all({"matched": list(large.matched.blocks)})
+            compile_all({"matched": list(large.matched.blocks)})
         moments = [os.times()]
         for _ in range(2):  # the second one only runs
             run(states)
@@ -206,90 +211,3 @@ def _seconds_to_compile(size: str, unrolled: bool) -> tuple[float, float]:
     own, compiler = ([m.user + m.system for m in moments], [m.children_user for m in moments])
     in_python = (own[1] - own[0]) - (own[2] - own[1])
     return in_python + compiler[1] - compiler[0], in_python
-
-
-def benchmark_train_step(
-    size: str,
-    batches: list[int],
-    rounds: int,
-    device: str,
-    dtype: torch.dtype,
-    forms: Collection[str] = FORMS,
-) -> Iterator[_Measurement]:
-    """Yield the speed of a training step beside the reference, and what it keeps in memory.
-
-    Weights are float32 in any case; another type is what autocast computes in.
-    """
-    candidates = Candidates(size, device=device)
-    modules = {name: getattr(candidates, name) for name in RAPTORS}
-    modules["matched, checkpointed"] = copy.deepcopy(candidates.matched)
-    compute = ComputeArguments(gradient_checkpointing=True)
-    configure_compute(modules["matched, checkpointed"], compute)
-    peak = _matmul_peak(device, dtype, rounds)
-    for batch in batches:
-        states = candidates.states(batch)
-        with torch.no_grad():
-            target = torch.stack(candidates.rollouts()["teacher"](states))
-        losses, steps = {}, {}
-        for name, module in modules.items():
-            rollout = module if name == "reference" else partial(rollout_states, module)
-            weights = list(module.train().blocks.parameters())
-            optimizer = torch.optim.AdamW(weights, lr=1e-4, fused=name != "reference")
-            losses[name] = partial(_loss_of, rollout, states, target, dtype)
-            steps[name] = partial(step, losses[name], weights, optimizer)
-        kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}
-        megabytes = {"reference, MB an image": kept["reference"] / 1e6}
-        yield f"kept for the backward pass, batch {batch}", relative(kept, "reference") | megabytes
-        for form in [form for form in ("plain", "compiled") if form in forms]:
-            if form == "compiled":
-                _compile_all({name: list(module.blocks) for name, module in modules.items()})
-            title, times = f"training step, batch {batch}, {form}", _compare(steps, rounds, device)
-            yield from speeds(title, times)
-            yield from images_a_second(title, candidates, times, batch, peak, passes=3)
-        for module in modules.values():
-            for block in module.blocks:
-                block._compiled_call_impl = None  # there is no public way back
-
-
-def _loss_of(
-    rollout: Callable, states: torch.Tensor, target: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return the mean squared error over all layers."""
-    with torch.autocast(states.device.type, dtype, enabled=dtype != states.dtype):
-        trajectory = torch.stack(rollout(states))
-    return (trajectory - target).square().mean()
-
-
-def step(
-    loss: Callable[[], torch.Tensor],
-    weights: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Make one optimiser update."""
-    loss().backward()
-    nn.utils.clip_grad_norm_(weights, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
-    """Return bytes of all different tensors that autograd keeps for the backward pass, but the
-    weights.
-    """
-    kept: dict[tuple[int, int], int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter) and not _is_view_of_weight(tensor):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = work()
-    del result
-    return sum(kept.values())
-
-
-def _is_view_of_weight(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is a weight in another view."""
-    return isinstance(tensor._base, nn.Parameter)

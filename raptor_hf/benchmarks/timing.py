@@ -2,10 +2,11 @@
 
 import ctypes
 import multiprocessing
+import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
@@ -48,6 +49,49 @@ def median_ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     """
     pairs = zip(times[slow], times[fast], strict=True)
     return statistics.median(a / b for a, b in pairs)
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Return CPU time of all threads, or when a GPU had done all that it was given; in seconds."""
+    if device != "cuda":
+        return time.process_time
+    start = torch.cuda.Event(enable_timing=True)
+    start.record()
+
+    def clock() -> float:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return start.elapsed_time(event) / 1000
+
+    return clock
+
+
+def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
+    """Return FLOP a second in products of large square matrices: the best of some."""
+    size = 8192 if device == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    products = {"product": lambda _visit: left @ right}
+    times = interleaved(products, rounds=4 * rounds, clock=clock_of(device))
+    return 2 * size**3 / min(times["product"])
+
+
+def within(seconds: float, title: str, rows: Callable[[], Iterator]) -> Iterator:
+    """Yield rows of a measurement, unless they take longer than so many seconds: then say so."""
+
+    def too_long(_signal, _frame) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        measured = list(rows())
+    except TimeoutError:
+        measured = [(f"{title}: left out", {"after seconds": seconds})]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    yield from measured
 
 
 def peak_memory(work: Callable, *arguments) -> int:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from raptor_hf.benchmarks.models import Candidates
-from raptor_hf.benchmarks.speed import images_a_second, kept_bytes
+from raptor_hf.benchmarks.speed import images_a_second
 from raptor_hf.benchmarks.timing import interleaved, median_ratio, peak_memory
+from raptor_hf.benchmarks.training import kept_bytes
 from tests.programs import run
 
 
