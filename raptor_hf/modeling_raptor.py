@@ -86,11 +86,14 @@ def eager_attention(module, query, key, value, attention_mask=None, scaling=None
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the last N' tokens of (B, heads, N, d) by angles whose cosine is (N', d)."""
+    """Rotate the last N' tokens of (B, heads, N, d) by angles whose cosine is (N', d).
+
+    The angles may be of a higher precision (MLCD); the result is of that of the states.
+    """
     prefix = states.shape[-2] - cos.shape[-2]
     tokens = states[..., prefix:, :]
     first, second = tokens.chunk(2, dim=-1)
-    tokens = tokens * cos + torch.cat([-second, first], dim=-1) * sin
+    tokens = (tokens * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
     return torch.cat([states[..., :prefix, :], tokens], dim=-2) if prefix else tokens
 
 

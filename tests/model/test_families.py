@@ -254,3 +254,16 @@ def test_an_image_takes_its_own_patches_in_order():
     dark[:, :, 4:8, 8:12] = 0.0  # the patch of row 1, column 2
     changed = (raptor.embed(dark) != first[:, 0]).any(dim=-1).any(dim=0)
     assert changed.nonzero().flatten().tolist() == [1 + 4 * 1 + 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_in_half_precision_angles_may_be_finer(dtype):
+    """MLCD's are float32 whatever its weights are: the states keep their own precision."""
+    teacher = tiny_model("mlcd_vision_model").to(dtype)
+    raptor = copy_of(teacher)
+    assert raptor.context().rotary[0].dtype == torch.float32
+    expected = trajectory(teacher, images((16, 16)).to(dtype))
+    found = raptor.trajectory(images((16, 16)).to(dtype))
+    assert found.dtype == dtype
+    assert_same_outputs(found, expected, 2e-2)
