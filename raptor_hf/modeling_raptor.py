@@ -38,6 +38,8 @@ from .configuration_raptor import (
     token_layout,
 )
 
+CONTEXTS_KEPT = 8  # sizes of images: at 512 pixels a bias of 16 heads takes 67 MB
+
 
 class LayerContext(NamedTuple):
     """What a teacher's forward hands to its layers beside the states; the same for all of them.
@@ -131,7 +133,11 @@ class RaptorAttention(nn.Module):
             rows = iter(self.some_bias)
             none = self.some_bias.new_zeros(self.some_bias.shape[1])
             bias = torch.cat([next(rows) if biased else none for biased in self.biased])
-            projected = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+            if type(self.qkv) is nn.Linear and not self.qkv.weight.is_meta:
+                projected = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+            else:  # offloaded or replaced, by an adapter say: what it computes it alone knows
+                projected = self.qkv(hidden_states)
+                projected = projected + bias.to(projected.dtype)
         if self.q_norm is None:
             return projected
         query, key, value = projected.chunk(3, dim=-1)
@@ -261,6 +267,7 @@ class RaptorBlock(GradientCheckpointingLayer):
             from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
             self.position_bias = BeitRelativePositionBias(config.teacher_config)
+            self.position_bias.generate_relative_position_index = relative_positions
             self.patch_sides = patch_sides(config)
         self.register_buffer("folded_scales", None, persistent=False)
 
@@ -356,6 +363,18 @@ class RaptorBlock(GradientCheckpointingLayer):
                 "Leave ffn and intermediate_size out, or start with init='random'."
             )
         self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+
+
+def relative_positions(grid: tuple[int, int]) -> torch.Tensor:
+    """Return the index of BEiT's relative positions on a grid of patches, (N, N).
+
+    transformers keeps one for every grid. What it made in inference mode no training pass can use:
+    that takes a copy.
+    """
+    from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+
+    index = BeitRelativePositionBias.generate_relative_position_index(grid)
+    return index.clone() if torch.is_grad_enabled() else index
 
 
 def find_part(module: nn.Module, path: str) -> object | None:
@@ -659,9 +678,15 @@ class RaptorModel(RaptorPreTrainedModel):
 
     def train(self, mode: bool = True) -> "RaptorModel":
         """Set the mode of the blocks; the teacher's embeddings stay as they are in evaluation."""
+        if mode or self.training:  # the weights may change, or have changed
+            self._contexts.clear()
         super().train(mode)
         self.shell.eval()  # DINOv3 draws other positions in training, others drop tokens
         return self
+
+    def _load_from_state_dict(self, *args) -> None:
+        self._contexts.clear()  # they are of the weights before
+        super()._load_from_state_dict(*args)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed images: (B, C, H, W) to the states of layer 0, (B, N, D).
@@ -693,20 +718,23 @@ class RaptorModel(RaptorPreTrainedModel):
             states = find_part(self.shell, path)(states, **given)
         return states[0] if isinstance(states, tuple) else states
 
-    def context(self, image_size: tuple[int, int] | None = None) -> LayerContext | None:
+    def context(
+        self, image_size: tuple[int, int] | None = None, like: torch.Tensor | None = None
+    ) -> LayerContext | None:
         """Return what blocks need beside states of images of a size: rotary angles, a bias.
 
-        It is what the teacher's own forward hands to its layers, and kept for every size. None for
-        families whose layers need nothing else.
+        It is what the teacher's own forward hands to its layers, and kept for the last sizes. None
+        for families whose layers need nothing else.
 
         Args:
             image_size: height and width in pixels; default: as the teacher was made for.
+            like: images or states, on whose device it shall be; default: where the weights are.
         """
         if not self.family.context:
             return None
         size = tuple(image_size or pair(self.config.image_size))
-        weight = next(self.shell.parameters())
-        key = (size, weight.device, weight.dtype)
+        weight = next(self.shell.parameters())  # of an offloaded one the device says nothing
+        key = (size, weight.device if like is None else like.device, weight.dtype)
         if key not in self._contexts:
             if torch.compiler.is_compiling():
                 raise ValueError(
@@ -717,9 +745,11 @@ class RaptorModel(RaptorPreTrainedModel):
             layers = self.shell.get_submodule(self.family.layers)
             layers.append(nn.Identity())  # a first layer
             try:
-                self._contexts[key] = layer_context(self.shell, size)
+                self._contexts[key] = layer_context(self.shell, size, key[1])
             finally:
                 del layers[0]
+            if len(self._contexts) > CONTEXTS_KEPT:
+                del self._contexts[next(iter(self._contexts))]  # the first that was made
         return self._contexts[key]
 
     def context_of(
@@ -739,7 +769,7 @@ class RaptorModel(RaptorPreTrainedModel):
                     f"Images of {size[0]}×{size[1]} pixels have {expected} tokens; the states have "
                     f"{states.shape[-2]}. Say of which size their images are (image_size)."
                 )
-        return self.context(image_size)
+        return self.context(image_size, states)
 
     def advance(
         self,
@@ -792,7 +822,15 @@ class RaptorModel(RaptorPreTrainedModel):
 
         Returns:
             The model itself, in evaluation mode.
+
+        Raises:
+            ValueError: weights that are offloaded.
         """
+        if (offloaded := first_offloaded(self)) is not None:
+            raise ValueError(
+                "prepare_for_inference needs weights in memory; those of this model are offloaded, "
+                f"{offloaded} first. Load it onto one device, or run it as it is."
+            )
         self.eval()
         self.context()
         for block in self.blocks:
@@ -865,7 +903,7 @@ class RaptorModel(RaptorPreTrainedModel):
         if exits and output_attentions:
             raise ValueError("With exit_angle set, images stop early: attentions can't be told.")
         states = self.embed(pixel_values)
-        context = self.context(tuple(pixel_values.shape[-2:]))
+        context = self.context(tuple(pixel_values.shape[-2:]), states)
         hidden_states = [states if 0 in wanted else None]
         applied = self.config.applied_layers()
         moving = torch.arange(len(states), device=states.device) if exits else None
@@ -885,16 +923,23 @@ class RaptorModel(RaptorPreTrainedModel):
         )
 
 
+@torch.inference_mode(False)  # what is made in that mode no training pass can use later
 @torch.no_grad()
-def layer_context(teacher: PreTrainedModel, image_size: tuple[int, int]) -> LayerContext | None:
+def layer_context(
+    teacher: PreTrainedModel, image_size: tuple[int, int], device: torch.device | None = None
+) -> LayerContext | None:
     """Return what a teacher's forward hands to its layers beside states, for images of a size.
 
     None for families whose layers take states alone.
+
+    Args:
+        device: where the images are; default: where the weights are.
     """
     if not teacher_family(teacher.config).context:
         return None
     like = next(teacher.parameters())
-    black = like.new_zeros(1, teacher.config.num_channels, *image_size)
+    size = (1, teacher.config.num_channels, *image_size)
+    black = torch.zeros(size, dtype=like.dtype, device=device or like.device)
     _, args, kwargs = first_layer_call(teacher, black)
     return LayerContext.of_call(args, kwargs)
 
@@ -1008,6 +1053,11 @@ def check_teacher(teacher: PreTrainedModel) -> None:
                 f"The teacher is in training mode, and {drops[0]} makes its states random: call "
                 "teacher.eval() first."
             )
+
+
+def first_offloaded(model: nn.Module) -> str | None:
+    """Return the name of the first weight that is not in memory but on the meta device, if any."""
+    return next((name for name, weight in model.named_parameters() if weight.is_meta), None)
 
 
 def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
@@ -1173,10 +1223,13 @@ def depth_logits(
     Returns:
         (B, bins, 4·h, 4·w).
     """
-    size = tokens.shape[-1]
-    of_patches = nn.functional.linear(tokens[:, 1:], classifier.weight[:, :size], classifier.bias)
-    of_cls = nn.functional.linear(tokens[:, :1], classifier.weight[:, size:])
-    logits = (of_patches + of_cls).transpose(1, 2).unflatten(2, grid)
+    size, cls, patches = tokens.shape[-1], tokens[:, :1], tokens[:, 1:]
+    if classifier.weight.is_meta:  # offloaded: it fetches its weights when it is called
+        logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
+    else:
+        logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
+        logits = logits + nn.functional.linear(cls, classifier.weight[:, size:])
+    logits = logits.transpose(1, 2).unflatten(2, grid)
     return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
 
 

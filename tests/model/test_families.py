@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -22,7 +23,7 @@ from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.modeling_raptor import CONTEXTS_KEPT, layer_context
 from raptor_hf.probes.early_exit import exit_curves
 from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
@@ -33,6 +34,9 @@ from tests.helpers import assert_same_outputs
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
+WITH_CONTEXT = pytest.mark.parametrize(
+    "case", [case for case in CASES if TEACHER_FAMILIES[CASES[case][0]].context]
+)
 EVERY_FAMILY = pytest.mark.parametrize("case", FAMILIES)
 
 
@@ -267,3 +271,75 @@ def test_in_half_precision_angles_may_be_finer(dtype):
     found = raptor.trajectory(images((16, 16)).to(dtype))
     assert found.dtype == dtype
     assert_same_outputs(found, expected, 2e-2)
+
+
+@EVERY_CASE
+@torch.no_grad()
+def test_offloaded_it_gives_the_same(case, tmp_path):
+    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
+    expected = raptor.trajectory(images((16, 16)))
+    raptor.save_pretrained(tmp_path)
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    on_disk = RaptorModel.from_pretrained(tmp_path, **options)
+    assert on_disk.device.type == "meta"
+    assert_same_outputs(on_disk.trajectory(images((16, 16))), expected)
+    assert_same_outputs(on_disk.rollout(expected[:, 0]), expected)
+    with pytest.raises(ValueError, match="needs weights in memory.* offloaded, shell.* first"):
+        on_disk.prepare_for_inference()
+    in_memory = cpu_offload(RaptorModel.from_pretrained(tmp_path), torch.device("cpu"))
+    assert_same_outputs(in_memory.trajectory(images((16, 16))), expected)
+
+
+@torch.no_grad()
+def test_a_query_bias_is_added_to_what_an_adapter_computes():
+    """The layer of query, key and value may be replaced: it is called, its weights not read."""
+
+    class Adapted(nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.weight = linear, linear.weight
+
+        def forward(self, states):
+            return self.linear(states) + 1
+
+    attention = new_raptor(tiny_model("dinov3_vit"), [2, 1], init="teacher").blocks[0].attention
+    states = torch.randn(2, 19, 24)
+    expected = attention.project(states) + 1
+    attention.qkv = Adapted(attention.qkv)
+    assert_same_outputs(attention.project(states), expected)
+
+
+@WITH_CONTEXT
+def test_what_inference_left_behind_can_be_trained_with(case):
+    teacher = tiny_model(case)
+    raptor = new_raptor(teacher, [2, 1], init="teacher").eval()
+    size = (28, 20)  # that no other test has: transformers keeps the positions of a size, too
+    with torch.inference_mode():
+        trajectory(teacher, images(size))
+        raptor(images(size))
+    raptor(images(size)).last_hidden_state.sum().backward()
+
+
+@WITH_CONTEXT
+@torch.no_grad()
+def test_contexts_are_few_and_of_the_present_weights(case):
+    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
+    for height in range(1, CONTEXTS_KEPT + 3):
+        raptor(images((4 * height, 8)))
+    assert [key[0][0] for key in raptor._contexts] == [4 * h for h in range(3, CONTEXTS_KEPT + 3)]
+    kept = raptor.context((24, 8))
+    raptor.eval()
+    assert raptor.context((24, 8)) is kept
+    raptor.load_state_dict(raptor.state_dict())
+    assert not raptor._contexts
+    raptor.context()
+    raptor.train()
+    assert not raptor._contexts
+    raptor.context()
+    raptor.eval()
+    assert not raptor._contexts
+    # of a model around it, too
+    classifier = RaptorForImageClassification(raptor.config)
+    classifier.raptor.context()
+    classifier.load_state_dict(classifier.state_dict())
+    assert not classifier.raptor._contexts
