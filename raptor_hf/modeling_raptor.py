@@ -4,8 +4,8 @@ Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Re
 file is the whole network; it is one long file because it travels to the Hub beside the weights.
 Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
-# `from_teacher` and `forward` are over 40 lines: half of them is signature and docstring; and so is
-# `teacher_layer_weights`, a list.
+# `from_teacher`, `check_against` and `forward` are over 40 lines: half of them is signature,
+# docstring and what errors say; and so is `teacher_layer_weights`, a list.
 
 import copy
 import math
@@ -28,7 +28,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_raptor import (
     TEACHER_FAMILIES,
@@ -38,6 +38,7 @@ from .configuration_raptor import (
     token_layout,
 )
 
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CONTEXTS_KEPT = 8  # sizes of images: at 512 pixels a bias of 16 heads takes 67 MB
 
 
@@ -604,8 +605,9 @@ class RaptorModel(RaptorPreTrainedModel):
 
         Raises:
             ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
-                family or in training mode with dropout, a model around a teacher (`raptorize`
-                takes those), or `init="teacher"` with a LayerScale or another FFN than its own.
+                family, offloaded, quantised or in training mode with dropout, a model around a
+                teacher (`raptorize` takes those), or `init="teacher"` with a LayerScale or another
+                FFN than its own.
         """
         if init not in ("random", "teacher"):
             raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
@@ -634,38 +636,45 @@ class RaptorModel(RaptorPreTrainedModel):
             layers = teacher.get_submodule(model.family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
                 block.copy_teacher_layers(layers[start:stop], model.family.layer)
-        if teacher.device.type != "meta":
-            model.check_against(teacher, blocks=init == "teacher")
+        model.check_against(teacher, blocks=init == "teacher")
         return model
 
     @torch.no_grad()
     def check_against(self, teacher: PreTrainedModel, *, blocks: bool) -> None:
-        """Compare state 0 of an image with what the teacher's own forward hands to its first layer.
+        """Compare with what the teacher's own forward makes of an image of its size.
+
+        That is state 0, how many tokens it has, and the final norm where the teacher's last state
+        is given after it.
 
         Args:
-            blocks: compare a copy of this layer with it, too.
+            blocks: compare a copy of the first layer with it, too.
 
         Raises:
             ValueError: they differ: the teacher is not what its family is in `TEACHER_FAMILIES`.
         """
-        config, layer = self.config, teacher.get_submodule(self.family.layers)[0]
+        config, home = self.config, self.device
         like = next(teacher.parameters())
         size = (1, config.num_channels, *pair(config.image_size))
         image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
-        expected, args, kwargs = first_layer_call(teacher, image)
-        pairs = {"the embeddings": (self.embed(image.to(self.device)), expected)}
-        if blocks:
-            with torch.device("meta"):
-                block = RaptorBlock(config).eval()
-            block.depth_scaling = None
-            weights = teacher_layer_weights(layer, self.family.layer)
-            block.load_state_dict(weights, assign=True)
-            states = block(expected, 1, context=LayerContext.of_call(args, kwargs))
-            output = layer(expected, *args, **kwargs)
-            pairs["a copy of the first layer"] = (
-                states,
-                output[0] if isinstance(output, tuple) else output,
+        call = first_layer_call(teacher, image)
+        expected = call[0]
+        rows, columns = patch_grid(size[-2:], config)
+        number = token_layout(config).num_prefix_tokens + rows * columns
+        if expected.shape[-2] != number:
+            raise ValueError(
+                f"A state of this {type(teacher).__name__} should have {number} tokens (cls, "
+                f"registers and {rows}×{columns} patches), and has {expected.shape[-2]}. Its row "
+                "in TEACHER_FAMILIES miscounts them."
             )
+        self.shell.to(like.device)  # a GPU's convolutions (TF32) differ from another device's
+        try:
+            pairs = {"the embeddings": (self.embed(image), expected)}
+            if blocks:
+                pairs["a copy of the first layer"] = copied_layer(config, teacher, *call)
+            if (last := last_states(teacher, image)) is not None:
+                pairs["the final norm"] = (self.norm(last[0].to(like.device)), last[1])
+        finally:
+            self.shell.to(home)
         tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
         for what, (found, wanted) in pairs.items():
             error = (found.to(wanted) - wanted).abs().max() / wanted.abs().max()
@@ -762,7 +771,7 @@ class RaptorModel(RaptorPreTrainedModel):
         """
         if self.family.context:
             size = tuple(image_size or pair(self.config.image_size))
-            rows, columns = PatchFrame.of(size, self.config).grid
+            rows, columns = patch_grid(size, self.config)
             expected = token_layout(self.config).num_prefix_tokens + rows * columns
             if states.shape[-2] != expected:
                 raise ValueError(
@@ -953,7 +962,7 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
 
     Of a teacher that masks patches (MAE) they are those of the whole image.
     """
-    call, mask_ratio = [], getattr(model.config, "mask_ratio", None)
+    call = []
 
     def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         call.extend((args[0], args[1:], kwargs))
@@ -962,16 +971,66 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
     layer = model.get_submodule(teacher_family(model.config).layers)[0]
     hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        if mask_ratio:
-            model.config.mask_ratio = 0.0
-        model(pixel_values, **image_arguments(model.config, pixel_values))
+        call_whole(model, pixel_values)
     except _ReachedError:
         return tuple(call)
     finally:
         hook.remove()
+    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def last_states(
+    teacher: PreTrainedModel, pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the state after a teacher's last layer, and its `last_hidden_state` after the norm.
+
+    None where it gives no such thing: CLIP norms its pooled output alone, a backbone tells maps.
+    """
+    family, states = teacher_family(teacher.config), []
+    if not family.output_normed:
+        return None
+    layer = teacher.get_submodule(family.layers)[-1]
+    hook = layer.register_forward_hook(lambda _module, _args, output: states.append(output))
+    try:
+        normed = getattr(call_whole(teacher, pixel_values), "last_hidden_state", None)
+    finally:
+        hook.remove()
+    if normed is None:
+        return None
+    return states[0][0] if isinstance(states[0], tuple) else states[0], normed
+
+
+def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutput:
+    """Call a teacher on images; one that masks patches (MAE) leaves them whole."""
+    mask_ratio = getattr(model.config, "mask_ratio", None)
+    try:
+        if mask_ratio:
+            model.config.mask_ratio = 0.0
+        return model(pixel_values, **image_arguments(model.config, pixel_values))
+    finally:
         if mask_ratio:
             model.config.mask_ratio = mask_ratio
-    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def copied_layer(
+    config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor, args: tuple, kwargs: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a block that is a copy of a teacher's first layer makes of states, and the layer
+    itself.
+
+    Args:
+        config: of the block.
+        states, args, kwargs: what the layer is called with, see `first_layer_call`.
+    """
+    family = teacher_family(teacher.config)
+    layer = teacher.get_submodule(family.layers)[0]
+    with torch.device("meta"):
+        block = RaptorBlock(config).eval()
+    block.depth_scaling = None
+    block.load_state_dict(teacher_layer_weights(layer, family.layer), assign=True)
+    output = layer(states, *args, **kwargs)
+    copied = block(states, 1, context=LayerContext.of_call(args, kwargs))
+    return copied, output[0] if isinstance(output, tuple) else output
 
 
 def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrainedModel:
@@ -1030,6 +1089,28 @@ def describe(model: PreTrainedModel) -> None:
         setattr(config, name, value)
 
 
+def check_weights(teacher: PreTrainedModel) -> None:
+    """Refuse weights that can't be taken over, offloaded or quantised; a ValueError says which."""
+    name = type(teacher).__name__
+    if (offloaded := first_offloaded(teacher)) is not None:
+        raise ValueError(
+            f"The weights of a teacher must lie in memory; those of this {name} are offloaded (on "
+            f"the meta device), {offloaded} first. Load it onto one device."
+        )
+    others = {
+        path: weight.dtype if type(weight.data) is torch.Tensor else type(weight.data).__name__
+        for path, weight in teacher.named_parameters()
+        if type(weight.data) is not torch.Tensor or weight.dtype not in _FLOATS
+    }
+    if others or getattr(teacher, "hf_quantizer", None) is not None:
+        of_kind = [f", {path} is {kind}" for path, kind in others.items()][:1]
+        raise ValueError(
+            f"The weights of a teacher must be plain floating-point numbers; this {name} is "
+            f"quantised{''.join(of_kind)}. Load it without quantization_config; the Raptor may be "
+            "quantised instead."
+        )
+
+
 def check_teacher(teacher: PreTrainedModel) -> None:
     """Refuse what no Raptor can be made of; a ValueError says why."""
     config = teacher.config
@@ -1042,6 +1123,7 @@ def check_teacher(teacher: PreTrainedModel) -> None:
             f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
             "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
         )
+    check_weights(teacher)
     if teacher.training:
         drops = [
             name
@@ -1088,8 +1170,7 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
             )
         arguments["interpolate_pos_encoding"] = True
     if family.masks:  # what it keeps of the patches it shuffles by this noise, unless in order
-        rows, columns = patch_sides(teacher_config)
-        number = (pixel_values.shape[-2] // rows) * (pixel_values.shape[-1] // columns)
+        number = math.prod(patch_grid(tuple(pixel_values.shape[-2:]), teacher_config))
         order = torch.arange(number, device=pixel_values.device)
         arguments["noise"] = order.expand(len(pixel_values), number)
     return arguments
@@ -1098,6 +1179,15 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what may be given as one number."""
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def patch_grid(size: tuple[int, int], config: PreTrainedConfig) -> tuple[int, int]:
+    """Return how many patches an image of `size` (height, width) has below and beside each other.
+
+    What is left over at the edges, where its own size is no multiple of the patch (SigLIP), the
+    teacher does not look at.
+    """
+    return tuple(pixels // side for pixels, side in zip(size, patch_sides(config), strict=True))
 
 
 def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
@@ -1426,7 +1516,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
             states if layer in wanted else None
             for layer, states in enumerate(outputs.hidden_states)
         )
-        grid = PatchFrame.of(tuple(pixel_values.shape[-2:]), self.config).grid
+        grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
         feature_maps = []
         for index in self.out_indices:
             states = outputs.hidden_states[index]

@@ -6,7 +6,13 @@ from transformers import PreTrainedModel
 
 from .configuration_raptor import TEACHER_FAMILIES, RaptorConfig, RaptorizedConfig
 from .distillation.starts import new_raptor
-from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, describe, find_towers
+from .modeling_raptor import (
+    RaptorModel,
+    RaptorPreTrainedModel,
+    check_weights,
+    describe,
+    find_towers,
+)
 from .modeling_raptorized import RaptorTrunk, install_trunk, raptorized_class
 
 
@@ -33,8 +39,9 @@ def raptorize(
         tower: path of the tower within the model, where it has several.
 
     Raises:
-        ValueError: a model without such a tower or with several, one that has a trunk already,
-            phases that don't sum to its depth, or blocks of another family, width or phases.
+        ValueError: a model without such a tower or with several, one that has a trunk already, a
+            tower that is offloaded or quantised, phases that don't sum to its depth, or blocks of
+            another family, width or phases.
 
     Returns:
         The model itself.
@@ -81,6 +88,7 @@ def _find_tower(model: nn.Module, tower: str | None) -> tuple[str, PreTrainedMod
         raise ValueError(f"The model has several vision towers, {list(towers)}: name one (tower=).")
     path = next(iter(towers)) if tower is None else tower
     describe(towers[path])
+    check_weights(towers[path])
     return path, towers[path]
 
 

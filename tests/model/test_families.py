@@ -17,6 +17,7 @@ from raptor_hf import (
     RaptorForImageClassification,
     RaptorForSemanticSegmentation,
     RaptorModel,
+    raptorize,
 )
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments
@@ -171,6 +172,67 @@ def test_a_size_of_its_own_that_is_no_multiple_of_the_patch():
     assert_same_outputs(raptor.trajectory(images((18, 18))), expected)
     with pytest.raises(ValueError, match="multiples of the patch .4×4 pixels.; got 19×18"):
         raptor(images((19, 18)))
+
+
+@torch.no_grad()
+def test_maps_of_that_size_have_as_many_patches_as_the_teacher_looks_at():
+    teacher = tiny_model("siglip_vision_model", image_size=18)
+    backbone = RaptorBackbone(copy_of(teacher).config).eval()
+    [maps] = backbone(images((18, 18))).feature_maps
+    tokens = backbone.raptor(images((18, 18))).last_hidden_state
+    assert torch.equal(maps, tokens.mT.unflatten(2, (4, 4)))
+    rotating = copy_of(tiny_model("dinov3_vit", image_size=18))
+    expected = rotating.trajectory(images((18, 18)))
+    assert_same_outputs(rotating.rollout(expected[:, 0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("dinov2", {"registers": 1}, r"should have 18 tokens .*4×4 patches.*, and has 17. Its row"),
+        ("clip_vision_model", {"embeddings": ("embeddings",)}, "the embeddings of this CLIPVision"),
+        ("dinov3_vit", {"final_norm": None}, "the final norm of this DINOv3ViTModel .* differ by"),
+        ("clip_vision_model", {"output_normed": True}, "the final norm of this CLIPVisionModel"),
+        ("vit", {"layer": TEACHER_FAMILIES["vit"].layer._replace(norms=("layernorm_before",) * 2)},
+         "a copy of the first layer of this ViTModel"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_seen(family, change, message, monkeypatch):
+    teacher = tiny_model(family)
+    monkeypatch.setitem(TEACHER_FAMILIES, family, TEACHER_FAMILIES[family]._replace(**change))
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+
+
+@pytest.mark.parametrize("kind", ["disk", "cpu"])
+def test_an_offloaded_teacher_is_refused(kind, tmp_path):
+    teacher, blocks = tiny_model("vit"), copy_of(tiny_model("vit"))
+    if kind == "cpu":
+        cpu_offload(teacher)
+    else:
+        teacher.save_pretrained(tmp_path)
+        placed = {"embeddings": "cpu", "layers.0": "cpu", "layers.1": "disk", "layers.2": "cpu",
+                  "layernorm": "cpu", "pooler": "cpu"}  # fmt: skip
+        options = {"device_map": placed, "offload_folder": tmp_path / "offloaded"}
+        teacher = AutoModel.from_pretrained(tmp_path, **options)
+    message = "must lie in memory; those of this ViTModel are offloaded .*, .* first. Load it onto"
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1])
+    with pytest.raises(ValueError, match=message):
+        raptorize(teacher, blocks=blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_quantised_teacher_is_refused(dtype):
+    """As bitsandbytes and finegrained float8 leave it."""
+    teacher, blocks = tiny_model("vit"), copy_of(tiny_model("vit"))
+    linear = teacher.layers[1].mlp.fc1
+    linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    message = f"this ViTModel is quantised, layers.1.mlp.fc1.weight is {dtype}. Load it without"
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1])
+    with pytest.raises(ValueError, match=message):
+        raptorize(teacher, blocks=blocks)
 
 
 def test_of_timm_a_vision_transformer_teaches():
