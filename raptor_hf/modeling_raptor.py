@@ -7,9 +7,12 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 # `from_teacher`, `check_against` and `forward` are over 40 lines: half of them is signature,
 # docstring and what errors say; and so is `teacher_layer_weights`, a list.
 
+import contextlib
 import copy
 import math
 import os
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -636,7 +639,8 @@ class RaptorModel(RaptorPreTrainedModel):
             layers = teacher.get_submodule(model.family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
                 block.copy_teacher_layers(layers[start:stop], model.family.layer)
-        model.check_against(teacher, blocks=init == "teacher")
+        with full_products():
+            model.check_against(teacher, blocks=init == "teacher")
         return model
 
     @torch.no_grad()
@@ -652,7 +656,7 @@ class RaptorModel(RaptorPreTrainedModel):
         Raises:
             ValueError: they differ: the teacher is not what its family is in `TEACHER_FAMILIES`.
         """
-        config, home = self.config, self.device
+        config = self.config
         like = next(teacher.parameters())
         size = (1, config.num_channels, *pair(config.image_size))
         image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
@@ -666,6 +670,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"registers and {rows}×{columns} patches), and has {expected.shape[-2]}. Its row "
                 "in TEACHER_FAMILIES miscounts them."
             )
+        home = self.shell.device
         self.shell.to(like.device)  # a GPU's convolutions (TF32) differ from another device's
         try:
             pairs = {"the embeddings": (self.embed(image), expected)}
@@ -951,6 +956,25 @@ def layer_context(
     black = torch.zeros(size, dtype=like.dtype, device=device or like.device)
     _, args, kwargs = first_layer_call(teacher, black)
     return LayerContext.of_call(args, kwargs)
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    """Multiply all bits of float32 numbers, where a GPU was told to leave some out (TF32)."""
+    try:
+        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+        full = "highest"
+    except RuntimeError:  # told in torch's newer way, which must not be mixed with the older one
+        products, full = torch.backends.cuda.matmul, "ieee"
+        before, choose = products.fp32_precision, partial(setattr, products, "fp32_precision")
+    if before == full:
+        yield
+        return
+    choose(full)
+    try:
+        yield
+    finally:
+        choose(before)
 
 
 class _ReachedError(Exception):
