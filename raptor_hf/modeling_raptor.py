@@ -4,12 +4,15 @@ Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Re
 file is the whole network; it is one long file because it travels to the Hub beside the weights.
 Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
-# `from_teacher` and `forward` are over 40 lines: half of them is signature and docstring; and so is
-# `teacher_layer_weights`, a list.
+# `from_teacher`, `check_against` and `forward` are over 40 lines: half of them is signature,
+# docstring and what errors say; and so is `teacher_layer_weights`, a list.
 
+import contextlib
 import copy
 import math
 import os
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,7 +31,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_raptor import (
     TEACHER_FAMILIES,
@@ -37,6 +40,9 @@ from .configuration_raptor import (
     teacher_family,
     token_layout,
 )
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CONTEXTS_KEPT = 8  # sizes of images: at 512 pixels a bias of 16 heads takes 67 MB
 
 
 class LayerContext(NamedTuple):
@@ -86,11 +92,14 @@ def eager_attention(module, query, key, value, attention_mask=None, scaling=None
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the last N' tokens of (B, heads, N, d) by angles whose cosine is (N', d)."""
+    """Rotate the last N' tokens of (B, heads, N, d) by angles whose cosine is (N', d).
+
+    The angles may be of a higher precision (MLCD); the result is of that of the states.
+    """
     prefix = states.shape[-2] - cos.shape[-2]
     tokens = states[..., prefix:, :]
     first, second = tokens.chunk(2, dim=-1)
-    tokens = tokens * cos + torch.cat([-second, first], dim=-1) * sin
+    tokens = (tokens * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
     return torch.cat([states[..., :prefix, :], tokens], dim=-2) if prefix else tokens
 
 
@@ -128,7 +137,11 @@ class RaptorAttention(nn.Module):
             rows = iter(self.some_bias)
             none = self.some_bias.new_zeros(self.some_bias.shape[1])
             bias = torch.cat([next(rows) if biased else none for biased in self.biased])
-            projected = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+            if type(self.qkv) is nn.Linear and not self.qkv.weight.is_meta:
+                projected = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+            else:  # offloaded or replaced, by an adapter say: what it computes it alone knows
+                projected = self.qkv(hidden_states)
+                projected = projected + bias.to(projected.dtype)
         if self.q_norm is None:
             return projected
         query, key, value = projected.chunk(3, dim=-1)
@@ -273,6 +286,7 @@ class RaptorBlock(GradientCheckpointingLayer):
             from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
             self.position_bias = BeitRelativePositionBias(config.teacher_config)
+            self.position_bias.generate_relative_position_index = relative_positions
             self.patch_sides = patch_sides(config)
         self.register_buffer("folded_scales", None, persistent=False)
 
@@ -375,6 +389,18 @@ class RaptorBlock(GradientCheckpointingLayer):
                 "Leave ffn and intermediate_size out, or start with init='random'."
             )
         self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+
+
+def relative_positions(grid: tuple[int, int]) -> torch.Tensor:
+    """Return the index of BEiT's relative positions on a grid of patches, (N, N).
+
+    transformers keeps one for every grid. What it made in inference mode no training pass can use:
+    that takes a copy.
+    """
+    from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+
+    index = BeitRelativePositionBias.generate_relative_position_index(grid)
+    return index.clone() if torch.is_grad_enabled() else index
 
 
 def find_part(module: nn.Module, path: str) -> object | None:
@@ -602,8 +628,9 @@ class RaptorModel(RaptorPreTrainedModel):
 
         Raises:
             ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
-                family or in training mode with dropout, a model around a teacher (`raptorize`
-                takes those), or `init="teacher"` with a LayerScale or another FFN than its own.
+                family, offloaded, quantised or in training mode with dropout, a model around a
+                teacher (`raptorize` takes those), or `init="teacher"` with a LayerScale or another
+                FFN than its own.
         """
         if init not in ("random", "teacher"):
             raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
@@ -632,38 +659,47 @@ class RaptorModel(RaptorPreTrainedModel):
             layers = teacher.get_submodule(model.family.layers)
             for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
                 block.copy_teacher_layers(layers[start:stop], model.family.layer)
-        if teacher.device.type != "meta":
+        with full_products():
             model.check_against(teacher, blocks=init == "teacher")
         return model
 
     @torch.no_grad()
     def check_against(self, teacher: PreTrainedModel, *, blocks: bool) -> None:
-        """Compare state 0 of an image with what the teacher's own forward hands to its first layer.
+        """Compare with what the teacher's own forward makes of an image of its size.
+
+        That is state 0, how many tokens it has, and the final norm where the teacher's last state
+        is given after it.
 
         Args:
-            blocks: compare a copy of this layer with it, too.
+            blocks: compare a copy of the first layer with it, too.
 
         Raises:
             ValueError: they differ: the teacher is not what its family is in `TEACHER_FAMILIES`.
         """
-        config, layer = self.config, teacher.get_submodule(self.family.layers)[0]
+        config = self.config
         like = next(teacher.parameters())
         size = (1, config.num_channels, *pair(config.image_size))
         image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
-        expected, args, kwargs = first_layer_call(teacher, image)
-        pairs = {"the embeddings": (self.embed(image.to(self.device)), expected)}
-        if blocks:
-            with torch.device("meta"):
-                block = RaptorBlock(config).eval()
-            block.depth_scaling = None
-            weights = teacher_layer_weights(layer, self.family.layer)
-            block.load_state_dict(weights, assign=True)
-            states = block(expected, 1, context=LayerContext.of_call(args, kwargs))
-            output = layer(expected, *args, **kwargs)
-            pairs["a copy of the first layer"] = (
-                states,
-                output[0] if isinstance(output, tuple) else output,
+        call = first_layer_call(teacher, image)
+        expected = call[0]
+        rows, columns = patch_grid(size[-2:], config)
+        number = token_layout(config).num_prefix_tokens + rows * columns
+        if expected.shape[-2] != number:
+            raise ValueError(
+                f"A state of this {type(teacher).__name__} should have {number} tokens (cls, "
+                f"registers and {rows}×{columns} patches), and has {expected.shape[-2]}. Its row "
+                "in TEACHER_FAMILIES miscounts them."
             )
+        home = self.shell.device
+        self.shell.to(like.device)  # a GPU's convolutions (TF32) differ from another device's
+        try:
+            pairs = {"the embeddings": (self.embed(image), expected)}
+            if blocks:
+                pairs["a copy of the first layer"] = copied_layer(config, teacher, *call)
+            if (last := last_states(teacher, image)) is not None:
+                pairs["the final norm"] = (self.norm(last[0].to(like.device)), last[1])
+        finally:
+            self.shell.to(home)
         tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
         for what, (found, wanted) in pairs.items():
             error = (found.to(wanted) - wanted).abs().max() / wanted.abs().max()
@@ -676,9 +712,15 @@ class RaptorModel(RaptorPreTrainedModel):
 
     def train(self, mode: bool = True) -> "RaptorModel":
         """Set the mode of the blocks; the teacher's embeddings stay as they are in evaluation."""
+        if mode or self.training:  # the weights may change, or have changed
+            self._contexts.clear()
         super().train(mode)
         self.shell.eval()  # DINOv3 draws other positions in training, others drop tokens
         return self
+
+    def _load_from_state_dict(self, *args) -> None:
+        self._contexts.clear()  # they are of the weights before
+        super()._load_from_state_dict(*args)
 
     def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Embed images: (B, C, H, W) to the states of layer 0, (B, N, D).
@@ -710,20 +752,23 @@ class RaptorModel(RaptorPreTrainedModel):
             states = find_part(self.shell, path)(states, **given)
         return states[0] if isinstance(states, tuple) else states
 
-    def context(self, image_size: tuple[int, int] | None = None) -> LayerContext | None:
+    def context(
+        self, image_size: tuple[int, int] | None = None, like: torch.Tensor | None = None
+    ) -> LayerContext | None:
         """Return what blocks need beside states of images of a size: rotary angles, a bias.
 
-        It is what the teacher's own forward hands to its layers, and kept for every size. None for
-        families whose layers need nothing else.
+        It is what the teacher's own forward hands to its layers, and kept for the last sizes. None
+        for families whose layers need nothing else.
 
         Args:
             image_size: height and width in pixels; default: as the teacher was made for.
+            like: images or states, on whose device it shall be; default: where the weights are.
         """
         if not self.family.context:
             return None
         size = tuple(image_size or pair(self.config.image_size))
-        weight = next(self.shell.parameters())
-        key = (size, weight.device, weight.dtype)
+        weight = next(self.shell.parameters())  # of an offloaded one the device says nothing
+        key = (size, weight.device if like is None else like.device, weight.dtype)
         if key not in self._contexts:
             if torch.compiler.is_compiling():
                 raise ValueError(
@@ -734,9 +779,11 @@ class RaptorModel(RaptorPreTrainedModel):
             layers = self.shell.get_submodule(self.family.layers)
             layers.append(nn.Identity())  # a first layer
             try:
-                self._contexts[key] = layer_context(self.shell, size)
+                self._contexts[key] = layer_context(self.shell, size, key[1])
             finally:
                 del layers[0]
+            if len(self._contexts) > CONTEXTS_KEPT:
+                del self._contexts[next(iter(self._contexts))]  # the first that was made
         return self._contexts[key]
 
     def context_of(
@@ -749,14 +796,14 @@ class RaptorModel(RaptorPreTrainedModel):
         """
         if self.family.context:
             size = tuple(image_size or pair(self.config.image_size))
-            rows, columns = PatchFrame.of(size, self.config).grid
+            rows, columns = patch_grid(size, self.config)
             expected = token_layout(self.config).num_prefix_tokens + rows * columns
             if states.shape[-2] != expected:
                 raise ValueError(
                     f"Images of {size[0]}×{size[1]} pixels have {expected} tokens; the states have "
                     f"{states.shape[-2]}. Say of which size their images are (image_size)."
                 )
-        return self.context(image_size)
+        return self.context(image_size, states)
 
     def advance(
         self,
@@ -810,7 +857,15 @@ class RaptorModel(RaptorPreTrainedModel):
 
         Returns:
             The model itself, in evaluation mode.
+
+        Raises:
+            ValueError: weights that are offloaded.
         """
+        if (offloaded := first_offloaded(self)) is not None:
+            raise ValueError(
+                "prepare_for_inference needs weights in memory; those of this model are offloaded, "
+                f"{offloaded} first. Load it onto one device, or run it as it is."
+            )
         self.eval()
         self.context()
         graphs = options.get("options", {}).get("triton.cudagraphs", False)
@@ -896,7 +951,7 @@ class RaptorModel(RaptorPreTrainedModel):
             raise ValueError("With exit_angle set, images stop early: attentions can't be told.")
         self._begin_rollout()
         states = self.embed(pixel_values)
-        context = self.context(tuple(pixel_values.shape[-2:]))
+        context = self.context(tuple(pixel_values.shape[-2:]), states)
         hidden_states = [states if 0 in wanted else None]
         applied = self.config.applied_layers()
         moving = torch.arange(len(states), device=states.device) if exits else None
@@ -918,18 +973,44 @@ class RaptorModel(RaptorPreTrainedModel):
         )
 
 
+@torch.inference_mode(False)  # what is made in that mode no training pass can use later
 @torch.no_grad()
-def layer_context(teacher: PreTrainedModel, image_size: tuple[int, int]) -> LayerContext | None:
+def layer_context(
+    teacher: PreTrainedModel, image_size: tuple[int, int], device: torch.device | None = None
+) -> LayerContext | None:
     """Return what a teacher's forward hands to its layers beside states, for images of a size.
 
     None for families whose layers take states alone.
+
+    Args:
+        device: where the images are; default: where the weights are.
     """
     if not teacher_family(teacher.config).context:
         return None
     like = next(teacher.parameters())
-    black = like.new_zeros(1, teacher.config.num_channels, *image_size)
+    size = (1, teacher.config.num_channels, *image_size)
+    black = torch.zeros(size, dtype=like.dtype, device=device or like.device)
     _, args, kwargs = first_layer_call(teacher, black)
     return LayerContext.of_call(args, kwargs)
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    """Multiply all bits of float32 numbers, where a GPU was told to leave some out (TF32)."""
+    try:
+        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+        full = "highest"
+    except RuntimeError:  # told in torch's newer way, which must not be mixed with the older one
+        products, full = torch.backends.cuda.matmul, "ieee"
+        before, choose = products.fp32_precision, partial(setattr, products, "fp32_precision")
+    if before == full:
+        yield
+        return
+    choose(full)
+    try:
+        yield
+    finally:
+        choose(before)
 
 
 class _ReachedError(Exception):
@@ -941,7 +1022,7 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
 
     Of a teacher that masks patches (MAE) they are those of the whole image.
     """
-    call, mask_ratio = [], getattr(model.config, "mask_ratio", None)
+    call = []
 
     def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         call.extend((args[0], args[1:], kwargs))
@@ -950,16 +1031,66 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
     layer = model.get_submodule(teacher_family(model.config).layers)[0]
     hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        if mask_ratio:
-            model.config.mask_ratio = 0.0
-        model(pixel_values, **image_arguments(model.config, pixel_values))
+        call_whole(model, pixel_values)
     except _ReachedError:
         return tuple(call)
     finally:
         hook.remove()
+    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def last_states(
+    teacher: PreTrainedModel, pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the state after a teacher's last layer, and its `last_hidden_state` after the norm.
+
+    None where it gives no such thing: CLIP norms its pooled output alone, a backbone tells maps.
+    """
+    family, states = teacher_family(teacher.config), []
+    if not family.output_normed:
+        return None
+    layer = teacher.get_submodule(family.layers)[-1]
+    hook = layer.register_forward_hook(lambda _module, _args, output: states.append(output))
+    try:
+        normed = getattr(call_whole(teacher, pixel_values), "last_hidden_state", None)
+    finally:
+        hook.remove()
+    if normed is None:
+        return None
+    return states[0][0] if isinstance(states[0], tuple) else states[0], normed
+
+
+def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutput:
+    """Call a teacher on images; one that masks patches (MAE) leaves them whole."""
+    mask_ratio = getattr(model.config, "mask_ratio", None)
+    try:
+        if mask_ratio:
+            model.config.mask_ratio = 0.0
+        return model(pixel_values, **image_arguments(model.config, pixel_values))
+    finally:
         if mask_ratio:
             model.config.mask_ratio = mask_ratio
-    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def copied_layer(
+    config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor, args: tuple, kwargs: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a block that is a copy of a teacher's first layer makes of states, and the layer
+    itself.
+
+    Args:
+        config: of the block.
+        states, args, kwargs: what the layer is called with, see `first_layer_call`.
+    """
+    family = teacher_family(teacher.config)
+    layer = teacher.get_submodule(family.layers)[0]
+    with torch.device("meta"):
+        block = RaptorBlock(config).eval()
+    block.depth_scaling = None
+    block.load_state_dict(teacher_layer_weights(layer, family.layer), assign=True)
+    output = layer(states, *args, **kwargs)
+    copied = block(states, 1, context=LayerContext.of_call(args, kwargs))
+    return copied, output[0] if isinstance(output, tuple) else output
 
 
 def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrainedModel:
@@ -1018,6 +1149,28 @@ def describe(model: PreTrainedModel) -> None:
         setattr(config, name, value)
 
 
+def check_weights(teacher: PreTrainedModel) -> None:
+    """Refuse weights that can't be taken over, offloaded or quantised; a ValueError says which."""
+    name = type(teacher).__name__
+    if (offloaded := first_offloaded(teacher)) is not None:
+        raise ValueError(
+            f"The weights of a teacher must lie in memory; those of this {name} are offloaded (on "
+            f"the meta device), {offloaded} first. Load it onto one device."
+        )
+    others = {
+        path: weight.dtype if type(weight.data) is torch.Tensor else type(weight.data).__name__
+        for path, weight in teacher.named_parameters()
+        if type(weight.data) is not torch.Tensor or weight.dtype not in _FLOATS
+    }
+    if others or getattr(teacher, "hf_quantizer", None) is not None:
+        of_kind = [f", {path} is {kind}" for path, kind in others.items()][:1]
+        raise ValueError(
+            f"The weights of a teacher must be plain floating-point numbers; this {name} is "
+            f"quantised{''.join(of_kind)}. Load it without quantization_config; the Raptor may be "
+            "quantised instead."
+        )
+
+
 def check_teacher(teacher: PreTrainedModel) -> None:
     """Refuse what no Raptor can be made of; a ValueError says why."""
     config = teacher.config
@@ -1030,6 +1183,7 @@ def check_teacher(teacher: PreTrainedModel) -> None:
             f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
             "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
         )
+    check_weights(teacher)
     if teacher.training:
         drops = [
             name
@@ -1041,6 +1195,11 @@ def check_teacher(teacher: PreTrainedModel) -> None:
                 f"The teacher is in training mode, and {drops[0]} makes its states random: call "
                 "teacher.eval() first."
             )
+
+
+def first_offloaded(model: nn.Module) -> str | None:
+    """Return the name of the first weight that is not in memory but on the meta device, if any."""
+    return next((name for name, weight in model.named_parameters() if weight.is_meta), None)
 
 
 def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
@@ -1071,8 +1230,7 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
             )
         arguments["interpolate_pos_encoding"] = True
     if family.masks:  # what it keeps of the patches it shuffles by this noise, unless in order
-        rows, columns = patch_sides(teacher_config)
-        number = (pixel_values.shape[-2] // rows) * (pixel_values.shape[-1] // columns)
+        number = math.prod(patch_grid(tuple(pixel_values.shape[-2:]), teacher_config))
         order = torch.arange(number, device=pixel_values.device)
         arguments["noise"] = order.expand(len(pixel_values), number)
     return arguments
@@ -1081,6 +1239,15 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of what may be given as one number."""
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def patch_grid(size: tuple[int, int], config: PreTrainedConfig) -> tuple[int, int]:
+    """Return how many patches an image of `size` (height, width) has below and beside each other.
+
+    What is left over at the edges, where its own size is no multiple of the patch (SigLIP), the
+    teacher does not look at.
+    """
+    return tuple(pixels // side for pixels, side in zip(size, patch_sides(config), strict=True))
 
 
 def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
@@ -1206,10 +1373,13 @@ def depth_logits(
     Returns:
         (B, bins, 4·h, 4·w).
     """
-    size = tokens.shape[-1]
-    of_patches = nn.functional.linear(tokens[:, 1:], classifier.weight[:, :size], classifier.bias)
-    of_cls = nn.functional.linear(tokens[:, :1], classifier.weight[:, size:])
-    logits = (of_patches + of_cls).transpose(1, 2).unflatten(2, grid)
+    size, cls, patches = tokens.shape[-1], tokens[:, :1], tokens[:, 1:]
+    if classifier.weight.is_meta:  # offloaded: it fetches its weights when it is called
+        logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
+    else:
+        logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
+        logits = logits + nn.functional.linear(cls, classifier.weight[:, size:])
+    logits = logits.transpose(1, 2).unflatten(2, grid)
     return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
 
 
@@ -1406,7 +1576,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
             states if layer in wanted else None
             for layer, states in enumerate(outputs.hidden_states)
         )
-        grid = PatchFrame.of(tuple(pixel_values.shape[-2:]), self.config).grid
+        grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
         feature_maps = []
         for index in self.out_indices:
             states = outputs.hidden_states[index]

@@ -18,6 +18,7 @@ from .distillation.starts import new_raptor
 from .modeling_raptor import (
     RaptorModel,
     RaptorPreTrainedModel,
+    check_weights,
     describe,
     find_towers,
     pair,
@@ -49,9 +50,9 @@ def raptorize(
         tower: path of the tower within the model, where it has several.
 
     Raises:
-        ValueError: a model without such a tower or with several, one that is a Raptor already,
-            phases that don't sum to its depth, or blocks that were made for another kind of tower,
-            for other phases or to exit early.
+        ValueError: a model without such a tower or with several, one that is a Raptor already, a
+            tower that is offloaded or quantised, phases that don't sum to its depth, or blocks that
+            were made for another kind of tower, for other phases or to exit early.
 
     Returns:
         The model itself.
@@ -99,6 +100,7 @@ def _find_tower(model: nn.Module, tower: str | None) -> tuple[str, PreTrainedMod
         raise ValueError(f"The model has several vision towers, {list(towers)}: name one (tower=).")
     path = next(iter(towers)) if tower is None else tower
     describe(towers[path])
+    check_weights(towers[path])
     return path, towers[path]
 
 

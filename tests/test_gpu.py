@@ -82,6 +82,24 @@ def test_states_and_gradients(family):
     assert_same_outputs(gradients[1], gradients[0], 1e-3)
 
 
+@pytest.mark.parametrize("family", ["dinov2", "vit", "dinov3_vit", "clip_vision_model", "beit"])
+def test_a_teacher_on_a_gpu_that_leaves_bits_out_can_teach(family):
+    """The check of what is taken over must not take TF32 for another model."""
+    teacher = tiny_model(
+        family, hidden_size=384, num_attention_heads=6, image_size=112, patch_size=14
+    )
+    for weight in teacher.parameters():
+        weight *= 0.1  # as large as of a real one
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            raptor = RaptorModel.from_teacher(teacher.to(DEVICE), [2, 1], init="teacher")
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert raptor.device.type == "cpu"
+
+
 @torch.no_grad()
 def test_bfloat16_is_near():
     raptor = tiny_raptor(tiny_teacher())

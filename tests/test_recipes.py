@@ -14,9 +14,10 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from raptor_hf.configuration_raptor import RaptorConfig
 from raptor_hf.data import load_images, make_processor
 from raptor_hf.distillation.compute import application_flops
-from raptor_hf.dry_runs import describe_images
+from raptor_hf.dry_runs import describe_images, teacher_facts
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.tasks.task import Segmentation
+from tests.families import HOSTS, tiny_model
 from tests.layouts import write_ade20k, write_imagenet
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +129,29 @@ def test_a_dry_run_of_online_training_counts_the_teacher(dinov2_base, monkeypatc
     assert "reads        digits (train): 1,437 images" in printed
     # 20 M images × 10 layers × 3.9 GFLOP
     assert "the teacher's layers 1 to 10, online: 7.81e+17 FLOP" in printed
+
+
+def test_a_dry_run_before_there_are_phases_looks_at_the_tower(tmp_path, monkeypatch, capsys):
+    """Of a model around a teacher the configuration itself has no number of layers."""
+    HOSTS["CLIPModel"]()[0].save_pretrained(tmp_path / "clip")
+    make_processor(16).save_pretrained(tmp_path / "clip")
+    program = importlib.import_module("training.distill_raptor")
+    flags = {"teacher": tmp_path / "clip", "activations": "online", "dataset": "digits", "k": 2,
+             "phases_file": tmp_path / "phases.json", "output_dir": tmp_path}  # fmt: skip
+    flags = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", [program.__file__, *flags, "--dry_run"])
+    program.main()
+    printed = capsys.readouterr().out
+    assert "is not there yet: planned with 2 phases of one length" in printed
+    assert "clip_vision_model, 3 layers × 24 channels, 17 tokens at 16×16" in printed
+
+
+def test_a_dry_run_counts_the_tokens_that_a_teacher_has(tmp_path):
+    """SigLIP's own size is no multiple of its patch; images of other sizes dense tasks pad."""
+    tiny_model("siglip_vision_model", image_size=18).save_pretrained(tmp_path)
+    make_processor(18).save_pretrained(tmp_path)
+    assert teacher_facts(str(tmp_path)).num_tokens == 4 * 4
+    assert teacher_facts(str(tmp_path), resolution=[19, 24]).num_tokens == 5 * 6
 
 
 def test_flops_of_a_block_are_what_torch_counts():

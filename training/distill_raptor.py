@@ -63,13 +63,16 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def read_phases(own: Arguments, teacher: str, *, plan: bool) -> list[int]:
+def read_phases(
+    own: Arguments, source: ActivationArguments, reading: ReadingArguments, *, plan: bool
+) -> list[int]:
     """Return the phases, as they are given or from a file; for a plan, equal ones will do."""
     from_file = own.phases_file is not None
     if bool(own.phases) == from_file or (own.k is not None) != from_file:
         raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
     if plan and from_file and not Path(own.phases_file).exists():
-        depth = transformers.AutoConfig.from_pretrained(teacher).num_hidden_layers
+        facts = dry_runs.teacher_facts(source.teacher, source.revision, reading.resolution)
+        depth = facts.config.num_hidden_layers
         process_state().print(
             f"{own.phases_file} is not there yet: planned with {own.k} phases of one length."
         )
@@ -87,7 +90,7 @@ def main() -> None:
             f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
             "new blocks contradict it. Leave them out, or leave out --blocks."
         )
-    phases = read_phases(own, source.teacher, plan=training.dry_run)
+    phases = read_phases(own, source, reading, plan=training.dry_run)
     if training.dry_run:
         return dry_runs.print_training_plan(
             "Distil a Raptor",

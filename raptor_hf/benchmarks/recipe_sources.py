@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..activations.arguments import ImageArguments
 from ..activations.online import Activations, OnlineActivations, image_views
@@ -24,6 +24,7 @@ from ..data.arguments import CropArguments
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from ..teachers import load_backbone, load_processor
+from ..teachers.loading import load_teacher_config
 
 _VIEWS = 4  # of every training image
 _TEST_IMAGES = 512
@@ -76,7 +77,7 @@ class RecipeSource(NamedTuple):
 
 def load_config(source: RecipeSource) -> PreTrainedConfig:
     """Return the configuration of the teacher."""
-    return AutoConfig.from_pretrained(source.teacher or Path(source.line) / "teacher")
+    return load_teacher_config(source.teacher or str(Path(source.line) / "teacher"))
 
 
 class PreparedImages(Dataset):

@@ -286,7 +286,7 @@ def row(group: _Group) -> dict:
         "budget": group.units,
         "rate": best,
         "r2": [run["r2"]["all"] for run in best_runs],
-        "r2_cls": [run["r2"]["cls"] for run in best_runs],
+        "r2_cls": [run["r2"].get("cls") for run in best_runs],  # some families have none
     }
 
 
@@ -317,5 +317,7 @@ def recipe_tables(rows: list[dict]) -> str:
 
 
 def _mean_of(row: dict, figure: str) -> str:
-    """Return a figure of a row over its seeds."""
+    """Return a figure of a row over its seeds; "–" where there is none."""
+    if None in row[figure]:
+        return "–"
     return mean_std(np.array(row[figure]), 4)

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "extraction": ["print_extraction_plan"],
-        "describe": ["describe_images"],
+        "describe": ["describe_images", "teacher_facts"],
         "plans": [
             "print_probe_plan",
             "print_study_plan",

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from ..configuration_raptor import teacher_family, token_layout, tower_config
+from ..configuration_raptor import token_layout
 from ..data import ReadingArguments, load_images
-from ..modeling_raptor import PatchFrame, describe, image_arguments, make_shell
+from ..modeling_raptor import PatchFrame, image_arguments, make_shell, pair, patch_grid
 from ..runs.files import size
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments
 from ..tasks.digit_scenes import NUMBER
 from ..tasks.task import Classification, Task
 from ..teachers import image_size, load_processor
+from ..teachers.loading import load_teacher_config
 
 _MEASURED_SECONDS = 2.0
 _ASSUMED_TFLOPS = {"float32": 50, "bfloat16": 400}  # sustained on one H100; assumed, not measured
@@ -46,16 +47,15 @@ def teacher_facts(
         resolution: height and width of the images, if the processor doesn't make them.
 
     Raises:
+        ValueError: a model of a family that a Raptor can't be made of.
         OSError: no such model.
     """
-    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
-    if teacher_family(config).described:
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)
-        describe(model)
-        config = model.config
+    config = load_teacher_config(name_or_path, revision)
     height, width = resolution or image_size(load_processor(name_or_path, revision))
-    rows, columns = PatchFrame.of((height, width), config).grid
+    if (height, width) == pair(config.image_size):
+        rows, columns = patch_grid((height, width), config)
+    else:  # of other sizes dense tasks pad images to whole patches
+        rows, columns = PatchFrame.of((height, width), config).grid
     prefix = token_layout(config).num_prefix_tokens
     return TeacherFacts(config, height, width, prefix + rows * columns, prefix)
 

@@ -23,19 +23,20 @@ def nearest_neighbours(
 ) -> dict[str, float]:
     """Return accuracy of a vote of the nearest training images, by the cosine of the cls tokens.
 
-    Weights are exp(cosine / temperature) (DINO, arXiv 2104.14294): nothing is trained.
+    Families without a cls token have the mean of the patches in its place. Weights are
+    exp(cosine / temperature) (DINO, arXiv 2104.14294): nothing is trained.
     """
     size, device = task.config.hidden_size, process_state().device
 
-    def cls_tokens(batch):
+    def image_tokens(batch):
         return nn.functional.normalize(batch["features"][:, :size].to(device), dim=1)
 
     batches = list(train.batches(4096))
-    keys = torch.cat([cls_tokens(batch) for batch in batches])
+    keys = torch.cat([image_tokens(batch) for batch in batches])
     labels = torch.cat([batch["target"] for batch in batches]).to(device)
     rows = []
     for batch in test.batches(256, share=True):
-        similarity, index = (cls_tokens(batch) @ keys.mT).topk(min(neighbours, len(keys)), dim=1)
+        similarity, index = (image_tokens(batch) @ keys.mT).topk(min(neighbours, len(keys)), dim=1)
         votes = torch.zeros(len(index), task.num_outputs, device=device)
         votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
         rows.append(label_ranks(logits=votes, labels=batch["target"].to(device)))

@@ -13,6 +13,26 @@ from ..modeling_raptor import describe, find_towers, make_shell
 from ..weights import check_weight_files, weights_digest
 
 
+def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTrainedConfig:
+    """Load the configuration of a teacher; of a model with a vision tower, this tower's.
+
+    Args:
+        name_or_path: a Hub id or a local folder.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: a model of a family that a Raptor can't be made of.
+        OSError: no such model.
+    """
+    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+    if teacher_family(config).described:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        describe(model)
+        config = model.config
+    return config
+
+
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
     """Load a frozen teacher or Raptor, without a task head, in evaluation mode and float32.
 
@@ -78,7 +98,10 @@ def _read_config(name_or_path: str, revision: str | None) -> PreTrainedConfig:
 
 def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
     """Load a backbone by its own configuration; a ValueError names weights that are missing."""
-    model, loaded = AutoModel.from_pretrained(
+    family = TEACHER_FAMILIES.get(config.model_type)
+    named = family and family.model_class
+    model_class = getattr(transformers, named) if named else AutoModel
+    model, loaded = model_class.from_pretrained(
         name_or_path, config=config, output_loading_info=True, **options
     )
     missing = loaded["missing_keys"]

@@ -1,5 +1,6 @@
 import json
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import (
 from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.activations.online import image_views
 from raptor_hf.activations.writing import write_activations
+from raptor_hf.benchmarks import recipes as recipe_runs
 from raptor_hf.benchmarks.recipe_sources import (
     RecipeSource,
     load_config,
@@ -31,6 +33,7 @@ from raptor_hf.configuration_raptor import RaptorConfig
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.teachers import trajectory
+from tests.families import HOSTS
 from tests.helpers import assert_same_outputs
 from tests.layouts import write_imagenet
 from tests.programs import run
@@ -86,6 +89,18 @@ def test_variants_have_a_table_of_their_own():
     for name, variant in variants().items():  # one thing changed, or two that belong together
         changed = {k for k in variant if variant[k] != recipes()["ours"].get(k)}
         assert 1 <= len(changed) <= 2, name
+
+
+def test_of_a_teacher_without_a_cls_token_its_column_is_empty():
+    """As SigLIP, and I-JEPA."""
+    runs = [{"rate": 0.5, "seed": seed, "train_r2": 0.5, "r2": {"all": r2, "patches": r2}}
+            for seed, r2 in enumerate((0.5, 0.7))]  # fmt: skip
+    rows = [
+        recipe_runs.row(mock.Mock(recipe=name, k=3, units=100, runs=lambda: runs))
+        for name in ("ours", "ours, AdamW")
+    ]
+    second = recipe_tables(rows).split("\n\n")[1]
+    assert second.splitlines()[3] == "| ours, AdamW | 0.6000 ± 0.1414 | – | 0.5 |"
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +194,11 @@ def test_prepared_views_are_those_of_training(photographs):
     assert torch.equal(learned.pixel_values(batch), expected)
     assert_same_outputs(learned.states(batch), trajectory(teacher, expected))
     assert load_config(source).hidden_size == 32
+
+
+def test_a_teacher_within_another_model_says_how_wide_it_is(photographs):
+    HOSTS["CLIPModel"]()[0].save_pretrained(photographs / "teacher")
+    assert load_config(source_of(photographs)).hidden_size == 24
 
 
 def test_runs_of_another_teacher_are_not_taken_for_its_own(photographs):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,13 +17,14 @@ from raptor_hf import (
     RaptorForImageClassification,
     RaptorForSemanticSegmentation,
     RaptorModel,
+    raptorize,
 )
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.modeling_raptor import CONTEXTS_KEPT, layer_context
 from raptor_hf.probes.early_exit import exit_curves
 from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
@@ -33,6 +35,9 @@ from tests.helpers import assert_same_outputs
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
+WITH_CONTEXT = pytest.mark.parametrize(
+    "case", [case for case in CASES if TEACHER_FAMILIES[CASES[case][0]].context]
+)
 EVERY_FAMILY = pytest.mark.parametrize("case", FAMILIES)
 
 
@@ -169,6 +174,98 @@ def test_a_size_of_its_own_that_is_no_multiple_of_the_patch():
         raptor(images((19, 18)))
 
 
+@torch.no_grad()
+def test_maps_of_that_size_have_as_many_patches_as_the_teacher_looks_at():
+    teacher = tiny_model("siglip_vision_model", image_size=18)
+    backbone = RaptorBackbone(copy_of(teacher).config).eval()
+    [maps] = backbone(images((18, 18))).feature_maps
+    tokens = backbone.raptor(images((18, 18))).last_hidden_state
+    assert torch.equal(maps, tokens.mT.unflatten(2, (4, 4)))
+    rotating = copy_of(tiny_model("dinov3_vit", image_size=18))
+    expected = rotating.trajectory(images((18, 18)))
+    assert_same_outputs(rotating.rollout(expected[:, 0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("dinov2", {"registers": 1}, r"should have 18 tokens .*4×4 patches.*, and has 17. Its row"),
+        ("clip_vision_model", {"embeddings": ("embeddings",)}, "the embeddings of this CLIPVision"),
+        ("dinov3_vit", {"final_norm": None}, "the final norm of this DINOv3ViTModel .* differ by"),
+        ("clip_vision_model", {"output_normed": True}, "the final norm of this CLIPVisionModel"),
+        ("vit", {"layer": TEACHER_FAMILIES["vit"].layer._replace(norms=("layernorm_before",) * 2)},
+         "a copy of the first layer of this ViTModel"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_seen(family, change, message, monkeypatch):
+    teacher = tiny_model(family)
+    monkeypatch.setitem(TEACHER_FAMILIES, family, TEACHER_FAMILIES[family]._replace(**change))
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+
+
+@pytest.mark.parametrize("way", ["older", "newer"])
+def test_a_teacher_is_compared_in_full_precision(way):
+    """As a GPU may be told to leave out bits of products; torch has two ways of telling it."""
+    products, seen = torch.backends.cuda.matmul, []
+    if way == "newer" and not hasattr(products, "fp32_precision"):
+        pytest.skip("this torch knows one way only")
+    teacher = tiny_model("vit")
+    before = products.fp32_precision if way == "newer" else torch.get_float32_matmul_precision()
+    told = "tf32" if way == "newer" else "high"
+
+    def choose(precision):
+        if way == "newer":
+            products.fp32_precision = precision
+        else:
+            torch.set_float32_matmul_precision(precision)
+
+    def note(*_):
+        seen.append(products.fp32_precision if way == "newer"
+                    else torch.get_float32_matmul_precision())  # fmt: skip
+
+    teacher.layers[0].register_forward_hook(note)
+    choose(told)
+    try:
+        RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+        assert set(seen) == {"ieee" if way == "newer" else "highest"}
+        note()
+        assert seen[-1] == told
+    finally:
+        choose(before)
+
+
+@pytest.mark.parametrize("kind", ["disk", "cpu"])
+def test_an_offloaded_teacher_is_refused(kind, tmp_path):
+    teacher, blocks = tiny_model("vit"), copy_of(tiny_model("vit"))
+    if kind == "cpu":
+        cpu_offload(teacher)
+    else:
+        teacher.save_pretrained(tmp_path)
+        placed = {"embeddings": "cpu", "layers.0": "cpu", "layers.1": "disk", "layers.2": "cpu",
+                  "layernorm": "cpu", "pooler": "cpu"}  # fmt: skip
+        options = {"device_map": placed, "offload_folder": tmp_path / "offloaded"}
+        teacher = AutoModel.from_pretrained(tmp_path, **options)
+    message = "must lie in memory; those of this ViTModel are offloaded .*, .* first. Load it onto"
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1])
+    with pytest.raises(ValueError, match=message):
+        raptorize(teacher, blocks=blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_a_quantised_teacher_is_refused(dtype):
+    """As bitsandbytes and finegrained float8 leave it."""
+    teacher, blocks = tiny_model("vit"), copy_of(tiny_model("vit"))
+    linear = teacher.layers[1].mlp.fc1
+    linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+    message = f"this ViTModel is quantised, layers.1.mlp.fc1.weight is {dtype}. Load it without"
+    with pytest.raises(ValueError, match=message):
+        RaptorModel.from_teacher(teacher, [2, 1])
+    with pytest.raises(ValueError, match=message):
+        raptorize(teacher, blocks=blocks)
+
+
 def test_of_timm_a_vision_transformer_teaches():
     pytest.importorskip("timm", reason="timm needs torchvision, which the tests do without")
     config = CONFIG_MAPPING["timm_wrapper"](architecture="resnet18")
@@ -254,3 +351,88 @@ def test_an_image_takes_its_own_patches_in_order():
     dark[:, :, 4:8, 8:12] = 0.0  # the patch of row 1, column 2
     changed = (raptor.embed(dark) != first[:, 0]).any(dim=-1).any(dim=0)
     assert changed.nonzero().flatten().tolist() == [1 + 4 * 1 + 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_in_half_precision_angles_may_be_finer(dtype):
+    """MLCD's are float32 whatever its weights are: the states keep their own precision."""
+    teacher = tiny_model("mlcd_vision_model").to(dtype)
+    raptor = copy_of(teacher)
+    assert raptor.context().rotary[0].dtype == torch.float32
+    expected = trajectory(teacher, images((16, 16)).to(dtype))
+    found = raptor.trajectory(images((16, 16)).to(dtype))
+    assert found.dtype == dtype
+    assert_same_outputs(found, expected, 2e-2)
+
+
+@EVERY_CASE
+@torch.no_grad()
+def test_offloaded_it_gives_the_same(case, tmp_path):
+    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
+    expected = raptor.trajectory(images((16, 16)))
+    raptor.save_pretrained(tmp_path)
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    on_disk = RaptorModel.from_pretrained(tmp_path, **options)
+    assert on_disk.device.type == "meta"
+    assert_same_outputs(on_disk.trajectory(images((16, 16))), expected)
+    assert_same_outputs(on_disk.rollout(expected[:, 0]), expected)
+    with pytest.raises(ValueError, match="needs weights in memory.* offloaded, shell.* first"):
+        on_disk.prepare_for_inference()
+    in_memory = cpu_offload(RaptorModel.from_pretrained(tmp_path), torch.device("cpu"))
+    assert_same_outputs(in_memory.trajectory(images((16, 16))), expected)
+
+
+@torch.no_grad()
+def test_a_query_bias_is_added_to_what_an_adapter_computes():
+    """The layer of query, key and value may be replaced: it is called, its weights not read."""
+
+    class Adapted(nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.weight = linear, linear.weight
+
+        def forward(self, states):
+            return self.linear(states) + 1
+
+    attention = new_raptor(tiny_model("dinov3_vit"), [2, 1], init="teacher").blocks[0].attention
+    states = torch.randn(2, 19, 24)
+    expected = attention.project(states) + 1
+    attention.qkv = Adapted(attention.qkv)
+    assert_same_outputs(attention.project(states), expected)
+
+
+@WITH_CONTEXT
+def test_what_inference_left_behind_can_be_trained_with(case):
+    teacher = tiny_model(case)
+    raptor = new_raptor(teacher, [2, 1], init="teacher").eval()
+    size = (28, 20)  # that no other test has: transformers keeps the positions of a size, too
+    with torch.inference_mode():
+        trajectory(teacher, images(size))
+        raptor(images(size))
+    raptor(images(size)).last_hidden_state.sum().backward()
+
+
+@WITH_CONTEXT
+@torch.no_grad()
+def test_contexts_are_few_and_of_the_present_weights(case):
+    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
+    for height in range(1, CONTEXTS_KEPT + 3):
+        raptor(images((4 * height, 8)))
+    assert [key[0][0] for key in raptor._contexts] == [4 * h for h in range(3, CONTEXTS_KEPT + 3)]
+    kept = raptor.context((24, 8))
+    raptor.eval()
+    assert raptor.context((24, 8)) is kept
+    raptor.load_state_dict(raptor.state_dict())
+    assert not raptor._contexts
+    raptor.context()
+    raptor.train()
+    assert not raptor._contexts
+    raptor.context()
+    raptor.eval()
+    assert not raptor._contexts
+    # of a model around it, too
+    classifier = RaptorForImageClassification(raptor.config)
+    classifier.raptor.context()
+    classifier.load_state_dict(classifier.state_dict())
+    assert not classifier.raptor._contexts

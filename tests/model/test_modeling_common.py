@@ -274,6 +274,10 @@ def test_offload_to_disk(model_class, teacher, pixel_values, tmp_path):
     assert next(loaded.base_model.blocks[0].parameters()).is_meta
     with torch.no_grad():
         assert_same_outputs(loaded(pixel_values), model(pixel_values))
+    whole = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "whole"}
+    loaded = model_class.from_pretrained(tmp_path / "model", **whole)
+    with torch.no_grad():
+        assert_same_outputs(loaded(pixel_values), model(pixel_values))
 
 
 @EVERY_MODEL

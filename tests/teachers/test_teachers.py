@@ -30,9 +30,10 @@ from raptor_hf.teachers import (
     teacher_identity,
     trajectory,
 )
-from raptor_hf.teachers.loading import hub_commit
+from raptor_hf.teachers.loading import hub_commit, load_teacher_config
 from raptor_hf.teachers.states import infer_token_layout
-from tests.families import HOSTS
+from tests.families import FAMILIES as EVERY_FAMILY
+from tests.families import HOSTS, PIXELS, tiny_model
 from tests.helpers import assert_same_outputs
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "patch_size": 4}
@@ -162,11 +163,23 @@ def test_of_a_model_around_a_tower_the_tower_is_taken(host, tmp_path):
     check_tower(HOSTS[host]()[0], tmp_path)
 
 
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_every_family_loads_alone(family, tmp_path):
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path)
+    loaded = load_backbone(str(tmp_path))
+    assert type(loaded) is type(model)
+    assert_same_outputs(trajectory(loaded, PIXELS), trajectory(model, PIXELS), 1e-5)
+    assert load_teacher_config(str(tmp_path)).num_hidden_layers == 3
+
+
 def check_tower(model, folder):
     """Save a model and load its tower: the same states, bare, frozen."""
     model.save_pretrained(folder)
     loaded = load_backbone(str(folder))
     assert not loaded.training and loaded.name_or_path == str(folder)
+    alone = load_teacher_config(str(folder))
+    assert (alone.model_type, alone.hidden_size) == (loaded.config.model_type, 24)
     assert not any(weight.requires_grad for weight in loaded.parameters())
     pixel_values = torch.randn(2, 3, 16, 16)
     [tower] = find_towers(model).values()
