@@ -149,14 +149,16 @@ def main() -> None:
         content = {"result": result, "settings": settings, "machine": machine}
         write_json(output_dir / f"{name}.json", {**content, "environment": environment()})
 
+    from raptor_hf.benchmarks.figures import plot_ratios, plot_recipes
+
     if arguments.benchmark == "recipe":
         result = recipe(arguments)
         write(result)
-        benchmarks.plot_recipes(result, output_dir / f"{name}.png")
+        plot_recipes(result, output_dir / f"{name}.png")
         return
     result = print_table(rows_of(arguments), write)
     if arguments.benchmark not in ("memory", "train"):
-        benchmarks.plot_ratios(result, output_dir / f"{name}.png")
+        plot_ratios(result, output_dir / f"{name}.png")
 
 
 if __name__ == "__main__":

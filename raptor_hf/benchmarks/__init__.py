@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "activations": ["benchmark_activations", "benchmark_memory"],
-        "figures": ["plot_ratios", "plot_recipes"],
         "pipeline": ["benchmark_images", "benchmark_train"],
         "recipes": ["benchmark_recipes", "recipe_tables"],
         "speed": ["benchmark_model"],

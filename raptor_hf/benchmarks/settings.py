@@ -1,6 +1,7 @@
 """What benchmarks can be asked for."""
 
-FORMS = ("plain", "compiled", "graphs", "int8", "float8")  # the last of a CPU, or of a GPU
+# int8 is for CPUs; float8, CUDA graphs and the compiler's own choice of kernels are for GPUs
+FORMS = ("plain", "compiled", "graphs", "autotuned", "int8", "float8")
 
 # shapes of DINOv2 ViT-B/14 at 224 px, with a narrow FFN that makes extraction quick, and of the
 # digits teacher: 13 × 261 × 768 and 13 × 21 × 64 numbers an image

@@ -20,6 +20,7 @@ from .settings import FORMS
 from .timing import PROCESSES, clock_of, interleaved, matmul_peak, median_ratio, within
 
 Measurement = tuple[str, dict[str, float]]  # what was measured, and a figure a candidate
+_MODES = {"graphs": "reduce-overhead", "autotuned": "max-autotune-no-cudagraphs"}
 _REFERENCE_AGAIN = "reference again"  # it is compared with itself: what a ratio of 1 looks like
 
 
@@ -80,8 +81,8 @@ def benchmark_model(
     yield "bytes of the weights, times the teacher's", weights
     peak = matmul_peak(device, dtype, rounds)
     yield "TFLOP/s in large products", {"measured": peak / 1e12}
-    graphs = ["graphs"] if device == "cuda" else []
-    for form in [form for form in ("plain", "compiled", *graphs) if form in forms]:
+    possible = ("plain", "compiled", *(("graphs", "autotuned") if device == "cuda" else ()))
+    for form in [form for form in possible if form in forms]:
         for batch in batches:
             title = f"inference, batch {batch}, {form}"
             measure = partial(_compare_form, title, candidates, form, batch, rounds, peak)
@@ -107,7 +108,7 @@ def _compare_form(
 ) -> Iterator[Measurement]:
     """Yield the speeds of one form at one batch size."""
     if form != "plain":
-        compile_all(candidates.layers(), mode="reduce-overhead" if form == "graphs" else None)
+        compile_all(candidates.layers(), mode=_MODES.get(form))
     states = candidates.states(batch)
 
     def call(rollout: Callable) -> None:
