@@ -11,7 +11,8 @@ small=${TEACHER:-small} batches=(1 64 256) batch=64 dtype=bfloat16 rounds=8
 [ "$device" = cpu ] && batches=(2) batch=2 dtype=float32 rounds=1
 workers=$(($(nproc) > 15 ? 14 : $(nproc) - 1))
 mkdir -p "$out"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$PWD/$out/compiled"
+out=$(realpath "$out")
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR="$out/compiled"
 failed=0
 
 check() { # seconds, name, command …

@@ -9,13 +9,16 @@ from .recipes import recipes  # noqa: E402
 
 
 def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
-    """Draw a panel a measurement, a bar a candidate; only rows of ratios, which lie around 1."""
+    """Draw a panel a measurement, a bar a candidate; only rows of ratios, which lie around 1;
+    without any, nothing."""
     rows = {
         name: row
         for name, row in result.items()
         if name.startswith(("inference", "training step", "reading", "writing"))
         and ": " not in name
     }
+    if not rows:
+        return
     height = sum(0.4 + 0.28 * len(row) for row in rows.values()) + 0.4
     figure, panels = make_figure(
         len(rows), 1, figsize=(6.4, height), squeeze=False, layout="constrained",
