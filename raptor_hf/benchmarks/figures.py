@@ -10,7 +10,8 @@ from .recipes import recipes  # noqa: E402
 
 def plot_ratios(result: dict[str, dict[str, float]], path: str | Path) -> None:
     """Draw a panel a measurement, a bar a candidate; only rows of ratios, which lie around 1;
-    without any, nothing."""
+    without any, nothing.
+    """
     rows = {
         name: row
         for name, row in result.items()
