@@ -75,7 +75,8 @@ def benchmark_model(
         limit: seconds that a form may take at a batch size; else it is left out.
     """
     candidates = Candidates(size, device=device, dtype=dtype)
-    candidates.matched.prepare_for_inference()
+    for raptor in (candidates.exact, candidates.matched):
+        raptor.prepare_for_inference()
     yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
     weights = relative(candidates.weight_bytes(), "teacher")
     yield "bytes of the weights, times the teacher's", weights

@@ -46,7 +46,7 @@ def benchmark_train_step(
         with torch.no_grad():
             target = torch.stack(candidates.rollouts()["teacher"](states))
         losses = {
-            name: partial(_loss_of, _rollout_of(name, module), states, target, dtype)
+            name: partial(_loss_of, _rollout_of(name, module.train()), states, target, dtype)
             for name, module in modules.items()
         }
         kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}

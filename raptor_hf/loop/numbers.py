@@ -11,7 +11,7 @@ class StepNumbers:
 
     Args:
         stop: a signal that this process received.
-        scalars: shares of the sum over all processes, on the device; one is `loss`.
+        scalars: shares of the sum over all processes, best on the device; one is `loss`.
     """
 
     def __init__(
@@ -19,7 +19,7 @@ class StepNumbers:
     ):
         device = accelerator.device
         values = [torch.full((), float(stop or 0), device=device), *scalars.values()]
-        rows = accelerator.gather(torch.stack(values)[None])
+        rows = accelerator.gather(torch.stack([value.to(device) for value in values])[None])
         self.names = list(scalars)
         self.stop, self.sums = rows[:, 0].max(), rows[:, 1:].sum(dim=0)
         self.loss = self.sums[self.names.index("loss")]

@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from raptor_hf.benchmarks.models import Candidates
 from raptor_hf.benchmarks.speed import images_a_second
-from raptor_hf.benchmarks.timing import interleaved, median_ratio, peak_memory
+from raptor_hf.benchmarks.timing import interleaved, median_ratio, peak_memory, within
 from raptor_hf.benchmarks.training import kept_bytes
 from tests.programs import run
 
@@ -26,6 +27,19 @@ def test_ratios_are_of_neighbours():
     # the machine was ten times slower in the last round: the ratio does not see it
     times = {"slow": [2.0, 2.0, 40.0], "fast": [1.0, 1.0, 10.0]}
     assert median_ratio(times, "slow", "fast") == 2.0
+
+
+def test_what_takes_too_long_is_left_out_and_the_rest_goes_on():
+    def rows(seconds):
+        yield "first", {"a": 1.0}
+        time.sleep(seconds)
+        yield "second", {"a": 2.0}
+
+    assert dict(within(5, "quick", lambda: rows(0))) == {"first": {"a": 1.0}, "second": {"a": 2.0}}
+    assert dict(within(0.05, "slow", lambda: rows(5))) == {
+        "slow: left out": {"after seconds": 0.05}
+    }
+    time.sleep(0.06)  # no alarm is left
 
 
 def take(megabytes):
@@ -122,7 +136,9 @@ def test_the_program_compares_and_writes_its_figures(tmp_path):
         "--output_dir", tmp_path, new_process=True,
     )  # fmt: skip
     written = json.loads((tmp_path / "activations.json").read_text())
-    assert written["settings"] == {"teacher": "digits", "images": 128, "rounds": 1}
+    assert written["settings"] == {
+        "teacher": "digits", "images": 128, "rounds": 1, "device": "cpu"
+    }  # fmt: skip
     for name, others in {
         "reading, all layers": ["np.memmap", "torch format", "reference"],
         "reading, 4 layers": ["np.memmap", "torch format", "reference"],
@@ -131,3 +147,19 @@ def test_the_program_compares_and_writes_its_figures(tmp_path):
         assert name in done.stdout
         assert all(written["result"][name][other] > 0 for other in others)
     assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_measured_row_by_row(tmp_path):
+    options = ["--folder", tmp_path / "files", "--output_dir", tmp_path, "--images", "80"]
+    run(sys.executable, "evaluation/benchmark.py", "images", "--rounds", "1", *options)
+    result = json.loads((tmp_path / "images.json").read_text())["result"]
+    for size in ("500×375", "2000×1500"):
+        speeds = result[f"JPEG of {size}: images a second"]
+        assert speeds["ours, --image_cache"] > speeds["ours"] > speeds["plain"] > 0
+    options += ["--teacher", "digits", "--steps", "6", "--batch_sizes", "8", "--forms", "plain"]
+    run(sys.executable, "evaluation/benchmark.py", "train", *options)
+    result = json.loads((tmp_path / "train.json").read_text())["result"]
+    assert result["training on the device"]["images a second"] > 0
+    shares = result["training: of the speed on the device"]
+    assert set(shares) == {"from files", "from the cache"} and min(shares.values()) > 0
