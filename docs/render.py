@@ -207,6 +207,30 @@ def speed() -> str:
     return markdown_table(["base size, float32, one thread", *heading], rows)
 
 
+def gpu_speed() -> str:
+    """Return images a second of base size on a GPU, and the share of its peak."""
+    rows, figures = [], benchmark("model_cuda") | benchmark("train_step_cuda")
+    for name, speeds in figures.items():
+        if not name.endswith(": images a second"):
+            continue
+        title = name.removesuffix(": images a second")
+        shares = figures[f"{title}: share of the peak"]
+        cells = [f"{speeds[b]:,.0f} ({shares[b]:.2f})" if b in speeds else "–" for b in BLOCKS]
+        rows.append([title.replace("graphs", "CUDA graphs"), *cells])
+    heading = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
+    return markdown_table(["base size, bfloat16", *heading], rows)
+
+
+def image_speed() -> str:
+    """Return images a second of the ways to read image files."""
+    rows, ways = [], []
+    for name, speeds in benchmark("images").items():
+        if ": images a second" in name:
+            ways = [way for way in speeds if way != "ours again"]
+            rows.append([name.partition(":")[0], *(f"{speeds[way]:,.0f}" for way in ways)])
+    return markdown_table(["files", *ways], rows)
+
+
 def activations() -> str:
     """Return how much slower other ways read random batches of states."""
     figures = benchmark("activations")
@@ -233,6 +257,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "search": search,
     "variants": variants,
     "speed": speed,
+    "gpu_speed": gpu_speed,
+    "images": image_speed,
     "activations": activations,
 }
 

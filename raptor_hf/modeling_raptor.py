@@ -703,7 +703,8 @@ class RaptorModel(RaptorPreTrainedModel):
         tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
         for what, (found, wanted) in pairs.items():
             error = (found.to(wanted) - wanted).abs().max() / wanted.abs().max()
-            if not error < tolerance:
+            # of a teacher that is itself broken, whoever trains says at which layer
+            if wanted.isfinite().all() and not error < tolerance:
                 raise ValueError(
                     f"{what} of this {type(teacher).__name__} should give its own states, and "
                     f"differ by {error:.1e} of their largest value: it computes something that "
