@@ -17,7 +17,7 @@ from raptor_hf.data import make_processor
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.loop.fit import fit
+from raptor_hf.loop.fit import StepResult, fit
 from raptor_hf.modeling_raptor import layer_context
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
@@ -127,6 +127,21 @@ def test_compiled_blocks_are_the_plain_ones(options):
     for _ in range(3):  # CUDA graphs are recorded in the second run
         found = raptor(images).last_hidden_state.clone()
         assert_same_outputs(found, expected, 1e-4)
+
+
+def test_nothing_is_waited_for_within_a_step(data, tmp_path):
+    def watched(module, batch, progress):
+        step = round(progress * 12)
+        if DEVICE == "cuda":  # not the first steps, which allocate, nor the last, which is read
+            torch.cuda.set_sync_debug_mode("error" if 3 <= step < 11 else "default")
+        return StepResult(compute_loss(module, batch, progress).loss)
+
+    settings = {"log_every": 0, "checkpoint_every": 0}
+    try:
+        fit(noisy_network(), data, watched, arguments(tmp_path, **settings))
+    finally:
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_killed_run_goes_on_bit_by_bit(data, tmp_path):

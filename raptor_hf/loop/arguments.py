@@ -65,6 +65,9 @@ class LoopArguments(Checked):
     num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
     )
+    timings: Watching[bool] = field(
+        default=False, metadata={"help": "print what takes how long until the first step is done"}
+    )
     report_to: Watching[Literal["tensorboard", "wandb", "trackio", "none"]] = field(
         default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
     )

@@ -28,6 +28,7 @@ from ..data import keep_batch
 from ..metrics import RSquared, compute_over_processes
 from ..runs.files import read_json, write_json
 from ..runs.processes import Interrupted, StopSignals, ignore_stop_signals
+from ..runs.startup import mark, startup_times
 from .arguments import LoopArguments
 from .checkpoints import resume, save_checkpoint
 from .engine import Engine
@@ -94,6 +95,7 @@ def fit(
         OSError: a checkpoint can't be written.
         ValueError: fewer rows than a batch, or a batch that the processes can't share.
     """
+    mark("teacher, images, blocks")
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     engine = Engine(module, arguments, clip_apart=clip_apart, learning_rates=learning_rates)
@@ -144,6 +146,7 @@ def fit(
         log.write(done, scalars, show=2)
 
     engine.model.train()
+    mark("optimiser, checkpoint, log")
     with (
         StopSignals() as signals,
         memory_in_words(share.largest_part, module),
@@ -156,10 +159,13 @@ def fit(
             logging = last or _is_due(arguments.log_every, done)
             validating = validate and _is_due(validate_every, done) and not last
             saving = last or _is_due(arguments.checkpoint_every, done)
+            timing = arguments.timings and step == first
             scalars, statistics, seen, stop = {"loss": 0.0}, [], [], 0
             _seed_step(arguments.seed, step, accelerator.process_index)
             parts = islice(batches, share.num_parts)
             for part, (weight, batch) in enumerate(zip(weights, parts, strict=True), start=1):
+                if step == first and part == 1:
+                    mark("workers, first batch")
                 skipped.update(batch.pop("skipped", torch.empty(0)).tolist())
                 seen.append(batch)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
@@ -175,9 +181,13 @@ def fit(
                 del result  # it holds predictions, which the next ones need the memory of
             numbers.send(left_out=engine.update(numbers.loss))
             waiting.append((step, numbers, seen))
-            while waiting and (len(waiting) > 1 or logging or validating or saving or stop):
+            wanted = logging or validating or saving or timing
+            while waiting and (len(waiting) > 1 or wanted or stop):
                 told, scalars = settle(*waiting.popleft())
                 stop = stop or told
+            if timing:
+                mark("compiling, first step")
+                accelerator.print(startup_times(), flush=True)
             log.advance()
             if logging:
                 rate, speed = engine.learning_rate(), log.images_per_second()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import time
 
 import pytest
@@ -59,6 +60,16 @@ def test_nan_stops_with_step_and_what_to_do(data, tmp_path):
     ):
         fit(noisy_network(), data, broken, arguments(tmp_path))
     assert newest_checkpoint(tmp_path).name == "step_00000005"
+
+
+def test_what_goes_by_before_the_first_step_is_told(data, tmp_path, capsys):
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, timings=True))
+    lines = capsys.readouterr().out.partition("until the first step:\n")[2].splitlines()[-5:]
+    names = ["teacher, images, blocks", "optimiser, checkpoint, log", "workers, first batch"]
+    names += ["compiling, first step", "in all"]
+    found = [re.fullmatch(r"  (.*?) +(\d+\.\d\d) s", line) for line in lines]
+    assert [match[1] for match in found] == names
+    assert all(float(match[2]) >= 0 for match in found)
 
 
 def test_an_epoch_shows_every_row_once():
