@@ -26,7 +26,6 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.checkpoints import newest_checkpoint
 from raptor_hf.runs.arguments import Checked, Positive, all_values, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json
 from raptor_hf.runs.folder import finish_run, start_run
@@ -112,7 +111,7 @@ def main() -> None:
     if own.blocks:
         model = distillation.raptor_from_blocks(teacher, phases, own.blocks)
     else:
-        if newest_checkpoint(Path(training.output_dir)):  # what the blocks start from is there
+        if loop.newest_checkpoint(Path(training.output_dir)):  # what the blocks start from is there
             blocks = replace(blocks, init="random")
         model = distillation.new_raptor(teacher, phases, **asdict(blocks))
     loop.configure_compute(model, compute)

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "checkpoints": ["remove_checkpoints"],
+        "checkpoints": ["newest_checkpoint", "remove_checkpoints"],
         "engine": ["configure_compute"],
         "fit": ["StepResult", "fit"],
     },
