@@ -32,16 +32,15 @@ suite() { # seconds, suite, options …
     --output_dir "$out" --folder "$out/files" "$@"
 }
 
-tests=(-m gpu)
 [ "$device" = cpu ] && export TESTS_GPU_DEVICE=cpu
-suite 120 model --teacher "$size" --forms plain compiled graphs float8 --batch_sizes "${batches[@]}" --rounds "$rounds" \
+suite 110 model --teacher "$size" --forms plain compiled graphs float8 --batch_sizes "${batches[@]}" --rounds "$rounds" \
   --row_limit 40
-suite 100 train_step --teacher "$size" --forms plain compiled --batch_sizes "$batch" --rounds 2 --row_limit 60
-suite 100 train --teacher "$small" --forms compiled --batch_sizes "$batch" --steps 90 --num_workers "$workers" --row_limit 60
-check 100 tests "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py "${tests[@]}"
-suite 45 images --images 128 --rounds 2
+suite 80 train_step --teacher "$size" --forms plain compiled --batch_sizes "$batch" --rounds 2 --row_limit 60
+suite 80 train --teacher "$small" --forms compiled --batch_sizes "$batch" --steps 90 --num_workers "$workers" --row_limit 60
+check 60 tests "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py -m gpu
+suite 45 images --images 64 --rounds 1
 suite 40 activations --teacher "$size" --images 128 --rounds 3
-suite 70 model --teacher "$size" --forms autotuned --batch_sizes "$batch" --rounds "$rounds" --output_dir "$out/autotuned"
+suite 60 model --teacher "$size" --forms autotuned --batch_sizes "$batch" --rounds "$rounds" --output_dir "$out/autotuned"
 rm -rf "$out/files" "$out/compiled"
 echo "== all: exit $failed, results in $out"
 exit "$failed"

@@ -311,7 +311,7 @@ class RaptorBlock(GradientCheckpointingLayer):
             The state(s) one layer deeper, in the shape of `hidden_states`.
         """
         states = hidden_states
-        scales = depth if isinstance(depth, DepthScales) else self.scales(depth, states)
+        scales = self.scales(depth, states)
         if self.position_bias is not None:
             context = self.with_position_bias(context)
         mixed = self.attention(self.norm1(states), attentions, context)
@@ -335,18 +335,16 @@ class RaptorBlock(GradientCheckpointingLayer):
             return DepthScales(*self.folded_scales[depth])
         return torch.full((1,), depth, device=device)
 
-    def scales(self, depth: int | torch.Tensor, like: torch.Tensor) -> DepthScales:
-        """Return the scales for a depth, or for depths (P,); of the kind of `like`."""
+    def scales(self, depth: int | torch.Tensor | DepthScales, like: torch.Tensor) -> DepthScales:
+        """Return the scales for what `forward` takes as a depth; of the kind of `like`."""
+        depth = self.at(depth, like.device) if isinstance(depth, int) else depth
+        if isinstance(depth, DepthScales):
+            return depth
         if self.folded_scales is not None:
-            scales = self.folded_scales[depth]
-            return DepthScales(
-                *(scales if isinstance(depth, int) else scales[:, :, None].unbind(1))
-            )
+            return DepthScales(*self.folded_scales[depth][:, :, None].unbind(1))
         if self.depth_scaling is None:
             return DepthScales(self.layer_scale1, self.layer_scale2, None)
         # where the states are, not where the weights are: these may be offloaded
-        if isinstance(depth, int):
-            depth = torch.full((1,), depth, device=like.device)
         s1, s2, s3 = self.depth_scaling(depth.to(like)[:, None, None])
         return DepthScales(s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3)
 

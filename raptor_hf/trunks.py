@@ -22,6 +22,7 @@ from .modeling_raptor import (
     describe,
     find_towers,
     pair,
+    patch_grid,
     patch_sides,
 )
 from .modeling_raptorized import RaptorTrunk, install_trunk, raptorized_class
@@ -136,7 +137,6 @@ def _check_blocks(
 def _facts(config: PreTrainedConfig) -> dict[str, object]:
     """Return what a tower and the teacher of its blocks must have in common, by its name."""
     layout, patch = token_layout(config), patch_sides(config)
-    rows, columns = (n // side for n, side in zip(pair(config.image_size), patch, strict=True))
     return {
         "family": config.model_type,
         "channels": config.hidden_size,
@@ -144,7 +144,7 @@ def _facts(config: PreTrainedConfig) -> dict[str, object]:
         "layers": config.num_hidden_layers,
         "colours": config.num_channels,
         "patches of": f"{patch[0]}×{patch[1]} pixels",
-        "patches": rows * columns,
+        "patches": math.prod(patch_grid(pair(config.image_size), config)),
         "cls tokens": layout.num_cls,
         "registers": layout.num_registers,
         "norm": getattr(config, "norm_type", "of its family"),

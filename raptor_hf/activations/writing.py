@@ -25,8 +25,9 @@ from ..runs.shards import (
     Shard,
     ShardPart,
     complete_dataset,
-    known_shards,
-    shard_problem,
+    missing_shards,
+    plan_shards,
+    remove_leftovers,
     write_manifest,
     write_shards,
 )
@@ -90,8 +91,7 @@ def write_activations(
     path, state = Path(path), process_state()
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     plan = make_plan(source, num_patches, dtype, batch_size, shard_megabytes)
-    known = known_shards(path)
-    missing = [s for s in plan.shards if shard_problem(path / s.name, known.get(s.name))]
+    missing = missing_shards(path, plan.shards)
     needed = plan.row_bytes * sum(len(shard.rows) for shard in missing)
     state.print(
         f"{len(images):,} trajectories of {len(source.layers)} × {plan.num_tokens} × "
@@ -100,8 +100,7 @@ def write_activations(
         flush=True,
     )
     if state.is_main_process:
-        for leftover in path.glob("*.tmp"):  # of a run that was killed
-            leftover.unlink()
+        remove_leftovers(path)
         _check_disk(path, needed)
     state.wait_for_everyone()
     own_shards = missing[state.process_index :: state.num_processes]
@@ -133,11 +132,7 @@ def make_plan(
         num_tokens = prefix + num_patches
     row_bytes = np.dtype(dtype).itemsize * num_layers * num_tokens * num_channels
     rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
-    starts = range(0, len(source), rows)
-    shards = [
-        Shard(f"data-{i:05d}-of-{len(starts):05d}.arrow", range(s, min(s + rows, len(source))))
-        for i, s in enumerate(starts)
-    ]
+    shards = plan_shards(len(source), rows)
     features = activation_features(
         source.layers, num_tokens, num_channels, dtype=dtype, num_patches=num_patches
     )
@@ -240,7 +235,7 @@ def _complete(
     path: Path, plan: _Plan, source: OnlineActivations, dtype: str, revision: str | None
 ) -> None:
     """Complete a dataset whose shards are all there: `datasets`' own files, manifest and card."""
-    shards = complete_dataset(path, plan.features, [shard.name for shard in plan.shards])
+    shards = complete_dataset(path, plan.features, plan.shards)
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
         **_image_facts(source.images, shards),

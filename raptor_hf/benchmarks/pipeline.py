@@ -91,12 +91,10 @@ def _compare_readers(
         dataset = load_images(path, "train", given)
         options = {"views": 10**6, "plain_first": False, "as_bytes": True, "reading": given}
         views = ImageViews(dataset, processor, crops=crops, **options)
-        return lambda visit: views.__getitems__(
-            [(visit + 2) * _BATCH + row for row in range(_BATCH)]
-        )
+        return lambda visit: views.__getitems__(range((visit + 2) * _BATCH, (visit + 3) * _BATCH))
 
-    files = load_images(path, "train").with_format(None)
-    paths = [file["path"] for file in ImageViews(files, processor).cells["image"]]
+    files = ImageViews(load_images(path, "train"), processor).cells["image"]
+    paths = [file["path"] for file in files]
 
     def plain(visit: int) -> torch.Tensor:
         images = []
@@ -116,7 +114,7 @@ def _compare_readers(
         "ours, --shorter_side": ours(**short),
         "ours, --image_cache": ours(**short, image_cache=str(folder / "cache")),
     }
-    times = interleaved(ways, rounds=rounds, clock=_process_time())
+    times = interleaved(ways, rounds=rounds, clock=time.process_time)
     yield (
         f"{title}: images a second",
         {name: _BATCH / float(np.median(seconds)) for name, seconds in times.items()},
@@ -125,11 +123,6 @@ def _compare_readers(
         f"reading, {title}",
         {name: median_ratio(times, "plain", name) for name in ways if name != "plain"},
     )
-
-
-def _process_time() -> Callable[[], float]:
-    """Return the clock of what this process computed."""
-    return time.process_time
 
 
 def benchmark_train(

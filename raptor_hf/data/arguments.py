@@ -54,6 +54,11 @@ class ReadingArguments(Checked):
         if len(self.resolution) == 1:
             self.resolution = self.resolution * 2
 
+    @property
+    def sizes(self) -> dict[str, float]:
+        """What `read_image` is to know: how large an image may be, and how large it becomes."""
+        return {"max_megapixels": self.max_megapixels, "shorter_side": self.shorter_side}
+
 
 @dataclass(kw_only=True)
 class CropArguments(Checked):

@@ -22,7 +22,9 @@ from ..runs.shards import (
     Shard,
     ShardPart,
     complete_dataset,
-    known_shards,
+    missing_shards,
+    plan_shards,
+    remove_leftovers,
     shard_problem,
     write_manifest,
     write_shards,
@@ -47,7 +49,6 @@ def cached_images(
 
     Raises:
         OSError: the disk is too small, or full before the end; what is whole is kept.
-        ValueError: another file in the place of the cache.
     """
     key = f"{identity} {reading.shorter_side} {reading.max_megapixels}"
     path = Path(reading.image_cache).expanduser() / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -72,22 +73,17 @@ def _write(path: Path, dataset: datasets.Dataset, name: str, reading: ReadingArg
     """Write the shards that are missing, all processes together."""
     path.mkdir(parents=True, exist_ok=True)
     state, features = process_state(), dataset.features
-    dataset, starts = undecoded(dataset), range(0, len(dataset), _SHARD_ROWS)
-    names = [f"data-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
-    rows = [range(start, min(start + _SHARD_ROWS, len(dataset))) for start in starts]
-    shards = [Shard(*shard) for shard in zip(names, rows, strict=True)]
-    known = known_shards(path)
-    missing = [s for s in shards if shard_problem(path / s.name, known.get(s.name))]
+    dataset, shards = undecoded(dataset), plan_shards(len(dataset), _SHARD_ROWS)
+    missing = missing_shards(path, shards)
     if state.is_main_process:
-        for leftover in path.glob("*.tmp"):  # of a run that was killed
-            leftover.unlink()
+        remove_leftovers(path)
         _check_disk(path, dataset, sum(len(shard.rows) for shard in missing), reading)
     state.wait_for_everyone()
     own = missing[state.process_index :: state.num_processes]
     write_shards(path, own, features.arrow_schema, _parts(dataset, own, reading))
     state.wait_for_everyone()
     if state.is_main_process:
-        facts = complete_dataset(path, features, names)
+        facts = complete_dataset(path, features, shards)
         manifest = {"dataset": public_name(name), "num_images": len(dataset)}
         manifest |= {"shorter_side": reading.shorter_side, "shards": facts}
         write_manifest(path, manifest)
@@ -140,12 +136,7 @@ def _parts(
 def _cell(cell: dict, reading: ReadingArguments) -> dict:
     """Return an image decoded and shrunk, with its path; as it is where it can't be read."""
     try:
-        image = read_image(
-            cell,
-            name="",
-            max_megapixels=reading.max_megapixels,
-            shorter_side=reading.shorter_side,
-        )
+        image = read_image(cell, name="", **reading.sizes)
     except ValueError:
         return cell
     return {"bytes": to_ppm(image), "path": cell["path"]}

@@ -232,13 +232,8 @@ class ImageViews(TolerantDataset):
 
     def read(self, _row: int, image_id: int) -> np.ndarray:
         """Decode an image, (H, W, 3); errors as `read_image`."""
-        name, reading = f"image {image_id} of the dataset", self.reading
-        return read_pixels(
-            self.cells[image_id]["image"],
-            name=name,
-            max_megapixels=reading.max_megapixels,
-            shorter_side=reading.shorter_side,
-        )
+        cell, name = self.cells[image_id]["image"], f"image {image_id} of the dataset"
+        return read_pixels(cell, name=name, **self.reading.sizes)
 
     def drop_unreadable(self) -> "ImageViews":
         """Read every image once and take those that can be read; return itself.

@@ -39,6 +39,27 @@ class ShardPart(NamedTuple):
     skipped: list[int]
 
 
+def plan_shards(number: int, rows: int) -> list[Shard]:
+    """Return the files of a dataset of so many rows, with so many rows each."""
+    starts = range(0, number, rows)
+    return [
+        Shard(f"data-{i:05d}-of-{len(starts):05d}.arrow", range(s, min(s + rows, number)))
+        for i, s in enumerate(starts)
+    ]
+
+
+def missing_shards(path: Path, shards: list[Shard]) -> list[Shard]:
+    """Return the shards that are not there, or plainly not whole."""
+    known = known_shards(path)
+    return [shard for shard in shards if shard_problem(path / shard.name, known.get(shard.name))]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed run was writing."""
+    for leftover in path.glob("*.tmp"):
+        leftover.unlink()
+
+
 def shard_digest(path: str | Path) -> str:
     """Return the checksum of a file (XXH3, 128 bits: it finds damage at the speed of the disk)."""
     with open(path, "rb") as file:
@@ -164,7 +185,7 @@ class ShardFile:
 
 
 def complete_dataset(
-    path: Path, features: "datasets.Features", names: list[str]
+    path: Path, features: "datasets.Features", shards: list[Shard]
 ) -> dict[str, dict]:
     """Make of shards that are all there what `datasets.load_from_disk` opens.
 
@@ -174,11 +195,11 @@ def complete_dataset(
     from datasets import DatasetInfo
 
     known = known_shards(path)
-    shards = {name: known[name] for name in names}
+    facts = {shard.name: known[shard.name] for shard in shards}
     DatasetInfo(features=features).write_to_directory(str(path))
     state = {
-        "_data_files": [{"filename": name} for name in shards],
-        "_fingerprint": next(iter(shards.values()))["xxh3_128"][:16],
+        "_data_files": [{"filename": name} for name in facts],
+        "_fingerprint": next(iter(facts.values()))["xxh3_128"][:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -186,7 +207,7 @@ def complete_dataset(
         "_split": None,
     }
     write_json(path / "state.json", state)
-    return shards
+    return facts
 
 
 def write_manifest(path: Path, manifest: dict) -> None:

@@ -24,7 +24,7 @@ def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTr
         ValueError: a model of a family that a Raptor can't be made of.
         OSError: no such model.
     """
-    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+    config = tower_config(_read_config(name_or_path, revision))
     if teacher_family(config).described:
         with torch.device("meta"):
             model = AutoModel.from_config(config)
