@@ -3,12 +3,15 @@
 #
 #   bash training/reproduce.sh digits [--seeds N]
 #   bash training/reproduce.sh dinov2_small --images IMAGES [--teacher ID_OR_FOLDER] [--segmentation FOLDER] [...]
+#   bash training/reproduce.sh study [--quick] [--images IMAGES [--teacher ID_OR_FOLDER]]
 #
-# The second is reproduce_dinov2.sh, which says its options; what follows is about the first.
+# The second is reproduce_dinov2.sh, the third reproduce_study.sh, which say their options; what follows is about the
+# first.
 # Finished stages are skipped, a stage that was interrupted goes on where it stopped. About fifteen minutes on two
 # cores. On GPUs: LAUNCH="accelerate launch" bash training/reproduce.sh digits
 set -euo pipefail
 if [[ "${1:-}" == dinov2_* ]]; then exec bash "$(dirname "$0")/reproduce_dinov2.sh" "$@"; fi
+if [ "${1:-}" = study ]; then exec bash "$(dirname "$0")/reproduce_study.sh" "$@"; fi
 source "$(dirname "$0")/command_line.sh"
 
 stage "teacher: a 12-layer DINOv2 with registers, trained on the digits"

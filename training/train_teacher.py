@@ -41,6 +41,10 @@ class Arguments(Checked):
     layerscale_value: NonNegative[float] = 0.1
     drop_path_rate: Share[float] = field(default=0.1, metadata={"help": "stochastic depth"})
     label_smoothing: Share[float] = 0.1
+    views: NonNegative[int] = field(
+        default=0,
+        metadata={"help": "of every image: 0, a random one in each epoch; 1, the image as it is"},
+    )
 
 
 PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArguments)
@@ -58,13 +62,13 @@ def random_views(images, processor, own: Arguments, crops, reading, training):
     """The labelled images; every epoch sees each of them in a view of its own."""
     from raptor_hf.data.transforms import Augmentation
 
-    views = -(-training.steps * training.batch_size // len(images)) + 1
+    epochs = -(-training.steps * training.batch_size // len(images)) + 1
     dataset = raptor_hf.data.ImageViews(
         images,
         processor,
-        views=views,
+        views=own.views or epochs,
         seed=training.seed,
-        plain_first=False,
+        plain_first=own.views > 0,
         crops=None if own.dataset == "digits" else Augmentation.of(crops, (own.image_size,) * 2),
         reading=reading,
         fill=True,

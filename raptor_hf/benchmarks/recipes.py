@@ -1,7 +1,6 @@
 """Training recipes beside the reference's: how well a student follows after how much compute.
 
-Compute is counted in multiply-adds of the student and of its optimiser. The unit is one step of a
-Raptor of matched blocks through all of the teacher's layers, forward and backward, with 64 images.
+Compute is counted in multiply-adds of the student and of its optimiser, see `step_units`.
 At every budget and k each recipe gets the learning rate that suits it: its own one is doubled and
 halved as long as that helps, judged on images that it learns from, with the first seed (at budgets
 of minutes, `_LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
@@ -23,7 +22,6 @@ import torch
 import yaml
 from transformers import set_seed
 
-from ..configuration_raptor import RaptorConfig
 from ..data import keep_batch
 from ..distillation.arguments import (
     BlockArguments,
@@ -31,12 +29,7 @@ from ..distillation.arguments import (
     parse_token_weights,
 )
 from ..distillation.blocks import chain_of
-from ..distillation.compute import (
-    application_flops,
-    optimizer_flops,
-    rollouts_per_step,
-    teacher_layer,
-)
+from ..distillation.compute import step_units
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.starts import new_raptor
 from ..distillation.training import train_chains
@@ -49,7 +42,6 @@ from .recipe_sources import RecipeSource, load_config, open_source, prepare_imag
 from .timing import PROCESSES
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-_UNIT_IMAGES = 64
 _JUDGED_ROWS = 256  # of the training set, for the choice of the learning rate
 _WARMUP = 0.1  # of the steps
 _LONG = 300  # units: from here on the reference has two rates to choose from, and ours its own
@@ -168,18 +160,6 @@ def train(
         "train_r2": trajectory_r2(model, activations, rows=judged)["mean"]["all"],
         "r2": trajectory_r2(model, test)["mean"],
     }
-
-
-def step_units(
-    objective: ObjectiveArguments, loop: LoopArguments, config: RaptorConfig, num_tokens: int
-) -> float:
-    """Return the compute of a step on average: the student both ways, and its optimiser."""
-    passes = rollouts_per_step(objective, 1000)
-    flops = 3 * passes * loop.batch_size * config.num_hidden_layers
-    flops *= application_flops(config, num_tokens)
-    flops += optimizer_flops(loop.optimizer, config, len(config.phases))
-    layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
-    return flops / (3 * _UNIT_IMAGES * config.num_hidden_layers * layer)
 
 
 def _run_group(source: RecipeSource, group: _Group) -> None:

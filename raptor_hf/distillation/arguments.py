@@ -92,6 +92,13 @@ class ObjectiveArguments(Checked):
             "out from the teacher's state at the start of its phase; then from the first layer"
         },
     )
+    layers_learned: OnCard[Literal["all", "last"]] = field(
+        default="all",
+        metadata={
+            "help": "whose states count: of all layers, or of the last alone, as in plain "
+            "distillation; for comparison"
+        },
+    )
     loss: OnCard[Literal["mse", "cosine", "mse+cosine"]] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
     )
@@ -160,6 +167,17 @@ class ObjectiveArguments(Checked):
         if self.phase_fraction and self.objective == "teacher_forcing":
             raise ValueError(
                 "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
+            )
+        if self.layers_learned not in ("all", "last"):
+            raise ValueError(
+                f"layers_learned must be 'all' or 'last'; got {self.layers_learned!r}."
+            )
+        whole = self.objective == "autoregressive" and not self.phase_fraction
+        if self.layers_learned == "last" and not whole:
+            raise ValueError(
+                "layers_learned='last' is for rollouts from the first layer: give "
+                "objective='autoregressive' and phase_fraction=0; got "
+                f"{self.objective!r} and {self.phase_fraction:g}."
             )
         parse_token_weights(self.token_weights)
 

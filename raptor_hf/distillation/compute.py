@@ -4,8 +4,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..configuration_raptor import RaptorConfig
+from ..loop.arguments import LoopArguments
 from ..modeling_raptor import config_for_teacher, make_shell
 from .objective import ObjectiveArguments
+
+_UNIT_IMAGES = 64
 
 
 def application_flops(config: RaptorConfig, num_tokens: int) -> int:
@@ -45,3 +48,28 @@ def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
         return 1.0
     half = [objective.forcing(step / steps) for step in range(steps)]
     return sum((forcing > 0) + (forcing < 1) for forcing in half) / max(1, steps)
+
+
+def step_units(
+    objective: ObjectiveArguments,
+    loop: LoopArguments,
+    config: RaptorConfig,
+    num_tokens: int,
+    *,
+    num_applications: int | None = None,
+) -> float:
+    """Return the compute of a training step on average: the student both ways, and its optimiser.
+
+    The unit is one step of a Raptor of matched blocks through all of the teacher's layers, forward
+    and backward, with 64 images.
+
+    Args:
+        num_tokens: of an image.
+        num_applications: how many blocks a student runs through; default: L.
+    """
+    layers = config.num_hidden_layers
+    flops = 3 * rollouts_per_step(objective, 1000) * loop.batch_size * (num_applications or layers)
+    flops *= application_flops(config, num_tokens)
+    flops += optimizer_flops(loop.optimizer, config, len(config.phases))
+    layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
+    return flops / (3 * _UNIT_IMAGES * layers * layer)

@@ -119,7 +119,10 @@ class TrajectoryMatching(nn.Module):
             starts: layers whose teacher's state rollouts start from.
         """
         start, stop = chain.spans[0].start, chain.spans[-1].stop
-        variances = None if self.variances is None else self.part(chain, self.variances)[:, 1:]
+        learned = slice(-1 if self.arguments.layers_learned == "last" else None, None)
+        variances = None
+        if self.variances is not None:
+            variances = self.part(chain, self.variances)[:, 1:][:, learned]
         total = 0.0
         for weight, resets in ((forcing, range(start, stop)), (rolling, starts)):
             if weight == 0:
@@ -129,8 +132,8 @@ class TrajectoryMatching(nn.Module):
                 chain.spans, trajectory, resets=resets, noise_std=noise, context=self.context
             )
             total = total + weight * self.token_loss(
-                prediction,
-                trajectory[:, 1:],
+                prediction[:, learned],
+                trajectory[:, 1:][:, learned],
                 groups=self.groups,
                 weights=chain.weights,
                 loss=self.arguments.loss,

@@ -9,11 +9,14 @@ first step. Two ways to a better R² without training led to a worse one after 2
 scales fitted in closed form, and output projections refitted (docs/recipes.md).
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from ..configuration_raptor import teacher_family
-from ..modeling_raptor import RaptorModel, teacher_layer_weights
+from ..configuration_raptor import RaptorConfig, teacher_family
+from ..modeling_raptor import RaptorBlock, RaptorModel, teacher_layer_weights
 
 
 def new_raptor(
@@ -31,19 +34,29 @@ def new_raptor(
         teacher, phases, init="teacher" if aligned else init, **options
     )
     if aligned:
-        family = teacher_family(teacher.config)
-        layers = teacher.get_submodule(family.layers)
-        num_heads = model.config.num_attention_heads
+        layers = teacher.get_submodule(teacher_family(teacher.config).layers)
         for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
-            copies = [teacher_layer_weights(layer, family.layer) for layer in layers[start:stop]]
-            like = copies[len(copies) // 2]
-            copies = [
-                copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
-                for copy in copies
-            ]
-            means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in like}
-            block.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+            start_from_layers(block, layers[start:stop], model.config)
     return model
+
+
+def start_from_layers(
+    block: RaptorBlock, layers: Sequence[nn.Module], config: RaptorConfig
+) -> None:
+    """Let a block start as the mean of some layers of its teacher, aligned to the middle one.
+
+    Args:
+        config: of the block, which must be of the layers' kind.
+    """
+    parts = teacher_family(config.teacher_config).layer
+    copies = [teacher_layer_weights(layer, parts) for layer in layers]
+    like, num_heads = copies[len(copies) // 2], config.num_attention_heads
+    copies = [
+        copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
+        for copy in copies
+    ]
+    means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in like}
+    block.load_state_dict(means, strict=False)  # the depth scaling is the block's own
 
 
 def _align(

@@ -1,0 +1,112 @@
+"""When is a ViT block-recurrent? Many short distillations of one teacher and its relatives.
+
+    python evaluation/study.py training/recipes/digits_study.yaml --teacher outputs/digits/teacher \
+        --activations outputs/digits/activations --output_dir outputs/study/results \
+        --teachers drop_0=outputs/study/drop_0 untrained=outputs/study/untrained
+
+Experiments: `gap` (ε for k = 1 … 6), `partitions` (max-cut against others), `alternatives` (what
+else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`, `untrained`, `early`,
+`overfitted`). Every student has the same compute of training, `--units`; one that is trained stays
+on record, and the same command goes on. Writes a JSON an experiment, `study.md` and figures.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raptor_hf import study
+from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
+from raptor_hf.distillation.arguments import ObjectiveArguments, ValidationArguments
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
+from raptor_hf.runs.arguments import Checked, Positive, Watching, named_folders, parse_arguments
+from raptor_hf.runs.files import folder_digest
+from raptor_hf.runs.folder import finish_run, start_run
+from raptor_hf.runs.processes import require_one_process, run_program
+
+EXPERIMENTS = ["gap", "partitions", "alternatives", "training"]
+
+
+@dataclass(kw_only=True)
+class Arguments(Checked):
+    """Which experiments, and how much of each."""
+
+    _argument_group_name = "study"
+
+    experiments: list[str] = field(
+        default_factory=lambda: list(EXPERIMENTS), metadata={"help": "which; default: all"}
+    )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=FOLDER of other teachers, for training and the phase maps"},
+    )
+    units: Positive[float] = field(
+        default=100,
+        metadata={"help": "compute of a student, in steps of 64 images through all layers"},
+    )
+    ks: list[Positive[int]] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5, 6], metadata={"help": "numbers of blocks of gap"}
+    )
+    partition_ks: list[Positive[int]] = field(
+        default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
+    )
+    seeds: Positive[int] = field(default=5, metadata={"help": "of gap and partitions"})
+    other_seeds: Positive[int] = field(default=3, metadata={"help": "of the other experiments"})
+    map_images: Positive[int] = field(
+        default=500, metadata={"help": "images whose states say where phases are"}
+    )
+    map_sizes: list[Positive[int]] = field(
+        default_factory=list,
+        metadata={"help": "other sizes of images in pixels: are the phases the same?"},
+    )
+    processes: Watching[Positive[int]] = field(
+        default=2, metadata={"help": "students that are trained at the same time"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = [name for name in self.experiments if name not in EXPERIMENTS]
+        if unknown:
+            raise ValueError(
+                f"--experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}."
+            )
+
+
+PARTS = (Arguments, ActivationArguments, ImageArguments, CropArguments, ReadingArguments)
+PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
+DEFAULTS = {"objective": "autoregressive", "optimizer": "muon", "normalize": "group"}
+
+
+def main() -> None:
+    """Measure the teachers, train the students, write what was found."""
+    own, source, images, crops, reading, objective, compute, validation, loop = parse_arguments(
+        *PARTS, defaults=DEFAULTS
+    )
+    require_one_process()
+    others = named_folders("--teachers", own.teachers, reserved=["teacher"])
+    teachers = {"teacher": source.teacher, **others}
+    settings = study.Settings(
+        source, images, crops, reading, objective, compute, loop, validation, own.units
+    )
+    plan = study.Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
+    inputs = {name: folder_digest(folder) for name, folder in others.items()}
+    if start_run(
+        own, source, images, crops, reading, objective, compute, validation, loop, inputs=inputs
+    ):
+        return print(study.write_report(loop.output_dir))
+    study.run_study(
+        settings,
+        plan,
+        teachers,
+        own.experiments,
+        Path(loop.output_dir),
+        map_images=own.map_images,
+        map_sizes=own.map_sizes,
+        processes=own.processes,
+    )
+    summary = study.write_report(loop.output_dir)
+    finish_run(loop.output_dir)
+    print(f"\n{summary}\n\nreport: {Path(loop.output_dir) / 'study.md'}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# When is a ViT block-recurrent? Teachers, many short distillations, and what held of the paper's claims.
+#
+#   bash training/reproduce.sh study
+#
+# On the embedded digits: about an hour on two cores. Finished stages and students are skipped, an interrupted run
+# goes on where it stopped.
+#
+#   --quick                   a few students after a few steps: two minutes, to see that it runs
+#   --images NAME             small images (a folder <NAME>/<split>/<class>/<image>, or a dataset of the Hub)
+#                             instead of the digits: teachers of 32 pixels, as for CIFAR-100
+#   --teacher ID_OR_FOLDER    a pretrained teacher on these images: no other teacher is trained
+#   -- FLAGS                  for evaluation/study.py, such as --resolution 98 --units 40
+#
+# Results go to outputs/study (OUT); the teacher of the digits is that of outputs/digits (DIGITS).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "training/reproduce_study.sh" >&2; exit 2; }
+images=digits teacher= quick=
+[ "${1:-}" = study ] || usage; shift
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=1; shift ;;
+    --images | --teacher) [ $# -ge 2 ] || usage; printf -v "${1#--}" %s "$2"; shift 2 ;;
+    --) shift; break ;;
+    *) echo "no option $1" >&2; usage ;;
+  esac
+done
+
+source training/environment.sh
+out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
+export recipes=${RECIPES:-training/recipes}
+stage() { printf '\n== %s\n' "$*"; }
+processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
+
+study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir $out/results)
+if [ -n "$teacher" ]; then
+  stage "study of $teacher"
+  exec python evaluation/study.py $recipes/dinov2_small_study.yaml "${study[@]}" --teacher "$teacher" \
+    --activations online --experiments gap partitions alternatives "$@"
+fi
+
+kind=digits
+[ "$images" = digits ] || kind=small_images
+export teaching="$recipes/${kind}_teacher.yaml --dataset $images --resume"
+steps=$(sed -n 's/^steps: //p' $recipes/${kind}_teacher.yaml)
+teachers=(
+  "untrained --steps 0 --warmup_steps 0" "early --steps $((steps / 10)) --warmup_steps $((steps / 40))"
+  "overfitted --steps $((2 * steps)) --views 1 --drop_path_rate 0 --label_smoothing 0 --weight_decay 0"
+  "drop_0.2 --drop_path_rate 0.2" "drop_0 --drop_path_rate 0" "drop_0.3 --drop_path_rate 0.3"
+  "drop_0.45 --drop_path_rate 0.45" "drop_0.6 --drop_path_rate 0.6" "seed_1 --seed 1" "seed_2 --seed 2"
+)
+if [ -n "$quick" ]; then
+  teachers=("${teachers[@]::4}")
+  study+=(--units 1 --ks 1 3 --partition_ks 3 --seeds 2 --other_seeds 1 --map_images 64 --validation_images 64)
+fi
+
+stage "the teacher"
+own=$digits/teacher learned=online
+if [ $kind = digits ]; then
+  python training/train_teacher.py $recipes/digits_teacher.yaml --resume --output_dir $own
+  learned=$digits/activations
+  python training/extract_activations.py $recipes/digits_activations.yaml --resume --teacher $own \
+    --output_dir $learned
+else
+  own=$out/teacher
+  python training/train_teacher.py $teaching --output_dir $own
+fi
+
+stage "${#teachers[@]} others, $processes at a time: drop rates, seeds, untrained, early, overfitted"
+export out
+printf '%s\n' "${teachers[@]}" | OMP_NUM_THREADS=1 xargs -P $processes -L 1 \
+  bash -c 'exec python training/train_teacher.py $teaching "${@:2}" --output_dir "$out/$1"' teacher
+
+stage "the study"
+named=()
+for words in "${teachers[@]}"; do named+=("${words%% *}=$out/${words%% *}"); done
+python evaluation/study.py $recipes/${kind}_study.yaml "${study[@]}" --teacher $own --activations $learned \
+  --teachers "${named[@]}" --processes $processes "$@"
