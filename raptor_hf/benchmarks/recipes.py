@@ -176,7 +176,7 @@ def step_units(
     """Return the compute of a step on average: the student both ways, and its optimiser."""
     passes = rollouts_per_step(objective, 1000)
     flops = 3 * passes * loop.batch_size * config.num_hidden_layers
-    flops *= application_flops(config, num_tokens)
+    flops *= application_flops(config, num_tokens, loop.batch_size)
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
     return flops / (3 * _UNIT_IMAGES * config.num_hidden_layers * layer)
