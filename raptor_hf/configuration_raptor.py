@@ -267,6 +267,10 @@ def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
     return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
 
 
+# which linear layers of a block are corrected at each depth, by `correction_on`
+_CORRECTED = {"attention": ("proj",), "ffn": ("fc2",), "all": ("qkv", "proj", "fc1", "fc2")}
+
+
 class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a `RaptorModel`.
 
@@ -282,6 +286,14 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         intermediate_size: hidden width of the FFN. None takes the width at which a block costs what
             a teacher's layer with a 4·D GELU FFN costs: 4·D for gelu, 8/3·D for swiglu.
         depth_scaling: let the layer index scale a block's branches and output (paper, App. A.3).
+        correction_rank: rank r of what each layer adds to linear layers of its block: W·x becomes
+            W·x + B·A·x, with a pair A (r, in) and B (out, r) for each layer. B starts at zero.
+            0: no corrections. (As in relaxed recursive transformers, arXiv 2410.20672.)
+        correction_on: of which linear layers: `"attention"` (its output projection), `"ffn"` (its
+            second one) or `"all"`.
+        ffn_experts: number E of FFNs that a block mixes, by shares of its own for each layer. What
+            is mixed are their weights, so that an application costs what one FFN does. (As in
+            ReViT, arXiv 2610.12448.)
         layerscale_value: initial value of both LayerScales.
         block_norm: `"layernorm"` or `"rmsnorm"` in the blocks.
         block_norm_eps: its eps (the final norm keeps the teacher's own).
@@ -305,8 +317,9 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
-            teacher of an unknown family; an unknown ffn; an empty range of depths; too many or too
-            few applications; an exit angle out of range; a misspelt argument.
+            teacher of an unknown family; an unknown ffn; corrections of a negative or too high
+            rank, or of unknown layers; no expert; an empty range of depths; too many or too few
+            applications; an exit angle out of range; a misspelt argument.
     """
 
     model_type = "raptor"
@@ -318,6 +331,9 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     ffn: str = "gelu"
     intermediate_size: int | None = None
     depth_scaling: bool = True
+    correction_rank: int = 0
+    correction_on: str = "attention"
+    ffn_experts: int = 1
     layerscale_value: float = 1e-5
     block_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     block_norm_eps: float = 1e-6
@@ -371,6 +387,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
                 "ffn must be 'gelu', 'swiglu' or another activation of transformers, such as "
                 f"'quick_gelu'; got {self.ffn!r}."
             )
+        self._check_depth_changes()
         if self.num_applications is not None and not 1 <= self.num_applications <= depth:
             raise ValueError(
                 f"num_applications must lie in 1 … {depth}, the teacher's layers; got "
@@ -389,6 +406,22 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "A depth head needs depth_bins ≥ 1 and 0 < min_depth < max_depth (metres); got "
                 f"{self.depth_bins}, {self.min_depth}, {self.max_depth}."
+            )
+
+    def _check_depth_changes(self) -> None:
+        """Refuse wrong values of what depth changes in the linear layers of a block."""
+        if not 0 <= self.correction_rank <= self.hidden_size:
+            raise ValueError(
+                f"correction_rank must lie in 0 … {self.hidden_size}, the channels (0: no "
+                f"corrections); got {self.correction_rank}."
+            )
+        if self.correction_on not in _CORRECTED:
+            raise ValueError(
+                f"correction_on must be 'attention', 'ffn' or 'all'; got {self.correction_on!r}."
+            )
+        if self.ffn_experts < 1:
+            raise ValueError(
+                f"ffn_experts must be 1 (a plain FFN) or more; got {self.ffn_experts}."
             )
 
     @property
@@ -438,6 +471,21 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     def spans(self) -> list[tuple[int, int]]:
         """Return the spans (start, stop) of the phases, see `phase_spans`."""
         return phase_spans(self.phases)
+
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the inputs and outputs of the linear layers of a block, by their names."""
+        size, hidden = self.hidden_size, self.ffn_size
+        wide = (2 if self.ffn == "swiglu" else 1) * hidden
+        return {
+            "qkv": (size, 3 * size),
+            "proj": (size, size),
+            "fc1": (size, wide),
+            "fc2": (hidden, size),
+        }
+
+    def corrected_layers(self) -> tuple[str, ...]:
+        """Return the names of the linear layers of a block that have corrections."""
+        return _CORRECTED[self.correction_on] if self.correction_rank else ()
 
     def has_bias(self, name: str) -> bool:
         """Return whether a linear layer of a block has a bias, see `biases`."""

@@ -9,6 +9,7 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -109,6 +110,123 @@ def make_norm(config: RaptorConfig) -> nn.Module:
     return norm(config.hidden_size, eps=config.block_norm_eps)
 
 
+class LinearChanges(NamedTuple):
+    """What P depths change in the linear layers of a block; by default nothing.
+
+    Args:
+        corrections: by a layer's name its factors A (P, r, in) and B (P, out, r): B·A·x is added.
+        shares: of the FFN's experts, (P, E), before the softmax; None: there is one FFN.
+    """
+
+    corrections: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    shares: torch.Tensor | None = None
+
+    def correct(self, name: str, outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of a linear layer with its correction, if there is one."""
+        if name not in self.corrections:
+            return outputs
+        down, up = self.corrections[name]
+        return outputs + linear_by_depth(linear_by_depth(inputs, down), up)
+
+
+NO_CHANGES = LinearChanges()
+
+
+def linear_by_depth(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Apply linear layers of P depths to the states of each: (B, P, N, in) to (B, P, N, out).
+
+    Args:
+        inputs: of one depth also (B, N, in).
+        weight, bias: (P, out, in) and (P, out).
+    """
+    if len(weight) == 1:
+        return nn.functional.linear(inputs, weight[0], None if bias is None else bias[0])
+    outputs = torch.einsum("bpni,poi->bpno", inputs, weight)
+    return outputs if bias is None else outputs + bias[:, None]
+
+
+class RaptorCorrection(nn.Module):
+    """Low-rank factors for one linear layer of a block, a pair for each layer of its span.
+
+    No `nn.Linear`: what quantises or adapts those shall leave them alone.
+    """
+
+    def __init__(self, num_layers: int, rank: int, in_features: int, out_features: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(num_layers, rank, in_features))
+        self.up = nn.Parameter(torch.empty(num_layers, out_features, rank))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw A from N(0, 1 / in), and let B be zero: a new correction adds nothing."""
+        init.normal_(self.down, std=self.down.shape[-1] ** -0.5)
+        init.zeros_(self.up)
+
+    def forward(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A (P, r, in) and B (P, out, r) of P rows."""
+        return self.down[rows], self.up[rows]
+
+
+class RaptorExperts(nn.Module):
+    """A linear layer whose weights are mixed from those of E experts."""
+
+    def __init__(self, config: RaptorConfig, name: str):
+        super().__init__()
+        self.in_features, self.out_features = config.linear_sizes()[name]
+        self.std, number = config.initializer_range, config.ffn_experts
+        self.weight = nn.Parameter(torch.empty(number, self.out_features, self.in_features))
+        biased = config.has_bias(name)
+        self.bias = nn.Parameter(torch.empty(number, self.out_features)) if biased else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every expert as a linear layer of a block."""
+        init.trunc_normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def mixed(self, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return weights (P, out, in) and biases (P, out) for shares (P, E) before the softmax."""
+        kind = shares.device.type
+        if torch.is_autocast_enabled(kind):  # in the weights' own precision
+            with torch.autocast(kind, enabled=False):
+                return self.mixed(shares)
+        mix = shares.softmax(dim=-1)
+        weight = (mix @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
+        return weight, None if self.bias is None else mix @ self.bias
+
+    def forward(self, inputs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Return (B, P, N, in) to (B, P, N, out), of one depth also without that axis."""
+        return linear_by_depth(inputs, *self.mixed(shares))
+
+
+OWN_SHARE = 0.9  # of a layer's own experts, before they learn
+
+
+def expert_runs(num_layers: int, experts: int) -> torch.Tensor:
+    """Return which experts are a layer's own at the start, (layers, E): those of its run of layers.
+
+    The runs are as equal as can be; of more experts than layers several share a layer.
+    """
+    longer = max(num_layers, experts)
+    own = [[False] * experts for _ in range(num_layers)]
+    for n in range(longer):
+        own[n * num_layers // longer][n * experts // longer] = True
+    return torch.tensor(own)
+
+
+def expert_shares(num_layers: int, experts: int) -> torch.Tensor:
+    """Return shares (layers, E), before a softmax, that give a layer's own experts `OWN_SHARE`."""
+    own = expert_runs(num_layers, experts)
+    number = own.sum(dim=1, keepdim=True)
+    others = (1 - OWN_SHARE) / (experts - number).clamp(min=1)
+    return torch.where(own, OWN_SHARE / number, others).log()
+
+
 class RaptorAttention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
@@ -129,7 +247,9 @@ class RaptorAttention(nn.Module):
         self.q_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
 
-    def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def project(
+        self, hidden_states: torch.Tensor, changes: LinearChanges = NO_CHANGES
+    ) -> torch.Tensor:
         """Return query, key and value, (…, N, D) to (…, N, 3·D)."""
         if self.some_bias is None:
             projected = self.qkv(hidden_states)
@@ -142,6 +262,7 @@ class RaptorAttention(nn.Module):
             else:  # offloaded or replaced, by an adapter say: what it computes it alone knows
                 projected = self.qkv(hidden_states)
                 projected = projected + bias.to(projected.dtype)
+        projected = changes.correct("qkv", projected, hidden_states)
         if self.q_norm is None:
             return projected
         query, key, value = projected.chunk(3, dim=-1)
@@ -152,11 +273,12 @@ class RaptorAttention(nn.Module):
         hidden_states: torch.Tensor,
         attentions: list[torch.Tensor] | None = None,
         context: LayerContext | None = None,
+        changes: LinearChanges = NO_CHANGES,
     ) -> torch.Tensor:
         """Return (…, N, D) to (…, N, D); the weights (…, heads, N, N) are appended to
         `attentions`.
         """
-        projected = self.project(hidden_states)
+        projected = self.project(hidden_states, changes)
         tokens, sizes = projected.shape[-2], (3, self.num_heads, self.head_dim)
         # (3, batch, heads, tokens, D / heads): leading axes are made one
         stacked = projected.view(-1, tokens, *sizes).permute(2, 0, 3, 1, 4)
@@ -172,7 +294,8 @@ class RaptorAttention(nn.Module):
         mixed, weights = attention(self, query, key, value, bias, scaling=self.scaling, dropout=0.0)
         if attentions is not None:
             attentions.append(weights)
-        return self.proj(mixed.reshape(hidden_states.shape))
+        mixed = mixed.reshape(hidden_states.shape)
+        return changes.correct("proj", self.proj(mixed), mixed)
 
 
 class RaptorFFN(nn.Module):
@@ -180,25 +303,37 @@ class RaptorFFN(nn.Module):
 
     def __init__(self, config: RaptorConfig):
         super().__init__()
-        self.gated, size = config.ffn == "swiglu", config.hidden_size
-        wide = (2 if self.gated else 1) * config.ffn_size
-        self.fc1 = nn.Linear(size, wide, bias=config.has_bias("fc1"))
-        self.fc2 = nn.Linear(config.ffn_size, size, bias=config.has_bias("fc2"))
+        self.gated = config.ffn == "swiglu"
+        self.fc1, self.fc2 = (
+            RaptorExperts(config, name)
+            if config.ffn_experts > 1
+            else nn.Linear(*config.linear_sizes()[name], bias=config.has_bias(name))
+            for name in ("fc1", "fc2")
+        )
         self.activation = None if config.ffn in ("swiglu", "gelu") else ACT2FN[config.ffn]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def linear(self, name: str, inputs: torch.Tensor, changes: LinearChanges) -> torch.Tensor:
+        """Apply one of the two linear layers, as it is at some depths."""
+        shares = () if changes.shares is None else (changes.shares,)
+        return changes.correct(name, getattr(self, name)(inputs, *shares), inputs)
+
+    def forward(
+        self, hidden_states: torch.Tensor, changes: LinearChanges = NO_CHANGES
+    ) -> torch.Tensor:
         """Return (…, N, D) to (…, N, D)."""
-        hidden = self.fc1(hidden_states)
+        hidden = self.linear("fc1", hidden_states, changes)
         # the largest tensor of all: no second one of it; a compiler needs none
         in_place = not hidden.requires_grad and not torch.compiler.is_compiling()
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             gate = nn.functional.silu(gate, inplace=in_place)
-            return self.fc2(gate.mul_(up) if in_place else gate * up)
-        if self.activation is not None:
-            return self.fc2(self.activation(hidden))
-        gelu = torch.ops.aten.gelu_ if in_place else nn.functional.gelu
-        return self.fc2(gelu(hidden))
+            hidden = gate.mul_(up) if in_place else gate * up
+        elif self.activation is not None:
+            hidden = self.activation(hidden)
+        else:
+            gelu = torch.ops.aten.gelu_ if in_place else nn.functional.gelu
+            hidden = gelu(hidden)
+        return self.linear("fc2", hidden, changes)
 
 
 class RaptorDepthLinear(nn.Module):
@@ -256,11 +391,13 @@ class DepthScales(NamedTuple):
         attention: s₁·γ₁.
         ffn: s₃·s₂·γ₂.
         state: s₃; None without depth scaling.
+        linear: what depth changes in the linear layers.
     """
 
     attention: torch.Tensor
     ffn: torch.Tensor
     state: torch.Tensor | None
+    linear: LinearChanges = NO_CHANGES
 
 
 class RaptorBlock(GradientCheckpointingLayer):
@@ -269,11 +406,17 @@ class RaptorBlock(GradientCheckpointingLayer):
     x ← x + s₁·γ₁·attention(LN₁ x);  x ← x + s₂·γ₂·ffn(LN₂ x);  x ← s₃·x
 
     with LayerScales γ and depth scales s(depth), which are worked out once for the whole batch.
+
+    Args:
+        span: first and last layer that it takes states from and to, (start, stop): for each layer
+            between it has corrections and shares of experts, if any; default: the whole teacher.
     """
 
-    def __init__(self, config: RaptorConfig):
+    def __init__(self, config: RaptorConfig, span: tuple[int, int] | None = None):
         super().__init__()
         size = config.hidden_size
+        self.start, stop = span or (0, config.num_hidden_layers)
+        self.num_layers = stop - self.start
         self.norm1 = make_norm(config)
         self.attention = RaptorAttention(config)
         self.layer_scale1 = nn.Parameter(torch.full((size,), config.layerscale_value))
@@ -281,6 +424,15 @@ class RaptorBlock(GradientCheckpointingLayer):
         self.ffn = RaptorFFN(config)
         self.layer_scale2 = nn.Parameter(torch.full((size,), config.layerscale_value))
         self.depth_scaling = RaptorDepthScaling(config) if config.depth_scaling else None
+        sizes, rank = config.linear_sizes(), config.correction_rank
+        self.corrections = nn.ModuleDict(
+            {
+                name: RaptorCorrection(self.num_layers, rank, *sizes[name])
+                for name in config.corrected_layers()
+            }
+        )
+        shares = expert_shares(self.num_layers, config.ffn_experts)
+        self.expert_shares = nn.Parameter(shares) if config.ffn_experts > 1 else None
         self.position_bias = None
         if config.position_bias:
             from transformers.models.beit.modeling_beit import BeitRelativePositionBias
@@ -314,9 +466,9 @@ class RaptorBlock(GradientCheckpointingLayer):
         scales = self.scales(depth, states)
         if self.position_bias is not None:
             context = self.with_position_bias(context)
-        mixed = self.attention(self.norm1(states), attentions, context)
+        mixed = self.attention(self.norm1(states), attentions, context, scales.linear)
         states = torch.addcmul(states, mixed, scales.attention)
-        added = self.ffn(self.norm2(states))
+        added = self.ffn(self.norm2(states), scales.linear)
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
         states = states if scales.state is None else states * scales.state
         return torch.addcmul(states, added, scales.ffn)
@@ -331,31 +483,52 @@ class RaptorBlock(GradientCheckpointingLayer):
 
     def at(self, depth: int, device: torch.device) -> torch.Tensor | DepthScales:
         """Return what `forward` takes for a layer: its folded scales, if there are any."""
-        if self.folded_scales is not None:  # views: nothing is worked out
-            return DepthScales(*self.folded_scales[depth])
-        return torch.full((1,), depth, device=device)
+        if self.folded_scales is None:
+            return torch.full((1,), depth, device=device)
+        # views: nothing is worked out
+        return DepthScales(*self.folded_scales[depth], self.linear_changes(depth))
+
+    def linear_changes(self, depth: int | torch.Tensor) -> LinearChanges:
+        """Return what a layer, or a tensor (P,) of them, changes in the linear layers.
+
+        A layer beyond the span changes what the nearest one within it does.
+        """
+        if not self.changes_layers:
+            return NO_CHANGES
+        if isinstance(depth, int):
+            row = min(max(depth - self.start, 1), self.num_layers) - 1
+            rows = slice(row, row + 1)
+        else:
+            rows = (depth.long() - self.start).clamp(1, self.num_layers) - 1
+        corrections = {name: correction(rows) for name, correction in self.corrections.items()}
+        shares = None if self.expert_shares is None else self.expert_shares[rows]
+        return LinearChanges(corrections, shares)
 
     def scales(self, depth: int | torch.Tensor | DepthScales, like: torch.Tensor) -> DepthScales:
         """Return the scales for what `forward` takes as a depth; of the kind of `like`."""
         depth = self.at(depth, like.device) if isinstance(depth, int) else depth
         if isinstance(depth, DepthScales):
             return depth
+        changes = self.linear_changes(depth)
         if self.folded_scales is not None:
-            return DepthScales(*self.folded_scales[depth][:, :, None].unbind(1))
+            return DepthScales(*self.folded_scales[depth][:, :, None].unbind(1), changes)
         if self.depth_scaling is None:
-            return DepthScales(self.layer_scale1, self.layer_scale2, None)
+            return DepthScales(self.layer_scale1, self.layer_scale2, None, changes)
         # where the states are, not where the weights are: these may be offloaded
         s1, s2, s3 = self.depth_scaling(depth.to(like)[:, None, None])
-        return DepthScales(s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3)
+        return DepthScales(s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3, changes)
 
     @torch.no_grad()
     def fold_scales(self, num_layers: int) -> None:
         """Work out the scales of all depths 0 … L once: (L + 1, 3, D), as the weights are now."""
         self.folded_scales = None
         depths = torch.arange(num_layers + 1, device=self.layer_scale1.device)
+        attention, ffn, state, _ = self.scales(depths, self.layer_scale1)
         if self.depth_scaling is not None:
-            scales = [scale[:, 0] for scale in self.scales(depths, self.layer_scale1)]
-            self.folded_scales = torch.stack(scales, dim=1)
+            self.folded_scales = torch.stack([attention[:, 0], ffn[:, 0], state[:, 0]], dim=1)
+        elif self.changes_layers:  # the same for all depths, for one graph to take as its inputs
+            scales = torch.stack([attention, ffn, torch.ones_like(ffn)])
+            self.folded_scales = scales.expand(num_layers + 1, -1, -1)
 
     def train(self, mode: bool = True) -> "RaptorBlock":
         """Set the mode as everywhere in PyTorch; drop folded scales, as the weights will change."""
@@ -373,11 +546,16 @@ class RaptorBlock(GradientCheckpointingLayer):
             ValueError: the layers are not of the block's kind or width.
         """
         copies = [teacher_layer_weights(layer, parts) for layer in layers]
-        means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in copies[0]}
-        own = {n: w for n, w in self.state_dict().items() if not n.startswith("depth_scaling.")}
-        if own.keys() != means.keys() or any(own[n].shape != means[n].shape for n in own):
-            gated, width = is_gated(layers[0], parts), means["ffn.fc2.weight"].shape[1]
-            missing = sorted(own.keys() ^ means.keys())
+        theirs = {name: weight.shape for name, weight in copies[0].items()}
+        # an expert is a layer's FFN
+        own = {
+            name: weight.shape[1:] if self.has_experts and name.startswith("ffn.") else weight.shape
+            for name, weight in self.state_dict().items()
+            if not name.startswith(("depth_scaling.", "corrections.", "expert_shares"))
+        }
+        if own != theirs:
+            gated, width = is_gated(layers[0], parts), theirs["ffn.fc2.weight"][1]
+            missing = sorted(own.keys() ^ theirs.keys())
             raise ValueError(
                 "init='teacher' needs blocks like the teacher's layers, whose FFN is "
                 f"{'gated (swiglu)' if gated else 'not gated'} and has "
@@ -386,7 +564,36 @@ class RaptorBlock(GradientCheckpointingLayer):
                 f"{f', and only one of the two has {missing[:4]}' if missing else ''}. "
                 "Leave ffn and intermediate_size out, or start with init='random'."
             )
-        self.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+        self.start_from(copies)
+
+    def start_from(self, copies: list[dict[str, torch.Tensor]]) -> None:
+        """Take over the mean of layers; an expert takes the mean of the layers whose own it is.
+
+        Args:
+            copies: of `teacher_layer_weights`, a layer of the block's span each.
+        """
+
+        def mean(layers: list[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
+            return torch.stack([layer[name] for layer in layers]).mean(0)
+
+        means = {name: mean(copies, name) for name in copies[0]}
+        if self.has_experts:
+            own = expert_runs(len(copies), self.expert_shares.shape[1]).T.tolist()
+            runs = [list(itertools.compress(copies, expert)) for expert in own]
+            for name in (name for name in means if name.startswith("ffn.")):
+                means[name] = torch.stack([mean(run, name) for run in runs])
+        # the depth scaling, and what a layer changes, are the block's own
+        self.load_state_dict(means, strict=False)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the FFN is mixed from several."""
+        return self.expert_shares is not None
+
+    @property
+    def changes_layers(self) -> bool:
+        """Whether a depth changes linear layers, by corrections or by a mix of experts."""
+        return len(self.corrections) > 0 or self.has_experts
 
 
 def relative_positions(grid: tuple[int, int]) -> torch.Tensor:
@@ -563,7 +770,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw linear weights from N(0, initializer_range²); a depth scaling starts as 1 ± 1e-4."""
-        if isinstance(module, RaptorDepthLinear):
+        if isinstance(module, RaptorDepthLinear | RaptorCorrection | RaptorExperts):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
@@ -578,6 +785,8 @@ class RaptorPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RaptorBlock):
             init.constant_(module.layer_scale1, self.config.layerscale_value)
             init.constant_(module.layer_scale2, self.config.layerscale_value)
+            if module.has_experts:
+                init.copy_(module.expert_shares, expert_shares(*module.expert_shares.shape))
 
 
 class RaptorModel(RaptorPreTrainedModel):
@@ -595,7 +804,7 @@ class RaptorModel(RaptorPreTrainedModel):
         self.shell = make_shell(config.teacher_config)
         self._contexts: dict[tuple, LayerContext] = {}
         self._cuda_graphs = False  # whether a forward overwrites what the one before returned
-        self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
+        self.blocks = nn.ModuleList(RaptorBlock(config, span) for span in config.spans())
         self.post_init()
 
     @classmethod
@@ -608,6 +817,9 @@ class RaptorModel(RaptorPreTrainedModel):
         ffn: str | None = None,
         intermediate_size: int | None = None,
         depth_scaling: bool = True,
+        correction_rank: int = 0,
+        correction_on: str = "attention",
+        ffn_experts: int = 1,
         layerscale_value: float | None = None,
         block_norm_eps: float | None = None,
     ) -> "RaptorModel":
@@ -620,7 +832,8 @@ class RaptorModel(RaptorPreTrainedModel):
                 On the digits teacher no single layer of a phase (the first, the middle, the last,
                 the one that rolls out best) led to a better R² after 100 steps at k = 2, 3 or 4.
             ffn, intermediate_size: see `RaptorConfig`; None takes the teacher's own.
-            depth_scaling: see `RaptorConfig`.
+            depth_scaling, correction_rank, correction_on, ffn_experts: see `RaptorConfig`. With
+                `init="teacher"` the phase's layers are split among the experts.
             layerscale_value: where random blocks start; None takes 1e-5.
             block_norm_eps: None takes the eps of the teacher's layers.
 
@@ -644,6 +857,9 @@ class RaptorModel(RaptorPreTrainedModel):
             ffn=ffn,
             intermediate_size=intermediate_size,
             depth_scaling=depth_scaling,
+            correction_rank=correction_rank,
+            correction_on=correction_on,
+            ffn_experts=ffn_experts,
             layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
             block_norm_eps=block_norm_eps,
         )
@@ -1083,9 +1299,10 @@ def copied_layer(
     """
     family = teacher_family(teacher.config)
     layer = teacher.get_submodule(family.layers)[0]
+    config = copy.deepcopy(config)  # at one depth nothing changes with depth
+    config.depth_scaling, config.correction_rank, config.ffn_experts = False, 0, 1
     with torch.device("meta"):
         block = RaptorBlock(config).eval()
-    block.depth_scaling = None
     block.load_state_dict(teacher_layer_weights(layer, family.layer), assign=True)
     output = layer(states, *args, **kwargs)
     copied = block(states, 1, context=LayerContext.of_call(args, kwargs))

@@ -74,7 +74,7 @@ class RaptorTrunk(nn.Module):
         family = teacher_family(config.teacher_config)
         application = _application_class(layer_class)
         self.config = config
-        self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
+        self.blocks = nn.ModuleList(RaptorBlock(config, span) for span in config.spans())
         self.applications = nn.ModuleList(
             application(self.blocks[config.phase_of(depth)], depth, family)
             for depth in range(1, config.num_hidden_layers + 1)

@@ -32,6 +32,20 @@ class BlockArguments(Checked):
         default=None, metadata={"help": "hidden width of the FFN; default: as the teacher's"}
     )
     depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
+    correction_rank: OnCard[NonNegative[int]] = field(
+        default=0,
+        metadata={"help": "rank of what each layer adds to linear layers of its block; 0: nothing"},
+    )
+    correction_on: OnCard[Literal["attention", "ffn", "all"]] = field(
+        default="attention",
+        metadata={
+            "help": "to which of them: the attention's output projection, the FFN's second, or all"
+        },
+    )
+    ffn_experts: OnCard[Positive[int]] = field(
+        default=1,
+        metadata={"help": "FFNs whose weights a block mixes, in other shares for each layer"},
+    )
     layerscale_value: NonNegative[float] | None = field(
         default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
     )

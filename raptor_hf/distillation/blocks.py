@@ -14,6 +14,7 @@ from .starts import new_raptor
 
 # what blocks of one folder share, beside their teacher
 ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
+ARCHITECTURE += ("correction_rank", "correction_on", "ffn_experts")
 
 
 def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:

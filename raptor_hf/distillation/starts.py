@@ -55,8 +55,7 @@ def start_from_layers(
         copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
         for copy in copies
     ]
-    means = {name: torch.stack([c[name] for c in copies]).mean(0) for name in like}
-    block.load_state_dict(means, strict=False)  # the depth scaling is the block's own
+    block.start_from(copies)
 
 
 def _align(

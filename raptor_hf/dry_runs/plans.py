@@ -15,6 +15,7 @@ from ..activations.arguments import ActivationArguments, ImageArguments, check_s
 from ..configuration_raptor import RaptorConfig
 from ..data.arguments import CropArguments, ReadingArguments
 from ..distillation.arguments import BlockArguments, ObjectiveArguments, ValidationArguments
+from ..distillation.blocks import ARCHITECTURE
 from ..distillation.compute import (
     application_flops,
     optimizer_flops,
@@ -50,9 +51,8 @@ def _planned_config(
     options = asdict(blocks)
     if folder and (Path(folder) / "config.json").exists():
         saved = RaptorConfig.from_pretrained(folder)
-        options |= {name: getattr(saved, name) for name in ("ffn", "intermediate_size")}
-    options = {name: options[name] for name in ("ffn", "intermediate_size", "depth_scaling")}
-    return teacher_layer(teacher_config, **options)
+        options |= {name: getattr(saved, name) for name in ARCHITECTURE}
+    return teacher_layer(teacher_config, **{name: options[name] for name in ARCHITECTURE})
 
 
 def _describe_activations(path: str | Path, num_images: int) -> str:
@@ -152,17 +152,18 @@ def print_training_plan(
     config = _planned_config(blocks, facts.config, folder)
     if whole:
         RaptorConfig(teacher_config=facts.config, phases=[stop - start for start, stop in spans])
-    with torch.device("meta"):
-        block_parameters = sum(weight.numel() for weight in RaptorBlock(config).parameters())
     for start, stop in spans:
         if not 0 <= start < stop <= depth:
             raise ValueError(f"A span needs 0 ≤ start < stop ≤ {depth}; got {start}-{stop}.")
+    with torch.device("meta"):
+        trained = [RaptorBlock(config, span) for span in spans]
+    parameters = sum(weight.numel() for block in trained for weight in block.parameters())
     layers = range(min(start for start, _ in spans), max(stop for _, stop in spans) + 1)
-    parameters = len(spans) * block_parameters
     applications = sum(stop - start for start, stop in spans)
     passes = rollouts_per_step(objective, loop.steps)
     number = loop.steps * loop.batch_size
-    flop = 3 * passes * number * applications * application_flops(config, facts.num_tokens)
+    flop = 3 * passes * number * applications
+    flop *= application_flops(config, facts.num_tokens, loop.batch_size)
     flop += loop.steps * optimizer_flops(loop.optimizer, config, len(spans))
     lines = [("teacher", describe_teacher(source.teacher, facts))]
     lines += _describe_source(source, images, facts, number, layers)

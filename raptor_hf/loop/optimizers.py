@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
+from ..modeling_raptor import RaptorExperts
 from .arguments import LoopArguments
 
 # Muon's learning rate is that of matrices; biases, norms and scales learn by AdamW, at this share
@@ -21,14 +22,20 @@ _NEWTON_SCHULZ_STEPS = 5
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Return the matrices of the attention and the FFN in the repeated parts of a module.
 
-    Heads, embeddings and the depth scaling (no `nn.Linear`) are none.
+    Those of experts are stacks (E, out, in). Heads, embeddings and what belongs to a depth (its
+    scaling, corrections and shares, all no `nn.Linear`) are none.
 
     Raises:
         ValueError: a module without any.
     """
     kinds = getattr(module, "_no_split_modules", None) or []
     parts = [part for part in module.modules() if type(part).__name__ in kinds]
-    linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    linear = [
+        layer
+        for part in parts
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear | RaptorExperts)
+    ]
     matrices = [layer.weight for layer in linear if layer.weight.requires_grad]
     if not matrices:
         raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")
@@ -45,7 +52,7 @@ class BatchedMuon(torch.optim.Optimizer):
     leaves the weights alone in a step with `found_inf`, a scalar on the device, at 1.
 
     Args:
-        params: matrices, or groups of them with their `lr`.
+        params: matrices or stacks (E, rows, columns) of them, or groups of these with their `lr`.
         lr: learning rate of groups that have none.
         weight_decay: share of a weight that a step takes away, times the learning rate.
     """
@@ -64,13 +71,13 @@ class BatchedMuon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     alike[matrix.shape].append(matrix)
             for shape, matrices in alike.items():
-                rate = 0.2 * math.sqrt(max(shape)) * group["lr"]
+                rate = 0.2 * math.sqrt(max(shape[-2:])) * group["lr"]
                 momentum = self._momentum(matrices, left_out)
                 decay = 1 - group["lr"] * group["weight_decay"]
                 if left_out is not None:
                     momentum = momentum * ~left_out
                     decay = torch.where(left_out, 1.0, decay)
-                updates = _orthogonal(momentum)
+                updates = _orthogonal(momentum.flatten(0, -3)).view_as(momentum)
                 torch._foreach_mul_(matrices, decay)
                 updates = [u.to(m.dtype) for u, m in zip(updates, matrices, strict=True)]
                 torch._foreach_add_(matrices, updates, alpha=-rate)
@@ -78,7 +85,7 @@ class BatchedMuon(torch.optim.Optimizer):
     def _momentum(
         self, matrices: list[nn.Parameter], left_out: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the momentum of matrices of one shape, (number, rows, columns), in bfloat16."""
+        """Return the momentum of matrices or stacks of one shape, (number, …), in bfloat16."""
         gradients = [matrix.grad for matrix in matrices]
         if left_out is not None:
             gradients = [torch.where(left_out, 0.0, gradient) for gradient in gradients]
