@@ -244,7 +244,7 @@ CLAIMS = [
     _Claim("81 to 83 % on ImageNet-1k with k = 2 to 4", _PAPER,
            "needs a DINOv2-B, ImageNet-1k and days of a GPU", _not_here),
     _Claim("Partitions on CIFAR-100, ten seeds", _PAPER,
-           "needs CIFAR-100: training/recipes/cifar_study.yaml", _not_here),
+           "needs CIFAR-100: training/recipes/small_images_study.yaml", _not_here),
 ]  # fmt: skip
 
 

@@ -119,8 +119,8 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
 _RICHER = {
     "corrections of attention, rank 4": {"correction_rank": 4, "correction_on": "attention"},
     "corrections of FFN, rank 4": {"correction_rank": 4, "correction_on": "ffn"},
+    "corrections of all, rank 1": {"correction_rank": 1, "correction_on": "all"},
     "corrections of all, rank 4": {"correction_rank": 4, "correction_on": "all"},
-    "corrections of all, rank 16": {"correction_rank": 16, "correction_on": "all"},
     "2 experts": {"ffn_experts": 2},
     "4 experts": {"ffn_experts": 4},
 }
