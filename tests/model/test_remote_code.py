@@ -128,6 +128,9 @@ def test_every_family_and_models_around_them_load_without_the_package(tmp_path):
     for case in FAMILIES:
         model = randomised(new_raptor(tiny_model(case), [2, 1], init="teacher"))
         folders[case] = "AutoModel", model, {"pixel_values": PIXELS}
+    changes = {"correction_rank": 3, "correction_on": "all", "ffn_experts": 2}
+    model = randomised(new_raptor(tiny_model("vit"), [2, 1], **changes))
+    folders["depth changes"] = "AutoModel", model, {"pixel_values": PIXELS}
     for host, auto_class in (
         ("CLIPModel", "AutoModelForZeroShotImageClassification"),
         ("ViTForImageClassification", "AutoModelForImageClassification"),
