@@ -23,6 +23,8 @@ from raptor_hf.reports.tables import (
     results_table,
 )
 from raptor_hf.runs.files import read_json
+from raptor_hf.study.claims import judge
+from raptor_hf.study.report import claims_table, load_study, paragraph
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"
@@ -93,6 +95,12 @@ def claims() -> str:
     """Return the verdicts on the claims about depth."""
     study = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")
     return claims_page(study["claims"]).split("\n\n")[1]
+
+
+def study() -> str:
+    """Return what held of the claims about block recurrence, in a paragraph."""
+    found = load_study(RESULTS / "study")
+    return paragraph(judge(found), found)
 
 
 def ablation() -> str:
@@ -248,6 +256,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits_probed": lambda: digits(PROBED),
     "digits_fitted": lambda: digits(FITTED),
     "claims": claims,
+    "study": study,
+    "study_claims": lambda: claims_table(judge(load_study(RESULTS / "study"))),
     "ablation": ablation,
     "published": published,
     "memory": memory,

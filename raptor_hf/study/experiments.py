@@ -189,7 +189,7 @@ def run_study(
     train_students(settings, teachers, students, folder, processes=processes)
     record = recorded(folder)
     for name, own in rows.items():
-        write_json(folder / f"{name}.json", {"rows": rounded(collect(own, record))})
+        write_json(folder / f"{name}.json", {"rows": rounded(collect(own, record), 5)})
 
 
 def _measure_teachers(

@@ -49,7 +49,7 @@ def write_report(folder: str | Path) -> str:
         figure.savefig(folder / f"{name}.png", dpi=130, metadata={"Software": None})
         pictures.append(f"![{_CAPTIONS[name]}]({name}.png)\n\n{_CAPTIONS[name]}")
     summary = paragraph(claims, study)
-    parts = ["# When is a ViT block-recurrent?", summary, _claims_table(claims)]
+    parts = ["# When is a ViT block-recurrent?", summary, claims_table(claims)]
     parts += [_figures_of(claims), *_tables(study), *pictures]
     (folder / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return summary
@@ -73,7 +73,7 @@ def paragraph(claims: list[dict], study: dict) -> str:
     return " ".join(sentences)
 
 
-def _claims_table(claims: list[dict]) -> str:
+def claims_table(claims: list[dict]) -> str:
     """Return the verdicts as a table."""
     names = ("sentence", "source", "criterion", "verdict")
     heading = ["claim", "of", "criterion", "here"]
