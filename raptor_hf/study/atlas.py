@@ -34,13 +34,18 @@ from ..phases.stability import (
     tidy_distances,
 )
 from ..runs.arguments import named_folders
-from ..runs.files import public_name, rounded, write_json
+from ..runs.files import public_name, read_json, rounded, write_json
 from ..runs.folder import environment, finish_run, start_run
 from ..runs.processes import Interrupted, process_state
 from ..teachers import load_processor, load_vision_model, teacher_identity
 from .atlas_arguments import AtlasArguments
 
 KIND = "phase map"  # what the files of the atlas say that they are
+_NEEDED = {
+    "name", "model_type", "num_layers", "num_channels", "num_tokens", "num_parameters",
+    "image_size", "dataset", "split", "num_images", "weights_sha256", "distance", "cuts", "speed",
+    "norm", "variance", "update_rank",
+}  # fmt: skip
 _KEPT = ("speed", "norm", "update_rank", "convergence")  # of what `measure` finds
 
 
@@ -94,7 +99,11 @@ def map_teachers(
 
     Returns:
         Why teachers failed, by their titles.
+
+    Raises:
+        ValueError: an unknown method.
     """
+    check_methods(options.methods)  # before the first, not of each
     failed = {}
     for number, teacher in enumerate(teachers, 1):
         process_state().print(f"teacher {number} of {len(teachers)}: {teacher.title}", flush=True)
@@ -174,9 +183,28 @@ def phase_map(
         images (`measure`); `variance`: by token group, of layers 0 … L.
 
     Raises:
-        ValueError: states that are not finite, a model of one layer, an unknown method.
+        ValueError: states that are not finite, or a method that `cut_stability` refuses.
     """
-    check_methods(options.methods)
+    spread, moments, distances, shape = _look_at_images(source, options, description)
+    mean = tidy_distances(distances.mean(axis=0))
+    return {
+        "num_images": len(distances),
+        "seed": options.seed,
+        "num_tokens": shape[2],
+        "num_channels": shape[3],
+        "distance": mean.tolist(),
+        "cuts": find_cuts(mean, distances, options),
+        **spread.summary(),
+        "variance": {
+            name: state_variance(moments, name).tolist() for name in source.layout.groups()
+        },
+    }
+
+
+def _look_at_images(
+    source: OnlineActivations, options: AtlasArguments, description: str
+) -> tuple[Spread, Spread, np.ndarray, torch.Size]:
+    """Return figures and moments of the states, distances (n, L, L), and the shape of a batch."""
     spread, moments, distances = Spread(), Spread(), []
     states = stream_states(
         source, description, num_images=options.num_images, seed=options.seed,
@@ -186,21 +214,9 @@ def phase_map(
         found = measure(batch, source.layout)
         spread.add({key: values for key, values in found.items() if key[0] in _KEPT})
         moments.add(state_moments(batch, source.layout.groups()))
-        pairs = image_distances(batch, source.layout)
+        pairs = image_distances(batch, source.layout)  # a group after another
         distances.append(pairs.unflatten(0, (-1, len(batch))).mean(dim=0).cpu().numpy())
-    of_images = np.concatenate(distances)
-    mean = tidy_distances(of_images.mean(axis=0))
-    groups = source.layout.groups()
-    return {
-        "num_images": len(of_images),
-        "seed": options.seed,
-        "num_tokens": batch.shape[2],
-        "num_channels": batch.shape[3],
-        "distance": mean.tolist(),
-        "cuts": find_cuts(mean, of_images, options),
-        **spread.summary(),
-        "variance": {name: state_variance(moments, name).tolist() for name in groups},
-    }
+    return spread, moments, np.concatenate(distances), batch.shape
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -237,14 +253,41 @@ def state_moments(states: torch.Tensor, groups: dict[str, slice]) -> dict[tuple,
     """Return means over a group's tokens of states, (B, L + 1, D), and of their squares,
     (B, L + 1).
     """
-    moments = {}
-    for name, tokens in groups.items():
-        part = states[:, :, tokens].double()
-        moments["state", name] = part.mean(dim=2)
-        moments["square", name] = part.square().mean(dim=(2, 3))
-    return moments
+    moments: dict[tuple, list[torch.Tensor]] = {}
+    for layer in range(states.shape[1]):
+        for name, tokens in groups.items():
+            part = states[:, layer, tokens].double()  # of all layers at once it takes much memory
+            moments.setdefault(("state", name), []).append(part.mean(dim=1))
+            moments.setdefault(("square", name), []).append(part.square().mean(dim=(1, 2)))
+    return {key: torch.stack(values, dim=1) for key, values in moments.items()}
 
 
 def state_variance(moments: Spread, group: str) -> np.ndarray:
     """Return the variance of states of a token group, (L + 1,), as `state_variances` defines it."""
-    return moments.mean("square", group) - np.square(moments.mean("state", group)).mean(axis=-1)
+    of_means = np.square(moments.mean("state", group)).mean(axis=-1)
+    return np.maximum(moments.mean("square", group) - of_means, 0)  # rounding falls below 0
+
+
+def load_atlas(folder: str | Path) -> list[dict]:
+    """Load the maps of a folder, sorted by name; other JSON files in it are left alone.
+
+    Raises:
+        ValueError: a map that lacks something, or two of one name.
+    """
+    maps: dict[str, dict] = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("kind") != KIND:
+            continue
+        if missing := sorted(_NEEDED - set(content)):
+            raise ValueError(
+                f"{path} is a phase map that lacks {', '.join(missing)}. Delete it, and let "
+                "evaluation/atlas.py make it again."
+            )
+        if file_name(content["name"]) in maps:
+            raise ValueError(
+                f"{path}: another phase map of this folder is called {content['name']!r}, too. "
+                "Give each its own name."
+            )
+        maps[file_name(content["name"])] = content
+    return [maps[name] for name in sorted(maps)]

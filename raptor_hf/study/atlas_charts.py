@@ -101,6 +101,7 @@ def line_chart(
         (x, y) for _, xs, ys in lines for x, y in zip(xs, ys, strict=True) if y is not None
     ] or [(0, 0)]
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    x_low = 0.0 if x_high <= 1 else x_low  # shares begin at none
     y_low, y_high = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -110,9 +111,8 @@ def line_chart(
     base, right = place(x_low, 0), place(x_high, 0)
     parts = [_text(4, 12, y_title, "start"), _text(width - 12, height - 4, x_title, "end")]
     parts.append(f'<path class="axis" d="M{base[0]:.1f},{base[1]:.1f}H{right[0]:.1f}"/>')
-    for value in {y_low, (y_low + y_high) / 2, y_high}:
-        parts.append((value, _text(left - 6, place(x_low, value)[1] + 4, number(value), "end")))
-    parts[3:] = [text for _, text in sorted(parts[3:])]
+    for value in sorted({y_low, (y_low + y_high) / 2, y_high}):
+        parts.append(_text(left - 6, place(x_low, value)[1] + 4, number(value), "end"))
     for value in np.linspace(x_low, x_high, 5):
         shown = round(value) if x_high - x_low > 4 else value
         parts.append(_text(place(shown, 0)[0], height - bottom + 14, number(shown)))
@@ -131,7 +131,8 @@ def _line(index: int, points: Sequence[tuple[float, float]]) -> str:
     mark = _MARKS[index % len(_MARKS)]
     marks = "".join(f'<path transform="translate({x:.1f} {y:.1f})" d="{mark}"/>' for x, y in points)
     dash = _DASHES[index % len(_DASHES)]
-    return f'<g class="s{index % 6}"><path class="line" stroke-dasharray="{dash}" d="M{path}"/>{marks}</g>'
+    line = f'<path class="line" stroke-dasharray="{dash}" d="M{path}"/>'
+    return f'<g class="s{index % 6}">{line}{marks}</g>'
 
 
 def phase_chart(

@@ -9,8 +9,8 @@ import datasets
 
 from ..hub.publishing import publish_dataset
 from ..reports.tables import markdown_table
-from .atlas import file_name
-from .atlas_page import cuts_of_all, load_atlas, overview
+from .atlas import file_name, load_atlas
+from .atlas_page import cuts_of_all, overview
 
 _ROWS = "data/train-00000-of-00001.parquet"
 _FACTS = {

@@ -11,15 +11,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..phases.stability import boundaries
-from ..runs.files import read_json
-from .atlas import KIND, file_name
+from .atlas import file_name, load_atlas
 from .atlas_charts import line_chart, matrix_chart, number, percent, phase_chart
 
-_NEEDED = {
-    "name", "model_type", "num_layers", "num_channels", "num_tokens", "num_parameters",
-    "image_size", "dataset", "split", "num_images", "weights_sha256", "distance", "cuts", "speed",
-    "norm", "variance", "update_rank",
-}  # fmt: skip
 _SHOWN_K = 3  # of the lines in a matrix, where there is such a cut
 _METHODS = {
     "recursive": "repeated exact max-cut, as published",
@@ -36,31 +30,6 @@ class Chart(NamedTuple):
     caption: str
     heading: list[str]
     rows: list[list[str]]
-
-
-def load_atlas(folder: str | Path) -> list[dict]:
-    """Load the maps of a folder, sorted by name; other JSON files in it are left alone.
-
-    Raises:
-        ValueError: a map that lacks something, or two of one name.
-    """
-    maps: dict[str, dict] = {}
-    for path in sorted(Path(folder).glob("*.json")):
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("kind") != KIND:
-            continue
-        if missing := sorted(_NEEDED - set(content)):
-            raise ValueError(
-                f"{path} is a phase map that lacks {', '.join(missing)}. Delete it, and let "
-                "evaluation/atlas.py make it again."
-            )
-        if file_name(content["name"]) in maps:
-            raise ValueError(
-                f"{path}: another phase map of this folder is called {content['name']!r}, too. "
-                "Give each its own name."
-            )
-        maps[file_name(content["name"])] = content
-    return [maps[name] for name in sorted(maps)]
 
 
 def write_page(folder: str | Path, template: str | Path) -> Path | None:
@@ -193,7 +162,7 @@ def _matrix(one: dict) -> Chart:
                      f"{lines} The numbers are in the table that follows."),
         f"Cosine distance between the states after two layers; darker is farther.{lines}",
         ["layer", *map(str, layers)],
-        [[str(n), *(f"{d:.3f}" for d in row)] for n, row in zip(layers, one["distance"], strict=True)],
+        [[str(n), *(f"{d:.3f}" for d in one["distance"][n - 1])] for n in layers],
     )  # fmt: skip
 
 
@@ -289,8 +258,11 @@ def gaps(one: dict) -> Chart | None:
     entries = sorted(one.get("gaps") or [], key=lambda entry: entry["k"])
     if not entries:
         return None
-    kinds = [(part, name) for part in ("r2", "relative")
-             for name in dict.fromkeys(n for entry in entries for n in entry.get(part) or {})]  # fmt: skip
+    kinds = [
+        (part, name)
+        for part in ("r2", "relative")
+        for name in dict.fromkeys(name for entry in entries for name in entry.get(part) or {})
+    ]
     ks = [entry["k"] for entry in entries]
     lines = [
         (f"R² {name}", ks, [(entry.get("r2") or {}).get(name) for entry in entries])
