@@ -23,6 +23,8 @@ from raptor_hf.reports.tables import (
     results_table,
 )
 from raptor_hf.runs.files import read_json
+from raptor_hf.study.atlas import load_atlas
+from raptor_hf.study.atlas_page import cut_in_words
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"
@@ -241,7 +243,18 @@ def activations() -> str:
     return markdown_table(["time, divided by ours", "all 13 layers", "4 layers"], rows)
 
 
+def atlas() -> str:
+    """Return the cuts of the atlas with their stability: a row a teacher and method."""
+    rows = [
+        [one["name"], method, *(cut_in_words(cuts.get(str(k))) for k in (2, 3, 4, 5, 6))]
+        for one in load_atlas(RESULTS / "atlas")
+        for method, cuts in one["cuts"].items()
+    ]
+    return markdown_table(["teacher", "method", *(f"k = {k}" for k in (2, 3, 4, 5, 6))], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "atlas": atlas,
     "families": families,
     "recipes_dinov2": recipes_dinov2,
     "digits": lambda: digits(MAIN),

@@ -5,7 +5,9 @@ lines and marks, `p0`, `p1` of phases, `ink` of what is written. The page shows 
 numbers as a table, too.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -20,6 +22,7 @@ _MARKS = (
     "M-1,-4H1V-1H4V1H1V4H-1V1H-4V-1H-1Z",
     "M-4,-1H4V1H-4Z",
 )
+_WIDTH, _LEFT, _TOP, _BOTTOM = 430, 62, 24, 176  # of a line chart and its frame
 _LOW, _HIGH = np.array([247, 251, 255]), np.array([8, 48, 107])  # of the matrix: light is near
 
 
@@ -94,39 +97,71 @@ def line_chart(
     *,
     x_title: str,
     y_title: str,
+    logarithmic: bool = False,
 ) -> Markup:
-    """Draw lines (name, x, y) with marks and dashes of their own, from 0 up, and their names."""
-    width, height, left, top, bottom = 430, 210, 48, 20, 34
-    points = [
-        (x, y) for _, xs, ys in lines for x, y in zip(xs, ys, strict=True) if y is not None
-    ] or [(0, 0)]
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    x_low = 0.0 if x_high <= 1 else x_low  # shares begin at none
-    y_low, y_high = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
+    """Draw lines (name, x, y) with marks and dashes of their own, from 0 up, and their names.
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - x_low) / ((x_high - x_low) or 1), (y - y_low) / ((y_high - y_low) or 1)
-        return left + across * (width - left - 12), height - bottom - up * (height - bottom - top)
-
-    base, right = place(x_low, 0), place(x_high, 0)
-    parts = [_text(4, 12, y_title, "start"), _text(width - 12, height - 4, x_title, "end")]
-    parts.append(f'<path class="axis" d="M{base[0]:.1f},{base[1]:.1f}H{right[0]:.1f}"/>')
-    for value in sorted({y_low, (y_low + y_high) / 2, y_high}):
-        parts.append(_text(left - 6, place(x_low, value)[1] + 4, number(value), "end"))
-    for value in np.linspace(x_low, x_high, 5):
-        shown = round(value) if x_high - x_low > 4 else value
-        parts.append(_text(place(shown, 0)[0], height - bottom + 14, number(shown)))
-    for index, (name, xs, ys) in enumerate(lines):
-        placed = [place(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
-        parts.append(_line(index, placed))
+    Args:
+        logarithmic: show powers of ten, from the smallest y up; what is not above 0 is left out.
+    """
+    height = 210
+    drawn = []
+    for name, xs, ys in lines:
+        known = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None]
+        if logarithmic:
+            known = [(x, math.log10(y)) for x, y in known if y > 0]
+        drawn.append((name, known))
+    frame = _Frame.of([point for _, points in drawn for point in points], from_zero=not logarithmic)
+    parts = [_text(4, 12, y_title, "start"), _text(_WIDTH - 12, height - 4, x_title, "end")]
+    parts.append(frame.axes(logarithmic))
+    for index, (name, points) in enumerate(drawn):
         y = height + 14 + 18 * index
-        parts.append(_line(index, [(left, y - 4), (left + 20, y - 4), (left + 40, y - 4)]))
-        parts.append(_text(left + 48, y, name, "start"))
-    return _svg(width, height + 8 + 18 * len(lines), label, *parts)
+        parts.append(_line(index, [frame.place(*point) for point in points]))
+        parts.append(_line(index, [(_LEFT + 20 * n, y - 4) for n in range(3)]))
+        parts.append(_text(_LEFT + 48, y, name, "start"))
+    return _svg(_WIDTH, height + 8 + 18 * len(lines), label, *parts)
+
+
+class _Frame(NamedTuple):
+    """Where numbers lie in a line chart."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    @classmethod
+    def of(cls, points: Sequence[tuple[float, float]], *, from_zero: bool) -> "_Frame":
+        """Return the frame that holds all points."""
+        xs, ys = zip(*(points or [(0, 0)]), strict=True)
+        x_low = 0.0 if max(xs) <= 1 else min(xs)  # shares begin at none
+        bounds = [0.0, *ys] if from_zero else ys
+        return cls(x_low, max(xs), min(bounds), max(bounds))
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Return where a point is drawn."""
+        across = (x - self.x_low) / ((self.x_high - self.x_low) or 1)
+        up = (y - self.y_low) / ((self.y_high - self.y_low) or 1)
+        return _LEFT + across * (_WIDTH - _LEFT - 12), _BOTTOM - up * (_BOTTOM - _TOP)
+
+    def axes(self, logarithmic: bool) -> str:
+        """Return the line at 0, or below all, and numbers at both sides."""
+        base = self.y_low if logarithmic else 0
+        (left, at), (right, _) = self.place(self.x_low, base), self.place(self.x_high, base)
+        parts = [f'<path class="axis" d="M{left:.1f},{at:.1f}H{right:.1f}"/>']
+        for value in sorted({self.y_low, (self.y_low + self.y_high) / 2, self.y_high}):
+            shown = number(10**value if logarithmic else value)
+            parts.append(_text(_LEFT - 6, self.place(self.x_low, value)[1] + 4, shown, "end"))
+        for value in np.linspace(self.x_low, self.x_high, 5):
+            shown = round(value) if self.x_high - self.x_low > 4 else value
+            parts.append(_text(self.place(shown, 0)[0], _BOTTOM + 14, number(shown)))
+        return "".join(parts)
 
 
 def _line(index: int, points: Sequence[tuple[float, float]]) -> str:
-    """Return a line of a chart with its marks."""
+    """Return a line of a chart with its marks; nothing where there is no point."""
+    if not points:
+        return ""
     path = "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
     mark = _MARKS[index % len(_MARKS)]
     marks = "".join(f'<path transform="translate({x:.1f} {y:.1f})" d="{mark}"/>' for x, y in points)

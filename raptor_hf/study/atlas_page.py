@@ -92,12 +92,12 @@ def cuts_of_all(maps: Sequence[dict]) -> tuple[list[str], list[list[str]], str]:
     rows = []
     for one in maps:
         own = one["cuts"][method or next(iter(one["cuts"]))]
-        rows.append([one["name"], *(_cut_in_words(own.get(str(k))) for k in ks)])
+        rows.append([one["name"], *(cut_in_words(own.get(str(k))) for k in ks)])
     said = f"{method}, {_METHODS[method]}" if method else "the first that each teacher has"
     return ["teacher", *(f"k = {k}" for k in ks)], rows, said
 
 
-def _cut_in_words(cut: dict | None) -> str:
+def cut_in_words(cut: dict | None) -> str:
     """Return phases and how often they come out again."""
     if cut is None or cut["phases"] is None:
         return "–" if cut is None else "no partition"
@@ -138,13 +138,19 @@ def charts(one: dict) -> list[Chart]:
         "How far each layer turns a state, mean over images and tokens of a group.",
         "How many directions the update of all tokens takes: stable and effective rank, mean over "
         "images.",
-        "Length of states, mean over images and tokens; layer 0 is the embeddings.",
-        "Mean over channels of the variance over images and tokens; layer 0 is the embeddings.",
+        "Length of states, mean over images and tokens; layer 0 is the embeddings. Logarithmic.",
+        "Mean over channels of the variance over images and tokens; layer 0 is the embeddings. "
+        "Logarithmic: what is 0 is not drawn.",
     )
     for (title, by_name), caption in zip(curves.items(), captions, strict=True):
         steps = layers if len(next(iter(by_name.values()))) == len(layers) else [0, *layers]
         lines = [(name, steps, values) for name, values in by_name.items()]
-        made.append(_curves(title, lines, caption, name_of=one["name"], x_title="layer"))
+        made.append(
+            _curves(
+                title, lines, caption, name_of=one["name"], x_title="layer",
+                logarithmic=title.endswith("of states"),
+            )
+        )  # fmt: skip
     return made
 
 
@@ -197,7 +203,9 @@ def _cuts(one: dict, method: str) -> Chart:
     )
 
 
-def _curves(title: str, lines: list, caption: str, *, name_of: str, x_title: str) -> Chart:
+def _curves(
+    title: str, lines: list, caption: str, *, name_of: str, x_title: str, logarithmic: bool = False
+) -> Chart:
     """Draw lines, and write their numbers; lines may have other x than each other."""
     steps = sorted({x for _, xs, _ in lines for x in xs})
     by_line = [dict(zip(xs, ys, strict=True)) for _, xs, ys in lines]
@@ -209,7 +217,7 @@ def _curves(title: str, lines: list, caption: str, *, name_of: str, x_title: str
     label = f"{title}, {name_of}: {', '.join(spans)}. The numbers are in the table that follows."
     return Chart(
         title,
-        line_chart(lines, label, x_title=x_title, y_title=title),
+        line_chart(lines, label, x_title=x_title, y_title=title, logarithmic=logarithmic),
         caption,
         [x_title, *(name for name, _, _ in lines)],
         [[number(x), *(number(line.get(x)) for line in by_line)] for x in steps],
@@ -217,14 +225,16 @@ def _curves(title: str, lines: list, caption: str, *, name_of: str, x_title: str
 
 
 def comparisons(maps: Sequence[dict]) -> list[Chart]:
-    """Return the charts of all teachers together, over relative depth."""
+    """Return the charts of several teachers together, over relative depth."""
+    if len(maps) < 2:  # its own charts say it all
+        return []
     made, method = [], common_method(maps)
     for k in sorted({int(k) for one in maps for k in one["cuts"].get(method, {})}):
         having = [
             (one, one["cuts"][method][str(k)]) for one in maps if str(k) in one["cuts"][method]
         ]
         bars = [(one["name"], one["num_layers"], c["phases"], c["boundaries"]) for one, c in having]
-        rows = [[one["name"], _cut_in_words(cut)] for one, cut in having]
+        rows = [[one["name"], cut_in_words(cut)] for one, cut in having]
         words = "; ".join(": ".join(row) for row in rows)
         made.append(
             Chart(
