@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from raptor_hf.atlas.maps import load_atlas
+from raptor_hf.atlas.page import cut_in_words
 from raptor_hf.dynamics.report import claims_page
 from raptor_hf.reports.report import ablation_section, early_exit_table
 from raptor_hf.reports.tables import (
@@ -249,7 +251,18 @@ def activations() -> str:
     return markdown_table(["time, divided by ours", "all 13 layers", "4 layers"], rows)
 
 
+def atlas() -> str:
+    """Return the cuts of the atlas with their stability: a row a teacher and method."""
+    rows = [
+        [one["name"], method, *(cut_in_words(cuts.get(str(k))) for k in (2, 3, 4, 5, 6))]
+        for one in load_atlas(RESULTS / "atlas")
+        for method, cuts in one["cuts"].items()
+    ]
+    return markdown_table(["teacher", "method", *(f"k = {k}" for k in (2, 3, 4, 5, 6))], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "atlas": atlas,
     "families": families,
     "recipes_dinov2": recipes_dinov2,
     "digits": lambda: digits(MAIN),

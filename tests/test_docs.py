@@ -166,6 +166,21 @@ def test_probes_segmenter(digits):
     assert "'ground'" in python(block("docs/probes.md", "segmenter"), digits)
 
 
+def test_atlas_of_a_teacher_and_its_raptor(digits, tmp_path):
+    changes = {
+        "outputs/digits/atlas": f"{tmp_path}/atlas --num_images 40 --resamples 20",
+        **digits,
+    }
+    printed = bash(block("docs/atlas.md", "atlas"), changes)
+    assert f"page:    {tmp_path}/atlas/atlas.html" in printed
+    maps = {path.stem for path in (tmp_path / "atlas").glob("*.json")}
+    assert maps == {"teacher", "raptor_k_3"}
+
+
+def test_atlas_agreement():
+    assert python(block("docs/atlas.md", "agreement")) == "0.5 1.0\n"
+
+
 def test_dynamics_phases(tmp_path):
     changes = {"outputs": tmp_path}
     printed = bash(block("docs/dynamics.md", "phases"), changes)

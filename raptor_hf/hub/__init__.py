@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "publishing": [
             "activation_files",
             "publish_activations",
+            "publish_dataset",
             "publish_model",
             "stage_model",
             "write_files",

@@ -256,3 +256,23 @@ def publish_activations(
     api = HfApi()
     repo_id = _open_repository(api, repo_id, "dataset", private)
     return _commit_files(api, repo_id, "dataset", files, "Activations of a teacher")
+
+
+def publish_dataset(
+    files: dict[str, Path | bytes], repo_id: str, *, private: bool = False, message: str
+) -> str:
+    """Upload the files of a plain dataset in one commit; return it.
+
+    Raises:
+        ValueError: a repository that others see, where a private one is wanted, or one that holds
+            a dataset of another kind, whose shards would go.
+    """
+    api = HfApi()
+    repo_id = _open_repository(api, repo_id, "dataset", private)
+    present = api.list_repo_files(repo_id, repo_type="dataset")
+    if foreign := [n for n in present if n.endswith(_OF_A_VERSION) and n not in files]:
+        raise ValueError(
+            f"{repo_id} holds another dataset ({', '.join(foreign[:3])}). Nothing was uploaded: "
+            "choose another repository, or delete these files there."
+        )
+    return _commit_files(api, repo_id, "dataset", files, message)

@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "distance": ["layer_distance", "load_distance"],
         "max_cut": ["recursive_max_cut"],
         "partitions": ["METHODS", "find_phases", "partition_quality"],
+        "stability": ["cut_stability", "partition_agreement"],
     },
 )

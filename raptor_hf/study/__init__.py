@@ -1,4 +1,4 @@
-"""When a ViT is block-recurrent: many short distillations, and an atlas of teachers."""
+"""When a ViT is block-recurrent: many short distillations of one teacher and its relatives."""
 
 import lazy_loader
 

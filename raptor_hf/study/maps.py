@@ -4,7 +4,7 @@ import numpy as np
 
 from ..activations.online import OnlineActivations
 from ..atlas.arguments import AtlasArguments
-from ..atlas.phase_map import phase_map
+from ..atlas.maps import phase_map
 from ..phases.partitions import phase_contrast
 from .workbench import Bench
 

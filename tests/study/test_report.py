@@ -120,7 +120,9 @@ def test_the_report_is_a_function_of_its_files(tmp_path):
     summary = write_report(tmp_path)
     assert "On made (9 held-out images), with 3 units" in summary and "**Reproduced**" in summary
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert {"study.md", "gap.png", "partitions.png", "alternatives.png", "training.png"} < set(first)
+    assert {"study.md", "gap.png", "partitions.png", "alternatives.png", "training.png"} < set(
+        first
+    )
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert load_study(tmp_path)["gap"] == study["gap"]
@@ -144,7 +146,9 @@ def test_students_of_the_experiments():
         assert layers == [1, 2, 3, 4] and len(row.student.parts) == row.label["k"]
         if row.label["partition"] == "random":
             lengths = [len(part) for part in row.student.parts]
-            assert row.student.contiguous and lengths != maps["teacher"]["phases"][str(len(lengths))]
+            assert (
+                row.student.contiguous and lengths != maps["teacher"]["phases"][str(len(lengths))]
+            )
     kinds = {(row.label["kind"], row.label["k"]) for row in rows["alternatives"]}
     assert {("Raptor", 3), ("few layers, last state", 1), ("2 experts", 1)} <= kinds
     assert ("2 experts", 2) not in kinds  # for k up to a quarter of the layers

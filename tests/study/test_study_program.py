@@ -37,8 +37,24 @@ def test_what_a_study_writes(quick):
     for name in ("similarity", "gap", "partitions", "alternatives", "training"):
         assert (results / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     students = (results / "students.jsonl").read_text().splitlines()
-    facts = [json.dumps([json.loads(line)[key] for key in ("teacher", "parts", "seed", "learned",
-             "untied", "correction_on", "correction_rank", "ffn_experts")]) for line in students]
+    facts = [
+        json.dumps(
+            [
+                json.loads(line)[key]
+                for key in (
+                    "teacher",
+                    "parts",
+                    "seed",
+                    "learned",
+                    "untied",
+                    "correction_on",
+                    "correction_rank",
+                    "ffn_experts",
+                )
+            ]
+        )
+        for line in students
+    ]
     assert len(set(facts)) == len(facts)  # none was trained twice
 
 

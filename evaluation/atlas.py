@@ -1,0 +1,87 @@
+"""The atlas: a map of the phases of many teachers, on the same images, and a page that compares.
+
+    python evaluation/atlas.py --dataset path/to/images --output_dir outputs/atlas \
+        --teachers facebook/dinov2-small "My own ViT=path/to/teacher"
+
+Writes `<name>.json` a teacher, and `atlas.html`, one file to be opened from the disk. A teacher
+that is finished is skipped: name one more, and only that one is measured. Without `--teachers` the
+page is made anew of the files in the folder. A DINOv2-S and 500 images take a minute on one core.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import raptor_hf
+from raptor_hf import atlas
+from raptor_hf.atlas.arguments import AtlasArguments
+from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.runs.arguments import Checked, Watching, parse_arguments
+from raptor_hf.runs.processes import require_one_process, run_program
+
+TEMPLATE = Path(__file__).parent / "atlas.html"
+
+
+@dataclass(kw_only=True)
+class Arguments(Checked):
+    """Which teachers, which images, and where the maps go."""
+
+    _argument_group_name = "inputs and outputs"
+
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "vision models: folders, Hub ids, or NAME=one of these"},
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "digits, an image folder or a Hub id"}
+    )
+    split: str = field(default="train", metadata={"help": "of the images"})
+    output_dir: Watching[str] = field(
+        metadata={"help": "folder of atlas.html and <name>.json, which other teachers may be in"}
+    )
+    resume: Watching[bool] = field(
+        default=False, metadata={"help": "go on after a run that was cut off"}
+    )
+    push_to_hub: Watching[str | None] = field(
+        default=None, metadata={"help": "dataset on the Hub that the whole atlas goes to: NAME/set"}
+    )
+    private: Watching[bool] = field(
+        default=False, metadata={"help": "only its owner sees the dataset on the Hub"}
+    )
+
+
+PARTS = (Arguments, ReadingArguments, AtlasArguments)
+
+
+def measure(own: Arguments, reading: ReadingArguments, options: AtlasArguments) -> dict[str, str]:
+    """Measure the teachers that are not there yet; why some failed, by their names."""
+    teachers = atlas.named_teachers(own.teachers)
+    if not teachers:
+        return {}
+    if not own.dataset:
+        raise ValueError("--teachers are looked at on images: give --dataset, too.")
+    images = raptor_hf.data.load_images(own.dataset, own.split, reading)
+    return atlas.map_teachers(teachers, images, own, options, reading)
+
+
+def main() -> None:
+    """Measure, write the page, publish, and say what failed."""
+    own, reading, options = parse_arguments(*PARTS)
+    require_one_process()
+    failed = measure(own, reading, options)
+    page = atlas.write_page(own.output_dir, TEMPLATE)
+    if page is not None:
+        print(f"page:    {page}\nfigures: {own.output_dir}/*.json")
+    for name, reason in failed.items():
+        print(f"failed:  {name}: {reason}", file=sys.stderr)
+    if own.push_to_hub and failed:
+        print("Nothing was published: a teacher failed.", file=sys.stderr)
+    elif own.push_to_hub:
+        commit = atlas.publish_atlas(own.output_dir, own.push_to_hub, private=own.private)
+        print(f"dataset: {own.push_to_hub}, revision {commit}")
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_program(main)

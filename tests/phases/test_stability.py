@@ -1,0 +1,105 @@
+"""How firmly cuts stand: hand-made distances, whose answers are known."""
+
+import numpy as np
+import pytest
+
+from raptor_hf.phases.stability import (
+    bootstrap_counts,
+    boundaries,
+    cut_stability,
+    default_methods,
+    partition_agreement,
+    resampled_distances,
+)
+
+
+def two_blocks(images, noise, layers=8, first=5, seed=0):
+    """Layers 1 … 5 are alike, and so are 6 … 8; every image adds noise of its own."""
+    side = np.arange(layers) >= first
+    clean = (side[:, None] != side[None, :]).astype(float)
+    added = noise * np.random.default_rng(seed).standard_normal((images, layers, layers))
+    return clean + (added + added.transpose(0, 2, 1)) / 2
+
+
+def stability(distances, k, method=None, resamples=60):
+    mean = distances.mean(axis=0)
+    np.fill_diagonal(mean, 0)
+    return cut_stability(mean, resampled_distances(distances, resamples), k, method)
+
+
+@pytest.mark.parametrize("method", ["recursive", "maxcut", "ncut"])
+def test_two_clear_blocks_are_always_cut_between(method):
+    found = stability(two_blocks(20, 0.05), 2, method)
+    assert (found["method"], found["phases"]) == (method, [5, 3])
+    assert (found["same"], found["shared"], found["agreement"]) == (1, 1, 1)
+    assert found["boundaries"] == [0, 0, 0, 0, 1, 0, 0] and found["no_partition"] == 0
+    assert found["partitions"] == [{"phases": [5, 3], "share": 1}] and "reason" not in found
+
+
+def test_noise_makes_cuts_less_stable():
+    shares = [stability(two_blocks(20, noise), 2, "maxcut")["same"] for noise in (0.05, 30)]
+    assert shares[0] == 1 and shares[1] < 0.8
+    noisy = stability(two_blocks(20, 30), 3, "maxcut")
+    assert sum(noisy["boundaries"]) == pytest.approx(2)  # two cuts a resample
+    assert noisy["same"] <= noisy["agreement"] < 1 and 0 < noisy["shared"] < 2
+    assert sum(entry["share"] for entry in noisy["partitions"]) <= 1 + 1e-9
+    assert noisy["partitions"] == sorted(noisy["partitions"], key=lambda entry: -entry["share"])
+
+
+def test_resamples_without_phases_are_counted():
+    alternating = np.array([[float((i + j) % 2) for j in range(8)] for i in range(8)])
+    distances = np.concatenate([two_blocks(1, 0)] * 2 + [alternating[None]] * 2)
+    found = stability(distances, 2, "recursive", resamples=200)
+    assert 0.2 < found["no_partition"] < 0.8
+    assert sum(found["boundaries"]) == pytest.approx(1 - found["no_partition"])
+    none = stability(alternating[None], 2, "recursive")
+    assert none["phases"] is None and none["no_partition"] == 1
+    assert "not a run of consecutive layers" in " ".join(none["reason"].split())
+    assert none["same"] is none["shared"] is none["agreement"] is None
+    assert stability(two_blocks(3, 0), 7, "recursive")["no_partition"] == 1  # k too large for it
+
+
+def test_resamples_are_means_of_the_images_drawn():
+    distances = two_blocks(7, 1)
+    counts = bootstrap_counts(7, 5, seed=3)
+    assert counts.shape == (5, 7) and (counts.sum(axis=1) == 7).all()
+    resampled = resampled_distances(distances, 5, seed=3)
+    by_hand = np.mean(np.repeat(distances, counts[2], axis=0), axis=0)
+    np.fill_diagonal(by_hand, 0)
+    np.testing.assert_allclose(resampled[2], by_hand, atol=1e-12)
+    np.testing.assert_array_equal(resampled, resampled_distances(distances, 5, seed=3))
+    assert not np.array_equal(resampled, resampled_distances(distances, 5, seed=4))
+
+
+def test_agreement_by_hand():
+    assert boundaries([7, 3, 2]) == [7, 10] and boundaries([12]) == []
+    assert partition_agreement([7, 3, 2], [7, 3, 2]) == 1
+    assert partition_agreement([7, 5], [7, 3, 2]) == 1 / 2
+    assert partition_agreement([4, 3, 3, 2], [7, 3, 2]) == 2 / 3
+    assert partition_agreement([6, 6], [7, 5]) == 0
+    assert partition_agreement([12], [12]) == 1 and partition_agreement([12], [6, 6]) == 0
+
+
+def test_the_published_method_is_for_few_layers():
+    assert default_methods(12) == ["recursive", "maxcut"] and default_methods(24) == ["maxcut"]
+    assert stability(two_blocks(3, 0, layers=24), 2)["method"] == "maxcut"
+
+
+def test_bad_input_is_said_in_words():
+    distances = two_blocks(3, 0)
+    cases = {
+        r"as many layers; got \[6, 6\] \(12\) and \[6, 5\] \(11\)": lambda: partition_agreement(
+            [6, 6], [6, 5]
+        ),
+        r"are \(n, L, L\); got the shape \(8, 8\)": lambda: resampled_distances(distances[0]),
+        "one of recursive, maxcut, ncut; got 'random'": lambda: stability(distances, 2, "random"),
+        "between 1 and the number of layers, 8; got 9": lambda: stability(distances, 9, "maxcut"),
+        r"are \(B, 8, 8\) .* got the shape \(0, 8, 8\)": lambda: cut_stability(
+            distances[0], distances[:0], 2
+        ),
+        "must be finite": lambda: resampled_distances(distances * np.nan),
+        "needs images and resamples; got 0 and 200": lambda: bootstrap_counts(0),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ValueError, match=message):
+            call()
