@@ -174,7 +174,7 @@ def test_atlas_of_a_teacher_and_its_raptor(digits, tmp_path):
     printed = bash(block("docs/atlas.md", "atlas"), changes)
     assert f"page:    {tmp_path}/atlas/atlas.html" in printed
     maps = {path.stem for path in (tmp_path / "atlas").glob("*.json")}
-    assert maps == {"teacher", "raptor_k_3"}
+    assert maps == {"teacher", "raptor_of_3"}
 
 
 def test_atlas_agreement():
