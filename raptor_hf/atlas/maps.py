@@ -4,10 +4,10 @@ One JSON file a teacher, `<name>.json`, holds all that the page shows (`page`). 
 others may add the key `"gaps"`, what Raptors of so many phases reach: a list of objects
 
     {"k": 3, "phases": [7, 3, 2], "stored_parameters": 5400000,
-     "r2": {"all": 0.91, …}, "relative": {"accuracy": 0.97, …}}
+     "units": 40, "r2": {"all": 0.91, …}, "to_spread": {"all": 0.3, …}}
 
-with any names in `r2` (by token group) and `relative` (a share of the teacher's own figure). The
-page draws `r2` over k and shows all of them in a table.
+with means over layers by token group: of R², and of ε over the spread of the states; `units` is the
+compute of each training. The page draws `r2` over k and shows all of them in a table.
 """
 
 import re

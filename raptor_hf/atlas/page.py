@@ -270,7 +270,7 @@ def gaps(one: dict) -> Chart | None:
         return None
     kinds = [
         (part, name)
-        for part in ("r2", "relative")
+        for part in ("r2", "to_spread")
         for name in dict.fromkeys(name for entry in entries for name in entry.get(part) or {})
     ]
     ks = [entry["k"] for entry in entries]
@@ -279,9 +279,13 @@ def gaps(one: dict) -> Chart | None:
         for part, name in kinds
         if part == "r2"
     ]
-    caption = "R² of Raptors with k blocks, and figures relative to the teacher's own."
+    caption = (
+        "How far Raptors of k blocks are from the teacher on images that they did not learn from, "
+        f"after {entries[0]['units']:g} units of compute each: R², and ε, the mean distance of "
+        "states, over their spread. Means over layers."
+    )
     chart = _curves("R² of Raptors", lines, caption, name_of=one["name"], x_title="k")
-    words = {"r2": "R²", "relative": "relative"}
+    words = {"r2": "R²", "to_spread": "ε / spread"}
     heading = ["k", "phases", "stored parameters", *(f"{words[p]} {name}" for p, name in kinds)]
     rows = [
         [str(entry["k"]), phases_in_words(entry["phases"]), f"{entry['stored_parameters']:,}"]

@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "experiments": ["Plan", "run_study"],
+        "experiments": ["Plan", "add_gaps", "run_study"],
         "report": ["write_report"],
-        "workbench": ["Settings"],
+        "workbench": ["Settings", "default_settings"],
     },
 )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..phases import find_phases
 from ..runs.files import public_name, read_json, rounded, write_json
 from ..runs.folder import environment
-from .maps import map_teacher
+from .maps import cuts_of, map_teacher
 from .students import Student, runs_of, shuffled
 from .workbench import Bench, Settings, facts_of, recorded, train_students
 
@@ -159,6 +159,36 @@ def collect(rows: list[Row], record: list[dict]) -> list[dict]:
         parts = [list(part) for part in row.student.parts]
         found.append({**row.label, "seed": row.student.seed, "parts": parts, **measured})
     return found
+
+
+def add_gaps(path: Path, settings: Settings, *, processes: int) -> None:
+    """Write what short distillations reach, for every k that a map has, into the map of a teacher.
+
+    Args:
+        path: of a map of the atlas; it gets the key `gaps` (`raptor_hf.atlas.maps`).
+        settings: whose output folder keeps the record of students.
+        processes: students that are trained at the same time.
+    """
+    found, folder = read_json(path), Path(settings.loop.output_dir)
+    phases = {"1": [found["num_layers"]], **cuts_of(found)[0]}
+    rows = [
+        Row({"k": int(k), "phases": lengths}, TEACHER, Student(runs_of(lengths)))
+        for k, lengths in phases.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    students = [(row.teacher, row.student) for row in rows]
+    teachers = {TEACHER: settings.source.teacher}
+    train_students(settings, teachers, students, folder, processes=processes)
+    found["gaps"] = [
+        {
+            **{name: reached[name] for name in ("k", "phases", "stored_parameters")},
+            "units": settings.units,
+            "r2": reached["r2"]["mean"],
+            "to_spread": {n: sum(gap) / len(gap) for n, gap in reached["to_spread"].items()},
+        }
+        for reached in rounded(collect(rows, recorded(folder)), 5)
+    ]
+    write_json(path, found)
 
 
 def run_study(

@@ -59,6 +59,37 @@ class Settings(NamedTuple):
     units: float
 
 
+def default_settings(
+    teacher: str,
+    dataset: str,
+    splits: tuple[str, str],
+    reading: ReadingArguments,
+    units: float,
+    folder: str | Path,
+) -> Settings:
+    """Return settings for any teacher and images: what suited a real DINOv2 (docs/recipes.md).
+
+    Args:
+        splits: to learn from, and to judge on.
+        folder: for the record.
+    """
+    return Settings(
+        ActivationArguments(teacher=teacher, activations="online"),
+        ImageArguments(dataset=dataset, split=splits[0]),
+        CropArguments(),
+        reading,
+        ObjectiveArguments(
+            objective="autoregressive", normalize="group", token_weights="0.05,0.05,0.90"
+        ),
+        ComputeArguments(),
+        LoopArguments(output_dir=str(folder), optimizer="muon", learning_rate=3e-3, batch_size=64),
+        ValidationArguments(
+            validation_dataset=dataset, validation_split=splits[1], validation_images=512
+        ),
+        units,
+    )
+
+
 @dataclass
 class HeldOut:
     """States that students are judged on: (n, L + 1, N, D), and the classes of their images."""
@@ -175,9 +206,9 @@ class Bench:
 _benches: dict[str, Bench] = {}  # of this process
 
 
-def _train(settings: Settings, teacher: str, student: Student) -> dict:
+def _train(settings: Settings, teacher: str, student: Student, threads: int) -> dict:
     """Train a student in a process that keeps its teachers, and says nothing."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             if teacher not in _benches:
@@ -223,9 +254,10 @@ def train_students(
         path.write_text("".join(json.dumps(run) + "\n" for run in known), encoding="utf-8")
     bar = progress_bar("students", len(set(students)), unit="student", initial=len(known))
     context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, mp_context=context) as pool, bar:
         futures = {
-            pool.submit(_train, settings, teachers[name], student): (name, student)
+            pool.submit(_train, settings, teachers[name], student, threads): (name, student)
             for name, student in missing
         }
         for future in as_completed(futures):

@@ -44,8 +44,9 @@ def made_map(name, layers=6, methods=("recursive", "maxcut"), **more):
 
 GAPS = [
     {"k": 3, "phases": [2, 2, 2], "stored_parameters": 30_000, "r2": {"all": 0.9, "cls": 0.8},
-     "relative": {"accuracy": 0.97}},
-    {"k": 2, "phases": [3, 3], "stored_parameters": 20_000, "r2": {"all": 0.7}, "relative": {}},
+     "units": 40, "to_spread": {"all": 0.97}},
+    {"k": 2, "phases": [3, 3], "stored_parameters": 20_000, "r2": {"all": 0.7},
+     "units": 40, "to_spread": {}},
 ]  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def test_all_teachers_are_compared_by_a_method_that_all_have(maps):
 def test_gaps_of_raptors_are_shown_where_there_are_some(maps):
     text = make_page(maps, TEMPLATE)
     assert text.count("R² of Raptors, b &lt;script") >= 1
-    for word in ("stored parameters", "30,000", "R² cls", "relative accuracy", "0.97"):
+    for word in ("stored parameters", "30,000", "R² cls", "ε / spread all", "0.97", "40 units"):
         assert word in text
     assert "stored parameters" not in make_page(maps[1:], TEMPLATE)
 
