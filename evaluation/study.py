@@ -88,6 +88,8 @@ def main() -> None:
         source, images, crops, reading, objective, compute, loop, validation, own.units
     )
     plan = study.Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
+    if loop.dry_run:
+        return study.print_plan(settings, plan, teachers, own.experiments)
     inputs = {name: folder_digest(folder) for name, folder in others.items()}
     if start_run(
         own, source, images, crops, reading, objective, compute, validation, loop, inputs=inputs

@@ -8,7 +8,7 @@ from ..loop.arguments import LoopArguments
 from ..modeling_raptor import config_for_teacher, make_shell
 from .objective import ObjectiveArguments
 
-_UNIT_IMAGES = 64
+UNIT_IMAGES = 64
 
 
 def application_flops(config: RaptorConfig, num_tokens: int, batch_size: int = 1) -> int:
@@ -84,4 +84,4 @@ def step_units(
     flops *= application_flops(config, num_tokens, loop.batch_size)
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
-    return flops / (3 * _UNIT_IMAGES * layers * layer)
+    return flops / (3 * UNIT_IMAGES * layers * layer)

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "experiments": ["Plan", "add_gaps", "run_study"],
+        "experiments": ["Plan", "add_gaps", "print_plan", "run_study"],
         "report": ["write_report"],
         "workbench": ["Settings", "default_settings"],
     },

@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from ..distillation.compute import UNIT_IMAGES, application_flops, teacher_layer
+from ..dry_runs import describe
 from ..phases import find_phases
 from ..runs.files import public_name, read_json, rounded, write_json
 from ..runs.folder import environment
@@ -159,6 +163,33 @@ def collect(rows: list[Row], record: list[dict]) -> list[dict]:
         parts = [list(part) for part in row.student.parts]
         found.append({**row.label, "seed": row.student.seed, "parts": parts, **measured})
     return found
+
+
+def print_plan(
+    settings: Settings, plan: Plan, teachers: dict[str, str], experiments: Sequence[str]
+) -> None:
+    """Print what a study would train, from the teacher's configuration alone.
+
+    Where its phases are is not known yet: students are counted with equal ones.
+    """
+    source = settings.source
+    facts = describe.teacher_facts(source.teacher, source.revision, settings.reading.resolution)
+    depth = facts.config.num_hidden_layers
+    even, ks = np.zeros((depth, depth)), {*plan.ks, *plan.partition_ks, 3}
+    phases = {str(k): find_phases(even, k, "uniform") for k in ks if k <= depth}
+    maps = {name: {"distance": even, "phases": phases} for name in teachers}
+    rows = {name: EXPERIMENTS[name](maps, plan) for name in experiments}
+    number = len({(row.teacher, row.student) for own in rows.values() for row in own})
+    layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
+    flop = number * settings.units * 3 * UNIT_IMAGES * depth * layer
+    lines = [("teacher", describe.describe_teacher(source.teacher, facts))]
+    lines += [("", f"{name}: {folder}") for name, folder in teachers.items() if name != TEACHER]
+    lines += [("students", f"{name}: {len(own)}") for name, own in rows.items()]
+    lines += [
+        ("", f"{number:,} in all, as some are the same: {describe.cost(flop)}"),
+        ("writes", f"{settings.loop.output_dir}: a JSON an experiment, figures, study.md"),
+    ]
+    describe.print_plan("Study block recurrence", lines)
 
 
 def add_gaps(path: Path, settings: Settings, *, processes: int) -> None:
