@@ -49,6 +49,10 @@ class Arguments(Checked):
     partition_ks: list[Positive[int]] = field(
         default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
     )
+    richer_ks: list[Positive[int]] = field(
+        default_factory=lambda: [1, 2, 3],
+        metadata={"help": "numbers of blocks of those with corrections or experts by depth"},
+    )
     seeds: Positive[int] = field(default=5, metadata={"help": "of gap and partitions"})
     other_seeds: Positive[int] = field(default=3, metadata={"help": "of the other experiments"})
     map_images: Positive[int] = field(
@@ -87,7 +91,7 @@ def main() -> None:
     settings = study.Settings(
         source, images, crops, reading, objective, compute, loop, validation, own.units
     )
-    plan = study.Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
+    plan = study.Plan(own.ks, own.partition_ks, own.richer_ks, own.seeds, own.other_seeds)
     if loop.dry_run:
         return study.print_plan(settings, plan, teachers, own.experiments)
     inputs = {name: folder_digest(folder) for name, folder in others.items()}

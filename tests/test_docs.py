@@ -177,6 +177,24 @@ def test_atlas_of_a_teacher_and_its_raptor(digits, tmp_path):
     assert maps == {"teacher", "raptor_of_3"}
 
 
+def test_atlas_gaps(digits, tmp_path):
+    changes = {
+        "outputs/digits/atlas_gaps": f"{tmp_path}/atlas",
+        **digits,
+        "--num_images 100": "--num_images 20 --resamples 5",
+        "--gap_units 2": "--gap_units 0.1",
+    }
+    bash(block("docs/atlas.md", "atlas_gaps"), changes)
+    gaps = json.loads((tmp_path / "atlas" / "teacher.json").read_text())["gaps"]
+    assert [(gap["k"], sum(gap["phases"])) for gap in gaps] == [(1, 12), (3, 12)]
+    assert all(gap["units"] == 0.1 and "cls" in gap["to_spread"] for gap in gaps)
+
+
+def test_study_student():
+    printed = python(block("docs/study.md", "student"))
+    assert printed == "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 12\n"
+
+
 def test_atlas_agreement():
     assert python(block("docs/atlas.md", "agreement")) == "0.5 1.0\n"
 

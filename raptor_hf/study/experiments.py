@@ -41,12 +41,14 @@ class Plan(NamedTuple):
     Args:
         ks: numbers of blocks of the experiment `gap`.
         partition_ks: of `partitions`.
+        richer_ks: of the corrections and experts of `alternatives`.
         seeds: of `gap` and `partitions`.
         other_seeds: of the others.
     """
 
     ks: list[int]
     partition_ks: list[int]
+    richer_ks: list[int]
     seeds: int
     other_seeds: int
 
@@ -101,7 +103,7 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
     mixed by depth. The compute of the training is the same for all.
     """
     own, rows = phase_maps[TEACHER], []
-    depth, ks = len(own["distance"]), [k for k in plan.ks if str(k) in own["phases"]]
+    ks = [k for k in plan.ks if str(k) in own["phases"]]
     for seed in range(plan.other_seeds):
         students = {}
         for k in ks:
@@ -112,7 +114,7 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
             if k in plan.partition_ks:
                 students["uniform phases", k] = Student(even, seed)
                 students["Raptor, last state", k] = Student(parts, seed, learned="last")
-            if k <= depth // 4:
+            if k in plan.richer_ks:
                 students |= {
                     (name, k): Student(parts, seed, **options) for name, options in _RICHER.items()
                 }

@@ -62,14 +62,14 @@ def paragraph(claims: list[dict], study: dict) -> str:
     for claim in claims:
         by_verdict.setdefault(claim["verdict"], []).append(claim["sentence"])
     sentences = [
-        f"On {about['dataset']} ({about['num_images']} held-out images), with "
-        f"{about['units']:g} units of compute for every student:"
+        f"On {about['dataset']}, {about['num_images']} held-out images, with {about['units']:g} "
+        "units of compute for every student."
     ]
     for verdict in ("reproduced", "not reproduced", "not testable here"):
         said = by_verdict.get(verdict, [])
         if said:
-            sentences.append(f"**{verdict.capitalize()}** ({len(said)} of {len(CLAIMS)}): "
-                             f"{'; '.join(said)}.")  # fmt: skip
+            number = f"**{verdict.capitalize()}**, {len(said)} of {len(CLAIMS)}."
+            sentences += [number, *(f"{sentence}." for sentence in said)]
     return " ".join(sentences)
 
 

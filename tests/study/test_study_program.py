@@ -17,7 +17,7 @@ def quick(line, tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     variables = {"OUT": str(out), "DIGITS": str(line[0]), "RECIPES": "tests/recipes"}
     printed = run(*QUICK, **variables).stdout
-    assert "report: " in printed and "On digits (64 held-out images)" in printed
+    assert "report: " in printed and "On digits, 64 held-out images" in printed
     return out / "results", variables
 
 
