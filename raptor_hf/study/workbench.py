@@ -9,7 +9,8 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -195,7 +196,8 @@ class Bench:
             )  # fmt: skip
             chain = Chain(spans, parse_token_weights(objective.token_weights))
             learned = self.learned(student.layers)
-            train_chains([chain], self.teacher, learned, objective, loop)
+            new_views = self.source.online and settings.images.views == 0
+            train_chains([chain], self.teacher, learned, objective, loop, new_views=new_views)
         model.to(self.teacher.device)
         states = self.held_out.states[:, student.layers]
         gap, last = measure_gap(spans, self.teacher, states, self.held_out.image_size)
@@ -214,6 +216,16 @@ def _train(settings: Settings, teacher: str, student: Student, threads: int) -> 
             if teacher not in _benches:
                 _benches[teacher] = Bench(settings, teacher)
             return _benches[teacher].train(student)
+
+
+def _end_with_the_parent() -> None:
+    """Let this process end when the one that started it does, even by `kill -9`."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def facts_of(teacher: str, student: Student) -> dict:
@@ -235,7 +247,7 @@ def train_students(
     folder: str | Path,
     *,
     processes: int,
-) -> Iterator[None]:
+) -> None:
     """Train what is not on record, several at once; each is on record when it is trained.
 
     Args:
@@ -251,11 +263,14 @@ def train_students(
             missing.append((name, student))
     path = Path(folder) / RECORD
     if path.exists():  # without a line that was cut off
-        path.write_text("".join(json.dumps(run) + "\n" for run in known), encoding="utf-8")
+        whole = path.with_suffix(".tmp")
+        whole.write_text("".join(json.dumps(run) + "\n" for run in known), encoding="utf-8")
+        os.replace(whole, path)
     bar = progress_bar("students", len(set(students)), unit="student", initial=len(known))
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(processes, mp_context=context) as pool, bar:
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent)
+    try:
         futures = {
             pool.submit(_train, settings, teachers[name], student, threads): (name, student)
             for name, student in missing
@@ -265,3 +280,8 @@ def train_students(
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             bar.update()
+    finally:
+        bar.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # a stop does not wait for students
+            process.terminate()
