@@ -70,7 +70,7 @@ def _cut_matters(kind: str, figure: str):
 
 
 def drop_rate_table(study: dict) -> dict[str, np.ndarray]:
-    """Return figures of teachers at several drop rates, an entry a student: see `_RISES`."""
+    """Return figures of teachers at several drop rates, an entry a student."""
     rows = [row for row in study.get("training") or [] if _is_rate(row["teacher"])]
     maps = [study["maps"][row["teacher"]] for row in rows]
     return {
@@ -79,6 +79,7 @@ def drop_rate_table(study: dict) -> dict[str, np.ndarray]:
         "contrast": np.array([phase_map["contrast"] for phase_map in maps]),
         "R² cls": np.array([row["r2"]["mean"]["cls"] for row in rows]),
         "R² patches": np.array([row["r2"]["mean"]["patches"] for row in rows]),
+        "ε / spread": np.array([np.mean(row["to_spread"]["all"]) for row in rows]),
         "student's accuracy": np.array([row["accuracy"] for row in rows], dtype=float),
         "teacher's accuracy": np.array([m["accuracy"] for m in maps], dtype=float),
     }
@@ -89,15 +90,17 @@ def _is_rate(name: str) -> bool:
     return name == "teacher" or name.startswith("drop_")
 
 
-def _rises(figure: str, with_what: str = "drop rate"):
-    """Decide whether a figure of the teachers rises with another one."""
+def _rises(figure: str, with_what: str = "drop rate", sign: int = 1):
+    """Decide whether a figure of the teachers rises (or, with −1, falls) with another one."""
 
     def decide(study: dict):
         table = drop_rate_table(study)
         if len(set(table["drop rate"])) < 3:
             return None
         mean, low, high = correlation(table[with_what], table[figure])
-        return low > 0, f"ρ = {mean:+.2f} [{low:+.2f}, {high:+.2f}], {len(table[figure])} students"
+        return min(
+            sign * low, sign * high
+        ) > 0, f"ρ = {mean:+.2f} [{low:+.2f}, {high:+.2f}], {len(table[figure])} students"
 
     return decide
 
@@ -227,6 +230,7 @@ CLAIMS = [
     _Claim("… sharpens phases", _PAPER, "the same", _rises("contrast")),
     _Claim("… lets a Raptor follow: cls", _PAPER, "the same", _rises("R² cls")),
     _Claim("… lets a Raptor follow: patches", _PAPER, "the same", _rises("R² patches")),
+    _Claim("… and lowers ε", _OURS, "rank correlation below 0", _rises("ε / spread", sign=-1)),
     _Claim("Alike layers are easier to follow", _PAPER,
            "rank correlation of layer similarity and R² of patches above 0",
            _rises("R² patches", "similarity")),
