@@ -87,3 +87,20 @@ class ComputeArguments(Checked):
         default=False,
         metadata={"help": "keep the states between layers only: less memory, a quarter more time"},
     )
+    keep_attention: Watching[bool] = field(
+        default=False,
+        metadata={
+            "help": "with gradient checkpointing: keep what the attention gives, too, and work out "
+            "the rest again"
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.keep_attention and not self.gradient_checkpointing:
+            raise ValueError("--keep_attention is for --gradient_checkpointing True: give both.")
+        if self.keep_attention and self.attn_implementation != "sdpa":
+            raise ValueError(
+                "--keep_attention needs --attn_implementation sdpa, whose attention is one "
+                f"operation; got {self.attn_implementation!r}."
+            )

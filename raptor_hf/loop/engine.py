@@ -4,12 +4,14 @@ import copy
 import importlib.util
 import uuid
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, TorchDynamoPlugin
 from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from ..runs.processes import compiled, process_state
@@ -188,10 +190,21 @@ def _make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare
 def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None:
     """Make a model's layers compute as the arguments say."""
     model.set_attn_implementation(compute.attn_implementation)
-    if compute.gradient_checkpointing and hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable()
-    elif compute.gradient_checkpointing:  # what older transformers call it
-        model.gradient_checkpointing_enable()
+    if not compute.gradient_checkpointing:
+        return
+    options = {"use_reentrant": False}
+    if compute.keep_attention:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # what older transformers call it
+        model.gradient_checkpointing_enable(options)
+
+
+def _keep_attention(_context, operation, *args, **kwargs) -> CheckpointPolicy:
+    """Keep the output of a fused attention, of whichever kernel; work out all else again."""
+    fused = "scaled_dot_product" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if fused else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _compile_repeated_parts(module: nn.Module) -> None:

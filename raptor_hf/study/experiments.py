@@ -110,7 +110,8 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
             parts = runs_of(own["phases"][str(k)])
             even = runs_of(find_phases(own["distance"], k, "uniform"))
             students["Raptor", k] = Student(parts, seed)
-            students["few layers, last state", k] = Student(even, seed, untied=True)
+            if k in (1, *plan.partition_ks):
+                students["few layers, last state", k] = Student(even, seed, untied=True)
             if k in plan.partition_ks:
                 students["uniform phases", k] = Student(even, seed)
                 students["Raptor, last state", k] = Student(parts, seed, learned="last")

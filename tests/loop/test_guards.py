@@ -166,12 +166,31 @@ def test_too_little_memory_says_which_knobs_there_are(data, tmp_path):
         fit(noisy_network(), data, wrong, arguments(tmp_path))
 
 
+class Operations(TorchDispatchMode):
+    """Notes down all operations that are called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+    def number(self, word):
+        return sum(word in name for name in self.names)
+
+
 def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher, pixel_values):
     states = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
-    gradients, kept = [], []
-    for checkpointing in (False, True):
+    gradients, kept, again = [], [], []
+    for options in (
+        {},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "keep_attention": True},
+    ):
         torch.manual_seed(0)
-        compute = ComputeArguments(gradient_checkpointing=checkpointing)
+        compute = ComputeArguments(**options)
         block = make_span(teacher, 0, 3, init="teacher", compute=compute).block.train()
         sizes = []
 
@@ -183,9 +202,21 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher, pixe
             state = states
             for depth in (1, 2, 3):
                 state = block(state, depth)
-        state.square().mean().backward()
+        loss = state.square().mean()
+        with Operations() as counted:
+            loss.backward()
+        again.append(counted.number("scaled_dot_product"))
         gradients.append([weight.grad for weight in block.parameters()])
         kept.append(sum(sizes))
-    for plain, checkpointed in zip(*gradients, strict=True):
-        assert_same_outputs(checkpointed, plain)
+    for plain, *checkpointed in zip(*gradients, strict=True):
+        assert_same_outputs(checkpointed, [plain, plain])
     assert kept[1] < kept[0] / 10
+    assert again == [3, 6, 3]  # backward passes alone; a forward of each, too; kept
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_checkpointing": True, "attn_implementation": "eager"}]
+)
+def test_only_what_is_one_operation_can_be_kept(options):
+    with pytest.raises(ValueError, match="--keep_attention"):
+        ComputeArguments(keep_attention=True, **options)
