@@ -53,9 +53,12 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, flo
 def correlation(x: np.ndarray, y: np.ndarray, *, seed: int = 0) -> tuple[float, float, float]:
     """Return Spearman's rank correlation and its 95 % interval over bootstrap draws of the pairs.
 
-    A draw in which one of the two is constant is left out.
+    A draw in which one of the two is constant is left out; NaN where one is constant at all.
     """
     from scipy import stats
+
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return (float("nan"),) * 3
 
     def ranks(values: np.ndarray) -> np.ndarray:
         ranked = stats.rankdata(values, axis=-1)
