@@ -52,12 +52,19 @@ def _more_blocks_help(study: dict):
 
 
 def _cut_matters(kind: str, figure: str):
-    """Decide whether max-cut is better than another kind of partition at every k."""
+    """Decide whether max-cut is better than another kind of partition at every k.
+
+    A k at which both are the same partition says nothing.
+    """
 
     def decide(study: dict):
         rows = study.get("partitions") or []
         texts, better = [], []
         for k in sorted({row["k"] for row in rows}):
+            parts = {name: [row["parts"] for row in rows if row["k"] == k
+                            and row["partition"] == name] for name in ("max-cut", kind)}  # fmt: skip
+            if parts["max-cut"] == parts[kind]:
+                continue
             own = values_of(rows, figure, k=k, partition="max-cut")
             other = values_of(rows, figure, k=k, partition=kind)
             if len(own) and len(other):

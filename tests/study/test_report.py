@@ -48,7 +48,7 @@ def made_study(better=0.05):
         for s in range(3)
     ]
     study["partitions"] = [
-        {"k": k, "partition": kind, "seed": seed,
+        {"k": k, "partition": kind, "seed": seed, "parts": kind,
          **measured(0.9 + (kind == "max-cut") * better + 1e-3 * rng.random())}
         for k in (2, 3) for kind in ("max-cut", "uniform", "random", "shuffled")
         for seed in range(5)
@@ -106,6 +106,14 @@ def test_claims_follow_the_figures():
         "Partitions on CIFAR-100, ten seeds": "not testable here",
     }.items():
         assert found[sentence] == verdict, sentence
+    uniform = next(c for c in judge(made_study()) if "uniform" in c["sentence"])
+    assert uniform["figures"].startswith("k = 2") and "k = 3" in uniform["figures"]
+    same = made_study()
+    for row in same["partitions"]:
+        if row["k"] == 2:
+            row["parts"] = 2
+    uniform = next(c for c in judge(same) if "uniform" in c["sentence"])
+    assert uniform["figures"].startswith("k = 3")  # both are one partition at k = 2
     assert verdicts(made_study(better=0))["Max-cut beats random runs: R²"] == "not reproduced"
     alone = {"maps": {"teacher": phase_map()}, "about": {}}
     assert set(verdicts(alone).values()) == {"reproduced", "not testable here"}
