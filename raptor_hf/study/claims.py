@@ -61,9 +61,11 @@ def _cut_matters(kind: str, figure: str):
         rows = study.get("partitions") or []
         texts, better = [], []
         for k in sorted({row["k"] for row in rows}):
-            parts = {name: [row["parts"] for row in rows if row["k"] == k
-                            and row["partition"] == name] for name in ("max-cut", kind)}  # fmt: skip
-            if parts["max-cut"] == parts[kind]:
+            parts = [
+                [row["parts"] for row in rows if (row["k"], row["partition"]) == (k, name)]
+                for name in ("max-cut", kind)
+            ]
+            if parts[0] == parts[1]:
                 continue
             own = values_of(rows, figure, k=k, partition="max-cut")
             other = values_of(rows, figure, k=k, partition=kind)
