@@ -164,7 +164,8 @@ def collect(rows: list[Row], record: list[dict]) -> list[dict]:
         result = next(run for run in record if facts.items() <= run.items())
         measured = {name: value for name, value in result.items() if name not in facts}
         parts = [list(part) for part in row.student.parts]
-        found.append({**row.label, "seed": row.student.seed, "parts": parts, **measured})
+        label = {**row.label, "seed": row.student.seed, "untied": row.student.untied}
+        found.append({**label, "parts": parts, **measured})
     return found
 
 

@@ -13,7 +13,8 @@ def values_of(rows: Sequence[dict], figure: str, **label) -> np.ndarray:
 
     Args:
         figure: `"accuracy"`, `"r2"` and `"r2 cls"`, … (means over layers), `"last"` (R² of the last
-            state), or `"gap"` (ε over the spread, all tokens, mean over layers).
+            state), or `"gap"` (ε over the spread, all tokens, mean over layers). Untied layers, of
+            which there are fewer than the teacher has, have the last state alone.
     """
     chosen = [row for row in rows if all(row.get(name) == value for name, value in label.items())]
     name, _, group = figure.partition(" ")
@@ -23,6 +24,8 @@ def values_of(rows: Sequence[dict], figure: str, **label) -> np.ndarray:
         "last": lambda row: row["r2"]["layers"][group or "all"][-1],
         "gap": lambda row: float(np.mean(row["to_spread"][group or "all"])),
     }[name]
+    if name in ("r2", "gap"):
+        chosen = [row for row in chosen if not row.get("untied")]
     values = [read(row) for row in chosen]
     return np.array([value for value in values if value is not None])
 

@@ -169,5 +169,12 @@ def test_results_are_laid_beside_their_rows():
     other = facts_of("teacher", Student(runs_of([2, 2]), seed=0)) | {"accuracy": 0.1}
     own = facts_of(row.teacher, row.student) | {"accuracy": 0.2}
     assert collect([row], [other, own]) == [
-        {"k": 2, "kind": "Raptor", "seed": 1, "parts": [[1, 2], [3, 4]], "accuracy": 0.2}
+        {
+            "k": 2,
+            "kind": "Raptor",
+            "seed": 1,
+            "untied": False,
+            "parts": [[1, 2], [3, 4]],
+            "accuracy": 0.2,
+        }
     ]
