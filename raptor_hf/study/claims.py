@@ -104,12 +104,17 @@ def _rises(figure: str, with_what: str = "drop rate", sign: int = 1):
 
     def decide(study: dict):
         table = drop_rate_table(study)
-        if len(set(table["drop rate"])) < 3:
+        rates = sorted(set(table["drop rate"]))
+        if len(rates) < 3:
             return None
-        mean, low, high = correlation(table[with_what], table[figure])
-        return min(
-            sign * low, sign * high
-        ) > 0, f"ρ = {mean:+.2f} [{low:+.2f}, {high:+.2f}], {len(table[figure])} students"
+        # a pair a teacher: students of one teacher are no independent witnesses
+        pairs = [
+            np.array([table[name][table["drop rate"] == rate].mean() for rate in rates])
+            for name in (with_what, figure)
+        ]
+        mean, low, high = correlation(*pairs)
+        text = f"ρ = {mean:+.2f} [{low:+.2f}, {high:+.2f}], {len(rates)} teachers"
+        return min(sign * low, sign * high) > 0, text
 
     return decide
 

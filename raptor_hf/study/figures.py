@@ -9,8 +9,9 @@ from ..pictures import make_figure
 from .claims import drop_rate_table, is_richer
 from .statistics import interval, saturation, values_of
 
-_COLORS = ["#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b", "#555555", "#b8860b"]
-_MARKERS = "os^Dvx*P"
+_COLORS = ["#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b", "#555555", "#b8860b",
+           "#17a2b8", "#9acd32"]  # fmt: skip
+_MARKERS = "os^Dvx*P<h"
 _BYTES = 4  # of a stored parameter, float32
 
 
@@ -162,7 +163,9 @@ def _frontier(study: dict) -> Figure:
             axis.plot(x, means, label=kind, **line, **_style(number))
             for place, k in zip(x, ks, strict=True):
                 values = values_of(own, name, k=k)
-                axis.plot([place] * len(values), values, ".", color=_COLORS[number % 8], ms=3)
+                axis.plot(
+                    [place] * len(values), values, ".", color=_COLORS[number % len(_COLORS)], ms=3
+                )
         axis.set_title(text, fontsize="small")
         axis.set_xlabel("blocks, MB (float32)")
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right upper",

@@ -280,8 +280,11 @@ def train_students(
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             bar.update()
-    finally:
-        bar.close()
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # a stop does not wait for students
             process.terminate()
+        raise
+    finally:
+        bar.close()
+    pool.shutdown()
