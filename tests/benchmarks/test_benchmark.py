@@ -114,7 +114,8 @@ def test_models_are_compared(suite, tmp_path):
     assert (tmp_path / f"{suite}.png").read_bytes().startswith(b"\x89PNG")
     what = "inference" if suite == "model" else "training step"
     names = {"exact", "matched", "reference again"}
-    names.add("teacher" if suite == "model" else "matched, checkpointed")
+    checkpointed = {"matched, checkpointed", "matched, attention kept"}
+    names |= {"teacher"} if suite == "model" else checkpointed
     for form in forms:
         times = result[f"{what}, batch 2, {form}"]
         assert set(times) == names and all(ratio > 0 for ratio in times.values())
