@@ -3,10 +3,10 @@
 #
 #   bash training/reproduce.sh study
 #
-# On the embedded digits: about an hour on two cores. Finished stages and students are skipped, an interrupted run
-# goes on where it stopped.
+# On the embedded digits: more than an hour on two cores. Finished stages and students are skipped, an interrupted
+# run goes on where it stopped.
 #
-#   --quick                   a few students after a few steps: two minutes, to see that it runs
+#   --quick                   a few students after a few steps: to see that it runs
 #   --images NAME             small images (a folder <NAME>/<split>/<class>/<image>, or a dataset of the Hub)
 #                             instead of the digits: teachers of 32 pixels, as for CIFAR-100
 #   --teacher ID_OR_FOLDER    a pretrained teacher on these images: no other teacher is trained
