@@ -7,6 +7,7 @@ for every NAME. A test compares the pages with what this program gives.
 """
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def claims() -> str:
 def study() -> str:
     """Return what held of the claims about block recurrence, in a paragraph."""
     found = load_study(RESULTS / "study")
-    return paragraph(judge(found), found)
+    return textwrap.fill(paragraph(judge(found), found), 120, break_on_hyphens=False)
 
 
 def ablation() -> str:
