@@ -6,14 +6,9 @@ halved as long as that helps, judged on images that it learns from, with the fir
 of minutes, `_LONG`, ours is not tuned); the figures are of the teacher's test images. Runs that are
 on record are not made again.
 """
-# Over 300 lines by a few: one measurement, which reads from top to bottom.
 
-import contextlib
-import json
-import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -38,8 +33,8 @@ from ..loop.engine import configure_compute
 from ..reports.tables import markdown_table, mean_std
 from ..runs.arguments import build_arguments
 from ..runs.processes import progress_bar
+from ..runs.workers import in_processes, mend_record, quietly, read_record, write_entries
 from .recipe_sources import RecipeSource, load_config, open_source, prepare_images
-from .timing import PROCESSES
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 _JUDGED_ROWS = 256  # of the training set, for the choice of the learning rate
@@ -124,14 +119,9 @@ class _Group:
     def runs(self) -> list[dict]:
         """Return what is on record of them."""
         facts = {"recipe": self.recipe, "k": self.k, "budget": self.units}
-        return [run for run in _recorded(self.folder) if facts.items() <= run.items()]
-
-
-def _recorded(folder: str | Path) -> list[dict]:
-    """Return all runs on record in a folder."""
-    path = Path(folder) / _RECORD
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+        return [
+            run for run in read_record(Path(self.folder) / _RECORD) if facts.items() <= run.items()
+        ]
 
 
 def train(
@@ -167,18 +157,17 @@ def _run_group(source: RecipeSource, group: _Group) -> None:
     torch.set_num_threads(1)
     width = load_config(source).hidden_size
     recipe = (recipes(source.recipe, width) | variants(source.recipe))[group.recipe]
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            rate = recipe["learning_rate"]
-            digits = source.recipe == "digits"  # what took minutes there was not tuned at length
-            if not digits or group.units < _LONG or group.recipe != "ours":
-                rate = tuned_rate(
-                    lambda rate: _run_once(source, group, recipe, rate, seed=0)["train_r2"],
-                    rate,
-                    extend=not digits or group.units < _LONG,
-                )
-            for seed in range(group.seeds):
-                _run_once(source, group, recipe, rate, seed)
+    with quietly():
+        rate = recipe["learning_rate"]
+        digits = source.recipe == "digits"  # what took minutes there was not tuned at length
+        if not digits or group.units < _LONG or group.recipe != "ours":
+            rate = tuned_rate(
+                lambda rate: _run_once(source, group, recipe, rate, seed=0)["train_r2"],
+                rate,
+                extend=not digits or group.units < _LONG,
+            )
+        for seed in range(group.seeds):
+            _run_once(source, group, recipe, rate, seed)
 
 
 def tuned_rate(score: Callable[[float], float], rate: float, *, extend: bool = True) -> float:
@@ -206,8 +195,7 @@ def _run_once(source: RecipeSource, group: _Group, recipe: dict, rate: float, se
             return run
     result = train(source, recipe, k=group.k, units=group.units, **facts)
     run = {"recipe": group.recipe, "k": group.k, "budget": group.units, **facts, **result}
-    with open(Path(group.folder) / _RECORD, "a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
+    write_entries(Path(group.folder) / _RECORD, [run])
     return run
 
 
@@ -246,13 +234,13 @@ def benchmark_recipes(
         if point[2] <= _LAST_WITH_OUR_BATCHES or point[0] in ("ours", "reference")
     ]
     if processes:
-        bar = progress_bar("recipes", len(groups), unit="budget")
-        with ProcessPoolExecutor(processes, mp_context=PROCESSES) as pool, bar:
-            for future in as_completed([pool.submit(_run_group, source, g) for g in groups]):
-                future.result()
+        mend_record(folder / _RECORD)
+        tasks = {group: (source, group) for group in groups}
+        with progress_bar("recipes", len(groups), unit="budget") as bar:
+            for _ in in_processes(_run_group, tasks, processes):
                 bar.update()
     table = [row(group) for group in groups if group.runs()]
-    return {"runs": _recorded(folder), "table": table}
+    return {"runs": read_record(folder / _RECORD), "table": table}
 
 
 def row(group: _Group) -> dict:

@@ -4,14 +4,10 @@ The same for all students of a study: images, objective, optimiser, batches, and
 training, which decides the number of steps. A student that is on record is not trained again.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +28,7 @@ from ..distillation.training import train_chains
 from ..loop.arguments import ComputeArguments, LoopArguments
 from ..loop.engine import configure_compute
 from ..runs.processes import process_state, progress_bar
+from ..runs.workers import in_processes, mend_record, quietly, read_record, write_entries
 from ..tasks.heads import load_linear_head
 from ..teachers import load_backbone, load_processor
 from .gap import judge_classes, measure_gap, state_sizes
@@ -211,21 +208,10 @@ _benches: dict[str, Bench] = {}  # of this process
 def _train(settings: Settings, teacher: str, student: Student, threads: int) -> dict:
     """Train a student in a process that keeps its teachers, and says nothing."""
     torch.set_num_threads(threads)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            if teacher not in _benches:
-                _benches[teacher] = Bench(settings, teacher)
-            return _benches[teacher].train(student)
-
-
-def _end_with_the_parent() -> None:
-    """Let this process end when the one that started it does, even by `kill -9`."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    with quietly():
+        if teacher not in _benches:
+            _benches[teacher] = Bench(settings, teacher)
+        return _benches[teacher].train(student)
 
 
 def facts_of(teacher: str, student: Student) -> dict:
@@ -235,9 +221,7 @@ def facts_of(teacher: str, student: Student) -> dict:
 
 def recorded(folder: str | Path) -> list[dict]:
     """Return all students on record in a folder."""
-    path = Path(folder) / RECORD
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # the last may be cut off by a kill
+    return read_record(Path(folder) / RECORD)
 
 
 def train_students(
@@ -255,36 +239,16 @@ def train_students(
         students: each with the name of its teacher.
         folder: of the record.
     """
-    known = recorded(folder)
-    missing = []
+    path, known, missing = Path(folder) / RECORD, recorded(folder), {}
+    threads = max(1, (os.cpu_count() or 1) // processes)
     for name, student in dict.fromkeys(students):
         facts = facts_of(name, student)
         if not any(facts.items() <= run.items() for run in known):
-            missing.append((name, student))
-    path = Path(folder) / RECORD
-    if path.exists():  # without a line that was cut off
-        whole = path.with_suffix(".tmp")
-        whole.write_text("".join(json.dumps(run) + "\n" for run in known), encoding="utf-8")
-        os.replace(whole, path)
-    bar = progress_bar("students", len(set(students)), unit="student", initial=len(known))
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent)
-    try:
-        futures = {
-            pool.submit(_train, settings, teachers[name], student, threads): (name, student)
-            for name, student in missing
-        }
-        for future in as_completed(futures):
-            result = {**facts_of(*futures[future]), **future.result()}
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
+            missing[name, student] = (settings, teachers[name], student, threads)
+    mend_record(path)
+    total = len(set(students))
+    bar = progress_bar("students", total, unit="student", initial=total - len(missing))
+    with bar:
+        for task, result in in_processes(_train, missing, processes):
+            write_entries(path, [{**facts_of(*task), **result}])
             bar.update()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # a stop does not wait for students
-            process.terminate()
-        raise
-    finally:
-        bar.close()
-    pool.shutdown()
