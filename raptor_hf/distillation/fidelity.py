@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..activations.online import Activations, check_all_layers
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, ReadingArguments, batches, load_images
+from ..data.loading import Classes
 from ..metrics import (
     Accuracy,
     RSquared,
@@ -146,6 +147,24 @@ class TrajectoryValidation:
         return pool_tokens(final_norm(self.teacher, states), self.teacher.config)
 
 
+def teacher_head(
+    teacher: PreTrainedModel, source: str | None, classes: Classes
+) -> nn.Linear | None:
+    """Load a linear head for a teacher, or its own if it is a classifier; None without one.
+
+    Args:
+        teacher: as it was loaded: its name leads to its head.
+        source: as for `load_linear_head`, whose errors are raised; None: the teacher's own.
+        classes: of the images.
+    """
+    architectures = teacher.config.architectures or []
+    if source is None and any(name.endswith("ForImageClassification") for name in architectures):
+        source = teacher.name_or_path
+    if source is None:
+        return None
+    return load_linear_head(source, config=teacher.config, classes=classes)[0]
+
+
 def make_validation(
     arguments: ValidationArguments,
     teacher: PreTrainedModel,
@@ -171,21 +190,14 @@ def make_validation(
                 raise ValueError(f"{name}={getattr(arguments, name)} needs --validation_dataset.")
         return None
     reading = reading or ReadingArguments()
-    source = arguments.validation_head
-    architectures = teacher.config.architectures or []
-    if source is None and any(name.endswith("ForImageClassification") for name in architectures):
-        source = teacher.name_or_path
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split, reading),
         load_processor(teacher.name_or_path, revision, reading.resolution),
         reading=reading,
     )
-    head = None
-    if source is not None:
-        head, _ = load_linear_head(source, config=teacher.config, classes=images.classes)
     return TrajectoryValidation(
         teacher,
-        head,
+        teacher_head(teacher, arguments.validation_head, images.classes),
         images,
         chains,
         num_images=arguments.validation_images,

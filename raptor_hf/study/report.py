@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from ..reports.tables import markdown_table
 from ..runs.files import read_json
 from .claims import CLAIMS, judge
 from .experiments import EXPERIMENTS
 from .figures import draw
-from .statistics import interval, values_of
+from .statistics import mean_in_words, values_of
 
 _CAPTIONS = {
     "similarity": "Cosine similarity of the layers of every teacher, means over images, cls and "
@@ -108,17 +106,9 @@ def _tables(study: dict) -> list[str]:
         for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
             label = dict(zip(names, key, strict=True))
             first = next(row for row in rows if label.items() <= row.items())
-            cells = [_cell(values_of(rows, figure, **label)) for figure in figures]
+            cells = [mean_in_words(values_of(rows, figure, **label)) for figure in figures]
             cost = [f"{first['stored_parameters']:,}", f"{first['multiply_adds']:,}"]
             lines.append([*map(str, key), *cells, *cost, str(first["steps"])])
         heading = [*names, *figures.values(), "parameters", "multiply-adds", "steps"]
         tables.append(f"**{experiment}**\n\n{markdown_table(heading, lines)}")
     return tables
-
-
-def _cell(values: np.ndarray) -> str:
-    """Return a mean and its interval."""
-    if not len(values):
-        return "–"
-    mean, width = interval(values)
-    return f"{mean:.4f}" if np.isnan(width) else f"{mean:.4f} ± {width:.4f}"

@@ -40,6 +40,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(width)
 
 
+def mean_in_words(values: np.ndarray) -> str:
+    """Return the mean of figures over seeds and its interval as text; "–" of none."""
+    if not len(values):
+        return "–"
+    mean, width = interval(values)
+    return f"{mean:.4f}" if np.isnan(width) else f"{mean:.4f} ± {width:.4f}"
+
+
 def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
     """Return the difference of two means and its 95 % confidence interval (Welch's t)."""
     from scipy import stats

@@ -23,13 +23,13 @@ from ..data import ImageViews, ReadingArguments, choose_images, load_images
 from ..data.arguments import CropArguments
 from ..distillation.arguments import ObjectiveArguments, ValidationArguments, parse_token_weights
 from ..distillation.compute import step_units
+from ..distillation.fidelity import teacher_head
 from ..distillation.rollout import Chain
 from ..distillation.training import train_chains
 from ..loop.arguments import ComputeArguments, LoopArguments
 from ..loop.engine import configure_compute
 from ..runs.processes import process_state, progress_bar
 from ..runs.workers import in_processes, mend_record, quietly, read_record, write_entries
-from ..tasks.heads import load_linear_head
 from ..teachers import load_backbone, load_processor
 from .gap import judge_classes, measure_gap, state_sizes
 from .students import Student, make_spans, student_sizes
@@ -147,13 +147,8 @@ class Bench:
         states = torch.cat(list(stream_states(source, None)))
         labels = views.labels[views.image_ids]
         given = validation.validation_head if self.name == self.settings.source.teacher else None
-        architectures = self.teacher.config.architectures or []
-        if given is None and any(n.endswith("ForImageClassification") for n in architectures):
-            given = self.name
-        head = None
-        if given is not None:
-            head = load_linear_head(given, config=self.teacher.config, classes=views.classes)[0]
-            head = head.to(states.device)
+        head = teacher_head(self.teacher, given, views.classes)
+        head = None if head is None else head.to(states.device)
         return HeldOut(states, labels, tuple(source.resolution)), head
 
     def accuracy(self, last: torch.Tensor) -> float | None:
