@@ -85,7 +85,10 @@ def measure(own: Arguments, reading: ReadingArguments, options: AtlasArguments) 
                 record,
             )  # fmt: skip
             path = folder / f"{teacher.file}.json"
-            study.add_gaps(path, settings, processes=own.gap_processes)
+            try:
+                study.add_gaps(path, settings, processes=own.gap_processes)
+            except (ValueError, OSError) as error:  # a teacher that no Raptor can be made of, say
+                failed[teacher.title] = f"its map is made, its Raptors are not: {error}"
     return failed
 
 

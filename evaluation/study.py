@@ -13,6 +13,7 @@ on record, and the same command goes on. Writes a JSON an experiment, `study.md`
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import raptor_hf
 from raptor_hf import study
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
@@ -94,10 +95,16 @@ def main() -> None:
     plan = study.Plan(own.ks, own.partition_ks, own.richer_ks, own.seeds, own.other_seeds)
     if loop.dry_run:
         return study.print_plan(settings, plan, teachers, own.experiments)
-    inputs = {name: folder_digest(folder) for name, folder in others.items()}
+    read = {**teachers, "activations": source.activations}
+    inputs = {name: folder_digest(it) for name, it in read.items() if Path(it).is_dir()}
+    looked_at = {split: raptor_hf.data.load_images(images.dataset, split, reading)
+                 for split in (images.split, validation.validation_split)}  # fmt: skip
+    listed = {f"images_{split}": raptor_hf.data.list_images(images.dataset, found)
+              for split, found in looked_at.items()}  # fmt: skip
     if start_run(
-        own, source, images, crops, reading, objective, compute, validation, loop, inputs=inputs
-    ):
+        own, source, images, crops, reading, objective, compute, validation, loop,
+        inputs=inputs, images=listed,
+    ):  # fmt: skip
         return print(study.write_report(loop.output_dir))
     study.run_study(
         settings,

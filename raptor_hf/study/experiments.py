@@ -52,6 +52,11 @@ class Plan(NamedTuple):
     seeds: int
     other_seeds: int
 
+    @property
+    def cuts(self) -> list[int]:
+        """Numbers of phases that teachers are cut into; `training` compares them at three."""
+        return sorted({*self.ks, *self.partition_ks, 3})
+
 
 def gap(phase_maps: dict, plan: Plan) -> list[Row]:
     """How close are k blocks to the teacher? Phases by max-cut, k = 1 … 6."""
@@ -179,8 +184,8 @@ def print_plan(
     source = settings.source
     facts = describe.teacher_facts(source.teacher, source.revision, settings.reading.resolution)
     depth = facts.config.num_hidden_layers
-    even, ks = np.zeros((depth, depth)), {*plan.ks, *plan.partition_ks, 3}
-    phases = {str(k): find_phases(even, k, "uniform") for k in ks if k <= depth}
+    even = np.zeros((depth, depth))
+    phases = {str(k): find_phases(even, k, "uniform") for k in plan.cuts if k <= depth}
     maps = {name: {"distance": even, "phases": phases} for name in teachers}
     rows = {name: EXPERIMENTS[name](maps, plan) for name in experiments}
     number = len({(row.teacher, row.student) for own in rows.values() for row in own})
@@ -266,13 +271,15 @@ def _measure_teachers(
     sizes: list[int],
 ) -> dict:
     """Return the phase map of every teacher; `maps.json` keeps them."""
-    path, ks = folder / "maps.json", sorted({*plan.ks, *plan.partition_ks})
+    path = folder / "maps.json"
     maps = read_json(path)["maps"] if path.exists() else {}
     for name, source in teachers.items():
         if name in maps:
             continue
         bench = Bench(settings, source)
-        maps[name] = rounded(map_teacher(bench, ks, number, sizes if name == TEACHER else []))
+        maps[name] = rounded(
+            map_teacher(bench, plan.cuts, number, sizes if name == TEACHER else [])
+        )
         about = {
             "dataset": public_name(settings.images.dataset),
             "num_images": len(bench.held_out.states),

@@ -137,7 +137,7 @@ class Bench:
             load_processor(self.name, self.source.revision, resolution),
             image_ids=choose_images(len(images), min(number or len(images), len(images)), 0),
             reading=replace(reading, resolution=resolution),
-        )
+        ).drop_unreadable()
 
     def _open_held_out(self) -> tuple[HeldOut, nn.Linear | None]:
         """Let the teacher compute the states that students are judged on; find its head."""
