@@ -931,7 +931,7 @@ class RaptorModel(RaptorPreTrainedModel):
         if mode or self.training:  # the weights may change, or have changed
             self._contexts.clear()
         super().train(mode)
-        self.shell.eval()  # DINOv3 draws other positions in training, others drop tokens
+        self.shell.eval()  # see `make_shell`; others drop tokens
         return self
 
     def _load_from_state_dict(self, *args) -> None:
@@ -1322,6 +1322,7 @@ def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrai
         shell = getattr(transformers, family.model_class)._from_config(config)
     else:
         shell = AutoModel.from_config(config)
+    shell.eval()  # in training DINOv3 draws other positions, and a new model is in that mode
     shell.config = teacher_config  # where transformers looks for it
     for head in ("pooler", "head"):  # no state needs them
         if getattr(shell, head, None) is not None:
