@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="of model, train_step and train")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of activations too: read onto it")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="computed in")
-    add("--forms", nargs="+", default=FORMS, choices=FORMS, help="of model and train_step")
+    add("--forms", nargs="+", default=FORMS, choices=FORMS, help="of model, train_step and train")
     add("--rounds", type=int, default=10, help="every round visits all ways twice")
     add("--row_limit", type=float, default=600, help="seconds; what takes longer is left out")
     add("--steps", type=int, default=60, help="train: of each way")
@@ -123,7 +123,8 @@ def rows_of(a: argparse.Namespace) -> Iterable[tuple[str, dict[str, float]]]:
     if a.benchmark == "train":
         return benchmarks.benchmark_train(
             a.teacher, (batches or [64])[0], a.steps, a.device, dtype, folder, images=a.dataset,
-            workers=a.num_workers, compiled="compiled" in a.forms, limit=a.row_limit,
+            workers=a.num_workers, compiled=a.forms != ["plain"], graphs=a.forms == ["graphs"],
+            limit=a.row_limit,
         )  # fmt: skip
     if a.benchmark == "model":
         return benchmarks.benchmark_model(a.teacher, batches or [1, 8], *compared)

@@ -11,13 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from raptor_hf import RaptorModel
+from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.activations.store import load_activations
 from raptor_hf.configuration_raptor import token_layout
-from raptor_hf.data import make_processor
+from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
+from raptor_hf.distillation.training import train_chains
+from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.loop.graphs import StepGraphs
+from raptor_hf.loop.log import read_log
 from raptor_hf.modeling_raptor import layer_context
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
@@ -142,6 +147,48 @@ def test_nothing_is_waited_for_within_a_step(data, tmp_path):
     finally:
         if DEVICE == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compile", ["no", "inductor"])
+def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch, compile):
+    """As CUDA graphs: over the change from single phases to whole rollouts, and with a resume."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", compile)
+    torch._dynamo.reset()
+    teacher = tiny_teacher().to(DEVICE)
+    processor = make_processor(teacher.config.image_size)
+    views = {"views": 4, "plain_first": False, "as_bytes": True}
+    activations = OnlineActivations(
+        teacher, ImageViews(load_images("digits", "train"), processor, **views)
+    )
+    recorded, record = [], StepGraphs._record
+    monkeypatch.setattr(
+        StepGraphs, "_record", lambda self, *a: (recorded.append(a[1]), record(self, *a))[1]
+    )
+
+    def trained(name, **changes):
+        torch.manual_seed(0)
+        raptor = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+        settings = {"steps": 20, "batch_size": 8, "optimizer": "muon", "num_workers": 1, **changes}
+        run = LoopArguments(
+            output_dir=str(tmp_path / name), report_to="none", log_every=1, checkpoint_every=8,
+            warmup_steps=1, **settings,
+        )  # fmt: skip
+        objective = ObjectiveArguments(
+            objective="autoregressive", normalize="group", phase_fraction=0.5
+        )
+        train_chains([chain_of(raptor, None)], teacher, activations, objective, run)
+        return raptor.blocks.state_dict(), read_log(run.output_dir)
+
+    plain, plain_log = trained("plain")
+    fast, log = trained("fast", cuda_graphs=True)
+    assert [round(20 * progress) for progress in recorded] == ([3, 13] if DEVICE == "cuda" else [])
+    again, _ = trained("again", cuda_graphs=True)
+    for name, weight in fast.items():
+        assert torch.equal(weight, again[name]), name
+    for ours, theirs in zip(log, plain_log, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["train/r2"] == pytest.approx(theirs["train/r2"], rel=1e-3, abs=1e-3)
+    assert_same_outputs(fast, plain, 1e-3)
 
 
 def test_a_killed_run_goes_on_bit_by_bit(data, tmp_path):

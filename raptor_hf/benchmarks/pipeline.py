@@ -136,6 +136,7 @@ def benchmark_train(
     images: str | None = None,
     workers: int = 0,
     compiled: bool = False,
+    graphs: bool = False,
     limit: float = 600.0,
 ) -> Iterator[Measurement]:
     """Yield images a second of online distillation: of a batch that lies on the device, from files,
@@ -148,6 +149,7 @@ def benchmark_train(
         images: folder of photographs with a split `train`; default: made ones of 500×375 pixels.
         workers: processes that read images.
         compiled: blocks, teacher and loss.
+        graphs: replay steps as CUDA graphs.
         limit: seconds that each may take; else it is left out.
     """
     # what `accelerate launch` says with --mixed_precision and --dynamo_backend
@@ -178,7 +180,7 @@ def benchmark_train(
         "from files": lambda run: _fitted_speed(teacher, source(ReadingArguments()), run),
         "from the cache": lambda run: _fitted_speed(teacher, source(cache), run),
     }
-    settings = {"batch_size": batch, "num_workers": workers, "steps": steps}
+    settings = {"cuda_graphs": graphs, "batch_size": batch, "num_workers": workers, "steps": steps}
     peak, found = matmul_peak(device, dtype, 5), {}
     for number, (way, measure) in enumerate(ways.items()):
         run = LoopArguments(
@@ -219,7 +221,8 @@ def _resident_speed(
     """Return images a second of steps on one batch that lies on the device."""
     module = _matching(teacher, activations)
     Path(run.output_dir).mkdir(parents=True, exist_ok=True)
-    engine, compute_loss = Engine(module, run), matching_loss(activations)
+    engine = Engine(module, run)
+    learn = engine.learner(matching_loss(activations), module.kind)
     batch = activations.__getitems__(range(run.batch_size))
     batch = {name: values.to(teacher.device) for name, values in batch.items()}
     clock = clock_of(teacher.device.type)
@@ -227,11 +230,9 @@ def _resident_speed(
 
     def steps(number: int) -> None:
         for _ in range(number):
-            loss = compute_loss(engine.model, batch, 0.5).loss
-            engine.backward(loss, 1.0)
-            engine.update(loss.detach())
+            engine.update(learn(batch, 0.5, 1.0).loss)
 
-    steps(max(3, run.steps // 10))
+    steps(max(6, run.steps // 10))  # a step is recorded after three
     start = clock()
     steps(run.steps)
     return run.steps * run.batch_size / (clock() - start)
@@ -239,7 +240,8 @@ def _resident_speed(
 
 def _fitted_speed(teacher: nn.Module, activations: OnlineActivations, run: LoopArguments) -> float:
     """Return images a second of a training, without its first third."""
-    fit(_matching(teacher, activations), activations, matching_loss(activations), run)
+    module = _matching(teacher, activations)
+    fit(module, activations, matching_loss(activations), run, kind=module.kind)
     speeds_logged = [line["images_per_second"] for line in read_log(run.output_dir)]
     later = speeds_logged[1:] or speeds_logged
     return len(later) / sum(1 / speed for speed in later)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..activations.online import Activations
-from ..loop.fit import StepResult
+from ..loop.numbers import StepResult
 from ..metrics import state_statistics
 from ..modeling_raptor import LayerContext
 from ..runs.processes import compiled
@@ -141,6 +141,14 @@ class TrajectoryMatching(nn.Module):
             )
         return _ChainOutput(total, prediction.detach(), trajectory)
 
+    def kind(self, progress: float) -> tuple | None:
+        """Return what a step depends on beside its batch, as `fit` takes it."""
+        forcing = self.arguments.forcing(progress)
+        drawn = self.arguments.annealing == "drawn" and 0 < forcing < 1
+        if drawn or self.arguments.noise_std:
+            return None
+        return forcing, progress < self.arguments.phase_fraction
+
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:
         """Return what is not finite in the learned states or in what the blocks make of them."""
@@ -164,7 +172,8 @@ def matching_loss(activations: Activations) -> Callable:
         chains = module(activations.states(batch).float(), progress)
         losses = {name: followed.loss for name, followed in chains.items()}
         groups = activations.layout.groups()
-        statistics = {name: partial(f.statistics, groups) for name, f in chains.items()}
+        followed = {name: f._replace(loss=f.loss.detach()) for name, f in chains.items()}
+        statistics = {name: partial(f.statistics, groups) for name, f in followed.items()}
         return StepResult(sum(losses.values()), losses, statistics)
 
     return compute_loss

@@ -54,6 +54,7 @@ def train_chains(
         matching_loss(activations),
         loop,
         clip_apart=clip_apart,
+        kind=module.kind,
         new_views=new_views,
         validate=make_validation(
             validation,

@@ -62,6 +62,13 @@ class LoopArguments(Checked):
         default=True,
         metadata={"help": "on GPUs: float32 products with TF32's 10 bits, several times as fast"},
     )
+    cuda_graphs: Watching[bool] = field(
+        default=False,
+        metadata={
+            "help": "on one GPU, whole batches: record a step once and replay it, up to three times "
+            "as fast where the processor is the limit"
+        },
+    )
     num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
     )

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import uuid
+from collections.abc import Callable, Hashable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
 from .checkpoints import check_room
+from .graphs import StepGraphs
+from .numbers import StepResult
 from .optimizers import layer_matrices, make_optimizers, make_schedule, trained_parameters
 from .sampler import BatchShare
 
@@ -74,13 +77,34 @@ class Engine:
         self.schedules = prepared[1 + len(optimizers) :]
         module.to(self.accelerator.device)
         self.clipped = [trained_parameters(part) for part in parts]  # FSDP has replaced them
+        one = self.share.num_processes == self.share.num_parts == 1
+        on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.scaler is None
+        self.cuda_graphs = arguments.cuda_graphs and one and on_gpu
         check_room(Path(arguments.output_dir), trained_parameters(module), arguments.keep)
 
-    def backward(self, loss: torch.Tensor, weight: float) -> None:
-        """Add the gradients of a part of the batch that is such a share of it."""
-        # Accelerate takes the mean over processes and parts, however many images each has
-        scale = weight * self.share.num_processes * self.share.num_parts
-        self.accelerator.backward(loss * scale)
+    def learner(
+        self,
+        compute_loss: Callable[[nn.Module, dict, float], StepResult],
+        kind: Callable[[float], Hashable | None] | None = None,
+    ) -> Callable[[dict, float, float], StepResult]:
+        """Return what adds the gradients of (part of a batch, progress, its share of the batch).
+
+        Args:
+            compute_loss, kind: as for `fit`.
+        """
+
+        def learn(batch: dict, progress: float, weight: float = 1.0) -> StepResult:
+            with self.accelerator.accumulate(self.model):
+                result = compute_loss(self.model, batch, progress)
+                # Accelerate takes the mean over processes and parts, however many images each has
+                scale = weight * self.share.num_processes * self.share.num_parts
+                self.accelerator.backward(result.loss * scale)
+            return result.detached()
+
+        if not self.cuda_graphs or kind is None:
+            return learn
+        graphs = StepGraphs(learn, kind, trained_parameters(self.trained))
+        return lambda batch, progress, _weight: graphs(batch, progress)
 
     def update(self, loss: torch.Tensor) -> torch.Tensor:
         """Update the weights and the schedule once; not with a loss or gradients not finite.

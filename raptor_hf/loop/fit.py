@@ -11,11 +11,10 @@ under way, and an update that is not finite is left out by the device itself.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,22 +33,8 @@ from .checkpoints import resume, save_checkpoint
 from .engine import Engine
 from .guards import DivergenceGuard, check_finite, memory_in_words
 from .log import LossLog
-from .numbers import StepNumbers
+from .numbers import StepNumbers, StepResult
 from .sampler import StepSampler
-
-
-class StepResult(NamedTuple):
-    """What `compute_loss` tells `fit` of a batch.
-
-    Args:
-        loss: the mean over the batch's images, to be minimised.
-        scalars: for the log, means over the images too.
-        statistics: functions that give rows for `RSquared`, by name; called when R² is logged.
-    """
-
-    loss: torch.Tensor
-    scalars: dict[str, torch.Tensor] = {}
-    statistics: dict[str, Callable[[], dict]] = {}
 
 
 def fit(
@@ -60,6 +45,7 @@ def fit(
     *,
     clip_apart: list[nn.Module] | None = None,
     learning_rates: list[float] | None = None,
+    kind: Callable[[float], Hashable | None] | None = None,
     new_views: bool = False,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
@@ -78,6 +64,8 @@ def fit(
             `output_dir`.
         clip_apart: parts of the module whose gradients are clipped each for itself.
         learning_rates: peak rates of these parts, instead of one for the whole module.
+        kind: (progress) to what `compute_loss` does beside the batch, None for a step that draws
+            random numbers; without it no step is recorded for `cuda_graphs`.
         new_views: ask the dataset for other rows in every epoch (`StepSampler`).
         validate: scalars for the log, measured without gradients and without touching the module.
         validate_every: steps between two validations; the last step is always validated.
@@ -146,6 +134,7 @@ def fit(
         log.write(done, scalars, show=2)
 
     engine.model.train()
+    learn = engine.learner(compute_loss, kind)
     mark("optimiser, checkpoint, log")
     with (
         StopSignals() as signals,
@@ -169,16 +158,13 @@ def fit(
                 skipped.update(batch.pop("skipped", torch.empty(0)).tolist())
                 seen.append(batch)
                 batch = send_to_device(batch, accelerator.device, non_blocking=True)
-                with accelerator.accumulate(engine.model):
-                    result = compute_loss(engine.model, batch, step / arguments.steps)
-                    for name, value in {"loss": result.loss, **result.scalars}.items():
-                        scalars[name] = scalars.get(name, 0.0) + weight * value.detach().float()
-                    if part == share.num_parts:
-                        numbers = StepNumbers(accelerator, signals.received, scalars)
-                    engine.backward(result.loss, weight)
+                result = learn(batch, step / arguments.steps, weight)
+                for name, value in {"loss": result.loss, **result.scalars}.items():
+                    scalars[name] = scalars.get(name, 0.0) + weight * value.float()
                 if logging:
                     statistics.append({n: count() for n, count in result.statistics.items()})
                 del result  # it holds predictions, which the next ones need the memory of
+            numbers = StepNumbers(accelerator, signals.received, scalars)
             numbers.send(left_out=engine.update(numbers.loss))
             waiting.append((step, numbers, seen))
             wanted = logging or validating or saving or timing

@@ -1,7 +1,29 @@
 """What a step tells of itself, without making the processor wait for the device."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from accelerate import Accelerator
+
+
+class StepResult(NamedTuple):
+    """What `compute_loss` tells `fit` of a batch.
+
+    Args:
+        loss: the mean over the batch's images, to be minimised.
+        scalars: for the log, means over the images too.
+        statistics: functions that give rows for `RSquared`, by name; called when R² is logged.
+    """
+
+    loss: torch.Tensor
+    scalars: dict[str, torch.Tensor] = {}
+    statistics: dict[str, Callable[[], dict]] = {}
+
+    def detached(self) -> "StepResult":
+        """Return the same without what autograd keeps."""
+        scalars = {name: value.detach() for name, value in self.scalars.items()}
+        return StepResult(self.loss.detach(), scalars, self.statistics)
 
 
 class StepNumbers:

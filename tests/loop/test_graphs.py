@@ -1,0 +1,93 @@
+"""Which steps are recorded, and what a replay reads and leaves; with a graph that needs no GPU.
+
+Real ones are in `test_gpu`.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from raptor_hf.loop.engine import Engine
+from raptor_hf.loop.graphs import StepGraphs
+from raptor_hf.loop.numbers import StepResult
+from tests.helpers import arguments, compute_loss, noisy_network
+
+
+class Graph:
+    """Replays what ran while it was recorded, from and into the same tensors."""
+
+    now = None
+
+    def replay(self):
+        self.again()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    made = []
+
+    @contextmanager
+    def recording(graph, *, pool, capture_error_mode):
+        made.append((graph, pool, capture_error_mode))
+        Graph.now = graph
+        yield
+        Graph.now = None
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    return made
+
+
+def test_a_kind_is_recorded_once_it_is_warm_and_replayed_on_other_batches(made):
+    weight = torch.nn.Parameter(torch.zeros(2))
+
+    def learn(batch, progress):
+        gradient, loss = batch["x"].mean(0) * progress, batch["x"].sum()
+        if Graph.now:
+            Graph.now.again = lambda: (
+                gradient.copy_(batch["x"].mean(0) * progress), loss.copy_(batch["x"].sum())
+            )  # fmt: skip
+        weight.grad = gradient
+        return StepResult(loss)
+
+    graphs = StepGraphs(learn, lambda progress: None if progress == 3 else progress, [weight])
+    generator = torch.Generator().manual_seed(0)
+
+    def check(progress, images=4):
+        batch = {"x": torch.randn(images, 2, generator=generator)}
+        weight.grad = None
+        loss = graphs(batch, progress).loss
+        torch.testing.assert_close(loss, batch["x"].sum())
+        torch.testing.assert_close(weight.grad, batch["x"].mean(0) * progress)
+        return len(made)
+
+    assert [check(1) for _ in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [check(2) for _ in range(5)] == [1, 1, 1, 2, 2]  # another kind
+    assert check(1) == 2
+    assert [check(1, images=3) for _ in range(4)] == [2, 2, 2, 3]  # another shape
+    assert [check(3) for _ in range(5)] == [3] * 5  # draws random numbers
+    assert {(pool, mode) for _, pool, mode in made} == {("pool", "thread_local")}
+
+
+def test_what_can_not_be_recorded_says_what_to_do(made):
+    def learn(batch, progress):
+        if Graph.now:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = StepGraphs(learn, lambda _: "always", [])
+    for _ in range(3):
+        graphs({}, 0.0)
+    with pytest.raises(RuntimeError, match="not permitted(.|\n)*--cuda_graphs False and --resume"):
+        graphs({}, 0.0)
+
+
+def test_on_a_cpu_nothing_is_recorded(tmp_path, made):
+    engine = Engine(noisy_network(), arguments(tmp_path, cuda_graphs=True))
+    learn = engine.learner(compute_loss, lambda _: "always")
+    batch = {"features": torch.randn(8, 5), "label": torch.zeros(8, dtype=torch.long)}
+    for _ in range(6):
+        learn(batch, 0.5, 1.0)
+        engine.update(torch.zeros(()))
+    assert not made
