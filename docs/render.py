@@ -232,6 +232,19 @@ def gpu_speed() -> str:
     return markdown_table(["base size, bfloat16", *heading], rows)
 
 
+def step_speed() -> str:
+    """Return images a second of training on a GPU, compiled and as CUDA graphs."""
+    rows, figures = [], benchmark("train_resident_cuda")
+    ways = ["compiled", "CUDA graphs"]
+    for name, speeds in figures.items():
+        title, _, kind = name.partition(": ")
+        if kind == "images a second":
+            shares = figures[f"{title}: share of the peak"]
+            cells = [f"{speeds[w]:,.0f} ({shares[w]:.2f})" if w in speeds else "–" for w in ways]
+            rows.append([title, *cells])
+    return markdown_table(["online distillation, k = 3, Muon", *ways], rows)
+
+
 def image_speed() -> str:
     """Return images a second of the ways to read image files."""
     rows, ways = [], []
@@ -282,6 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "variants": variants,
     "speed": speed,
     "gpu_speed": gpu_speed,
+    "step_speed": step_speed,
     "images": image_speed,
     "activations": activations,
 }

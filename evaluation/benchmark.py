@@ -123,8 +123,8 @@ def rows_of(a: argparse.Namespace) -> Iterable[tuple[str, dict[str, float]]]:
     if a.benchmark == "train":
         return benchmarks.benchmark_train(
             a.teacher, (batches or [64])[0], a.steps, a.device, dtype, folder, images=a.dataset,
-            workers=a.num_workers, compiled=a.forms != ["plain"], graphs=a.forms == ["graphs"],
-            limit=a.row_limit,
+            workers=a.num_workers, compiled=a.forms != ["plain"], limit=a.row_limit,
+            graphs="graphs" in a.forms and a.device == "cuda",
         )  # fmt: skip
     if a.benchmark == "model":
         return benchmarks.benchmark_model(a.teacher, batches or [1, 8], *compared)

@@ -36,7 +36,7 @@ suite() { # seconds, suite, options …
 suite 110 model --teacher "$size" --forms plain compiled graphs float8 --batch_sizes "${batches[@]}" --rounds "$rounds" \
   --row_limit 40
 suite 80 train_step --teacher "$size" --forms plain compiled --batch_sizes "$batch" --rounds 2 --row_limit 60
-suite 80 train --teacher "$small" --forms compiled --batch_sizes "$batch" --steps 90 --num_workers "$workers" --row_limit 60
+suite 80 train --teacher "$small" --forms compiled graphs --batch_sizes "$batch" --steps 90 --num_workers "$workers" --row_limit 60
 check 60 tests "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py -m gpu
 suite 45 images --images 64 --rounds 1
 suite 40 activations --teacher "$size" --images 128 --rounds 3

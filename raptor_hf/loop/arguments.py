@@ -65,7 +65,7 @@ class LoopArguments(Checked):
     cuda_graphs: Watching[bool] = field(
         default=False,
         metadata={
-            "help": "on one GPU, whole batches: record a step once and replay it, up to three times "
+            "help": "on one GPU, whole batches: record a step once and replay it, up to thrice "
             "as fast where the processor is the limit"
         },
     )
