@@ -1,7 +1,7 @@
 # Sourced by reproduce.sh and ablate.sh: reads `digits [--seeds N]`, changes to the repository's root, prepares .venv.
 cd "$(dirname "$0")/.."
 
-usage() { echo "usage: bash training/$(basename "$0") digits [--seeds N]" >&2; exit 2; }
+usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "training/$(basename "$0")" >&2; exit 2; }
 [ "${1:-}" = digits ] || usage
 seeds=1
 if [ $# -gt 1 ]; then
