@@ -77,10 +77,16 @@ class Engine:
         self.schedules = prepared[1 + len(optimizers) :]
         module.to(self.accelerator.device)
         self.clipped = [trained_parameters(part) for part in parts]  # FSDP has replaced them
-        one = self.share.num_processes == self.share.num_parts == 1
-        on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.scaler is None
-        self.cuda_graphs = arguments.cuda_graphs and one and on_gpu
+        self.cuda_graphs = arguments.cuda_graphs and self._can_record()
         check_room(Path(arguments.output_dir), trained_parameters(module), arguments.keep)
+
+    def _can_record(self) -> bool:
+        """Return whether steps can be CUDA graphs: one GPU, whole batches, no checkpointing."""
+        whole = self.share.num_processes == self.share.num_parts == 1
+        on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.scaler is None
+        parts = self.trained.modules()  # checkpoints ask for the random state: not while recording
+        checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in parts)
+        return whole and on_gpu and not checkpointed
 
     def learner(
         self,
