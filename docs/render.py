@@ -218,30 +218,30 @@ def speed() -> str:
     return markdown_table(["base size, float32, one thread", *heading], rows)
 
 
+def speeds_and_shares(figures: dict, ways: tuple[str, ...]) -> list[list[str]]:
+    """Return a row for each measurement: of each way images a second, and the share of the peak."""
+    rows = []
+    for name, speeds in figures.items():
+        if name.endswith(": images a second"):
+            title = name.removesuffix(": images a second")
+            shares = figures[f"{title}: share of the peak"]
+            cells = [f"{speeds[w]:,.0f} ({shares[w]:.2f})" if w in speeds else "–" for w in ways]
+            rows.append([title, *cells])
+    return rows
+
+
 def gpu_speed() -> str:
     """Return images a second of base size on a GPU, and the share of its peak."""
-    rows, figures = [], benchmark("model_cuda") | benchmark("train_step_cuda")
-    for name, speeds in figures.items():
-        if not name.endswith(": images a second"):
-            continue
-        title = name.removesuffix(": images a second")
-        shares = figures[f"{title}: share of the peak"]
-        cells = [f"{speeds[b]:,.0f} ({shares[b]:.2f})" if b in speeds else "–" for b in BLOCKS]
-        rows.append([title.replace("graphs", "CUDA graphs"), *cells])
+    rows = speeds_and_shares(benchmark("model_cuda") | benchmark("train_step_cuda"), BLOCKS)
+    rows = [[title.replace("graphs", "CUDA graphs"), *cells] for title, *cells in rows]
     heading = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
     return markdown_table(["base size, bfloat16", *heading], rows)
 
 
 def step_speed() -> str:
     """Return images a second of training on a GPU, compiled and as CUDA graphs."""
-    rows, figures = [], benchmark("train_resident_cuda")
-    ways = ["compiled", "CUDA graphs"]
-    for name, speeds in figures.items():
-        title, _, kind = name.partition(": ")
-        if kind == "images a second":
-            shares = figures[f"{title}: share of the peak"]
-            cells = [f"{speeds[w]:,.0f} ({shares[w]:.2f})" if w in speeds else "–" for w in ways]
-            rows.append([title, *cells])
+    ways = ("compiled", "CUDA graphs")
+    rows = speeds_and_shares(benchmark("train_resident_cuda"), ways)
     return markdown_table(["online distillation, k = 3, Muon", *ways], rows)
 
 

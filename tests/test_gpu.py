@@ -20,9 +20,10 @@ from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.training import train_chains
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.loop.fit import fit
 from raptor_hf.loop.graphs import StepGraphs
 from raptor_hf.loop.log import read_log
+from raptor_hf.loop.numbers import StepResult
 from raptor_hf.modeling_raptor import layer_context
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
@@ -151,7 +152,7 @@ def test_nothing_is_waited_for_within_a_step(data, tmp_path):
 
 @pytest.mark.parametrize("compile", ["no", "inductor"])
 def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch, compile):
-    """As CUDA graphs: over the change from single phases to whole rollouts, and with a resume."""
+    """As CUDA graphs, over the change from single phases to whole rollouts; and the same again."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", compile)
     torch._dynamo.reset()
     teacher = tiny_teacher().to(DEVICE)

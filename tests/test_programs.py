@@ -184,7 +184,7 @@ def test_bad_input_is_said_in_words(line, blocks, tmp_path):
     for script in ("training/reproduce.sh", "training/ablate.sh"):
         usage = run("bash", script, "imagenet", check=False)
         assert usage.returncode == 2
-        assert f"bash {script} digits [--seeds N]" in usage.stderr
+        assert f"usage: bash {script} digits [--seeds N]" in usage.stderr
 
 
 def test_random_and_teacher_starts_differ(line):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The published ablation on the digits: what each part of the recipe adds, from teacher forcing alone to the whole.
 #
-#   bash training/ablate.sh digits [--seeds N]
+#   usage: bash training/ablate.sh digits [--seeds N]
 #
 # After training/reproduce.sh digits, whose teacher, activations and phases it uses. About five minutes a seed on two
 # cores; goes on where it was interrupted. Every row is the recipe of the row before and one thing more; rows 1-5 are

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to a measured Raptor: teacher, activations, phases, Raptors, three tasks, dynamics, report, model card.
 #
-#   bash training/reproduce.sh digits [--seeds N]
-#   bash training/reproduce.sh dinov2_small --images IMAGES [--teacher ID_OR_FOLDER] [--segmentation FOLDER] [...]
-#   bash training/reproduce.sh study [--quick] [--images IMAGES [--teacher ID_OR_FOLDER]]
+#   usage: bash training/reproduce.sh digits [--seeds N]
+#          bash training/reproduce.sh dinov2_small --images IMAGES [--teacher ID_OR_FOLDER] [--segmentation FOLDER] [...]
+#          bash training/reproduce.sh study [--quick] [--images IMAGES [--teacher ID_OR_FOLDER]]
 #
 # The second is reproduce_dinov2.sh, the third reproduce_study.sh, which say their options; what follows is about the
 # first.

@@ -16,9 +16,8 @@
 #
 # Results go to outputs/dinov2_small (OUT); recipes are those of training/recipes (RECIPES).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/commands.sh"
 
-usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "training/reproduce_dinov2.sh" >&2; exit 2; }
 line=${1:-}; shift || usage
 case $line in
   dinov2_small) teacher=facebook/dinov2-small ;;
@@ -42,7 +41,6 @@ fi
 source training/environment.sh
 out=${OUT:-outputs/$line}
 recipes=${RECIPES:-training/recipes}
-stage() { printf '\n== %s\n' "$*"; }
 
 launch=${LAUNCH:-python} precision=float32
 workers=$(($(python -c 'import os; print(len(os.sched_getaffinity(0)))') - 2))

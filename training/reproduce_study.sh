@@ -14,9 +14,8 @@
 #
 # Results go to outputs/study (OUT); the teacher of the digits is that of outputs/digits (DIGITS).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/commands.sh"
 
-usage() { sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "training/reproduce_study.sh" >&2; exit 2; }
 images=digits teacher= quick=
 [ "${1:-}" = study ] || usage; shift
 while [ $# -gt 0 ]; do
@@ -31,7 +30,6 @@ done
 source training/environment.sh
 out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
 export recipes=${RECIPES:-training/recipes}
-stage() { printf '\n== %s\n' "$*"; }
 processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 
 study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir $out/results)

@@ -195,8 +195,8 @@ def benchmark_train(
         for name, row in within(limit, title, partial(_one_row, title, measure, run)):
             found[way] = row.get("images a second")
             yield name, row
-    plain, best = found.pop("on the device"), found.pop(_REPLAYED, None)
-    if best := best or plain:
+    plain = found.pop("on the device")
+    if best := found.pop(_REPLAYED, plain):
         tokens = 5 + (shape["image_size"] // shape["patch_size"]) ** 2
         one = 12 * application_flops(RaptorModel.from_teacher(teacher, PHASES).config, tokens)
         yield "training: share of the peak", {"on the device": 4 * one * best / peak}

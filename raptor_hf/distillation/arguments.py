@@ -144,6 +144,14 @@ class ObjectiveArguments(Checked):
         fading = 1 - progress / fraction if fraction > 0 else 0.0
         return max(self.teacher_forcing_floor or 0.0, fading)
 
+    def draws_forcing(self, progress: float) -> bool:
+        """Return whether a step draws between teacher forcing and rollouts."""
+        return self.annealing == "drawn" and 0 < self.forcing(progress) < 1
+
+    def by_phases(self, progress: float) -> bool:
+        """Return whether rollouts start anew with every span."""
+        return progress < self.phase_fraction
+
     def check_objective(self) -> None:
         """Refuse options that are unknown or contradict each other."""
         if self.objective not in ("annealed", "autoregressive", "teacher_forcing"):

@@ -91,7 +91,7 @@ class TrajectoryMatching(nn.Module):
         outputs = {}
         for chain in self.chains:
             starts = {span.start for span in chain.spans}
-            if progress >= self.arguments.phase_fraction:
+            if not self.arguments.by_phases(progress):
                 starts = {min(starts)}
             part = self.part(chain, trajectory)
             outputs[chain.name] = self.follow(chain, part, forcing, rolling, starts)
@@ -143,11 +143,9 @@ class TrajectoryMatching(nn.Module):
 
     def kind(self, progress: float) -> tuple | None:
         """Return what a step depends on beside its batch, as `fit` takes it."""
-        forcing = self.arguments.forcing(progress)
-        drawn = self.arguments.annealing == "drawn" and 0 < forcing < 1
-        if drawn or self.arguments.noise_std:
+        if self.arguments.draws_forcing(progress) or self.arguments.noise_std:
             return None
-        return forcing, progress < self.arguments.phase_fraction
+        return self.arguments.forcing(progress), self.arguments.by_phases(progress)
 
     @torch.no_grad()
     def explain(self, trajectory: torch.Tensor) -> str | None:

@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 32
 def loss_weights(objective: ObjectiveArguments, progress: float) -> tuple[float, float]:
     """Return how much teacher forcing and rollouts count in a step: λ and 1 − λ, or one of both."""
     forcing = objective.forcing(progress)
-    if objective.annealing == "drawn" and 0 < forcing < 1:
+    if objective.draws_forcing(progress):
         forcing = float(torch.rand(()) < forcing)
     return forcing, 1 - forcing
 

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "checkpoints": ["newest_checkpoint", "remove_checkpoints"],
         "engine": ["configure_compute"],
-        "fit": ["StepResult", "fit"],
+        "fit": ["fit"],
+        "numbers": ["StepResult"],
     },
 )

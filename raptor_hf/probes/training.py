@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
 from ..loop.arguments import LoopArguments
-from ..loop.fit import StepResult, fit
+from ..loop.fit import fit
 from ..loop.log import read_log
+from ..loop.numbers import StepResult
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state
 from ..tasks.labelled_images import LabelledImages

@@ -39,8 +39,8 @@ def map_teacher(bench: Bench, ks: list[int], number: int, sizes: list[int]) -> d
 
     def look(pixels: int | None) -> dict:
         views = bench.views(bench.settings.images.split, number, [pixels] * 2 if pixels else None)
-        resamples = 1 if pixels else 200  # of other sizes the phases alone are told
-        options = AtlasArguments(num_images=len(views), k=ks, batch_size=64, resamples=resamples)
+        fewer = {"resamples": 1} if pixels else {}  # of other sizes the phases alone are told
+        options = AtlasArguments(num_images=len(views), k=ks, batch_size=64, **fewer)
         description = f"layers at {pixels} px" if pixels else "layers"
         return phase_map(OnlineActivations(bench.teacher, views), options, description=description)
 

@@ -17,9 +17,9 @@ from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.loop.checkpoints import newest_checkpoint
 from raptor_hf.loop.engine import Engine
-from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.loop.fit import fit
 from raptor_hf.loop.guards import DivergenceGuard
-from raptor_hf.loop.numbers import StepNumbers
+from raptor_hf.loop.numbers import StepNumbers, StepResult
 from tests.helpers import (
     arguments,
     assert_same_outputs,

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
-from raptor_hf.loop.fit import StepResult, fit
+from raptor_hf.loop.fit import fit
 from raptor_hf.loop.log import read_log
+from raptor_hf.loop.numbers import StepResult
 from raptor_hf.loop.sampler import BatchShare, StepSampler
 from tests.helpers import Killed, arguments, compute_loss, noisy_network, untimed
 
