@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from raptor_hf.atlas.maps import load_atlas
-from raptor_hf.atlas.page import cut_in_words
-from raptor_hf.dynamics.report import claims_page
+from evaluation.dynamics.report import claims_page
+from evaluation.recurrence.claims import judge
+from evaluation.recurrence.maps import load_atlas
+from evaluation.recurrence.page import cut_in_words
+from evaluation.recurrence.report import claims_table, load_study, paragraph
 from raptor_hf.reports.report import ablation_section, early_exit_table
 from raptor_hf.reports.tables import (
     COLUMNS,
@@ -26,8 +28,6 @@ from raptor_hf.reports.tables import (
     results_table,
 )
 from raptor_hf.runs.files import read_json
-from raptor_hf.study.claims import judge
-from raptor_hf.study.report import claims_table, load_study, paragraph
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"

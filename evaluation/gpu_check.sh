@@ -28,7 +28,7 @@ check() { # seconds, name, command …
 suite() { # seconds, suite, options …
   local limit=$1 name=$2
   shift 2
-  check "$limit" "$name" "$python" evaluation/benchmark.py "$name" --device "$device" --dtype "$dtype" \
+  check "$limit" "$name" "$python" -m evaluation.benchmarks "$name" --device "$device" --dtype "$dtype" \
     --output_dir "$out" --folder "$out/files" "$@"
 }
 

@@ -4,14 +4,11 @@ import ast
 import importlib
 import pkgutil
 import re
-import subprocess
 import sys
-
-import pytest
 
 import raptor_hf
 from tests.pages import read
-from tests.programs import ENVIRONMENT, ROOT
+from tests.programs import ROOT
 
 # the table of docs/architecture.md: `| 3 | `activations` | … |`, several rooms a row
 ROWS = re.findall(r"^\| (\d) \| (`.*?`) \|", read("docs/architecture.md"), re.MULTILINE)
@@ -20,12 +17,12 @@ TRAVELS = {
     "modeling_raptorized": {"torch", "transformers", "configuration_raptor", "modeling_raptor"},
     "configuration_raptor": {"torch", "transformers"},
 }
+CLIENTS = ("training", "evaluation", "model_cards", "docs")
 TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {"configuration_raptor"}
-HEAVY = {"accelerate", "datasets", "evaluate", "gradio", "matplotlib", "torch", "zarr"}
 PROGRAMS = sorted(
     path
     for folder in ("training", "evaluation", "model_cards")
-    for path in (ROOT / folder).glob("*.py")
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 
@@ -86,8 +83,7 @@ def test_folders_and_faces_are_small():
         if hasattr(face, "__path__"):
             assert len(getattr(face, "__all__", [])) <= 8, name
             for handed_on in getattr(face, "__all__", []):
-                if name != "demo":  # gradio, which takes its time
-                    assert getattr(face, handed_on) is not None
+                assert getattr(face, handed_on) is not None
 
 
 def test_what_programs_ask_a_face_for_is_there():
@@ -105,23 +101,26 @@ def test_what_programs_ask_a_face_for_is_there():
                     assert node.attr in dir(module), f"{path.name}: {face}.{node.attr}"
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
-def test_help_needs_nothing_heavy(program):
-    """`--help` answers within a second or two: what only a run needs is imported by the run."""
-    code = f"""
-import runpy, sys
-sys.argv = [{str(program)!r}, "--help"]
-try:
-    runpy.run_path({str(program)!r}, run_name="__main__")
-except SystemExit as end:
-    assert not end.code
-print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
-    assert "--output_dir" in done.stdout or "--model" in done.stdout
+def private_imports(root):
+    """Names with an underscore that clients import from the library, as `file: name`."""
+    found = []
+    for path in sorted(path for room in CLIENTS for path in (root / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raptor_hf"):
+                names = [*node.module.split("."), *(alias.name for alias in node.names)]
+                found += [f"{path.name}: {name}" for name in names if name.startswith("_")]
+    return found
+
+
+def test_clients_use_public_names_only():
+    assert private_imports(ROOT) == []
+
+
+def test_a_private_import_is_seen(tmp_path):
+    """Show that the test of the border can fail."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "study.py").write_text("from raptor_hf.loop.fit import _is_due\n")
+    assert private_imports(tmp_path) == ["study.py: _is_due"]
 
 
 def test_an_import_upwards_is_seen(tmp_path):

@@ -291,5 +291,12 @@ def test_new_processes_make_what_forks_of_one_made(line, tmp_path):
     study = json.loads((out / "seed_0" / "dynamics" / "dynamics.json").read_text())
     assert study["num_images"] == 360 and len(study["models"]) == 4
     matrix = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
-    compare = ["evaluation/compare_phases.py", "--distance", matrix, "--output_dir", out / "cuts"]
+    compare = [
+        "-m",
+        "evaluation.recurrence.compare_phases",
+        "--distance",
+        matrix,
+        "--output_dir",
+        out / "cuts",
+    ]
     assert "| recursive | 3 | [7, 3, 2] |" in run(sys.executable, *compare, new_process=True).stdout

@@ -58,7 +58,7 @@ for ((seed = 0; seed < seeds; seed++)); do
   results+=($run/early_exit/results)
 
   stage "depth as a dynamical system, seed $seed"
-  python evaluation/dynamics.py $recipes/digits_dynamics.yaml --resume --seed $seed --phases_file $out/phases/phases.json \
+  python -m evaluation.dynamics $recipes/digits_dynamics.yaml --resume --seed $seed --phases_file $out/phases/phases.json \
     --model $out/teacher "${classifiers[@]}" --output_dir $run/dynamics
 done
 

@@ -93,7 +93,7 @@ for ((seed = 0; seed < seeds; seed++)); do
   fi
 
   stage "depth as a dynamical system, seed $seed"
-  python evaluation/dynamics.py $recipes/${line}_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
+  python -m evaluation.dynamics $recipes/${line}_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
     --data "$images" --split $test_split --phases_file $out/phases/phases.json \
     --model teacher="$teacher" "${models[@]}" --output_dir $run/dynamics
 done

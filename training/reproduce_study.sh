@@ -10,7 +10,7 @@
 #   --images NAME             small images (a folder <NAME>/<split>/<class>/<image>, or a dataset of the Hub)
 #                             instead of the digits: teachers of 32 pixels, as for CIFAR-100
 #   --teacher ID_OR_FOLDER    a pretrained teacher on these images: no other teacher is trained
-#   -- FLAGS                  for evaluation/study.py, such as --resolution 98 --units 40
+#   -- FLAGS                  for evaluation.recurrence.study, such as --resolution 98 --units 40
 #
 # Results go to outputs/study (OUT); the teacher of the digits is that of outputs/digits (DIGITS).
 set -euo pipefail
@@ -35,7 +35,7 @@ processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir $out/results)
 if [ -n "$teacher" ]; then
   stage "study of $teacher"
-  exec python evaluation/study.py $recipes/dinov2_small_study.yaml "${study[@]}" --teacher "$teacher" \
+  exec python -m evaluation.recurrence.study $recipes/dinov2_small_study.yaml "${study[@]}" --teacher "$teacher" \
     --activations online --experiments gap partitions alternatives "$@"
 fi
 
@@ -74,5 +74,5 @@ printf '%s\n' "${teachers[@]}" | OMP_NUM_THREADS=1 xargs -P $processes -L 1 \
 stage "the study"
 named=()
 for words in "${teachers[@]}"; do named+=("${words%% *}=$out/${words%% *}"); done
-python evaluation/study.py $recipes/${kind}_study.yaml "${study[@]}" --teacher $own --activations $learned \
+python -m evaluation.recurrence.study $recipes/${kind}_study.yaml "${study[@]}" --teacher $own --activations $learned \
   --teachers "${named[@]}" --processes $processes "$@"

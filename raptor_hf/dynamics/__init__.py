@@ -6,8 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "measures": ["measure"],
-        "report": ["write_study"],
-        "study": ["study_models"],
         "systems": ["find_partitions", "is_store", "load_inputs"],
     },
 )

@@ -19,6 +19,12 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 _REMOVED = {"forcing_patches": 0, "refit": "none", "refit_images": 256, "ffn": "gelu"}
 
 
+def _program_name() -> str:
+    """Return the name of the program: of its file, or of its package."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.stem == "__main__" else path.stem
+
+
 def environment() -> dict:
     """Return the versions, commit and number of processes that a result was made with."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
@@ -69,7 +75,7 @@ def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, Fi
     output_dir = Path(values["output_dir"])
     record = output_dir / "run.json"
     run = {
-        "program": Path(sys.argv[0]).stem,
+        "program": _program_name(),
         "arguments": {name: value for name, value in values.items() if name not in watching},
         "inputs": inputs,
         "images": {name: listed.digest for name, listed in images.items()},

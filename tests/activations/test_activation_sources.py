@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
+from evaluation.benchmarks.activations import grey_images
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import (
     OnlineActivations,
@@ -15,7 +16,6 @@ from raptor_hf.activations.online import (
 )
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
-from raptor_hf.benchmarks.activations import grey_images
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.benchmarks.activations import extract, grey_images, read_all
+from evaluation.benchmarks.timing import PROCESSES, peak_memory
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.verify import verify_activations
 from raptor_hf.activations.writing import write_activations
-from raptor_hf.benchmarks.activations import extract, grey_images, read_all
-from raptor_hf.benchmarks.timing import PROCESSES, peak_memory
 from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.shards import ShardFile, shard_digest

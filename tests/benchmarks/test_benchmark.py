@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf.benchmarks.models import Candidates
-from raptor_hf.benchmarks.speed import images_a_second
-from raptor_hf.benchmarks.timing import interleaved, median_ratio, peak_memory, within
-from raptor_hf.benchmarks.training import kept_bytes
+from evaluation.benchmarks.models import Candidates
+from evaluation.benchmarks.speed import images_a_second
+from evaluation.benchmarks.timing import interleaved, median_ratio, peak_memory, within
+from evaluation.benchmarks.training import kept_bytes
 from tests.programs import run
 
 
@@ -109,7 +109,9 @@ def test_throughput_by_hand():
 def test_models_are_compared(suite, tmp_path):
     forms = ["plain", "compiled"] if suite == "model" else ["plain"]  # compiling takes long
     sizes = ["--teacher", "digits", "--batch_sizes", "2", "--rounds", "1", "--forms", *forms]
-    done = run(sys.executable, "evaluation/benchmark.py", suite, *sizes, "--output_dir", tmp_path)
+    done = run(
+        sys.executable, "-m", "evaluation.benchmarks", suite, *sizes, "--output_dir", tmp_path
+    )
     result = json.loads((tmp_path / f"{suite}.json").read_text())["result"]
     assert (tmp_path / f"{suite}.png").read_bytes().startswith(b"\x89PNG")
     what = "inference" if suite == "model" else "training step"
@@ -132,7 +134,7 @@ def test_models_are_compared(suite, tmp_path):
 @pytest.mark.slow
 def test_the_program_compares_and_writes_its_figures(tmp_path):
     done = run(
-        sys.executable, "evaluation/benchmark.py", "activations", "--teacher", "digits",
+        sys.executable, "-m", "evaluation.benchmarks", "activations", "--teacher", "digits",
         "--images", "128", "--rounds", "1", "--folder", tmp_path / "files",
         "--output_dir", tmp_path, new_process=True,
     )  # fmt: skip
@@ -153,13 +155,13 @@ def test_the_program_compares_and_writes_its_figures(tmp_path):
 @pytest.mark.slow
 def test_the_pipeline_is_measured_row_by_row(tmp_path):
     options = ["--folder", tmp_path / "files", "--output_dir", tmp_path, "--images", "80"]
-    run(sys.executable, "evaluation/benchmark.py", "images", "--rounds", "1", *options)
+    run(sys.executable, "-m", "evaluation.benchmarks", "images", "--rounds", "1", *options)
     result = json.loads((tmp_path / "images.json").read_text())["result"]
     for size in ("500×375", "2000×1500"):
         speeds = result[f"JPEG of {size}: images a second"]
         assert speeds["ours, --image_cache"] > speeds["ours"] > speeds["plain"] > 0
     options += ["--teacher", "digits", "--steps", "6", "--batch_sizes", "8", "--forms", "plain"]
-    run(sys.executable, "evaluation/benchmark.py", "train", *options)
+    run(sys.executable, "-m", "evaluation.benchmarks", "train", *options)
     result = json.loads((tmp_path / "train.json").read_text())["result"]
     assert result["training on the device"]["images a second"] > 0
     shares = result["training: of the speed on the device"]

@@ -11,17 +11,14 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from raptor_hf.activations.arguments import ImageArguments
-from raptor_hf.activations.online import image_views
-from raptor_hf.activations.writing import write_activations
-from raptor_hf.benchmarks import recipes as recipe_runs
-from raptor_hf.benchmarks.recipe_sources import (
+from evaluation.benchmarks import recipes as recipe_runs
+from evaluation.benchmarks.recipe_sources import (
     RecipeSource,
     load_config,
     open_source,
     prepare_images,
 )
-from raptor_hf.benchmarks.recipes import (
+from evaluation.benchmarks.recipes import (
     recipe_arguments,
     recipe_tables,
     recipes,
@@ -29,6 +26,9 @@ from raptor_hf.benchmarks.recipes import (
     tuned_rate,
     variants,
 )
+from raptor_hf.activations.arguments import ImageArguments
+from raptor_hf.activations.online import image_views
+from raptor_hf.activations.writing import write_activations
 from raptor_hf.configuration_raptor import RaptorConfig
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
@@ -126,7 +126,7 @@ def digits(tmp_path_factory):
 @pytest.mark.slow
 def test_recipes_are_compared_and_runs_on_record_are_not_made_again(digits, tmp_path):
     command = [
-        sys.executable, "evaluation/benchmark.py", "recipe", "--line", digits, "--k", "2",
+        sys.executable, "-m", "evaluation.benchmarks", "recipe", "--line", digits, "--k", "2",
         "--budgets", "0.2", "0.4", "--seeds", "2", "--folder", tmp_path / "work",
         "--output_dir", tmp_path,
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def test_runs_of_another_teacher_are_not_taken_for_its_own(photographs):
 def test_recipes_are_compared_on_any_teacher_and_images(photographs):
     source = source_of(photographs)
     run(
-        sys.executable, "evaluation/benchmark.py", "recipe", "--recipe", "dinov2_small",
+        sys.executable, "-m", "evaluation.benchmarks", "recipe", "--recipe", "dinov2_small",
         "--line", source.line, "--model", source.teacher, "--dataset", source.images,
         "--resolution", "28", "--k", "2", "--budgets", "4", "--seeds", "1", "--processes", "1",
         "--folder", photographs / "work", "--output_dir", photographs,

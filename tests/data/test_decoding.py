@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
+from evaluation.demo.analysis import read_upload
 from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.activations.online import image_views
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.decoding import look_up, open_image, read_image, to_pixel_values
-from raptor_hf.demo.analysis import read_upload
 from raptor_hf.dynamics.systems import load_inputs
 from raptor_hf.probes.images import ProbeImages
 from raptor_hf.tasks.labelled_images import load_classification

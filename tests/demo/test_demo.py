@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from raptor_hf.data import make_processor
-from raptor_hf.demo.analysis import (
+from evaluation.demo.analysis import (
     Head,
     Pair,
     analyse,
@@ -19,7 +18,8 @@ from raptor_hf.demo.analysis import (
     state_cosines,
     top_classes,
 )
-from raptor_hf.demo.html import curves, layer_strip, layer_view
+from evaluation.demo.html import curves, layer_strip, layer_view
+from raptor_hf.data import make_processor
 from tests.helpers import (
     NAMES,
     noise,

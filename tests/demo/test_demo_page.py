@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from raptor_hf.demo.analysis import analyse, load_pair
+from evaluation.demo.analysis import analyse, load_pair
 from tests.helpers import noise, save_models
 from tests.programs import ROOT, free_port, run, start
 
@@ -28,8 +28,8 @@ def folders(tmp_path_factory):
 
 
 def test_missing_digits_say_how_to_make_them(tmp_path):
-    program = ROOT / "evaluation" / "demo.py"
-    done = run("env", "-C", tmp_path, sys.executable, program, check=False)
+    command = [sys.executable, "-m", "evaluation.demo"]
+    done = run("env", "-C", tmp_path, f"PYTHONPATH={ROOT}", *command, check=False)
     assert done.returncode == 1
     assert "raptor_k3: no such folder. `bash training/reproduce.sh digits` makes" in done.stderr
 
@@ -41,7 +41,7 @@ def server(folders, tmp_path_factory):
     command = ["--teacher_head", folders / "head.safetensors", "--port", port]
     command += ["--max_upload_megabytes", "0.5", "--max_megapixels", "0.25"]
     process = start(
-        sys.executable, "evaluation/demo.py", *command,
+        sys.executable, "-m", "evaluation.demo", *command,
         DEMO_MODEL=str(folders / "raptor"), DEMO_TEACHER=str(folders / "teacher"),
         GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="True", new_process=True,
     )  # fmt: skip

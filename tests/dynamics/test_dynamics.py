@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation.dynamics.class_basins import ClassBasins, check_classes
+from evaluation.dynamics.linear_modes import LinearModes, fit_linear_map
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.dynamics.class_basins import ClassBasins, check_classes
 from raptor_hf.dynamics.interventions import (
     contraction,
     draw_swaps,
@@ -16,7 +17,6 @@ from raptor_hf.dynamics.interventions import (
     self_correction,
     swap_candidates,
 )
-from raptor_hf.dynamics.linear_modes import LinearModes, fit_linear_map
 from raptor_hf.dynamics.measures import (
     Spread,
     angles,

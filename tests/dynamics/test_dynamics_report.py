@@ -8,15 +8,15 @@ import pytest
 import torch
 from playwright.sync_api import expect, sync_playwright
 
+from evaluation.dynamics.report import patch_grid, token_names, walk_rows, walk_through
 from raptor_hf.data import ReadingArguments, make_processor
-from raptor_hf.dynamics.report import patch_grid, token_names, walk_rows, walk_through
 from raptor_hf.dynamics.systems import load_inputs
 from tests.helpers import LAYOUT, save_models
-from tests.programs import ACCELERATE_LAUNCH, ROOT, TWO_PROCESSES, run
+from tests.programs import ACCELERATE_LAUNCH, TWO_PROCESSES, run
 
 CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=60_000)  # milliseconds: the machine may be busy
-PROGRAM = ROOT / "evaluation" / "dynamics.py"
+PROGRAM = ("-m", "evaluation.dynamics")
 FEW = ["--swap_draws", "2", "--extra_applications", "2", "--random_partitions", "5"]
 
 
@@ -31,7 +31,7 @@ def report(folders, tmp_path_factory):
     """The folder that the program wrote, as a user starts it, and what it printed."""
     out = tmp_path_factory.mktemp("report") / "dynamics"
     done = run(
-        *ACCELERATE_LAUNCH, PROGRAM, "--model", folders / "teacher", f"k2={folders / 'raptor'}",
+        *ACCELERATE_LAUNCH, *PROGRAM, "--model", folders / "teacher", f"k2={folders / 'raptor'}",
         "--data", "digits", "--num_images", "40", "--walk_images", "3", "--output_dir", out,
         "--teacher_head", folders / "head.safetensors", *FEW,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def test_the_program_writes_every_figure(report):
 def test_a_finished_study_is_left_alone_and_another_one_refused(report, folders):
     out, _ = report
     command = [
-        sys.executable, PROGRAM, "--model", folders / "teacher", f"k2={folders / 'raptor'}",
+        sys.executable, *PROGRAM, "--model", folders / "teacher", f"k2={folders / 'raptor'}",
         "--data", "digits", "--num_images", "40", "--walk_images", "3", "--output_dir", out,
         "--teacher_head", folders / "head.safetensors", *FEW,
     ]  # fmt: skip
@@ -81,13 +81,13 @@ def test_bad_input_is_said_in_words(folders, tmp_path):
     (tmp_path / "phases.json").write_text(json.dumps({"phases": {"2": [3, 2]}}))
     for message, arguments in cases.items():
         done = run(
-            sys.executable, PROGRAM, *arguments, "--data", "digits", "--output_dir",
+            sys.executable, *PROGRAM, *arguments, "--data", "digits", "--output_dir",
             tmp_path / "out", check=False,
         )  # fmt: skip
         assert done.returncode == 1 and message in done.stderr, done.stderr
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
     done = run(
-        *TWO_PROCESSES, PROGRAM, "--model", teacher, "--data", "digits", "--output_dir",
+        *TWO_PROCESSES, *PROGRAM, "--model", teacher, "--data", "digits", "--output_dir",
         tmp_path / "out", check=False, ACCELERATE_USE_CPU="true",
     )  # fmt: skip
     assert "works on one process; 2 were started" in done.stderr
@@ -95,7 +95,7 @@ def test_bad_input_is_said_in_words(folders, tmp_path):
 
 def test_stored_states_need_no_model(store, tmp_path):
     done = run(
-        sys.executable, PROGRAM, "--data", store, "--output_dir", tmp_path / "out", *FEW,
+        sys.executable, *PROGRAM, "--data", store, "--output_dir", tmp_path / "out", *FEW,
         "--analyses", "class_basins",
     )  # fmt: skip
     assert "dynamics.html" in done.stdout

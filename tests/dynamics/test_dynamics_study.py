@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation.benchmarks.timing import peak_memory
+from evaluation.dynamics.arguments import ANALYSES, StudyArguments
+from evaluation.dynamics.claims import CLAIMS, evaluate_claims
+from evaluation.dynamics.figures import draw_study
+from evaluation.dynamics.report import claims_page
+from evaluation.dynamics.study import study_models
 from raptor_hf import RaptorModel
 from raptor_hf.activations.store import StoredActivations, load_activations
-from raptor_hf.benchmarks.timing import peak_memory
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.dynamics.arguments import ANALYSES, StudyArguments
-from raptor_hf.dynamics.claims import CLAIMS, evaluate_claims
-from raptor_hf.dynamics.figures import draw_study
-from raptor_hf.dynamics.report import claims_page
-from raptor_hf.dynamics.study import study_models
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
 from raptor_hf.runs.files import read_json
 from tests.helpers import LAYOUT, randomised

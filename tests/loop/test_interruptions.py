@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from raptor_hf.benchmarks.timing import PROCESSES
+from evaluation.benchmarks.timing import PROCESSES
 from raptor_hf.loop.checkpoints import checkpoints_of, newest_checkpoint
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.log import read_log

@@ -168,7 +168,7 @@ def test_a_machine_that_knows_ascii_alone_writes_utf_8(store, tmp_path):
     said = run(sys.executable, "-c", "import locale; print(locale.getencoding())", **ASCII)
     assert said.stdout.strip() in ("ANSI_X3.4-1968", "US-ASCII", "646")
     folder = tmp_path / "fünf_γ"
-    command = ["evaluation/dynamics.py", "--data", store, "--output_dir", folder]
+    command = ["-m", "evaluation.dynamics", "--data", store, "--output_dir", folder]
     command += ["--analyses", "class_basins", "phase_contrast", "--random_partitions", "5"]
     done = run(sys.executable, *command, **ASCII)
     assert "dynamics.html" in done.stdout

@@ -1,0 +1,1 @@
+"""Programs that evaluate models, and research with Raptors: clients of raptor_hf."""

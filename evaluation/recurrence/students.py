@@ -1,0 +1,118 @@
+"""What learns in a study: blocks, each made for some layers, contiguous or not."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from raptor_hf.configuration_raptor import phase_spans, teacher_family
+from raptor_hf.distillation.blocks import chain_of
+from raptor_hf.distillation.compute import application_flops
+from raptor_hf.distillation.rollout import Span
+from raptor_hf.distillation.starts import new_raptor, start_from_layers
+from raptor_hf.modeling_raptor import RaptorModel
+
+Parts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student of a teacher with L layers; equal ones, with one seed, are trained once.
+
+    Args:
+        parts: for each block, in the order in which they are first applied, the layers (1 … L)
+            that it makes.
+        seed: of what the training draws.
+        learned: `"all"`: the states of all layers are learned; `"last"`: that of the last alone.
+        untied: every block is applied once: a plain ViT of so many layers, whose layers start as
+            the last of each part, and which learns the last state.
+        correction_rank, correction_on, ffn_experts: see `RaptorConfig`.
+    """
+
+    parts: Parts
+    seed: int = 0
+    learned: str = "all"
+    untied: bool = False
+    correction_rank: int = 0
+    correction_on: str = "attention"
+    ffn_experts: int = 1
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether every block makes a run of layers, as a Raptor's do."""
+        return self.parts == runs_of([len(part) for part in self.parts])
+
+    @property
+    def num_applications(self) -> int:
+        """How often a block is applied to an image."""
+        return len(self.parts) if self.untied else sum(len(part) for part in self.parts)
+
+    @property
+    def layers(self) -> list[int]:
+        """Which of the teacher's states it reproduces, the one that it starts from first."""
+        if self.untied:
+            return [0, *(part[-1] for part in self.parts)]
+        return list(range(self.num_applications + 1))
+
+
+def runs_of(phases: list[int]) -> Parts:
+    """Return the layers 1 … L of consecutive phases: `[2, 1]` to ((1, 2), (3,))."""
+    return tuple(tuple(range(start + 1, stop + 1)) for start, stop in phase_spans(phases))
+
+
+def shuffled(phases: list[int], seed: int) -> Parts:
+    """Return parts of the same sizes as some phases, whose layers are drawn at random."""
+    order = np.random.default_rng(seed).permutation(sum(phases)) + 1
+    parts = [sorted(order[start:stop].tolist()) for start, stop in phase_spans(phases)]
+    return tuple(tuple(part) for part in sorted(parts))
+
+
+def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel, list[Span]]:
+    """Make an untrained student: a Raptor, and the spans that its blocks make one after another.
+
+    A block starts as the mean of its layers, aligned (`new_raptor`). Spans are numbered by what is
+    learned: an untied block makes one state.
+    """
+    plain = student.contiguous and not student.untied
+    model = new_raptor(
+        teacher,
+        [len(part) for part in student.parts],
+        init="aligned" if plain else "random",
+        depth_scaling=not student.untied,
+        correction_rank=student.correction_rank,
+        correction_on=student.correction_on,
+        ffn_experts=student.ffn_experts,
+    )
+    if plain:
+        return model, chain_of(model, None).spans
+    layers = teacher.get_submodule(teacher_family(teacher.config).layers)
+    for block, part in zip(model.blocks, student.parts, strict=True):
+        made = part[-1:] if student.untied else part
+        start_from_layers(block, [layers[layer - 1] for layer in made], model.config)
+    if student.untied:
+        return model, [Span(block, n, n + 1) for n, block in enumerate(model.blocks)]
+    spans: list[Span] = []
+    owner = {layer: b for b, part in enumerate(student.parts) for layer in part}
+    for layer in sorted(owner):
+        block = model.blocks[owner[layer]]
+        if spans and spans[-1].block is block:
+            spans[-1] = spans[-1]._replace(stop=layer)
+        else:
+            spans.append(Span(block, layer - 1, layer))
+    return model, spans
+
+
+def student_sizes(model: RaptorModel, num_applications: int, num_tokens: int) -> dict[str, int]:
+    """Return how large the blocks of a student are, and what they cost.
+
+    Args:
+        num_applications: how often a block is applied to an image.
+        num_tokens: of an image.
+
+    Returns:
+        `stored_parameters`, and `multiply_adds` of an image, both without embeddings and norm.
+    """
+    return {
+        "stored_parameters": sum(weight.numel() for weight in model.blocks.parameters()),
+        "multiply_adds": num_applications * application_flops(model.config, num_tokens) // 2,
+    }

@@ -1,0 +1,132 @@
+"""When is a ViT block-recurrent? Many short distillations of one teacher and its relatives.
+
+    python -m evaluation.recurrence.study training/recipes/digits_study.yaml \
+        --teacher outputs/digits/teacher \
+        --activations outputs/digits/activations --output_dir outputs/study/results \
+        --teachers drop_0=outputs/study/drop_0 untrained=outputs/study/untrained
+
+Experiments: `gap` (ε for k = 1 … 6), `partitions` (max-cut against others), `alternatives` (what
+else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`, `untrained`, `early`,
+`overfitted`). Every student has the same compute of training, `--units`; one that is trained stays
+on record, and the same command goes on. Writes a JSON an experiment, `study.md` and figures.
+"""
+
+# Over 120 lines by a few: what a study reads, and its arguments, are many.
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluation.recurrence.experiments import Plan, print_plan, run_study
+from evaluation.recurrence.report import write_report
+from evaluation.recurrence.workbench import Settings
+from raptor_hf import data
+from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.data.arguments import CropArguments, ReadingArguments
+from raptor_hf.distillation.arguments import ObjectiveArguments, ValidationArguments
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
+from raptor_hf.runs.arguments import Checked, Positive, Watching, named_folders, parse_arguments
+from raptor_hf.runs.files import folder_digest
+from raptor_hf.runs.folder import finish_run, start_run
+from raptor_hf.runs.processes import require_one_process, run_program
+
+EXPERIMENTS = ["gap", "partitions", "alternatives", "training"]
+
+
+@dataclass(kw_only=True)
+class Arguments(Checked):
+    """Which experiments, and how much of each."""
+
+    _argument_group_name = "study"
+
+    experiments: list[str] = field(
+        default_factory=lambda: list(EXPERIMENTS), metadata={"help": "which; default: all"}
+    )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=FOLDER of other teachers, for training and the phase maps"},
+    )
+    units: Positive[float] = field(
+        default=100,
+        metadata={"help": "compute of a student, in steps of 64 images through all layers"},
+    )
+    ks: list[Positive[int]] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5, 6], metadata={"help": "numbers of blocks of gap"}
+    )
+    partition_ks: list[Positive[int]] = field(
+        default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
+    )
+    richer_ks: list[Positive[int]] = field(
+        default_factory=lambda: [1, 2, 3],
+        metadata={"help": "numbers of blocks of those with corrections or experts by depth"},
+    )
+    seeds: Positive[int] = field(default=5, metadata={"help": "of gap and partitions"})
+    other_seeds: Positive[int] = field(default=3, metadata={"help": "of the other experiments"})
+    map_images: Positive[int] = field(
+        default=500, metadata={"help": "images whose states say where phases are"}
+    )
+    map_sizes: list[Positive[int]] = field(
+        default_factory=list,
+        metadata={"help": "other sizes of images in pixels: are the phases the same?"},
+    )
+    processes: Watching[Positive[int]] = field(
+        default=2, metadata={"help": "students that are trained at the same time"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = [name for name in self.experiments if name not in EXPERIMENTS]
+        if unknown:
+            raise ValueError(
+                f"--experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}."
+            )
+
+
+PARTS = (Arguments, ActivationArguments, ImageArguments, CropArguments, ReadingArguments)
+PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments)
+DEFAULTS = {"objective": "autoregressive", "optimizer": "muon", "normalize": "group"}
+
+
+def main() -> None:
+    """Measure the teachers, train the students, write what was found."""
+    own, source, images, crops, reading, objective, compute, validation, loop = parse_arguments(
+        *PARTS, defaults=DEFAULTS
+    )
+    require_one_process()
+    others = named_folders("--teachers", own.teachers, reserved=["teacher"])
+    teachers = {"teacher": source.teacher, **others}
+    settings = Settings(
+        source, images, crops, reading, objective, compute, loop, validation, own.units
+    )
+    plan = Plan(own.ks, own.partition_ks, own.richer_ks, own.seeds, own.other_seeds)
+    if loop.dry_run:
+        return print_plan(settings, plan, teachers, own.experiments)
+    read = {**teachers, "activations": source.activations}
+    inputs = {name: folder_digest(it) for name, it in read.items() if Path(it).is_dir()}
+    listed = {
+        f"images_{split}": data.list_images(
+            images.dataset, data.load_images(images.dataset, split, reading)
+        )
+        for split in (images.split, validation.validation_split)
+    }
+    if start_run(
+        own, source, images, crops, reading, objective, compute, validation, loop,
+        inputs=inputs, images=listed,
+    ):  # fmt: skip
+        return print(write_report(loop.output_dir))
+    run_study(
+        settings,
+        plan,
+        teachers,
+        own.experiments,
+        Path(loop.output_dir),
+        map_images=own.map_images,
+        map_sizes=own.map_sizes,
+        processes=own.processes,
+    )
+    summary = write_report(loop.output_dir)
+    finish_run(loop.output_dir)
+    print(f"\n{summary}\n\nreport: {Path(loop.output_dir) / 'study.md'}")
+
+
+if __name__ == "__main__":
+    run_program(main)

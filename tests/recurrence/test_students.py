@@ -1,0 +1,111 @@
+"""What learns in a study: parts of layers, untied layers, and how far they are from the teacher."""
+
+import math
+
+import pytest
+import torch
+
+from evaluation.recurrence.gap import judge_classes, measure_gap, state_sizes
+from evaluation.recurrence.students import Student, make_spans, runs_of, shuffled, student_sizes
+from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.distillation.arguments import ObjectiveArguments
+from raptor_hf.distillation.blocks import chain_of
+from raptor_hf.distillation.matching import TrajectoryMatching
+from raptor_hf.distillation.rollout import Chain, rollout
+from raptor_hf.teachers import trajectory
+from tests.helpers import assert_same_outputs, randomised, tiny_head, tiny_raptor
+
+
+def test_parts():
+    assert runs_of([2, 1]) == ((1, 2), (3,))
+    parts = shuffled([3, 3, 6], seed=1)
+    assert sorted(map(len, parts)) == [3, 3, 6]
+    assert sorted(layer for part in parts for layer in part) == list(range(1, 13))
+    assert parts == shuffled([3, 3, 6], seed=1) != shuffled([3, 3, 6], seed=2)
+    assert parts[0][0] == 1 and all(list(part) == sorted(part) for part in parts)
+    assert Student(runs_of([4, 2])).contiguous and not Student(parts).contiguous
+    assert Student(runs_of([2, 2, 2]), untied=True).layers == [0, 2, 4, 6]
+    assert Student(runs_of([4, 2])).layers == list(range(7))
+
+
+def test_a_contiguous_student_is_a_raptor(teacher, pixel_values):
+    model, spans = make_spans(teacher, Student(runs_of([4, 2])))
+    randomised(model.blocks)
+    states = trajectory(teacher, pixel_values)
+    expected = model.rollout(states[:, 0])[:, 1:]
+    assert_same_outputs(rollout(spans, states, resets={0}), expected)
+
+
+def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_values):
+    student = Student(((1, 2, 5), (3, 4, 6)))
+    model, spans = make_spans(teacher, student)
+    assert [(span.start, span.stop) for span in spans] == [(0, 2), (2, 4), (4, 5), (5, 6)]
+    randomised(model.blocks)
+    states = trajectory(teacher, pixel_values)
+    found, state = rollout(spans, states, resets={0}), states[:, 0]
+    for layer, owner in enumerate([0, 0, 1, 1, 0, 1], start=1):
+        state = model.blocks[owner](state, layer)
+        assert_same_outputs(found[:, layer - 1], state)
+
+
+def test_untied_layers_start_as_the_teachers_own(teacher, pixel_values):
+    layers = tuple((layer,) for layer in range(1, 7))
+    _, spans = make_spans(teacher, Student(layers, untied=True))
+    states = trajectory(teacher, pixel_values)
+    assert_same_outputs(rollout(spans, states, resets={0}), states[:, 1:])
+    result, last = measure_gap(spans, teacher, states, (8, 8))
+    assert max(result["relative"]["all"]) < 1e-5 and min(result["r2"]["layers"]["all"]) > 0.99999
+    assert_same_outputs(last, states[:, -1])
+    head, labels = tiny_head(), torch.tensor([0, 1, 2])
+    assert judge_classes(teacher, head, states[:, -1], labels) in (0, 1 / 3, 2 / 3, 1)
+
+
+def test_sizes_by_hand(teacher):
+    model, _ = make_spans(teacher, Student(runs_of([4, 2])))
+    norms, scales = 4 * 24, 2 * 24
+    linear = 24 * 72 + 72 + 24 * 24 + 24 + 2 * 24 * 96 + 96 + 24
+    depth = 16 + 16 + 16 * 72 + 72
+    sizes = student_sizes(model, 6, 7)
+    assert sizes["stored_parameters"] == 2 * (norms + scales + linear + depth)
+    per_token = 24 * 72 + 24 * 24 + 2 * 24 * 96
+    assert sizes["multiply_adds"] == 6 * (7 * per_token + 2 * 7 * 7 * 24)
+
+
+def test_the_gap_by_hand(teacher, pixel_values):
+    states = trajectory(teacher, pixel_values)
+    raptor = tiny_raptor(teacher)
+    result, _ = measure_gap(chain_of(raptor, None).spans, teacher, states, (8, 8))
+    predicted = raptor.rollout(states[:, 0])
+    difference = (predicted - states)[:, 4, 3:]  # patches after layer 4
+    absolute = sum(float(image.norm()) for image in difference) / 3
+    norm = sum(float(image.norm()) for image in states[:, 4, 3:]) / 3
+    assert result["absolute"]["patches"][3] == pytest.approx(absolute, rel=1e-5)
+    assert result["relative"]["patches"][3] == pytest.approx(absolute / norm, rel=1e-5)
+    part = states[:, 4, 3:]
+    centred = part - part.mean(dim=(0, 1))
+    spread = math.sqrt(float(centred.square().sum(dim=(1, 2)).mean()))
+    assert result["to_spread"]["patches"][3] == pytest.approx(absolute / spread, rel=1e-5)
+    sizes = state_sizes(states[:, 1:], token_layout(teacher.config))
+    together = sum(sizes["spread"][name][3] ** 2 for name in ("cls", "registers", "patches"))
+    assert sizes["spread"]["all"][3] == pytest.approx(math.sqrt(together))
+
+
+def test_the_last_layer_alone_is_learned(teacher, pixel_values):
+    raptor, states = tiny_raptor(teacher), trajectory(teacher, pixel_values)
+    groups = token_layout(teacher.config).groups()
+    options = {"objective": "autoregressive", "layers_learned": "last"}
+    chain = Chain(chain_of(raptor, None).spans, None)
+    module = TrajectoryMatching([chain], ObjectiveArguments(**options), groups)
+    loss = module(states, 0.5)["0-6"].loss
+    last = raptor.rollout(states[:, 0])[:, -1]
+    assert float(loss) == pytest.approx(float((last - states[:, -1]).square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"phase_fraction": 0.5}, {"objective": "annealed"}, {"layers_learned": "first"}],
+)
+def test_the_last_layer_alone_is_for_whole_rollouts(wrong):
+    options = {"objective": "autoregressive", "layers_learned": "last"} | wrong
+    with pytest.raises(ValueError, match="layers_learned"):
+        ObjectiveArguments(**options)

@@ -1,0 +1,95 @@
+"""`reproduce.sh study --quick`, from the digits line to the report; cut off, and gone on with."""
+
+import json
+import sys
+
+import pytest
+
+from raptor_hf.runs.folder import reopen_run
+from tests.programs import run
+
+QUICK = ("bash", "training/reproduce.sh", "study", "--quick")
+
+
+@pytest.fixture(scope="module")
+def quick(line, tmp_path_factory):
+    """The folder of a quick study, and what it needs to be run again."""
+    out = tmp_path_factory.mktemp("study")
+    variables = {"OUT": str(out), "DIGITS": str(line[0]), "RECIPES": "tests/recipes"}
+    printed = run(*QUICK, **variables).stdout
+    assert "report: " in printed and "On digits, 64 held-out images" in printed
+    return out / "results", variables
+
+
+def test_what_a_study_writes(quick):
+    results, _ = quick
+    read = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
+    assert {"maps", "gap", "partitions", "alternatives", "training", "run"} == set(read)
+    assert read["run"]["finished"]
+    assert set(read["maps"]["maps"]) == {"teacher", "untrained", "early", "overfitted", "drop_0.2"}
+    assert read["maps"]["maps"]["drop_0.2"]["drop_path_rate"] == 0.2
+    rows = read["gap"]["rows"]
+    assert [(row["k"], row["seed"]) for row in rows] == [(1, 0), (1, 1), (3, 0), (3, 1)]
+    for row in rows:
+        assert len(row["absolute"]["cls"]) == 12 and row["accuracy"] is not None
+    kinds = {row["kind"] for row in read["alternatives"]["rows"]}
+    assert {"Raptor", "few layers, last state", "2 experts", "corrections of all, rank 1"} <= kinds
+    for name in ("similarity", "gap", "partitions", "alternatives", "training"):
+        assert (results / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    students = (results / "students.jsonl").read_text().splitlines()
+    facts = [
+        json.dumps(
+            [
+                json.loads(line)[key]
+                for key in (
+                    "teacher",
+                    "parts",
+                    "seed",
+                    "learned",
+                    "untied",
+                    "correction_on",
+                    "correction_rank",
+                    "ffn_experts",
+                )
+            ]
+        )
+        for line in students
+    ]
+    assert len(set(facts)) == len(facts)  # none was trained twice
+
+
+def test_a_study_goes_on(quick):
+    results, variables = quick
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    assert "finished already" in run(*QUICK, **variables).stdout
+    reopen_run(results)
+    record = results / "students.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[:-2]) + lines[-2][:40])  # killed in the act of writing
+    (results / "gap.json").unlink()
+    run(*QUICK, **variables)
+    assert sorted(record.read_text().splitlines(keepends=True)) == sorted(lines)
+    after = {path.name: path.read_bytes() for path in results.iterdir()}
+    assert {n for n in before if before[n] != after[n]} <= {"students.jsonl", "run.json"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--experiments", "gaps"], "--experiments are gap, partitions"),
+        (["--teachers", "teacher=here"], "reserved"),
+        (["--ks", "0"], "--ks must be a number > 0"),
+    ],
+)
+def test_wrong_arguments(flags, words, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "evaluation.recurrence.study",
+        "--teacher",
+        "t",
+        "--activations",
+        "online",
+    ]
+    failed = run(*command, "--output_dir", tmp_path / "out", *flags, check=False)
+    assert failed.returncode != 0 and words in failed.stderr
