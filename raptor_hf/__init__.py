@@ -10,7 +10,7 @@ import lazy_loader
 
 # imported when they are asked for, as are the names that the sub-packages hand on
 _modules = ["configuration_raptor", "data", "pictures", "teachers", "weights"]
-_functions = {"trunks": ["raptorize"]}
+_functions = {"trunks": ["raptorize"], "teachers.making": ["make_raptor"]}
 __getattr__, _, _ = lazy_loader.attach(__name__, submodules=_modules, submod_attrs=_functions)
 
 # A program of this repository that only prints its arguments starts without torch.
@@ -20,14 +20,13 @@ if not (_ours and {"-h", "--help"} & set(sys.argv)):
     import transformers
 
     from .configuration_raptor import RaptorConfig, RaptorizedConfig
-    from .modeling_raptor import (
+    from .modeling_raptor import RaptorBlock, RaptorModel
+    from .modeling_raptor_heads import (
         AUTO_CLASSES,
         RaptorBackbone,
-        RaptorBlock,
         RaptorForDepthEstimation,
         RaptorForImageClassification,
         RaptorForSemanticSegmentation,
-        RaptorModel,
     )
     from .modeling_raptorized import RaptorizedModel, auto_classes
 

@@ -1,6 +1,6 @@
 """The configuration of a Raptor: its teacher's, and how few blocks replace its layers.
 
-This file and `modeling_raptor.py` travel with every model to the Hub: they import torch,
+This file and the two `modeling_raptor*.py` travel with every model to the Hub: they import torch,
 transformers and each other, and nothing else of this package.
 """
 # Over 300 lines: the table of teachers travels with it.
@@ -14,29 +14,6 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
 
-class LayerParts(NamedTuple):
-    """Where a layer of a teacher keeps its parts: paths from the layer on.
-
-    Args:
-        norms: of the attention and of the FFN.
-        attention: what projects to query, key and value (one path where it is one layer), and the
-            output.
-        ffn: the two linear layers of an FFN without a gate.
-        gated_ffn: gate, up and down of one with a gate; a layer has either.
-        scales: LayerScales of the attention and of the FFN; a layer without them counts as ones.
-        position_bias: a table of relative positions, added to the attention; a layer may have none.
-        qk_norms: norms of query and key over all channels; a layer may have none.
-    """
-
-    norms: tuple[str, str] = ("norm1", "norm2")
-    attention: tuple[str, ...] = tuple(f"attention.{name}_proj" for name in "qkvo")
-    ffn: tuple[str, str] = ("mlp.fc1", "mlp.fc2")
-    gated_ffn: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    scales: tuple[str, str] = ("layer_scale1.lambda1", "layer_scale2.lambda1")
-    position_bias: str = "relative_position_bias"
-    qk_norms: tuple[str, str] = ("attention.q_norm", "attention.k_norm")
-
-
 class TeacherFamily(NamedTuple):
     """Where the models of one family in transformers keep what a Raptor takes over.
 
@@ -45,8 +22,6 @@ class TeacherFamily(NamedTuple):
         embeddings: paths of what makes state 0 of images, one module or method after the other.
         final_norm: path of the norm after the last layer; None: the model has none.
         output_normed: whether the model's own `last_hidden_state` is after that norm.
-        layer: where a layer keeps its parts.
-        eps: name of the eps of a layer's norms in the configuration.
         cls, registers: tokens before the patches: a number, or its name in the configuration.
         resizing: whether images may have another size than the teacher was made for: `"always"`,
             `"asked"` (with `interpolate_pos_encoding`) or `"never"`.
@@ -62,8 +37,6 @@ class TeacherFamily(NamedTuple):
     embeddings: tuple[str, ...] = ("embeddings",)
     final_norm: str | None = "layernorm"
     output_normed: bool = True
-    layer: LayerParts = LayerParts()
-    eps: str = "layer_norm_eps"
     cls: int | str = 1
     registers: int | str = 0
     resizing: Literal["always", "asked", "never"] = "always"
@@ -75,36 +48,22 @@ class TeacherFamily(NamedTuple):
     shell: dict = {}
 
 
-_VIT = TeacherFamily(
-    "layers", layer=LayerParts(norms=("layernorm_before", "layernorm_after")), resizing="asked"
-)
+_VIT = TeacherFamily("layers", resizing="asked")
 _CLIP = TeacherFamily(
     "encoder.layers",
     embeddings=("embeddings", "pre_layrnorm"),  # spelt so in transformers
     final_norm="post_layernorm",
     output_normed=False,
-    layer=LayerParts(
-        norms=("layer_norm1", "layer_norm2"),
-        attention=tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
-    ),
     resizing="asked",
 )
 _DINOV2 = TeacherFamily("encoder.layer")
-_BEIT = TeacherFamily(
-    "layers",
-    layer=LayerParts(norms=_VIT.layer.norms, scales=("lambda_1", "lambda_2")),
-    context=True,
-)
+_BEIT = TeacherFamily("layers", context=True)
 # by `model_type` of the configuration
 TEACHER_FAMILIES = {
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2._replace(registers="num_register_tokens"),
     "dinov3_vit": TeacherFamily(
-        "model.layer",
-        final_norm="norm",
-        layer=LayerParts(ffn=("mlp.up_proj", "mlp.down_proj")),
-        registers="num_register_tokens",
-        context=True,
+        "model.layer", final_norm="norm", registers="num_register_tokens", context=True
     ),
     "vit": _VIT,
     "deit": _VIT._replace(registers=1),  # the token of distillation
@@ -112,18 +71,7 @@ TEACHER_FAMILIES = {
     "vit_mae": _VIT._replace(masks=True, shell={"mask_ratio": 0.0}),
     "ijepa": _VIT._replace(cls=0),
     "beit": _BEIT,
-    "data2vec-vision": _BEIT._replace(
-        layers="encoder.layer",
-        returns_tuple=True,
-        layer=_BEIT.layer._replace(
-            attention=(
-                *(f"attention.attention.{name}" for name in ("query", "key", "value")),
-                "attention.output.dense",
-            ),
-            ffn=("intermediate.dense", "output.dense"),
-            position_bias="attention.attention.relative_position_bias",
-        ),
-    ),
+    "data2vec-vision": _BEIT._replace(layers="encoder.layer", returns_tuple=True),
     "clip_vision_model": _CLIP,
     "metaclip_2_vision_model": _CLIP._replace(model_class="MetaClip2VisionModel"),
     "chinese_clip_vision_model": _CLIP,
@@ -134,26 +82,11 @@ TEACHER_FAMILIES = {
     "aimv2_vision_model": TeacherFamily(
         "encoder.layers",
         final_norm="rms_norm",
-        layer=LayerParts(
-            norms=("rms_norm1", "rms_norm2"),
-            attention=tuple(f"attention.{name}_proj" for name in ("q", "k", "v", "out")),
-            gated_ffn=("ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"),
-        ),
-        eps="rms_norm_eps",
         cls=0,
         resizing="never",
         shell={"use_head": False},
     ),
-    "internvl_vision": TeacherFamily(
-        "encoder.layer",
-        layer=LayerParts(
-            norms=_VIT.layer.norms,
-            attention=(
-                *(f"attention.{name}_proj" for name in "qkv"), "attention.projection_layer"
-            ),
-            scales=("lambda_1", "lambda_2"),
-        ),
-    ),
+    "internvl_vision": _DINOV2,
     "radio": TeacherFamily(
         "encoder.layer",
         embeddings=("input_conditioner", "embeddings"),
@@ -165,18 +98,13 @@ TEACHER_FAMILIES = {
         "timm_model.blocks",
         embeddings=("timm_model.patch_embed", "timm_model._pos_embed", "timm_model.norm_pre"),
         final_norm="timm_model.norm",
-        layer=LayerParts(
-            attention=("attn.qkv", "attn.proj"),
-            scales=("ls1.gamma", "ls2.gamma"),
-            qk_norms=("attn.q_norm", "attn.k_norm"),
-        ),
         cls="num_cls_tokens",
         registers="num_registers",
         resizing="never",
         described=True,
     ),
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
-}  # fmt: skip
+}
 
 # model types that are no plain Vision Transformers, and why blocks can't stand for their layers
 _REFUSED = {

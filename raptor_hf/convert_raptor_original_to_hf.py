@@ -27,6 +27,7 @@ from .runs.folder import environment
 from .runs.processes import print_anything
 from .tasks.heads import attach_head, load_linear_head
 from .teachers import load_backbone, load_processor, teacher_identity
+from .teachers.making import make_raptor
 
 
 def convert_checkpoint(
@@ -68,7 +69,7 @@ def convert_checkpoint(
         raise ValueError(
             f"{checkpoint} has {len(original.blocks)} blocks; got {len(phases)} phases, {phases}."
         )
-    model = RaptorModel.from_teacher(teacher, list(phases), **original.architecture)
+    model = make_raptor(teacher, list(phases), **original.architecture)
     for block, weights in zip(model.blocks, original.blocks, strict=True):
         _fill_block(block, weights, original.num_heads, checkpoint)
     return model.eval()
@@ -202,7 +203,7 @@ def _chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel |
     if [start for _, start, _ in blocks] + [teacher.config.num_hidden_layers] != [0, *ends]:
         return None
     phases = [stop - start for _, start, stop in blocks]
-    model = RaptorModel.from_teacher(teacher, phases, **_block_architecture(blocks[0]))
+    model = make_raptor(teacher, phases, **_block_architecture(blocks[0]))
     for block, (trained, _, _) in zip(model.blocks, blocks, strict=True):
         block.load_state_dict(trained.state_dict())
     return model.eval()

@@ -4,17 +4,10 @@ Method: "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Re
 file is the whole network; it is one long file because it travels to the Hub beside the weights.
 Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 """
-# `from_teacher`, `check_against` and `forward` are over 40 lines: half of them is signature,
-# docstring and what errors say; and so is `teacher_layer_weights`, a list. `RaptorBlock` and
-# `RaptorModel` are over 80 lines: all that a block or a model does is told in one place.
 
-import contextlib
 import copy
-import itertools
 import math
 import os
-from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,27 +16,19 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
-    BackboneOutput,
     BaseModelOutputWithPooling,
-    DepthEstimatorOutput,
-    ImageClassifierOutput,
-    SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_raptor import (
-    TEACHER_FAMILIES,
-    LayerParts,
     RaptorConfig,
     teacher_family,
     token_layout,
 )
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CONTEXTS_KEPT = 8  # sizes of images: at 512 pixels a bias of 16 heads takes 67 MB
 
 
@@ -537,55 +522,6 @@ class RaptorBlock(GradientCheckpointingLayer):
             self.folded_scales = None
         return super().train(mode)
 
-    def copy_teacher_layers(self, layers: list[nn.Module], parts: LayerParts) -> None:
-        """Take over the mean of the weights of some of the teacher's layers; of one: be that layer.
-
-        Args:
-            parts: where a layer keeps them, see `TEACHER_FAMILIES`.
-
-        Raises:
-            ValueError: the layers are not of the block's kind or width.
-        """
-        copies = [teacher_layer_weights(layer, parts) for layer in layers]
-        theirs = {name: weight.shape for name, weight in copies[0].items()}
-        # an expert is a layer's FFN
-        own = {
-            name: weight.shape[1:] if self.has_experts and name.startswith("ffn.") else weight.shape
-            for name, weight in self.state_dict().items()
-            if not name.startswith(("depth_scaling.", "corrections.", "expert_shares"))
-        }
-        if own != theirs:
-            gated, width = is_gated(layers[0], parts), theirs["ffn.fc2.weight"][1]
-            missing = sorted(own.keys() ^ theirs.keys())
-            raise ValueError(
-                "init='teacher' needs blocks like the teacher's layers, whose FFN is "
-                f"{'gated (swiglu)' if gated else 'not gated'} and has "
-                f"intermediate_size={width}; these have {'swiglu' if self.ffn.gated else 'no gate'}"
-                f" and {self.ffn.fc2.in_features}"
-                f"{f', and only one of the two has {missing[:4]}' if missing else ''}. "
-                "Leave ffn and intermediate_size out, or start with init='random'."
-            )
-        self.start_from(copies)
-
-    def start_from(self, copies: list[dict[str, torch.Tensor]]) -> None:
-        """Take over the mean of layers; an expert takes the mean of the layers whose own it is.
-
-        Args:
-            copies: of `teacher_layer_weights`, a layer of the block's span each.
-        """
-
-        def mean(layers: list[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
-            return torch.stack([layer[name] for layer in layers]).mean(0)
-
-        means = {name: mean(copies, name) for name in copies[0]}
-        if self.has_experts:
-            own = expert_runs(len(copies), self.expert_shares.shape[1]).T.tolist()
-            runs = [list(itertools.compress(copies, expert)) for expert in own]
-            for name in (name for name in means if name.startswith("ffn.")):
-                means[name] = torch.stack([mean(run, name) for run in runs])
-        # the depth scaling, and what a layer changes, are the block's own
-        self.load_state_dict(means, strict=False)
-
     @property
     def has_experts(self) -> bool:
         """Whether the FFN is mixed from several."""
@@ -614,84 +550,6 @@ def find_part(module: nn.Module, path: str) -> object | None:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
-
-
-def is_gated(layer: nn.Module, parts: LayerParts) -> bool:
-    """Return whether the FFN of a teacher's layer has a gate."""
-    return find_part(layer, parts.gated_ffn[0]) is not None
-
-
-def teacher_layer_weights(layer: nn.Module, parts: LayerParts) -> dict[str, torch.Tensor]:
-    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`.
-
-    Args:
-        parts: where a layer keeps them.
-    """
-    *qkv, output = (layer.get_submodule(path) for path in parts.attention)
-    *into, fc2 = (
-        layer.get_submodule(path)
-        for path in (parts.gated_ffn if is_gated(layer, parts) else parts.ffn)
-    )
-    weights = {
-        "attention.qkv.weight": torch.cat([part.weight for part in qkv]),
-        "ffn.fc1.weight": torch.cat([part.weight for part in into]),
-    }
-    biases = [part.bias for part in qkv if part.bias is not None]
-    if biases and len(biases) == len(qkv):
-        weights["attention.qkv.bias"] = torch.cat(biases)
-    elif biases:
-        weights["attention.some_bias"] = torch.stack(biases)
-    if into[0].bias is not None:
-        weights["ffn.fc1.bias"] = torch.cat([part.bias for part in into])
-    for number, path in enumerate(parts.scales, start=1):
-        scale = find_part(layer, path)  # of BEiT the number 1 where it has none
-        ones = torch.ones_like(output.weight[0])
-        weights[f"layer_scale{number}"] = scale if isinstance(scale, torch.Tensor) else ones
-    same = {
-        "norm1": layer.get_submodule(parts.norms[0]),
-        "norm2": layer.get_submodule(parts.norms[1]),
-        "attention.proj": output,
-        "ffn.fc2": fc2,
-        "position_bias": find_part(layer, parts.position_bias),
-        "attention.q_norm": find_part(layer, parts.qk_norms[0]),
-        "attention.k_norm": find_part(layer, parts.qk_norms[1]),
-    }
-    for name, part in same.items():
-        if part is not None:
-            weights |= {f"{name}.{key}": weight for key, weight in part.state_dict().items()}
-    return weights
-
-
-def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -> RaptorConfig:
-    """Return the configuration of blocks like the layers of a teacher.
-
-    Args:
-        teacher: a bare one, with one layer at least.
-        changes: fields of `RaptorConfig` that shall be otherwise; None leaves the teacher's own.
-    """
-    family = teacher_family(teacher.config)
-    parts, layer = family.layer, teacher.get_submodule(family.layers)[0]
-    weights = teacher_layer_weights(layer, parts)
-    gated = is_gated(layer, parts)
-    *qkv, output = parts.attention
-    qkv = qkv * 3 if len(qkv) == 1 else qkv
-    linear = dict(zip(("query", "key", "value", "output"), (*qkv, output), strict=True))
-    linear |= dict(zip(("fc1", "fc2"), (parts.gated_ffn[1:] if gated else parts.ffn), strict=True))
-    biases = [n for n, path in linear.items() if layer.get_submodule(path).bias is not None]
-    fields = {
-        "ffn": "swiglu" if gated else teacher.config.hidden_act,
-        "intermediate_size": weights["ffn.fc2.weight"].shape[1],
-        "block_norm": "layernorm" if "norm1.bias" in weights else "rmsnorm",
-        "block_norm_eps": getattr(teacher.config, family.eps),
-        "biases": None if len(biases) == len(linear) else biases,
-        # a norm of each head, as in models of timm, is narrower: blocks have none of that kind
-        "qk_norm": len(weights.get("attention.q_norm.weight", ())) == teacher.config.hidden_size,
-        "position_bias": any(name.startswith("position_bias.") for name in weights),
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if changes.get("ffn", fields["ffn"]) != fields["ffn"]:
-        fields["intermediate_size"] = None  # the width that suits the other kind
-    return RaptorConfig(teacher_config=teacher.config, phases=phases, **(fields | changes))
 
 
 class RaptorPreTrainedModel(PreTrainedModel):
@@ -738,7 +596,12 @@ class RaptorPreTrainedModel(PreTrainedModel):
         transformers itself would note down the one Auto class of the model that is saved, and
         `AutoModel` would not find the backbone of a classifier.
         """
-        models = {name: f"modeling_raptor.{cls.__name__}" for name, cls in AUTO_CLASSES.items()}
+        from .modeling_raptor_heads import AUTO_CLASSES  # which imports this file
+
+        models = {
+            name: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+            for name, cls in AUTO_CLASSES.items()
+        }
         self.config.auto_map = {"AutoConfig": "configuration_raptor.RaptorConfig", **models}
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -807,124 +670,6 @@ class RaptorModel(RaptorPreTrainedModel):
         self._cuda_graphs = False  # whether a forward overwrites what the one before returned
         self.blocks = nn.ModuleList(RaptorBlock(config, span) for span in config.spans())
         self.post_init()
-
-    @classmethod
-    def from_teacher(
-        cls,
-        teacher: PreTrainedModel,
-        phases: list[int],
-        *,
-        init: str = "random",
-        ffn: str | None = None,
-        intermediate_size: int | None = None,
-        depth_scaling: bool = True,
-        correction_rank: int = 0,
-        correction_on: str = "attention",
-        ffn_experts: int = 1,
-        layerscale_value: float | None = None,
-        block_norm_eps: float | None = None,
-    ) -> "RaptorModel":
-        """Make an untrained Raptor around the frozen embeddings and final norm of a teacher.
-
-        Args:
-            teacher: the backbone (`Dinov2Model`, …), not a model with a task head.
-            phases: numbers of layers that each block stands for; they sum to the teacher's depth.
-            init: `"random"`, or `"teacher"`: every block starts as the mean of its phase's layers.
-                On the digits teacher no single layer of a phase (the first, the middle, the last,
-                the one that rolls out best) led to a better R² after 100 steps at k = 2, 3 or 4.
-            ffn, intermediate_size: see `RaptorConfig`; None takes the teacher's own.
-            depth_scaling, correction_rank, correction_on, ffn_experts: see `RaptorConfig`. With
-                `init="teacher"` the phase's layers are split among the experts.
-            layerscale_value: where random blocks start; None takes 1e-5.
-            block_norm_eps: None takes the eps of the teacher's layers.
-
-        Raises:
-            ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown
-                family, offloaded, quantised or in training mode with dropout, a model around a
-                teacher (`raptorize` takes those), or `init="teacher"` with a LayerScale or another
-                FFN than its own.
-        """
-        if init not in ("random", "teacher"):
-            raise ValueError(f"init must be 'random' or 'teacher'; got {init!r}.")
-        if init == "teacher" and layerscale_value is not None:
-            raise ValueError(
-                f"layerscale_value={layerscale_value} contradicts init='teacher', which takes over "
-                "the teacher's LayerScales. Leave it out, or start with init='random'."
-            )
-        check_teacher(teacher)
-        config = config_for_teacher(
-            teacher,
-            phases,
-            ffn=ffn,
-            intermediate_size=intermediate_size,
-            depth_scaling=depth_scaling,
-            correction_rank=correction_rank,
-            correction_on=correction_on,
-            ffn_experts=ffn_experts,
-            layerscale_value=1e-5 if layerscale_value is None else layerscale_value,
-            block_norm_eps=block_norm_eps,
-        )
-        if os.path.isdir(teacher.name_or_path):  # a folder of this machine is nobody's business
-            config.teacher_config.name_or_path = ""
-        model = cls(config).to(teacher.dtype)
-        weights = teacher.state_dict()
-        model.shell.load_state_dict({name: weights[name] for name in model.shell.state_dict()})
-        model.shell.requires_grad_(False)
-        if init == "teacher":
-            layers = teacher.get_submodule(model.family.layers)
-            for block, (start, stop) in zip(model.blocks, config.spans(), strict=True):
-                block.copy_teacher_layers(layers[start:stop], model.family.layer)
-        with full_products():
-            model.check_against(teacher, blocks=init == "teacher")
-        return model
-
-    @torch.no_grad()
-    def check_against(self, teacher: PreTrainedModel, *, blocks: bool) -> None:
-        """Compare with what the teacher's own forward makes of an image of its size.
-
-        That is state 0, how many tokens it has, and the final norm where the teacher's last state
-        is given after it.
-
-        Args:
-            blocks: compare a copy of the first layer with it, too.
-
-        Raises:
-            ValueError: they differ: the teacher is not what its family is in `TEACHER_FAMILIES`.
-        """
-        config = self.config
-        like = next(teacher.parameters())
-        size = (1, config.num_channels, *pair(config.image_size))
-        image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
-        call = first_layer_call(teacher, image)
-        expected = call[0]
-        rows, columns = patch_grid(size[-2:], config)
-        number = token_layout(config).num_prefix_tokens + rows * columns
-        if expected.shape[-2] != number:
-            raise ValueError(
-                f"A state of this {type(teacher).__name__} should have {number} tokens (cls, "
-                f"registers and {rows}×{columns} patches), and has {expected.shape[-2]}. Its row "
-                "in TEACHER_FAMILIES miscounts them."
-            )
-        home = self.shell.device
-        self.shell.to(like.device)  # a GPU's convolutions (TF32) differ from another device's
-        try:
-            pairs = {"the embeddings": (self.embed(image), expected)}
-            if blocks:
-                pairs["a copy of the first layer"] = copied_layer(config, teacher, *call)
-            if (last := last_states(teacher, image)) is not None:
-                pairs["the final norm"] = (self.norm(last[0].to(like.device)), last[1])
-        finally:
-            self.shell.to(home)
-        tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
-        for what, (found, wanted) in pairs.items():
-            error = (found.to(wanted) - wanted).abs().max() / wanted.abs().max()
-            # of a teacher that is itself broken, whoever trains says at which layer
-            if wanted.isfinite().all() and not error < tolerance:
-                raise ValueError(
-                    f"{what} of this {type(teacher).__name__} should give its own states, and "
-                    f"differ by {error:.1e} of their largest value: it computes something that "
-                    f"raptor_hf does not know of a {config.teacher_config.model_type!r}."
-                )
 
     def train(self, mode: bool = True) -> "RaptorModel":
         """Set the mode of the blocks; the teacher's embeddings stay as they are in evaluation."""
@@ -1210,25 +955,6 @@ def layer_context(
     return LayerContext.of_call(args, kwargs)
 
 
-@contextlib.contextmanager
-def full_products() -> Iterator[None]:
-    """Multiply all bits of float32 numbers, where a GPU was told to leave some out (TF32)."""
-    try:
-        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
-        full = "highest"
-    except RuntimeError:  # told in torch's newer way, which must not be mixed with the older one
-        products, full = torch.backends.cuda.matmul, "ieee"
-        before, choose = products.fp32_precision, partial(setattr, products, "fp32_precision")
-    if before == full:
-        yield
-        return
-    choose(full)
-    try:
-        yield
-    finally:
-        choose(before)
-
-
 class _ReachedError(Exception):
     """A model's forward has reached its first layer."""
 
@@ -1255,27 +981,6 @@ def first_layer_call(model: PreTrainedModel, pixel_values: torch.Tensor) -> tupl
     raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
 
 
-def last_states(
-    teacher: PreTrainedModel, pixel_values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the state after a teacher's last layer, and its `last_hidden_state` after the norm.
-
-    None where it gives no such thing: CLIP norms its pooled output alone, a backbone tells maps.
-    """
-    family, states = teacher_family(teacher.config), []
-    if not family.output_normed:
-        return None
-    layer = teacher.get_submodule(family.layers)[-1]
-    hook = layer.register_forward_hook(lambda _module, _args, output: states.append(output))
-    try:
-        normed = getattr(call_whole(teacher, pixel_values), "last_hidden_state", None)
-    finally:
-        hook.remove()
-    if normed is None:
-        return None
-    return states[0][0] if isinstance(states[0], tuple) else states[0], normed
-
-
 def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutput:
     """Call a teacher on images; one that masks patches (MAE) leaves them whole."""
     mask_ratio = getattr(model.config, "mask_ratio", None)
@@ -1286,28 +991,6 @@ def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutpu
     finally:
         if mask_ratio:
             model.config.mask_ratio = mask_ratio
-
-
-def copied_layer(
-    config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor, args: tuple, kwargs: dict
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what a block that is a copy of a teacher's first layer makes of states, and the layer
-    itself.
-
-    Args:
-        config: of the block.
-        states, args, kwargs: what the layer is called with, see `first_layer_call`.
-    """
-    family = teacher_family(teacher.config)
-    layer = teacher.get_submodule(family.layers)[0]
-    config = copy.deepcopy(config)  # at one depth nothing changes with depth
-    config.depth_scaling, config.correction_rank, config.ffn_experts = False, 0, 1
-    with torch.device("meta"):
-        block = RaptorBlock(config).eval()
-    block.load_state_dict(teacher_layer_weights(layer, family.layer), assign=True)
-    output = layer(states, *args, **kwargs)
-    copied = block(states, 1, context=LayerContext.of_call(args, kwargs))
-    return copied, output[0] if isinstance(output, tuple) else output
 
 
 def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrainedModel:
@@ -1330,105 +1013,9 @@ def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrai
     return shell
 
 
-def describe(model: PreTrainedModel) -> None:
-    """Note in the configuration of a model of timm how large it is, which it does not say itself.
-
-    Raises:
-        ValueError: another model of timm than a VisionTransformer, or one of another activation.
-    """
-    config = model.config
-    if not teacher_family(config).described or hasattr(config, "hidden_size"):
-        return
-    timm_model = model.timm_model
-    if type(timm_model).__name__ != "VisionTransformer":
-        raise ValueError(
-            "Of the models of timm a VisionTransformer can teach; this is a "
-            f"{type(timm_model).__name__} ({config.architecture})."
-        )
-    block, patches = timm_model.blocks[0], timm_model.patch_embed
-    names = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
-    activation = type(block.mlp.act).__name__
-    if activation not in names:
-        raise ValueError(f"Blocks don't know the activation {activation} of {config.architecture}.")
-    num_cls = int(timm_model.cls_token is not None)
-    facts = {
-        "hidden_size": timm_model.embed_dim,
-        "num_hidden_layers": len(timm_model.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "image_size": list(pair(patches.img_size)),
-        "patch_size": list(pair(patches.patch_size)),
-        "num_channels": patches.proj.in_channels,
-        "hidden_act": names[activation],
-        "layer_norm_eps": block.norm1.eps,
-        "num_cls_tokens": num_cls,
-        "num_registers": timm_model.num_prefix_tokens - num_cls,
-    }
-    for name, value in facts.items():
-        setattr(config, name, value)
-
-
-def check_weights(teacher: PreTrainedModel) -> None:
-    """Refuse weights that can't be taken over, offloaded or quantised; a ValueError says which."""
-    name = type(teacher).__name__
-    if (offloaded := first_offloaded(teacher)) is not None:
-        raise ValueError(
-            f"The weights of a teacher must lie in memory; those of this {name} are offloaded (on "
-            f"the meta device), {offloaded} first. Load it onto one device."
-        )
-    others = {
-        path: weight.dtype if type(weight.data) is torch.Tensor else type(weight.data).__name__
-        for path, weight in teacher.named_parameters()
-        if type(weight.data) is not torch.Tensor or weight.dtype not in _FLOATS
-    }
-    if others or getattr(teacher, "hf_quantizer", None) is not None:
-        of_kind = [f", {path} is {kind}" for path, kind in others.items()][:1]
-        raise ValueError(
-            f"The weights of a teacher must be plain floating-point numbers; this {name} is "
-            f"quantised{''.join(of_kind)}. Load it without quantization_config; the Raptor may be "
-            "quantised instead."
-        )
-
-
-def check_teacher(teacher: PreTrainedModel) -> None:
-    """Refuse what no Raptor can be made of; a ValueError says why."""
-    config = teacher.config
-    if config.model_type == "raptor":
-        raise ValueError(f"{type(teacher).__name__} is a Raptor already; give its teacher.")
-    family = teacher_family(config)
-    describe(teacher)
-    if find_part(teacher, family.layers) is None:
-        raise ValueError(
-            f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
-            "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
-        )
-    check_weights(teacher)
-    if teacher.training:
-        drops = [
-            name
-            for name, module in teacher.named_modules()
-            if getattr(module, "p", 0) > 0 or getattr(module, "drop_prob", 0)
-        ]
-        if drops:
-            raise ValueError(
-                f"The teacher is in training mode, and {drops[0]} makes its states random: call "
-                "teacher.eval() first."
-            )
-
-
 def first_offloaded(model: nn.Module) -> str | None:
     """Return the name of the first weight that is not in memory but on the meta device, if any."""
     return next((name for name, weight in model.named_parameters() if weight.is_meta), None)
-
-
-def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel)
-        and module.config.model_type in TEACHER_FAMILIES
-        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers)  # no empty shell
-    }
 
 
 def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict:
@@ -1473,361 +1060,4 @@ def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
     return pair(config.patch_size)
 
 
-def feature_size(config: PreTrainedConfig) -> int:
-    """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
-    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
-
-
-def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Return DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D).
-
-    Of a family without a cls token it is the mean of the patches alone, (B, D).
-    """
-    layout = token_layout(config)
-    patches = last_hidden_state[:, layout.groups()["patches"]].mean(dim=1)
-    return torch.cat([last_hidden_state[:, 0], patches], -1) if layout.num_cls else patches
-
-
-class RaptorForImageClassification(RaptorPreTrainedModel):
-    """A Raptor with DINOv2's classification head: [cls, mean of patches] to one linear layer."""
-
-    def __init__(self, config: RaptorConfig):
-        super().__init__(config)
-        self.raptor = RaptorModel(config)
-        self.classifier = nn.Linear(feature_size(config), config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-    ) -> ImageClassifierOutput:
-        """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
-        given.
-        """
-        outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
-        logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-class PatchFrame(NamedTuple):
-    """How images of one size lie on the patch grid: padded evenly on all sides to whole patches.
-
-    480×640 pixels at patch 14 become 490×644 with 5 more rows above and below, 2 more columns left
-    and right, and a grid of 35×46; where the padding is odd, right and bottom get one pixel more.
-    """
-
-    padded: tuple[int, int]  # pixels, height and width
-    padding: tuple[int, int, int, int]  # pixels: left, right, top, bottom
-    grid: tuple[int, int]  # patches, height and width
-
-    @classmethod
-    def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
-        """Return the frame of images of `size` = (height, width) pixels."""
-        patch = patch_sides(config)
-        rows, columns = (-size[axis] % patch[axis] for axis in (0, 1))
-        padded = (size[0] + rows, size[1] + columns)
-        grid = (padded[0] // patch[0], padded[1] // patch[1])
-        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        return cls(padded, padding, grid)
-
-    def pad(self, maps: torch.Tensor) -> torch.Tensor:
-        """Pad maps (…, H, W) of an image's pixels with zeros."""
-        return nn.functional.pad(maps, self.padding)
-
-    def interpolate(self, maps: torch.Tensor) -> torch.Tensor:
-        """Interpolate maps (B, C, h, w) over the padded image, at each pixel of the image
-        itself.
-        """
-        maps = resize_maps(maps, self.padded)
-        left, right, top, bottom = self.padding
-        return maps[..., top : self.padded[0] - bottom, left : self.padded[1] - right]
-
-
-def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Interpolate maps (B, C, h, w) bilinearly to (B, C, H, W)."""
-    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
-
-def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D).
-
-    Of a family without a cls token it is the patches alone.
-    """
-    layout = token_layout(config)
-    patches = states[:, layout.groups()["patches"]]
-    return torch.cat([states[:, :1], patches], dim=1) if layout.num_cls else patches
-
-
-def segmentation_logits(
-    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
-) -> torch.Tensor:
-    """Apply a linear layer to every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
-    patches = tokens[:, -grid[0] * grid[1] :]
-    return classifier(patches).transpose(1, 2).unflatten(2, grid)
-
-
-def depth_logits(
-    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int], *, upsampling: int = 4
-) -> torch.Tensor:
-    """Apply a linear layer to [patch, cls], four times as fine as the patches.
-
-    DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
-    the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
-    so its share is worked out once an image. The result is the same.
-
-    Args:
-        tokens: (B, 1 + h·w, D), cls and the patches.
-
-    Returns:
-        (B, bins, 4·h, 4·w).
-    """
-    size, cls, patches = tokens.shape[-1], tokens[:, :1], tokens[:, 1:]
-    if classifier.weight.is_meta:  # offloaded: it fetches its weights when it is called
-        logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
-    else:
-        logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
-        logits = logits + nn.functional.linear(cls, classifier.weight[:, size:])
-    logits = logits.transpose(1, 2).unflatten(2, grid)
-    return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
-
-
-def expected_depth(
-    logits: torch.Tensor, frame: PatchFrame, *, min_depth: float, max_depth: float
-) -> torch.Tensor:
-    """Return the bins' centres averaged by the softmax: (B, bins, h, w) to metres (B, H, W)."""
-    edges = torch.linspace(
-        min_depth, max_depth, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device
-    )
-    centres = (edges[:-1] + edges[1:]) / 2
-    depth = torch.einsum("bkhw,k->bhw", logits.softmax(dim=1), centres)
-    return frame.interpolate(depth[:, None])[:, 0]
-
-
-def depth_loss(
-    logits: torch.Tensor,
-    predicted_depth: torch.Tensor,
-    target: torch.Tensor,
-    frame: PatchFrame,
-    *,
-    min_depth: float,
-    max_depth: float,
-) -> torch.Tensor:
-    """Return 10 × scale-invariant log loss (λ = 0.85) + cross-entropy, over valid pixels.
-
-    With d = log(prediction + 1 mm) − log(target + 1 mm): mean(d²) − 0.85·mean(d)². A pixel is valid
-    if its depth lies in [min_depth, max_depth]; the others count in neither part.
-
-    Args:
-        logits: (B, bins, h, w) over the padded images.
-        predicted_depth, target: (B, H, W) in metres.
-
-    Returns:
-        A scalar; 0 where no pixel is valid.
-    """
-    bins = logits.shape[1]
-    valid = (target >= min_depth) & (target <= max_depth)
-    if not valid.any():
-        return 0.0 * (predicted_depth.sum() + logits.sum())
-    difference = torch.log(predicted_depth[valid] + 1e-3) - torch.log(target[valid] + 1e-3)
-    scale_invariant = difference.square().mean() - 0.85 * difference.mean().square()
-    # in the padding depth is 0, unknown
-    padded = frame.pad(target)[:, None]
-    coarse = nn.functional.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0]
-    labels = ((coarse - min_depth) / (max_depth - min_depth) * bins).long().clamp(0, bins - 1)
-    counted = (coarse >= min_depth) & (coarse <= max_depth)
-    labels = labels.masked_fill(~counted, -100)
-    cross_entropy = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return 10 * scale_invariant + cross_entropy / counted.sum().clamp(min=1)
-
-
-class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
-    """A Raptor with a linear layer on every patch token after the final norm."""
-
-    def __init__(self, config: RaptorConfig):
-        super().__init__(config)
-        self.raptor = RaptorModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-    ) -> SemanticSegmenterOutput:
-        """Return images (B, C, H, W) of any size to the logits of every patch.
-
-        Args:
-            labels: classes (B, H, W); `semantic_loss_ignore_index` is not counted.
-
-        Returns:
-            `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
-            image had to be padded to whole patches they come at its own size (B, labels, H, W), so
-            that nobody stretches the padding. `loss` where `labels` are given.
-
-        Raises:
-            ValueError: labels of another size than the images.
-        """
-        frame = frame_of_images(pixel_values, labels, self.config)
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
-        tokens = drop_registers(outputs.last_hidden_state, self.config)
-        logits = segmentation_logits(self.classifier, tokens, frame.grid)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(
-                frame.interpolate(logits),
-                labels,
-                ignore_index=self.config.semantic_loss_ignore_index,
-            )
-        if any(frame.padding):
-            logits = frame.interpolate(logits)
-        return SemanticSegmenterOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-class RaptorForDepthEstimation(RaptorPreTrainedModel):
-    """A Raptor that tells depth: [patch, cls] to a linear layer on bins of depth (DINOv2)."""
-
-    def __init__(self, config: RaptorConfig):
-        super().__init__(config)
-        if not token_layout(config).num_cls:
-            raise ValueError(
-                "DINOv2's depth head looks at [patch, cls], and a "
-                f"{config.teacher_config.model_type!r} has no cls token."
-            )
-        self.raptor = RaptorModel(config)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.depth_bins)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-    ) -> DepthEstimatorOutput:
-        """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
-
-        Args:
-            labels: depth (B, H, W) in metres, 0 where it is unknown; gives `loss` (`depth_loss`).
-
-        Raises:
-            ValueError: labels of another size than the images.
-        """
-        frame = frame_of_images(pixel_values, labels, self.config)
-        limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
-        tokens = drop_registers(outputs.last_hidden_state, self.config)
-        logits = depth_logits(self.classifier, tokens, frame.grid)
-        depth = expected_depth(logits, frame, **limits)
-        loss = None if labels is None else depth_loss(logits, depth, labels, frame, **limits)
-        return DepthEstimatorOutput(
-            loss=loss,
-            predicted_depth=depth,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-def frame_of_images(
-    pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
-) -> PatchFrame:
-    """Return the frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
-    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-    if labels is not None and tuple(labels.shape) != expected:
-        raise ValueError(
-            f"labels must have the shape (batch, height, width) of the images, {expected}; "
-            f"got {tuple(labels.shape)}."
-        )
-    return PatchFrame.of(expected[1:], config)
-
-
-class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
-    """A Raptor whose states are feature maps for a dense model: UperNet, DPT, Mask2Former, ….
-
-    `out_features` ("stem", "stage1", … "stageL") or `out_indices` (0 … L) say after which layers,
-    as in `Dinov2WithRegistersBackbone`.
-    """
-
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
-
-    def __init__(self, config: RaptorConfig):
-        super().__init__(config)
-        self.raptor = RaptorModel(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-    ) -> BackboneOutput:
-        """Return images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
-
-        With `config.apply_layernorm` they are after the final norm. With
-        `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
-        the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
-        """
-        wanted = self.wanted_states(output_hidden_states)
-        layers = sorted({*wanted, *self.out_indices})
-        outputs = self.raptor(pixel_values, layers, output_attentions)
-        hidden_states = tuple(
-            states if layer in wanted else None
-            for layer, states in enumerate(outputs.hidden_states)
-        )
-        grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
-        feature_maps = []
-        for index in self.out_indices:
-            states = outputs.hidden_states[index]
-            states = self.raptor.norm(states) if self.config.apply_layernorm else states
-            tokens = drop_registers(states, self.config)
-            if self.config.reshape_hidden_states:
-                patches = tokens[:, -grid[0] * grid[1] :]
-                tokens = patches.transpose(1, 2).unflatten(2, grid).contiguous()
-            feature_maps.append(tokens)
-        return BackboneOutput(
-            feature_maps=tuple(feature_maps),
-            hidden_states=hidden_states if wanted else None,
-            attentions=outputs.attentions,
-        )
-
-
-AUTO_CLASSES = {
-    "AutoModel": RaptorModel,
-    "AutoModelForImageClassification": RaptorForImageClassification,
-    "AutoModelForSemanticSegmentation": RaptorForSemanticSegmentation,
-    "AutoModelForDepthEstimation": RaptorForDepthEstimation,
-    "AutoBackbone": RaptorBackbone,
-}
-for auto_class, model_class in AUTO_CLASSES.items():
-    model_class.register_for_auto_class(auto_class)  # its code is saved with it
-
-__all__ = [
-    "AUTO_CLASSES",
-    "RaptorBackbone",
-    "RaptorBlock",
-    "RaptorForDepthEstimation",
-    "RaptorForImageClassification",
-    "RaptorForSemanticSegmentation",
-    "RaptorModel",
-    "pool_tokens",
-]
+__all__ = ["RaptorBlock", "RaptorModel", "RaptorPreTrainedModel"]

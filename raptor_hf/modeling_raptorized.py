@@ -172,6 +172,9 @@ class _Raptorized:
         """
         for part in (RaptorConfig, RaptorBlock, RaptorTrunk):
             shutil.copy(inspect.getsourcefile(part), folder)
+        shutil.copy(
+            Path(inspect.getsourcefile(RaptorBlock)).with_name("modeling_raptor_heads.py"), folder
+        )
         card = Path(folder) / "README.md"
         if not card.exists() or _EMPTY_CARD in card.read_text(encoding="utf-8"):
             card.write_text(model_card(self), encoding="utf-8")

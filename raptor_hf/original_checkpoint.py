@@ -66,7 +66,7 @@ class _OriginalCheckpoint(NamedTuple):
 
     @property
     def architecture(self) -> dict:
-        """Options of `RaptorModel.from_teacher`, read off the shapes; the same for all blocks."""
+        """Options of `make_raptor`, read off the shapes; the same for all blocks."""
         options = []
         for weights in self.blocks:
             inner, width = weights["ffn.fc1.weight"].shape[0], weights["ffn.fc2.weight"].shape[1]

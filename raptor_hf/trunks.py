@@ -11,21 +11,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .configuration_raptor import (
     TEACHER_FAMILIES,
     RaptorizedConfig,
-    teacher_family,
     token_layout,
 )
 from .distillation.starts import new_raptor
-from .modeling_raptor import (
-    RaptorModel,
-    RaptorPreTrainedModel,
-    check_weights,
-    describe,
-    find_towers,
-    pair,
-    patch_grid,
-    patch_sides,
-)
+from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, pair, patch_grid, patch_sides
 from .modeling_raptorized import RaptorTrunk, install_trunk, raptorized_class
+from .teachers.checks import check_weights, describe
+from .teachers.layers import layer_parts
+from .teachers.loading import find_towers
 
 
 def raptorize(
@@ -148,7 +141,7 @@ def _facts(config: PreTrainedConfig) -> dict[str, object]:
         "cls tokens": layout.num_cls,
         "registers": layout.num_registers,
         "norm": getattr(config, "norm_type", "of its family"),
-        "eps": getattr(config, teacher_family(config).eps),
+        "eps": getattr(config, layer_parts(config).eps),
     }
 
 

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from raptor_hf import RaptorModel, raptorize
+from raptor_hf import make_raptor, raptorize
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES
-from raptor_hf.modeling_raptor import describe
 from raptor_hf.runs.files import read_json, write_json
 from raptor_hf.teachers import trajectory
+from raptor_hf.teachers.checks import describe
 
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -235,7 +235,7 @@ def facts(family: str) -> dict:
     """What the table in docs/families.md says of a family."""
     teacher, row = tiny_model(family), TEACHER_FAMILIES[family]
     phases = [1] * teacher.config.num_hidden_layers
-    raptor = RaptorModel.from_teacher(teacher, phases, init="teacher", depth_scaling=False).eval()
+    raptor = make_raptor(teacher, phases, init="teacher", depth_scaling=False).eval()
     raptor.set_attn_implementation("eager")
     expected, found = trajectory(teacher, PIXELS), raptor.trajectory(PIXELS)
     swapped = raptorize(tiny_model(family), blocks=raptor)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from raptor_hf import RaptorConfig, RaptorModel
+from raptor_hf import RaptorConfig, make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import make_processor
 from raptor_hf.loop.arguments import LoopArguments
@@ -165,7 +165,7 @@ NAMES = [f"kind {n}" for n in range(10)]
 
 def tiny_raptor(teacher):
     torch.manual_seed(0)
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    raptor = make_raptor(teacher, [4, 2])
     randomised(raptor.blocks)
     return raptor.eval()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.activations.store import load_activations
 from raptor_hf.configuration_raptor import token_layout
@@ -64,7 +64,7 @@ def moved(outputs):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_and_gradients(family):
     teacher = tiny_model(family)
-    raptor = RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+    raptor = make_raptor(teacher, [2, 1], init="teacher")
     states, losses, gradients = [], [], []
     for device in ("cpu", DEVICE):
         teacher.to(device)
@@ -103,7 +103,7 @@ def test_a_teacher_on_a_gpu_that_leaves_bits_out_can_teach(family):
     torch.set_float32_matmul_precision("high")
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            raptor = RaptorModel.from_teacher(teacher.to(DEVICE), [2, 1], init="teacher")
+            raptor = make_raptor(teacher.to(DEVICE), [2, 1], init="teacher")
     finally:
         torch.set_float32_matmul_precision(precision)
     assert raptor.device.type == "cpu"
@@ -168,7 +168,7 @@ def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch, compile):
 
     def trained(name, **changes):
         torch.manual_seed(0)
-        raptor = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+        raptor = make_raptor(teacher, [4, 2], init="teacher")
         settings = {"steps": 20, "batch_size": 8, "optimizer": "muon", "num_workers": 1, **changes}
         run = LoopArguments(
             output_dir=str(tmp_path / name), report_to="none", log_every=1, checkpoint_every=8,

@@ -18,7 +18,11 @@ TRAVELS = {
     "configuration_raptor": {"torch", "transformers"},
 }
 CLIENTS = ("training", "evaluation", "model_cards", "docs")
-TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {"configuration_raptor"}
+TRAVELS["modeling_raptor_heads"] = TRAVELS["modeling_raptorized"]
+TRAVELS["modeling_raptor"] = TRAVELS["configuration_raptor"] | {
+    "configuration_raptor",
+    "modeling_raptor_heads",
+}
 PROGRAMS = sorted(
     path
     for folder in ("training", "evaluation", "model_cards")

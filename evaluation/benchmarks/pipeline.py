@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
@@ -28,7 +29,6 @@ from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.engine import Engine
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.log import read_log
-from raptor_hf.modeling_raptor import RaptorModel
 
 from .models import PHASES
 from .settings import TEACHERS
@@ -199,7 +199,7 @@ def benchmark_train(
     plain = found.pop("on the device")
     if best := found.pop(_REPLAYED, plain):
         tokens = 5 + (shape["image_size"] // shape["patch_size"]) ** 2
-        one = 12 * application_flops(RaptorModel.from_teacher(teacher, PHASES).config, tokens)
+        one = 12 * application_flops(make_raptor(teacher, PHASES).config, tokens)
         yield "training: share of the peak", {"on the device": 4 * one * best / peak}
         shares = {way: speed / best for way, speed in found.items() if speed}
         yield "training: of the speed on the device", shares
@@ -214,7 +214,7 @@ def _one_row(title: str, measure: Callable, run: LoopArguments) -> Iterator[Meas
 
 def _matching(teacher: nn.Module, activations: OnlineActivations) -> TrajectoryMatching:
     """Return the blocks of a Raptor of k = 3 that learn as by default."""
-    raptor = RaptorModel.from_teacher(teacher, PHASES, init="teacher")
+    raptor = make_raptor(teacher, PHASES, init="teacher")
     objective = ObjectiveArguments(objective="autoregressive")
     return TrajectoryMatching([chain_of(raptor, None)], objective, activations.layout.groups())
 

@@ -14,7 +14,8 @@ from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.data import ImageViews, ReadingArguments, load_images
 from raptor_hf.data.decoding import read_image, to_pixel_values
 from raptor_hf.dynamics.measures import angles, directions
-from raptor_hf.modeling_raptor import RaptorModel, patch_sides, pool_tokens
+from raptor_hf.modeling_raptor import RaptorModel, patch_sides
+from raptor_hf.modeling_raptor_heads import pool_tokens
 from raptor_hf.pictures import PatchMaps, as_seen, patch_pca_maps
 from raptor_hf.runs.processes import process_state
 from raptor_hf.tasks.heads import load_linear_head

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.distillation.rollout import Span, rollout
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
-from raptor_hf.modeling_raptor import layer_context, pool_tokens
+from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.modeling_raptor_heads import pool_tokens
 from raptor_hf.teachers import final_norm
 
 _IMAGES_AT_ONCE = 64

@@ -9,6 +9,7 @@ from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import ComputeArguments
 from ..loop.engine import configure_compute
 from ..modeling_raptor import RaptorModel
+from ..teachers.making import make_raptor
 from .rollout import Chain, Span
 from .starts import new_raptor
 
@@ -104,7 +105,7 @@ def raptor_from_blocks(
     """
     config = RaptorConfig.from_pretrained(folder)
     options = {name: getattr(config, name) for name in ARCHITECTURE}
-    model = RaptorModel.from_teacher(teacher, phases, **options)
+    model = make_raptor(teacher, phases, **options)
     weights = load_file(Path(folder) / "blocks.safetensors")
     for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
         prefix = f"{start}-{stop}."

@@ -5,7 +5,8 @@ from transformers import PreTrainedConfig
 
 from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import LoopArguments
-from ..modeling_raptor import config_for_teacher, make_shell
+from ..modeling_raptor import make_shell
+from ..teachers.layers import config_for_teacher
 from .objective import ObjectiveArguments
 
 UNIT_IMAGES = 64

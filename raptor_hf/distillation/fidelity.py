@@ -20,7 +20,8 @@ from ..metrics import (
     r2_reference,
     state_statistics,
 )
-from ..modeling_raptor import layer_context, pool_tokens
+from ..modeling_raptor import layer_context
+from ..modeling_raptor_heads import pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..teachers import final_norm, load_processor, trajectory

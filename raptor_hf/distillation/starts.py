@@ -16,7 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig, teacher_family
-from ..modeling_raptor import RaptorBlock, RaptorModel, teacher_layer_weights
+from ..modeling_raptor import RaptorBlock, RaptorModel
+from ..teachers.layers import layer_parts, start_from, teacher_layer_weights
+from ..teachers.making import make_raptor
 
 
 def new_raptor(
@@ -25,14 +27,12 @@ def new_raptor(
     """Make an untrained Raptor.
 
     Args:
-        init: `"random"` or `"teacher"`, see `RaptorModel.from_teacher`; or `"aligned"`, the mean
+        init: `"random"` or `"teacher"`, see `make_raptor`; or `"aligned"`, the mean
             of a phase's aligned layers.
-        options: the architecture, as for `RaptorModel.from_teacher`, whose errors are raised.
+        options: the architecture, as for `make_raptor`, whose errors are raised.
     """
     aligned = init == "aligned"
-    model = RaptorModel.from_teacher(
-        teacher, phases, init="teacher" if aligned else init, **options
-    )
+    model = make_raptor(teacher, phases, init="teacher" if aligned else init, **options)
     if aligned:
         layers = teacher.get_submodule(teacher_family(teacher.config).layers)
         for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
@@ -48,14 +48,14 @@ def start_from_layers(
     Args:
         config: of the block, which must be of the layers' kind.
     """
-    parts = teacher_family(config.teacher_config).layer
+    parts = layer_parts(config.teacher_config)
     copies = [teacher_layer_weights(layer, parts) for layer in layers]
     like, num_heads = copies[len(copies) // 2], config.num_attention_heads
     copies = [
         copy if copy is like else _align(copy, like, num_heads, gated=block.ffn.gated)
         for copy in copies
     ]
-    block.start_from(copies)
+    start_from(block, copies)
 
 
 def _align(

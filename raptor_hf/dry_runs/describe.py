@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig
 
 from ..configuration_raptor import token_layout
 from ..data import ReadingArguments, load_images
-from ..modeling_raptor import PatchFrame, image_arguments, make_shell, pair, patch_grid
+from ..modeling_raptor import image_arguments, make_shell, pair, patch_grid
+from ..modeling_raptor_heads import PatchFrame
 from ..runs.files import size
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments

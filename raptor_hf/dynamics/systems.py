@@ -15,7 +15,7 @@ from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
 from ..data.loading import Classes
-from ..modeling_raptor import pool_tokens
+from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
 from ..runs.processes import process_state

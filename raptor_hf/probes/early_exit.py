@@ -14,7 +14,7 @@ import torch
 
 from ..configuration_raptor import token_layout
 from ..data import batches
-from ..modeling_raptor import RaptorForImageClassification, pool_tokens
+from ..modeling_raptor_heads import RaptorForImageClassification, pool_tokens
 
 _ANGLES = [angle / 2 for angle in range(2, 91)]  # degrees
 _TOLERANCE = 0.01  # of accuracy

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data import batches
-from ..modeling_raptor import PatchFrame
+from ..modeling_raptor_heads import PatchFrame
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from ..tasks.task import Task

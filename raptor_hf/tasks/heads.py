@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.loading import Classes
-from ..modeling_raptor import RaptorForImageClassification, RaptorModel, RaptorPreTrainedModel
+from ..modeling_raptor import RaptorModel, RaptorPreTrainedModel
+from ..modeling_raptor_heads import RaptorForImageClassification
 from ..weights import check_weight_files, read_head_file
 from .task import Classification, Task
 

@@ -27,7 +27,7 @@ from ..metrics import (
     label_ranks,
     segmentation_statistics,
 )
-from ..modeling_raptor import (
+from ..modeling_raptor_heads import (
     PatchFrame,
     RaptorForDepthEstimation,
     RaptorForImageClassification,

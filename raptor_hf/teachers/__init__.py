@@ -1,16 +1,22 @@
-"""Teachers: Vision Transformers of transformers, local or from the Hub, and their trajectories.
+"""Teachers: Vision Transformers of transformers, local or from the Hub, and Raptors made of them.
 
 Looking at a model (`load_vision_model`, `trajectory`) works for any that returns the states of its
 layers; a Raptor can be made of the families that `load_backbone` takes.
 """
 
-import lazy_loader
+from .loading import load_backbone, load_vision_model, teacher_identity
+from .making import make_raptor
+from .processors import image_size, load_processor
+from .states import final_norm, normed_state, trajectory
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "loading": ["load_backbone", "load_vision_model", "teacher_identity"],
-        "processors": ["image_size", "load_processor"],
-        "states": ["final_norm", "normed_state", "trajectory"],
-    },
-)
+__all__ = [
+    "final_norm",
+    "image_size",
+    "load_backbone",
+    "load_processor",
+    "load_vision_model",
+    "make_raptor",
+    "normed_state",
+    "teacher_identity",
+    "trajectory",
+]

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
-from ..modeling_raptor import describe, find_towers, make_shell
+from ..modeling_raptor import find_part, make_shell
 from ..weights import check_weight_files, weights_digest
+from .checks import describe
 
 
 def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTrainedConfig:
@@ -138,6 +140,17 @@ def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreT
     bare.load_state_dict({key: weights[key] for key in bare.state_dict()})
     bare.name_or_path = config.name_or_path = str(name_or_path)
     return bare
+
+
+def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
+    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and module.config.model_type in TEACHER_FAMILIES
+        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers)  # no empty shell
+    }
 
 
 def _own_weights(model: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
 from evaluation.benchmarks.activations import grey_images
+from raptor_hf import make_raptor
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import (
     OnlineActivations,
@@ -26,7 +27,6 @@ from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.fit import fit
 from raptor_hf.loop.sampler import BatchShare, StepSampler
-from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
@@ -129,7 +129,7 @@ def test_distances_and_r2_stream_over_either_source(teacher, images, store):
         for source in (online, stored)
     ]
     np.testing.assert_allclose(*distances, atol=1e-4)
-    student = RaptorModel.from_teacher(teacher, [3, 3]).eval()
+    student = make_raptor(teacher, [3, 3]).eval()
     r2 = [trajectory_r2(student, source, batch_size=4) for source in (online, stored)]
     assert 0.5 < r2[0]["mean"]["all"] < 0.999
     assert r2[0]["mean"]["all"] == pytest.approx(r2[1]["mean"]["all"], abs=1e-3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments, parse_span, parse_token_weights
 from raptor_hf.distillation.blocks import (
@@ -21,7 +21,7 @@ GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None
 
 @pytest.fixture
 def raptor(teacher):
-    return randomised(RaptorModel.from_teacher(teacher, [3, 2, 1]))
+    return randomised(make_raptor(teacher, [3, 2, 1]))
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ import functools
 import pytest
 import torch
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
-from raptor_hf.configuration_raptor import LayerParts
 from raptor_hf.distillation.starts import _align, new_raptor
-from raptor_hf.modeling_raptor import teacher_layer_weights
+from raptor_hf.teachers.layers import LayerParts, teacher_layer_weights
 
 
 def error_of(model, activations):
@@ -78,7 +77,7 @@ def test_alignment_keeps_the_function(teacher, use_swiglu_ffn):
     ffn = {"ffn": "swiglu" if use_swiglu_ffn else "gelu"}
     weights_of = functools.partial(teacher_layer_weights, parts=LayerParts())
     ffn["intermediate_size"] = weights_of(teacher.encoder.layer[0])["ffn.fc2.weight"].shape[1]
-    model = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher", **ffn)
+    model = make_raptor(teacher, [1] * 6, init="teacher", **ffn)
     like = weights_of(teacher.encoder.layer[4])
     states = torch.randn(2, 7, config.hidden_size)
     with torch.no_grad():

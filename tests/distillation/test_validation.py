@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.distillation.blocks import Chain, Span
 from raptor_hf.distillation.fidelity import (
     TrajectoryValidation,
@@ -11,7 +11,7 @@ from raptor_hf.distillation.fidelity import (
 )
 from raptor_hf.distillation.rollout import rollout
 from raptor_hf.metrics import RSquared, state_statistics
-from raptor_hf.modeling_raptor import pool_tokens
+from raptor_hf.modeling_raptor_heads import pool_tokens
 from raptor_hf.teachers import trajectory
 from tests.helpers import randomised
 
@@ -24,7 +24,7 @@ def head():
 
 def layer_chains(teacher, edges):
     """Chains of blocks that are the teacher's own layers, one block a layer."""
-    raptor = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher").eval()
+    raptor = make_raptor(teacher, [1] * 6, init="teacher").eval()
     for block in raptor.blocks:
         block.depth_scaling = None
     return [
@@ -48,7 +48,7 @@ def test_the_teachers_own_layers_score_what_the_teacher_scores(teacher, head, im
 
 @torch.no_grad()
 def test_unfinished_blocks_are_finished_by_the_teachers_layers(teacher, head, images):
-    block = randomised(RaptorModel.from_teacher(teacher, [4, 2])).blocks[0]
+    block = randomised(make_raptor(teacher, [4, 2])).blocks[0]
     validate = TrajectoryValidation(
         teacher, head, images, [Chain([Span(block, 1, 4)], None)], num_images=7, batch_size=3
     )

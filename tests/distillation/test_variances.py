@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.store import load_activations
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.distillation.arguments import ObjectiveArguments
@@ -62,7 +62,7 @@ def test_variances_are_numpys(store):
 def test_the_loss_is_one_minus_r2(teacher, store, normalize):
     """Of all rows at once: the mean over layers of 1 − R², as it is reported."""
     activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    model = make_raptor(teacher, [4, 2], init="teacher")
     states = activations.__getitems__(range(len(activations)))["states"].float()
     groups = activations.layout.groups()
     weights = None
@@ -83,7 +83,7 @@ def test_the_loss_is_one_minus_r2(teacher, store, normalize):
 
 def test_a_chain_takes_the_variances_of_its_own_layers(teacher, store):
     activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    model = make_raptor(teacher, [4, 2], init="teacher")
     whole = chain_of(model, None)
     late = whole._replace(spans=whole.spans[1:])
     groups, states = activations.layout.groups(), activations.__getitems__(range(5))["states"]
@@ -99,7 +99,7 @@ def test_a_chain_takes_the_variances_of_its_own_layers(teacher, store):
 
 def test_states_that_do_not_vary_are_named(teacher, store):
     activations = load_activations(store)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    model = make_raptor(teacher, [4, 2], init="teacher")
     variances = state_variances(activations)
     variances["cls"][3] = 0.0
     arguments = ObjectiveArguments(normalize="group")
@@ -112,7 +112,7 @@ def test_states_that_do_not_vary_are_named(teacher, store):
 
 def train(teacher, activations, loop):
     torch.manual_seed(0)
-    model = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    model = make_raptor(teacher, [4, 2], init="teacher")
     arguments = ObjectiveArguments(objective="autoregressive", normalize="group")
     train_chains([chain_of(model, None)], teacher, activations, arguments, loop)
     return model.state_dict()

@@ -7,7 +7,7 @@ from torch import nn
 
 from evaluation.dynamics.class_basins import ClassBasins, check_classes
 from evaluation.dynamics.linear_modes import LinearModes, fit_linear_map
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.dynamics.interventions import (
     contraction,
@@ -58,7 +58,7 @@ def system(teacher):
 @pytest.fixture
 def raptor(teacher):
     torch.manual_seed(0)
-    model = randomised(RaptorModel.from_teacher(teacher, [2, 4])).eval().requires_grad_(False)
+    model = randomised(make_raptor(teacher, [2, 4])).eval().requires_grad_(False)
     return DepthSystem("raptor", model, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
 
 

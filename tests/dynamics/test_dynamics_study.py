@@ -13,7 +13,7 @@ from evaluation.dynamics.claims import CLAIMS, evaluate_claims
 from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.report import claims_page
 from evaluation.dynamics.study import study_models
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.store import StoredActivations, load_activations
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
@@ -27,7 +27,7 @@ PARTITIONS = [[2, 4], [2, 2, 2]]
 @pytest.fixture
 def systems(teacher):
     torch.manual_seed(0)
-    model = randomised(RaptorModel.from_teacher(teacher, [2, 4])).eval().requires_grad_(False)
+    model = randomised(make_raptor(teacher, [2, 4])).eval().requires_grad_(False)
     heads = [nn.Linear(48, 2).requires_grad_(False) for _ in range(2)]
     return [
         DepthSystem("teacher", teacher, LAYOUT, heads[0]),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raptor_hf import RaptorForImageClassification, RaptorModel, raptorize
+from raptor_hf import RaptorForImageClassification, make_raptor, raptorize
 from raptor_hf.data import make_processor
 from tests.families import HOSTS
 from tests.helpers import assert_same_outputs, randomised
@@ -261,7 +261,7 @@ def stored(hub, repo_id, path, private=False):
 
 @pytest.mark.slow
 def test_a_model_is_published_despite_cuts_and_read_without_this_package(hub, teacher, tmp_path):
-    config = RaptorModel.from_teacher(teacher, [3, 2, 1]).config
+    config = make_raptor(teacher, [3, 2, 1]).config
     config.id2label = {0: "even", 1: "odd", 2: "neither"}
     randomised(RaptorForImageClassification(config)).save_pretrained(tmp_path / "model")
     make_processor(8).save_pretrained(tmp_path / "model")

@@ -23,7 +23,8 @@ from raptor_hf.hub.publishing import (
     stage_model,
     write_files,
 )
-from raptor_hf.modeling_raptor import AUTO_CLASSES, RaptorModel
+from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.modeling_raptor_heads import AUTO_CLASSES
 from raptor_hf.runs.files import public_name, read_json
 from raptor_hf.tasks.task import TASKS
 from tests.helpers import make
@@ -130,7 +131,7 @@ def test_a_staged_model_holds_what_it_needs_and_nothing_else(model_dir, tmp_path
     results = results_of("classification")
     stage_model(model_dir, tmp_path / "staged", results, TEMPLATE, title="me/raptor")
     staged = {file.name: file for file in (tmp_path / "staged").iterdir()}
-    code = {"configuration_raptor.py", "modeling_raptor.py"}
+    code = {"configuration_raptor.py", "modeling_raptor.py", "modeling_raptor_heads.py"}
     others = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(staged) == code | others
     for name in ("README.md", "config.json", "preprocessor_config.json"):

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.store import load_activations
 from raptor_hf.distillation.blocks import Chain, Span
 from raptor_hf.distillation.compute import optimizer_flops
@@ -18,7 +18,7 @@ from tests.helpers import Killed, arguments, noisy_network, randomised
 
 
 def chain_of(teacher):
-    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    raptor = randomised(make_raptor(teacher, [4, 2]))
     spans = [Span(b, *s) for b, s in zip(raptor.blocks, raptor.config.spans(), strict=True)]
     objective = ObjectiveArguments(objective="autoregressive")
     groups = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}
@@ -124,7 +124,7 @@ def test_what_muon_is_not_for_is_said(tmp_path):
 
 
 def test_flops_of_an_update_by_hand(teacher):
-    config = RaptorModel.from_teacher(teacher, [4, 2]).config
+    config = make_raptor(teacher, [4, 2]).config
     # 24 × 72, 24 × 24 and twice 24 × 96; two products with n columns and one square, five times
     products = [5 * (2 * 2 * 24 * 24 * n + 2 * 24**3) for n in (72, 24, 96, 96)]
     assert optimizer_flops("muon", config, 2) == 2 * sum(products)

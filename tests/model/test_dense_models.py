@@ -12,9 +12,9 @@ from raptor_hf import (
     RaptorConfig,
     RaptorForDepthEstimation,
     RaptorForSemanticSegmentation,
-    RaptorModel,
+    make_raptor,
 )
-from raptor_hf.modeling_raptor import (
+from raptor_hf.modeling_raptor_heads import (
     PatchFrame,
     depth_logits,
     depth_loss,
@@ -25,7 +25,7 @@ from tests.helpers import assert_same_outputs, randomised
 
 
 def dense_model(model_class, teacher, **fields):
-    config = RaptorModel.from_teacher(teacher, [4, 2]).config
+    config = make_raptor(teacher, [4, 2]).config
     config = RaptorConfig.from_dict({**config.to_dict(), **fields})
     torch.manual_seed(0)
     return randomised(model_class(config)).eval()
@@ -91,7 +91,7 @@ def test_depth_loss_ignores_invalid_pixels_in_both_parts():
 
 
 def test_padding_keeps_the_image_in_the_middle(teacher):
-    config = RaptorModel.from_teacher(teacher, [6]).config
+    config = make_raptor(teacher, [6]).config
     config.teacher_config.patch_size = 14
     assert PatchFrame.of((480, 640), config) == ((490, 644), (2, 2, 5, 5), (35, 46))
     assert PatchFrame.of((518, 518), config) == ((518, 518), (0, 0, 0, 0), (37, 37))

@@ -14,14 +14,15 @@ from torch import nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from raptor_hf import RaptorConfig, RaptorModel, raptorize
+from raptor_hf import RaptorConfig, RaptorModel, make_raptor, raptorize
 from raptor_hf.distillation.blocks import make_chains, raptor_from_blocks, save_blocks
 from raptor_hf.distillation.compute import application_flops, optimizer_flops
 from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.loop.arguments import ComputeArguments
 from raptor_hf.loop.engine import configure_compute
 from raptor_hf.loop.optimizers import BatchedMuon, layer_matrices
-from raptor_hf.modeling_raptor import RaptorBlock, teacher_layer_weights
+from raptor_hf.modeling_raptor import RaptorBlock
+from raptor_hf.teachers.layers import layer_parts, teacher_layer_weights
 from tests.families import HOSTS
 from tests.helpers import assert_same_outputs, randomised
 from tests.programs import run, start
@@ -42,7 +43,7 @@ on_every_option = pytest.mark.parametrize(
 
 @pytest.fixture
 def raptor(teacher):
-    return randomised(RaptorModel.from_teacher(teacher, PHASES, **BOTH))
+    return randomised(make_raptor(teacher, PHASES, **BOTH))
 
 
 def plain_block(block, depth, config):
@@ -69,16 +70,16 @@ def plain_block(block, depth, config):
 
 
 def test_a_plain_raptor_has_no_more_weights_than_before(teacher):
-    model = RaptorModel.from_teacher(teacher, PHASES)
+    model = make_raptor(teacher, PHASES)
     assert not [n for n in model.state_dict() if "corrections" in n or "experts" in n]
     assert type(model.blocks[0].ffn.fc1) is type(model.blocks[0].ffn.fc2) is nn.Linear
 
 
 @pytest.mark.parametrize("correction_on", ["attention", "ffn", "all"])
 def test_new_corrections_change_nothing(teacher, pixel_values, correction_on):
-    plain = randomised(RaptorModel.from_teacher(teacher, PHASES))
+    plain = randomised(make_raptor(teacher, PHASES))
     options = {"correction_rank": 4, "correction_on": correction_on}
-    corrected = RaptorModel.from_teacher(teacher, PHASES, **options).eval()
+    corrected = make_raptor(teacher, PHASES, **options).eval()
     lacking = corrected.load_state_dict(plain.state_dict(), strict=False)
     assert not lacking.unexpected_keys
     assert lacking.missing_keys and all(".corrections." in name for name in lacking.missing_keys)
@@ -94,7 +95,7 @@ def test_new_corrections_change_nothing(teacher, pixel_values, correction_on):
 @pytest.mark.parametrize("ffn", ["gelu", "swiglu", "relu"])
 @torch.no_grad()
 def test_every_depth_by_hand(teacher, options, ffn):
-    model = randomised(RaptorModel.from_teacher(teacher, PHASES, ffn=ffn, **options))
+    model = randomised(make_raptor(teacher, PHASES, ffn=ffn, **options))
     states = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(1))
     for depth in range(1, 7):
         block = model.blocks[model.config.phase_of(depth)]
@@ -105,7 +106,7 @@ def test_every_depth_by_hand(teacher, options, ffn):
 @on_every_option
 @torch.no_grad()
 def test_depths_at_once_are_depths_one_by_one(teacher, options):
-    model = randomised(RaptorModel.from_teacher(teacher, PHASES, **options))
+    model = randomised(make_raptor(teacher, PHASES, **options))
     for block, (first, last) in zip(model.blocks, SPANS, strict=True):
         depths = torch.arange(first + 1, last + 1)
         states = torch.randn(2, len(depths), 7, 24, generator=torch.Generator().manual_seed(2))
@@ -130,7 +131,7 @@ def test_beyond_its_span_a_block_changes_what_it_does_at_the_nearest_layer(rapto
 @pytest.mark.parametrize("depth_scaling", [True, False])
 @torch.no_grad()
 def test_folded_and_compiled_by_one_graph(teacher, pixel_values, depth_scaling):
-    model = RaptorModel.from_teacher(teacher, PHASES, depth_scaling=depth_scaling, **BOTH)
+    model = make_raptor(teacher, PHASES, depth_scaling=depth_scaling, **BOTH)
     plain = randomised(model).trajectory(pixel_values)
     torch._dynamo.reset()
     graphs = []
@@ -253,7 +254,7 @@ def test_experts_start_as_the_means_of_runs_of_layers(teacher, init, experts, ru
         changed = {name: (1 + 0.1 * number) * weight for name, weight in layer.items()}
         teacher.encoder.layer[number].load_state_dict(changed)
     model = new_raptor(teacher, [3, 3], init=init, ffn_experts=experts)
-    parts = model.family.layer
+    parts = layer_parts(teacher.config)
     layers = [teacher_layer_weights(teacher.encoder.layer[n], parts) for n in range(3)]
     block = model.blocks[0]
     for name, weight in block.ffn.state_dict().items():
@@ -302,7 +303,7 @@ def test_wrong_values_are_refused(teacher, wrong, message):
 )
 def test_parameters_by_hand(teacher, options, per_layer, per_block):
     plain, more = (
-        sum(p.numel() for p in RaptorModel.from_teacher(teacher, PHASES, **o).blocks.parameters())
+        sum(p.numel() for p in make_raptor(teacher, PHASES, **o).blocks.parameters())
         for o in ({}, options)
     )
     assert more - plain == 6 * per_layer + 3 * per_block
@@ -311,7 +312,7 @@ def test_parameters_by_hand(teacher, options, per_layer, per_block):
 @on_every_option
 @pytest.mark.parametrize("ffn", ["gelu", "swiglu"])
 def test_flops_are_what_torch_counts(teacher, options, ffn):
-    model = RaptorModel.from_teacher(teacher, PHASES, ffn=ffn, depth_scaling=False, **options)
+    model = make_raptor(teacher, PHASES, ffn=ffn, depth_scaling=False, **options)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         model.advance(torch.zeros(2, 7, 24), 2)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.export import Dim
 
-from raptor_hf.modeling_raptor import AUTO_CLASSES
+from raptor_hf.modeling_raptor_heads import AUTO_CLASSES
 from tests.helpers import make, tensors
 
 # (batch, height, width) in pixels: two batch sizes, two resolutions, and the teacher's own

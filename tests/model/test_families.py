@@ -18,6 +18,7 @@ from raptor_hf import (
     RaptorForImageClassification,
     RaptorForSemanticSegmentation,
     RaptorModel,
+    make_raptor,
     raptorize,
 )
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
@@ -30,6 +31,7 @@ from raptor_hf.probes.early_exit import exit_curves
 from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
 from raptor_hf.teachers import normed_state, trajectory
+from raptor_hf.teachers.layers import LAYER_PARTS
 from raptor_hf.teachers.states import run_layers
 from tests.families import CASES, FAMILIES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
@@ -49,7 +51,7 @@ def images(size, seed=1):
 def copy_of(teacher):
     """A Raptor with a block a layer, each a copy of it."""
     phases = [1] * teacher.config.num_hidden_layers
-    raptor = RaptorModel.from_teacher(teacher, phases, init="teacher", depth_scaling=False)
+    raptor = make_raptor(teacher, phases, init="teacher", depth_scaling=False)
     raptor.set_attn_implementation("eager")
     return raptor.eval()
 
@@ -194,15 +196,20 @@ def test_maps_of_that_size_have_as_many_patches_as_the_teacher_looks_at():
         ("clip_vision_model", {"embeddings": ("embeddings",)}, "the embeddings of this CLIPVision"),
         ("dinov3_vit", {"final_norm": None}, "the final norm of this DINOv3ViTModel .* differ by"),
         ("clip_vision_model", {"output_normed": True}, "the final norm of this CLIPVisionModel"),
-        ("vit", {"layer": TEACHER_FAMILIES["vit"].layer._replace(norms=("layernorm_before",) * 2)},
-         "a copy of the first layer of this ViTModel"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_row_is_seen(family, change, message, monkeypatch):
     teacher = tiny_model(family)
     monkeypatch.setitem(TEACHER_FAMILIES, family, TEACHER_FAMILIES[family]._replace(**change))
     with pytest.raises(ValueError, match=message):
-        RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+        make_raptor(teacher, [2, 1], init="teacher")
+
+
+def test_a_wrong_place_of_weights_is_seen(monkeypatch):
+    wrong = LAYER_PARTS["vit"]._replace(norms=("layernorm_before",) * 2)
+    monkeypatch.setitem(LAYER_PARTS, "vit", wrong)
+    with pytest.raises(ValueError, match="a copy of the first layer of this ViTModel"):
+        make_raptor(tiny_model("vit"), [2, 1], init="teacher")
 
 
 @pytest.mark.parametrize("way", ["older", "newer"])
@@ -228,7 +235,7 @@ def test_a_teacher_is_compared_in_full_precision(way):
     teacher.layers[0].register_forward_hook(note)
     choose(told)
     try:
-        RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+        make_raptor(teacher, [2, 1], init="teacher")
         assert set(seen) == {"ieee" if way == "newer" else "highest"}
         note()
         assert seen[-1] == told
@@ -249,7 +256,7 @@ def test_an_offloaded_teacher_is_refused(kind, tmp_path):
         teacher = AutoModel.from_pretrained(tmp_path, **options)
     message = "must lie in memory; those of this ViTModel are offloaded .*, .* first. Load it onto"
     with pytest.raises(ValueError, match=message):
-        RaptorModel.from_teacher(teacher, [2, 1])
+        make_raptor(teacher, [2, 1])
     with pytest.raises(ValueError, match=message):
         raptorize(teacher, blocks=blocks)
 
@@ -262,7 +269,7 @@ def test_a_quantised_teacher_is_refused(dtype):
     linear.weight = nn.Parameter(linear.weight.to(dtype), requires_grad=False)
     message = f"this ViTModel is quantised, layers.1.mlp.fc1.weight is {dtype}. Load it without"
     with pytest.raises(ValueError, match=message):
-        RaptorModel.from_teacher(teacher, [2, 1])
+        make_raptor(teacher, [2, 1])
     with pytest.raises(ValueError, match=message):
         raptorize(teacher, blocks=blocks)
 
@@ -271,7 +278,7 @@ def test_of_timm_a_vision_transformer_teaches():
     pytest.importorskip("timm", reason="timm needs torchvision, which the tests do without")
     config = CONFIG_MAPPING["timm_wrapper"](architecture="resnet18")
     with pytest.raises(ValueError, match="a VisionTransformer can teach; this is a ResNet"):
-        RaptorModel.from_teacher(AutoModel.from_config(config), [2, 1])
+        make_raptor(AutoModel.from_config(config), [2, 1])
     raptor = new_raptor(tiny_model("timm_wrapper"), [2, 1], init="aligned")
     assert raptor.config.hidden_size == 24 and raptor.config.image_size == [16, 16]
 
@@ -289,7 +296,7 @@ def test_positions_that_are_random_in_training_are_not_so_here():
     teacher = tiny_model("dinov3_vit")
     teacher.config.pos_embed_rescale = teacher.rope_embeddings.config.pos_embed_rescale = 2.0
     expected = layer_context(teacher, (24, 20)).rotary
-    new = RaptorModel.from_teacher(teacher, [2, 1], init="teacher")
+    new = make_raptor(teacher, [2, 1], init="teacher")
     told = RaptorModel(new.config).train()
     for raptor in (new, RaptorModel(new.config), told):  # the first two were never told their mode
         assert_same_outputs(raptor.context((24, 20)).rotary, expected)

@@ -6,14 +6,14 @@ from importlib.machinery import PathFinder
 import pytest
 import torch
 
-from raptor_hf import RaptorForImageClassification, RaptorModel
+from raptor_hf import RaptorForImageClassification, make_raptor
 from tests.helpers import assert_same_outputs, randomised
 from tests.programs import ROOT, run
 
 
 @pytest.fixture
 def raptor(teacher):
-    return randomised(RaptorModel.from_teacher(teacher, [3, 2, 1]))
+    return randomised(make_raptor(teacher, [3, 2, 1]))
 
 
 class Counter:
@@ -58,7 +58,7 @@ def test_training_drops_folded_scales(raptor, pixel_values):
 
 
 def test_a_raptor_without_depth_scaling_has_nothing_to_fold(teacher, pixel_values):
-    model = RaptorModel.from_teacher(teacher, [4, 2], depth_scaling=False).eval()
+    model = make_raptor(teacher, [4, 2], depth_scaling=False).eval()
     with torch.no_grad():
         plain = model(pixel_values).last_hidden_state
         same = model.prepare_for_inference()(pixel_values).last_hidden_state
@@ -109,7 +109,7 @@ def test_fewer_applications_by_hand(raptor, pixel_values):
 
 @torch.no_grad()
 def test_images_that_settle_keep_their_state(teacher, pixel_values):
-    raptor = randomised(RaptorModel.from_teacher(teacher, [2, 4]))
+    raptor = randomised(make_raptor(teacher, [2, 4]))
     for block in raptor.blocks:  # smaller steps than random ones
         block.layer_scale1 *= 0.1
         block.layer_scale2 *= 0.1
@@ -135,7 +135,7 @@ def test_images_that_settle_keep_their_state(teacher, pixel_values):
 
 @torch.no_grad()
 def test_a_classifier_exits_early_as_its_configuration_says(teacher, pixel_values, tmp_path):
-    config = RaptorModel.from_teacher(teacher, [2, 4]).config
+    config = make_raptor(teacher, [2, 4]).config
     config.num_labels = 5
     model = randomised(RaptorForImageClassification(config))
     everywhere = model(pixel_values).logits

@@ -41,7 +41,7 @@ import pytest
 import torch
 
 from raptor_hf import RaptorForImageClassification, RaptorModel
-from raptor_hf.modeling_raptor import AUTO_CLASSES
+from raptor_hf.modeling_raptor_heads import AUTO_CLASSES
 from raptor_hf.teachers import load_backbone
 from tests.helpers import assert_same_outputs, make, tensors
 

@@ -6,7 +6,13 @@ import torch
 from torch.nn.functional import gelu, layer_norm, silu
 from transformers import AutoModel, AutoModelForImageClassification, Dinov2Config, Dinov2Model
 
-from raptor_hf import RaptorBlock, RaptorConfig, RaptorForImageClassification, RaptorModel
+from raptor_hf import (
+    RaptorBlock,
+    RaptorConfig,
+    RaptorForImageClassification,
+    RaptorModel,
+    make_raptor,
+)
 from tests.helpers import SIZES, assert_same_outputs, randomised
 
 
@@ -52,7 +58,7 @@ def test_several_depths_at_once_equal_one_by_one(teacher):
 
 def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teacher, pixel_values):
     for model in (teacher, plain_teacher):
-        raptor = RaptorModel.from_teacher(model, [1] * 6, init="teacher").eval()
+        raptor = make_raptor(model, [1] * 6, init="teacher").eval()
         for block in raptor.blocks:
             block.depth_scaling = None  # starts at 1 ± 1e-4
         ours, theirs = (m(pixel_values, output_hidden_states=True) for m in (raptor, model))
@@ -64,7 +70,7 @@ def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teac
 
 
 def test_a_block_from_the_teacher_is_the_mean_of_its_phase(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2], init="teacher")
+    raptor = make_raptor(teacher, [4, 2], init="teacher")
     layers = teacher.encoder.layer[4:6]
     query = torch.stack([layer.attention.q_proj.weight for layer in layers]).mean(0)
     assert torch.equal(raptor.blocks[1].attention.qkv.weight[:24], query)
@@ -76,7 +82,7 @@ def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "image_size": 8, "patch_size": 4}
     config = Dinov2Config(**sizes, num_hidden_layers=2, use_swiglu_ffn=True, qkv_bias=False)
     gated = randomised(Dinov2Model(config))
-    raptor = RaptorModel.from_teacher(
+    raptor = make_raptor(
         gated, [1, 1], init="teacher", ffn="swiglu", intermediate_size=64, depth_scaling=False
     ).eval()
     expected = gated(pixel_values, output_hidden_states=True).hidden_states
@@ -88,7 +94,7 @@ def test_a_gated_teacher_can_start_a_gated_raptor(pixel_values):
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "quick_gelu", "gelu_python"])
 def test_blocks_have_the_activation_of_the_teacher(activation, pixel_values):
     teacher = Dinov2Model(Dinov2Config(**SIZES, hidden_act=activation)).eval()
-    raptor = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher", depth_scaling=False)
+    raptor = make_raptor(teacher, [1] * 6, init="teacher", depth_scaling=False)
     assert raptor.config.ffn == activation
     assert_same_outputs(raptor(pixel_values)[0], teacher(pixel_values)[0], 1e-5)
 
@@ -98,34 +104,34 @@ def test_a_teacher_that_computes_something_else_is_refused(teacher):
     other = copy.deepcopy(teacher)
     other.encoder.layer[0].mlp.activation_fn = torch.nn.ReLU()
     with pytest.raises(ValueError, match="a copy of the first layer of this .* does not know"):
-        RaptorModel.from_teacher(other, [4, 2], init="teacher")
+        make_raptor(other, [4, 2], init="teacher")
     forward = teacher.encoder.forward  # as if there were a norm before the layers
     teacher.encoder.forward = lambda states, **options: forward(2 * states, **options)
     with pytest.raises(ValueError, match="the embeddings of this .* does not know of a 'dinov2"):
-        RaptorModel.from_teacher(teacher, [4, 2])
+        make_raptor(teacher, [4, 2])
 
 
 def test_a_teacher_in_training_mode_is_refused_if_it_drops(teacher):
-    RaptorModel.from_teacher(teacher.train(), [4, 2])
+    make_raptor(teacher.train(), [4, 2])
     config = Dinov2Config(**SIZES, drop_path_rate=0.1)
     with pytest.raises(ValueError, match=r"encoder.layer.0.drop_path makes its states random"):
-        RaptorModel.from_teacher(Dinov2Model(config).train(), [4, 2])
+        make_raptor(Dinov2Model(config).train(), [4, 2])
 
 
 def test_the_teachers_embeddings_stay_in_evaluation_mode(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2]).train()
+    raptor = make_raptor(teacher, [4, 2]).train()
     assert raptor.training and raptor.blocks[0].training and not raptor.shell.training
 
 
 def test_embeddings_follow_the_teacher_to_other_resolutions(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    raptor = make_raptor(teacher, [4, 2])
     for size in ((16, 16), (8, 20)):
         pixel_values = torch.randn(1, 3, *size)
         assert_same_outputs(raptor.embed(pixel_values), teacher.embeddings(pixel_values))
 
 
 def test_forward_is_embed_advance_norm(teacher, pixel_values):
-    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    raptor = randomised(make_raptor(teacher, [4, 2]))
     outputs = raptor(pixel_values, output_hidden_states=True)
     states = raptor.embed(pixel_values)
     for depth in range(1, 7):
@@ -144,13 +150,13 @@ def test_forward_is_embed_advance_norm(teacher, pixel_values):
 
 
 def test_only_the_blocks_train(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    raptor = make_raptor(teacher, [4, 2])
     trained = {name for name, weight in raptor.named_parameters() if weight.requires_grad}
     assert trained == {name for name, _ in raptor.named_parameters() if name.startswith("blocks.")}
 
 
 def test_depth_scaling_starts_as_the_identity(teacher):
-    scaling = RaptorModel.from_teacher(teacher, [6]).blocks[0].depth_scaling
+    scaling = make_raptor(teacher, [6]).blocks[0].depth_scaling
     for scale in scaling(torch.tensor([[3.0]])):
         assert 0 < (scale - 1).abs().max() < 0.01
     assert -1 < scaling.fc1.bias.min() < -0.3 < 0.3 < scaling.fc1.bias.max() < 1
@@ -158,7 +164,7 @@ def test_depth_scaling_starts_as_the_identity(teacher):
 
 
 def test_save_and_load_are_bit_equal(teacher, pixel_values, tmp_path):
-    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    raptor = randomised(make_raptor(teacher, [4, 2]))
     raptor.save_pretrained(tmp_path / "raptor")
     loaded = AutoModel.from_pretrained(tmp_path / "raptor")
     assert type(loaded) is RaptorModel
@@ -193,35 +199,35 @@ def test_classifier_reads_cls_and_the_mean_of_the_patches(teacher, pixel_values)
 
 
 def test_bad_images_are_refused_in_words(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [6])
+    raptor = make_raptor(teacher, [6])
     with pytest.raises(ValueError, match=r"\(batch, 3, height, width\); got \(2, 1, 8, 8\)"):
         raptor(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match="multiples of the patch .4×4 pixels.; got 8×10"):
         raptor(torch.zeros(2, 3, 8, 10))
 
 
-def test_from_teacher_refuses_what_does_not_fit(teacher):
+def test_make_raptor_refuses_what_does_not_fit(teacher):
     with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
-        RaptorModel.from_teacher(teacher, [7, 3, 2])
+        make_raptor(teacher, [7, 3, 2])
     with pytest.raises(ValueError, match="init must be 'random' or 'teacher'; got 'mean'"):
-        RaptorModel.from_teacher(teacher, [6], init="mean")
+        make_raptor(teacher, [6], init="mean")
     with pytest.raises(ValueError, match="init='teacher' needs blocks like the teacher's layers"):
-        RaptorModel.from_teacher(teacher, [6], init="teacher", ffn="swiglu")
+        make_raptor(teacher, [6], init="teacher", ffn="swiglu")
 
 
 def test_overrides_after_loading_are_checked_too(teacher, tmp_path):
-    RaptorModel.from_teacher(teacher, [4, 2]).save_pretrained(tmp_path)
+    make_raptor(teacher, [4, 2]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
         RaptorModel.from_pretrained(tmp_path, phases=[4, 1])
 
 
 def test_a_layerscale_for_blocks_that_take_the_teachers_is_refused(teacher):
     with pytest.raises(ValueError, match="layerscale_value=0.5 contradicts init='teacher'"):
-        RaptorModel.from_teacher(teacher, [6], init="teacher", layerscale_value=0.5)
+        make_raptor(teacher, [6], init="teacher", layerscale_value=0.5)
 
 
 def test_depth_scaling_keeps_its_precision_under_autocast(teacher):
-    scaling = RaptorModel.from_teacher(teacher, [6]).blocks[0].depth_scaling
+    scaling = make_raptor(teacher, [6]).blocks[0].depth_scaling
     depth = torch.tensor([[3.0]])
     with torch.autocast("cpu", torch.bfloat16):
         found = scaling(depth.bfloat16())

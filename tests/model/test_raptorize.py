@@ -17,10 +17,11 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from raptor_hf import RaptorBackbone, RaptorModel, raptorize
+from raptor_hf import RaptorBackbone, make_raptor, raptorize
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import RaptorAttention, find_towers
+from raptor_hf.modeling_raptor import RaptorAttention
 from raptor_hf.modeling_raptorized import RaptorTrunk
+from raptor_hf.teachers.loading import find_towers
 from tests.families import CASES, HOSTS, PIXELS, tensors_of, tiny_model
 from tests.helpers import assert_same_outputs, randomised
 
@@ -31,7 +32,7 @@ def copied(model):
     """A Raptor of the tower within a model, with a block a layer, each a copy of it."""
     [tower] = find_towers(model).values()
     phases = [1] * tower.config.num_hidden_layers
-    raptor = RaptorModel.from_teacher(tower, phases, init="teacher", depth_scaling=False)
+    raptor = make_raptor(tower, phases, init="teacher", depth_scaling=False)
     raptor.set_attn_implementation("sdpa")
     return raptor
 

@@ -11,7 +11,7 @@ from transformers import DPTImageProcessorPil
 from raptor_hf import raptorize
 from raptor_hf.data import make_processor
 from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import AUTO_CLASSES
+from raptor_hf.modeling_raptor_heads import AUTO_CLASSES
 from tests.families import FAMILIES, HOSTS, PIXELS, tiny_model
 from tests.helpers import assert_same_outputs, make, randomised, tensors
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE, run
@@ -79,7 +79,7 @@ def folders(teacher, pixel_values, tmp_path):
 def test_the_code_of_a_saved_model_is_the_packages_own(folders):
     for folder in FOLDERS:
         files = {file.name for file in (folders / folder).iterdir()}
-        code = {"configuration_raptor.py", "modeling_raptor.py"}
+        code = {"configuration_raptor.py", "modeling_raptor.py", "modeling_raptor_heads.py"}
         assert files == code | {"config.json", "model.safetensors", "preprocessor_config.json"}
         for name in code:
             package = ROOT / "raptor_hf" / name

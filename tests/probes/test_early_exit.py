@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raptor_hf import RaptorForImageClassification, RaptorModel
+from raptor_hf import RaptorForImageClassification, make_raptor
 from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.probes.early_exit import (
     applications_after_exit,
@@ -21,7 +21,7 @@ from tests.programs import run
 
 @pytest.fixture
 def classifier(teacher):
-    config = RaptorModel.from_teacher(teacher, [2, 4]).config
+    config = make_raptor(teacher, [2, 4]).config
     config.num_labels = 2
     model = randomised(RaptorForImageClassification(config))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from raptor_hf.data import ReadingArguments, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.modeling_raptor import drop_registers, pool_tokens
+from raptor_hf.modeling_raptor_heads import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.datasets import ProbeImageSets
 from raptor_hf.probes.features import store_features

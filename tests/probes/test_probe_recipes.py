@@ -15,7 +15,7 @@ from transformers import (
     pipeline,
 )
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.data import make_processor
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from tests.helpers import randomised
@@ -34,7 +34,7 @@ def backbones(tmp_path_factory):
         image_size=56, patch_size=14, hidden_size=12, num_hidden_layers=3, num_attention_heads=2
     )
     teacher = Dinov2WithRegistersModel(config).eval()
-    raptor = randomised(RaptorModel.from_teacher(teacher, [2, 1]))
+    raptor = randomised(make_raptor(teacher, [2, 1]))
     for name, model in (("teacher", teacher), ("raptor", raptor)):
         model.save_pretrained(folder / name)
         make_processor(224).save_pretrained(folder / name)

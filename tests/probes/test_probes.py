@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from raptor_hf import RaptorModel
+from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.provenance import model_facts
@@ -198,20 +198,18 @@ def test_poolings_are_those_of_the_task(tmp_path):
 
 
 def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, images):
-    student = RaptorModel.from_teacher(teacher, [1] * 6, init="teacher").eval()
+    student = make_raptor(teacher, [1] * 6, init="teacher").eval()
     for block in student.blocks:
         block.depth_scaling = None
     perfect = trajectory_r2(student, OnlineActivations(teacher, images), batch_size=4)
     assert min(perfect["layers"]["all"]) > 1 - 1e-6
     assert len(perfect["layers"]["cls"]) == 6
-    worse = trajectory_r2(
-        randomised(RaptorModel.from_teacher(teacher, [6])), OnlineActivations(teacher, images)
-    )
+    worse = trajectory_r2(randomised(make_raptor(teacher, [6])), OnlineActivations(teacher, images))
     assert worse["mean"]["all"] < 0.9
 
 
 def test_classifier_is_backbone_and_probe(teacher, pixel_values):
-    raptor = randomised(RaptorModel.from_teacher(teacher, [4, 2]))
+    raptor = randomised(make_raptor(teacher, [4, 2]))
     probe = nn.Linear(48, 2)
     classifier = attach_head(raptor, probe, ["even", "odd"])
     states = raptor(pixel_values).last_hidden_state
@@ -221,7 +219,7 @@ def test_classifier_is_backbone_and_probe(teacher, pixel_values):
 
 
 def test_parameters_are_counted_per_block_or_layer(teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    raptor = make_raptor(teacher, [4, 2])
     d = 24
     layer = (
         4 * d * d + 4 * d + 8 * d * d + 5 * d + 4 * d + 2 * d

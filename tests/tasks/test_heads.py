@@ -13,11 +13,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from raptor_hf import make_raptor
 from raptor_hf.data.loading import Classes
-from raptor_hf.modeling_raptor import (
+from raptor_hf.modeling_raptor_heads import (
     RaptorForDepthEstimation,
     RaptorForSemanticSegmentation,
-    RaptorModel,
     pool_tokens,
 )
 from raptor_hf.tasks.heads import arrange_head, attach_head, load_linear_head
@@ -119,7 +119,7 @@ def test_a_head_on_other_features_of_the_same_width_is_refused(tmp_path):
 
 @torch.no_grad()
 def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2]).eval()
+    raptor = make_raptor(teacher, [4, 2]).eval()
     head = torch.nn.Linear(48, 3)
     classifier = attach_head(raptor, head)
     assert classifier.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
@@ -134,7 +134,7 @@ def test_a_raptor_classifier_gives_its_head_back(tmp_path, teacher, pixel_values
 
 
 def test_heads_of_dense_tasks_have_their_own_widths(tmp_path, teacher):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2]).eval()
+    raptor = make_raptor(teacher, [4, 2]).eval()
     head = torch.nn.Linear(24, 3)
     attach_head(
         raptor, head, ["a", "b", "c"], model_class=RaptorForSemanticSegmentation

@@ -16,10 +16,9 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from raptor_hf import RaptorModel, raptorize
+from raptor_hf import make_raptor, raptorize
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from raptor_hf.data import make_processor
-from raptor_hf.modeling_raptor import find_towers
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
@@ -30,7 +29,7 @@ from raptor_hf.teachers import (
     teacher_identity,
     trajectory,
 )
-from raptor_hf.teachers.loading import hub_commit, load_teacher_config
+from raptor_hf.teachers.loading import find_towers, hub_commit, load_teacher_config
 from raptor_hf.teachers.states import infer_token_layout
 from tests.families import FAMILIES as EVERY_FAMILY
 from tests.families import HOSTS, PIXELS, tiny_model
@@ -186,7 +185,7 @@ def check_tower(model, folder):
     with torch.no_grad():
         expected = tower(pixel_values, output_hidden_states=True).hidden_states
     assert_same_outputs(trajectory(loaded, pixel_values), torch.stack(expected, dim=1))
-    RaptorModel.from_teacher(loaded, [loaded.config.num_hidden_layers], init="teacher")
+    make_raptor(loaded, [loaded.config.num_hidden_layers], init="teacher")
 
 
 def test_what_a_processor_lacks_is_said(tmp_path):
@@ -228,7 +227,7 @@ def test_a_backbone_is_frozen_and_gives_its_trajectory(teacher, pixel_values, tm
 
 
 def test_teacher_and_raptor_load_alike(teacher, pixel_values, tmp_path):
-    raptor = RaptorModel.from_teacher(teacher, [4, 2])
+    raptor = make_raptor(teacher, [4, 2])
     raptor.save_pretrained(tmp_path)
     assert trajectory(load_backbone(str(tmp_path)), pixel_values).shape == (3, 7, 7, 24)
 

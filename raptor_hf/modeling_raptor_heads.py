@@ -1,0 +1,379 @@
+"""Raptors with heads: classification, segmentation, depth, and a backbone for dense models.
+
+Shapes: B images, N tokens (cls, registers, patches), D channels, L layers, h×w patches of an image.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    DepthEstimatorOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .configuration_raptor import RaptorConfig, token_layout
+from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, patch_grid, patch_sides
+
+
+def feature_size(config: PreTrainedConfig) -> int:
+    """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
+    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
+
+
+def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """Return DINOv2's image feature: [cls, mean of patches], (B, N, D) to (B, 2·D).
+
+    Of a family without a cls token it is the mean of the patches alone, (B, D).
+    """
+    layout = token_layout(config)
+    patches = last_hidden_state[:, layout.groups()["patches"]].mean(dim=1)
+    return torch.cat([last_hidden_state[:, 0], patches], -1) if layout.num_cls else patches
+
+
+class RaptorForImageClassification(RaptorPreTrainedModel):
+    """A Raptor with DINOv2's classification head: [cls, mean of patches] to one linear layer."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(feature_size(config), config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
+        given.
+        """
+        outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
+        logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class PatchFrame(NamedTuple):
+    """How images of one size lie on the patch grid: padded evenly on all sides to whole patches.
+
+    480×640 pixels at patch 14 become 490×644 with 5 more rows above and below, 2 more columns left
+    and right, and a grid of 35×46; where the padding is odd, right and bottom get one pixel more.
+    """
+
+    padded: tuple[int, int]  # pixels, height and width
+    padding: tuple[int, int, int, int]  # pixels: left, right, top, bottom
+    grid: tuple[int, int]  # patches, height and width
+
+    @classmethod
+    def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
+        """Return the frame of images of `size` = (height, width) pixels."""
+        patch = patch_sides(config)
+        rows, columns = (-size[axis] % patch[axis] for axis in (0, 1))
+        padded = (size[0] + rows, size[1] + columns)
+        grid = (padded[0] // patch[0], padded[1] // patch[1])
+        padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return cls(padded, padding, grid)
+
+    def pad(self, maps: torch.Tensor) -> torch.Tensor:
+        """Pad maps (…, H, W) of an image's pixels with zeros."""
+        return nn.functional.pad(maps, self.padding)
+
+    def interpolate(self, maps: torch.Tensor) -> torch.Tensor:
+        """Interpolate maps (B, C, h, w) over the padded image, at each pixel of the image
+        itself.
+        """
+        maps = resize_maps(maps, self.padded)
+        left, right, top, bottom = self.padding
+        return maps[..., top : self.padded[0] - bottom, left : self.padded[1] - right]
+
+
+def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Interpolate maps (B, C, h, w) bilinearly to (B, C, H, W)."""
+    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D).
+
+    Of a family without a cls token it is the patches alone.
+    """
+    layout = token_layout(config)
+    patches = states[:, layout.groups()["patches"]]
+    return torch.cat([states[:, :1], patches], dim=1) if layout.num_cls else patches
+
+
+def segmentation_logits(
+    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
+) -> torch.Tensor:
+    """Apply a linear layer to every patch: (B, 1 + h·w, D) to logits (B, labels, h, w)."""
+    patches = tokens[:, -grid[0] * grid[1] :]
+    return classifier(patches).transpose(1, 2).unflatten(2, grid)
+
+
+def depth_logits(
+    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int], *, upsampling: int = 4
+) -> torch.Tensor:
+    """Apply a linear layer to [patch, cls], four times as fine as the patches.
+
+    DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
+    the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
+    so its share is worked out once an image. The result is the same.
+
+    Args:
+        tokens: (B, 1 + h·w, D), cls and the patches.
+
+    Returns:
+        (B, bins, 4·h, 4·w).
+    """
+    size, cls, patches = tokens.shape[-1], tokens[:, :1], tokens[:, 1:]
+    if classifier.weight.is_meta:  # offloaded: it fetches its weights when it is called
+        logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
+    else:
+        logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
+        logits = logits + nn.functional.linear(cls, classifier.weight[:, size:])
+    logits = logits.transpose(1, 2).unflatten(2, grid)
+    return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
+
+
+def expected_depth(
+    logits: torch.Tensor, frame: PatchFrame, *, min_depth: float, max_depth: float
+) -> torch.Tensor:
+    """Return the bins' centres averaged by the softmax: (B, bins, h, w) to metres (B, H, W)."""
+    edges = torch.linspace(
+        min_depth, max_depth, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device
+    )
+    centres = (edges[:-1] + edges[1:]) / 2
+    depth = torch.einsum("bkhw,k->bhw", logits.softmax(dim=1), centres)
+    return frame.interpolate(depth[:, None])[:, 0]
+
+
+def depth_loss(
+    logits: torch.Tensor,
+    predicted_depth: torch.Tensor,
+    target: torch.Tensor,
+    frame: PatchFrame,
+    *,
+    min_depth: float,
+    max_depth: float,
+) -> torch.Tensor:
+    """Return 10 × scale-invariant log loss (λ = 0.85) + cross-entropy, over valid pixels.
+
+    With d = log(prediction + 1 mm) − log(target + 1 mm): mean(d²) − 0.85·mean(d)². A pixel is valid
+    if its depth lies in [min_depth, max_depth]; the others count in neither part.
+
+    Args:
+        logits: (B, bins, h, w) over the padded images.
+        predicted_depth, target: (B, H, W) in metres.
+
+    Returns:
+        A scalar; 0 where no pixel is valid.
+    """
+    bins = logits.shape[1]
+    valid = (target >= min_depth) & (target <= max_depth)
+    if not valid.any():
+        return 0.0 * (predicted_depth.sum() + logits.sum())
+    difference = torch.log(predicted_depth[valid] + 1e-3) - torch.log(target[valid] + 1e-3)
+    scale_invariant = difference.square().mean() - 0.85 * difference.mean().square()
+    # in the padding depth is 0, unknown
+    padded = frame.pad(target)[:, None]
+    coarse = nn.functional.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0]
+    labels = ((coarse - min_depth) / (max_depth - min_depth) * bins).long().clamp(0, bins - 1)
+    counted = (coarse >= min_depth) & (coarse <= max_depth)
+    labels = labels.masked_fill(~counted, -100)
+    cross_entropy = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return 10 * scale_invariant + cross_entropy / counted.sum().clamp(min=1)
+
+
+class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
+    """A Raptor with a linear layer on every patch token after the final norm."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Return images (B, C, H, W) of any size to the logits of every patch.
+
+        Args:
+            labels: classes (B, H, W); `semantic_loss_ignore_index` is not counted.
+
+        Returns:
+            `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
+            image had to be padded to whole patches they come at its own size (B, labels, H, W), so
+            that nobody stretches the padding. `loss` where `labels` are given.
+
+        Raises:
+            ValueError: labels of another size than the images.
+        """
+        frame = frame_of_images(pixel_values, labels, self.config)
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
+        tokens = drop_registers(outputs.last_hidden_state, self.config)
+        logits = segmentation_logits(self.classifier, tokens, frame.grid)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                frame.interpolate(logits),
+                labels,
+                ignore_index=self.config.semantic_loss_ignore_index,
+            )
+        if any(frame.padding):
+            logits = frame.interpolate(logits)
+        return SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class RaptorForDepthEstimation(RaptorPreTrainedModel):
+    """A Raptor that tells depth: [patch, cls] to a linear layer on bins of depth (DINOv2)."""
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        if not token_layout(config).num_cls:
+            raise ValueError(
+                "DINOv2's depth head looks at [patch, cls], and a "
+                f"{config.teacher_config.model_type!r} has no cls token."
+            )
+        self.raptor = RaptorModel(config)
+        self.classifier = nn.Linear(2 * config.hidden_size, config.depth_bins)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> DepthEstimatorOutput:
+        """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
+
+        Args:
+            labels: depth (B, H, W) in metres, 0 where it is unknown; gives `loss` (`depth_loss`).
+
+        Raises:
+            ValueError: labels of another size than the images.
+        """
+        frame = frame_of_images(pixel_values, labels, self.config)
+        limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
+        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
+        tokens = drop_registers(outputs.last_hidden_state, self.config)
+        logits = depth_logits(self.classifier, tokens, frame.grid)
+        depth = expected_depth(logits, frame, **limits)
+        loss = None if labels is None else depth_loss(logits, depth, labels, frame, **limits)
+        return DepthEstimatorOutput(
+            loss=loss,
+            predicted_depth=depth,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def frame_of_images(
+    pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
+) -> PatchFrame:
+    """Return the frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
+    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+    if labels is not None and tuple(labels.shape) != expected:
+        raise ValueError(
+            f"labels must have the shape (batch, height, width) of the images, {expected}; "
+            f"got {tuple(labels.shape)}."
+        )
+    return PatchFrame.of(expected[1:], config)
+
+
+class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
+    """A Raptor whose states are feature maps for a dense model: UperNet, DPT, Mask2Former, ….
+
+    `out_features` ("stem", "stage1", … "stageL") or `out_indices` (0 … L) say after which layers,
+    as in `Dinov2WithRegistersBackbone`.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__(config)
+        self.raptor = RaptorModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """Return images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
+
+        With `config.apply_layernorm` they are after the final norm. With
+        `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
+        the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
+        """
+        wanted = self.wanted_states(output_hidden_states)
+        layers = sorted({*wanted, *self.out_indices})
+        outputs = self.raptor(pixel_values, layers, output_attentions)
+        hidden_states = tuple(
+            states if layer in wanted else None
+            for layer, states in enumerate(outputs.hidden_states)
+        )
+        grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
+        feature_maps = []
+        for index in self.out_indices:
+            states = outputs.hidden_states[index]
+            states = self.raptor.norm(states) if self.config.apply_layernorm else states
+            tokens = drop_registers(states, self.config)
+            if self.config.reshape_hidden_states:
+                patches = tokens[:, -grid[0] * grid[1] :]
+                tokens = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            feature_maps.append(tokens)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=hidden_states if wanted else None,
+            attentions=outputs.attentions,
+        )
+
+
+AUTO_CLASSES = {
+    "AutoModel": RaptorModel,
+    "AutoModelForImageClassification": RaptorForImageClassification,
+    "AutoModelForSemanticSegmentation": RaptorForSemanticSegmentation,
+    "AutoModelForDepthEstimation": RaptorForDepthEstimation,
+    "AutoBackbone": RaptorBackbone,
+}
+for auto_class, model_class in AUTO_CLASSES.items():
+    model_class.register_for_auto_class(auto_class)  # its code is saved with it
+
+__all__ = [
+    "AUTO_CLASSES",
+    "RaptorBackbone",
+    "RaptorForDepthEstimation",
+    "RaptorForImageClassification",
+    "RaptorForSemanticSegmentation",
+    "pool_tokens",
+]
