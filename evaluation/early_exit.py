@@ -73,7 +73,9 @@ def evaluate(folder: str, train, test, own: Arguments, reading: ReadingArguments
     names = list(model.config.id2label.values())
     tasks.arrange_head(model.classifier, names, images.classes, source=folder)
     metrics = probes.evaluate_early_exit(
-        model, chosen_on.drop_unreadable(), images.drop_unreadable()
+        model,
+        raptor_hf.data.views.drop_unreadable(chosen_on),
+        raptor_hf.data.views.drop_unreadable(images),
     )
     result = {"task": "early_exit", "seed": own.seed, "metrics": metrics}
     result |= distillation.model_facts(model.raptor)

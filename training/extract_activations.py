@@ -30,9 +30,6 @@ class Arguments(Checked):
     layers: list[NonNegative[int]] = field(
         default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
-    tokens: Positive[int] | None = field(
-        default=None, metadata={"help": "random patches to store of each image; default: all"}
-    )
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Positive[int] = field(default=64, metadata={"help": "images in one forward pass"})
     shard_megabytes: NonNegative[int] = field(
@@ -83,7 +80,6 @@ def main() -> None:
         views,
         own.output_dir,
         layers=own.layers or None,
-        num_patches=own.tokens,
         dtype=own.dtype,
         precision=images.precision,
         batch_size=own.batch_size,

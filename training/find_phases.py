@@ -78,7 +78,7 @@ def measure(
         activations.check_all_layers(source)
     else:
         model.to(process_state().device)
-        source = activations.OnlineActivations(model, views.drop_unreadable())
+        source = activations.OnlineActivations(model, raptor_hf.data.views.drop_unreadable(views))
     options = {name: getattr(arguments, name) for name in OPTIONS}
     states = activations.stream_states(source, "layer distances", **options)
     return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))

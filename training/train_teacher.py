@@ -61,6 +61,7 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
 def random_views(images, processor, own: Arguments, crops, reading, training):
     """The labelled images; every epoch sees each of them in a view of its own."""
     from raptor_hf.data.transforms import Augmentation
+    from raptor_hf.data.views import skip_corrupt
 
     epochs = -(-training.steps * training.batch_size // len(images)) + 1
     dataset = raptor_hf.data.ImageViews(
@@ -71,11 +72,10 @@ def random_views(images, processor, own: Arguments, crops, reading, training):
         plain_first=own.views > 0,
         crops=None if own.dataset == "digits" else Augmentation.of(crops, (own.image_size,) * 2),
         reading=reading,
-        fill=True,
     )
     if dataset.classes.number < 2 or dataset.labels.min() < 0:
         raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
-    return dataset
+    return skip_corrupt(dataset, reading.skip_corrupt, replace=True)
 
 
 def main() -> None:

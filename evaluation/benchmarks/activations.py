@@ -9,14 +9,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from raptor_hf.activations.format import activation_features
 from raptor_hf.activations.store import StoredActivations, load_activations
-from raptor_hf.activations.writing import make_plan, record_batches, write_activations
+from raptor_hf.activations.writing import plan_shards, write_activations, write_shards
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.data import ImageViews, make_processor
-from raptor_hf.data.views import TolerantDataset
-from raptor_hf.runs.shards import write_shards
 
 from .settings import TEACHERS
 from .timing import interleaved, median_ratio, peak_memory
@@ -51,12 +51,11 @@ def read_all(path: Path) -> None:
         activations.__getitems__(rows)
 
 
-class _GivenStates(TolerantDataset):
+class _GivenStates(Dataset):
     """A source whose states cost nothing, so that writing is what is measured."""
 
     def __init__(self, states: torch.Tensor, number: int):
-        super().__init__(None, np.arange(number))
-        self.given, self.number, self.images = states, number, self
+        self.given, self.number = states, number
         self.layers = list(range(states.shape[1]))
         self.layout = token_layout(Dinov2WithRegistersConfig())
 
@@ -128,17 +127,18 @@ def _compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: in
     All end on the disk (fsync).
     """
     source = _GivenStates(states, number)
-    plan = make_plan(source, None, "float16", _BATCH, 256)
+    features = activation_features(source.layers, *states.shape[2:], "float16")
+    row_bytes = states[0].numel() * 2
+    shards = plan_shards(number, max(1, 256 * 10**6 // (row_bytes * _BATCH)) * _BATCH)
     (folder / "ours").mkdir()
 
     def ours(_visit: int) -> None:
-        batches = record_batches(source, plan, plan.shards, _BATCH, 0)
-        write_shards(folder / "ours", plan.shards, plan.features.arrow_schema, batches)
+        write_shards(folder / "ours", shards, source, features, _BATCH)
 
     def plain(_visit: int) -> None:
-        for shard in plan.shards:
+        for rows in shards.values():
             with open(folder / "plain.bin", "wb", buffering=0) as file:
-                for _ in range(0, len(shard.rows), _BATCH):
+                for _ in range(0, len(rows), _BATCH):
                     file.write(memoryview(states.numpy()).cast("B"))
                 os.fsync(file.fileno())
 
@@ -147,7 +147,7 @@ def _compare_writing(states: torch.Tensor, folder: Path, number: int, rounds: in
     return {
         "plain file": median_ratio(times, "plain", "ours"),
         "ours again": median_ratio(times, "ours again", "ours"),
-        "gigabytes_per_second": number * plan.row_bytes / seconds / 1e9,
+        "gigabytes_per_second": number * row_bytes / seconds / 1e9,
     }
 
 

@@ -19,7 +19,7 @@ from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
-from raptor_hf.data.decoding import read_image, to_pixel_values
+from raptor_hf.data.decoding import open_image, to_pixel_values
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
@@ -103,7 +103,7 @@ def _compare_readers(
         for row in range(_BATCH):
             rng = np.random.default_rng((visit + 2, row))
             file = paths[((visit + 2) * _BATCH + row) % len(paths)]
-            image = read_image(file, name=file, max_megapixels=89.0)
+            image = open_image(file, name=file, rgb=True, max_megapixels=89.0)
             left, top, width, height = crops.draw_box(*image.size, rng)
             box = (left, top, left + width, top + height)
             images.append(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.data import ImageViews, ReadingArguments, load_images
-from raptor_hf.data.decoding import read_image, to_pixel_values
+from raptor_hf.data.decoding import open_image, to_pixel_values
 from raptor_hf.dynamics.measures import angles, directions
 from raptor_hf.modeling_raptor import RaptorModel, patch_sides
 from raptor_hf.modeling_raptor_heads import pool_tokens
@@ -66,7 +66,9 @@ def read_upload(path: str | Path, *, max_pixels: int) -> Image.Image:
     """
     try:
         limit = max_pixels / 1e6
-        return read_image(str(path), name="upload", max_megapixels=limit, formats=_FORMATS)
+        return open_image(
+            str(path), name="upload", rgb=True, max_megapixels=limit, formats=_FORMATS
+        )
     except ValueError as error:
         raise ValueError(
             f"This file can't be shown: it is broken, no image, or has more than {limit:g} million "
@@ -235,7 +237,5 @@ def pick_examples(
     names = views.class_names or {label: f"class {label}" for label in classes.tolist()}
     if classes.max() < 0:
         rows, names = np.arange(len(images)), {-1: ""}
-    rows, pictures, _ = views.read_rows(rows[:number].tolist(), views.read)
-    labels = views.labels[rows].tolist()
-    pictures = map(Image.fromarray, pictures)
-    return [(picture, names[label]) for picture, label in zip(pictures, labels, strict=True)]
+    rows = rows[:number].tolist()
+    return [(Image.fromarray(views.read(row)), names[int(views.labels[row])]) for row in rows]

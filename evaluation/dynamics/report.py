@@ -99,8 +99,6 @@ def token_names(layout: TokenLayout, grid: tuple[int, int]) -> list[str]:
 
 def walk_rows(images: ImageViews | StoredActivations, number: int) -> list[int]:
     """Return rows of the walk: images of as many classes as there are, first ones first."""
-    if isinstance(images, StoredActivations) and images.manifest["num_patches"] is not None:
-        return []  # maps need all patches
     rows, labels = plain_images(images)
     nth = np.zeros(len(labels), dtype=int)  # of its class
     for label in np.unique(labels):

@@ -23,6 +23,7 @@ import torch
 
 from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.data import ImageViews, ReadingArguments, list_images
+from raptor_hf.data.views import drop_unreadable
 from raptor_hf.dynamics.measures import Spread, measure
 from raptor_hf.phases.distance import image_distances
 from raptor_hf.phases.partitions import partition_quality
@@ -138,7 +139,7 @@ def _map_teacher(
     done = start_run(own, options, reading, inputs=inputs, images={"images": listed})
     if done and path.exists():
         return
-    source.images.drop_unreadable()
+    drop_unreadable(source.images)
     facts = {"kind": KIND, "name": teacher.title, **model_facts(source)}
     facts |= {"dataset": public_name(arguments.dataset), "split": arguments.split}
     facts |= {"images_sha256": listed.content_digest}

@@ -19,8 +19,14 @@ from transformers import set_seed
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import Activations, OnlineActivations, open_source, stream_states
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
-from raptor_hf.data import ImageViews, ReadingArguments, choose_images, load_images
+from raptor_hf.data import (
+    ImageViews,
+    ReadingArguments,
+    choose_images,
+    load_images,
+)
 from raptor_hf.data.arguments import CropArguments
+from raptor_hf.data.views import drop_unreadable
 from raptor_hf.distillation.arguments import (
     ObjectiveArguments,
     ValidationArguments,
@@ -137,12 +143,13 @@ class Bench:
         reading = self.settings.reading
         resolution = reading.resolution if resolution is None else resolution
         images = load_images(self.settings.images.dataset, split, reading)
-        return ImageViews(
+        views = ImageViews(
             images,
             load_processor(self.name, self.source.revision, resolution),
             image_ids=choose_images(len(images), min(number or len(images), len(images)), 0),
             reading=replace(reading, resolution=resolution),
-        ).drop_unreadable()
+        )
+        return drop_unreadable(views)
 
     def _open_held_out(self) -> tuple[HeldOut, nn.Linear | None]:
         """Let the teacher compute the states that students are judged on; find its head."""

@@ -1,4 +1,4 @@
-"""Which images a teacher looks at, and where the states that a program learns from come from."""
+"""Arguments: the images that a teacher sees, and the source of its states."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -9,7 +9,7 @@ from ..runs.arguments import Checked, NonNegative, OnCard, Positive
 
 @dataclass(kw_only=True)
 class ImageArguments(Checked):
-    """Which images a teacher looks at, in which views, and how it computes."""
+    """The images that a teacher sees, in which views, and how it computes."""
 
     _argument_group_name = "images"
 
@@ -23,28 +23,22 @@ class ImageArguments(Checked):
     views: NonNegative[int] = field(
         default=1,
         metadata={
-            "help": "views per image, all but the first are augmented; 0, where the teacher "
-            "computes online: another random view in every epoch"
+            "help": "views per image, all but the first are random; 0, where the teacher computes "
+            "online: another random view in every epoch"
         },
     )
     view_seed: NonNegative[int] = field(
-        default=0, metadata={"help": "seed of the augmented views and of what is chosen at random"}
-    )
-    augmentation: Literal["auto", "crops", "maps"] = field(
-        default="auto",
-        metadata={
-            "help": "what augmented views are: random crops (with --crop_scale, --flip, …), small "
-            "affine maps, or what suits the dataset: maps for the digits, crops for the rest"
-        },
+        default=0, metadata={"help": "seed of the random views and of the choice of images"}
     )
     precision: OnCard[Literal["float32", "bfloat16"]] = field(
-        default="float32", metadata={"help": "what the teacher computes in; bfloat16 is for GPUs"}
+        default="float32",
+        metadata={"help": "precision of the teacher's forward pass; bfloat16 is for GPUs"},
     )
 
 
 @dataclass(kw_only=True)
 class ActivationArguments(Checked):
-    """Whose states are learned, and whether they are stored or computed in training."""
+    """The teacher, and whether its states are stored or computed during training."""
 
     _argument_group_name = "activations"
 
@@ -56,18 +50,20 @@ class ActivationArguments(Checked):
 
     @property
     def online(self) -> bool:
-        """Whether the teacher computes its states while others learn from them."""
+        """Whether the teacher computes its states during training."""
         return self.activations == "online"
 
 
 def check_source(source: ActivationArguments, images: ImageArguments, crops: CropArguments) -> None:
-    """Refuse online without a dataset, and options of online for what is stored."""
-    if source.online and images.dataset is None:
-        raise ValueError("--activations online needs images: give --dataset.")
+    """Refuse online without a dataset, and options of images for stored states."""
+    if source.online:
+        if images.dataset is None:
+            raise ValueError("--activations online needs images: give --dataset.")
+        return
     for given, default in ((images, ImageArguments()), (crops, CropArguments())):
-        for option in [] if source.online else fields(given):
+        for option in fields(given):
             if getattr(given, option.name) != getattr(default, option.name):
                 raise ValueError(
-                    f"--{option.name} is for --activations online; what {source.activations} holds "
-                    "was decided when it was extracted. Leave it out."
+                    f"--{option.name} is for --activations online; the states in "
+                    f"{source.activations} are those of the extraction. Leave it out."
                 )

@@ -1,9 +1,8 @@
-"""Where training gets a teacher's states from: stored ones, or the teacher itself, one interface.
+"""The sources of a teacher's states, with one interface: stored, or computed from images.
 
-Both sources are map-style datasets that a DataLoader reads whole batches of, and both have
-`states(batch)`, the states (B, layers, N, D) of such a batch; `layers`, `layout`, `identity()` and
-`files()` say which states of whom, and of what. `StoredActivations` reads them (`store.py`),
-`OnlineActivations` computes them from images.
+Both are map-style datasets that a DataLoader reads whole batches of; `states(batch)` returns the
+states (B, layers, N, D) of such a batch. `layers`, `layout`, `identity()` and `files()` describe
+them. `StoredActivations` reads states (`store.py`), `OnlineActivations` computes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from ..data.arguments import CropArguments
 from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
+from ..data.views import first_batch, skip_corrupt
 from ..runs.file_list import FileList
 from ..runs.processes import compiled, process_state
 from ..teachers import image_size, load_processor, trajectory
@@ -41,15 +41,15 @@ from .store import StoredActivations, load_activations
 
 
 class OnlineActivations(Dataset):
-    """A teacher's states, computed when they are asked for and never kept.
+    """A teacher's states, computed batch by batch and never kept.
 
     A DataLoader (with workers, if decoding takes long) reads images; `states` runs the teacher on a
-    batch of them, without gradients, and only as deep as the last layer that is wanted.
+    batch of them, without gradients, and only as deep as the last of the layers.
 
     Args:
         teacher: any vision model that returns its states, on the device that computes.
         images: gives whole batches with `pixel_values`, as `ImageViews` and `ProbeImages` do.
-        layers: whose states are wanted; default: all, 0 … L.
+        layers: the layers whose states are computed; default: all, 0 … L.
         precision: `"bfloat16"` computes under autocast; the residual stream stays float32.
 
     Raises:
@@ -67,8 +67,8 @@ class OnlineActivations(Dataset):
         self.whole_teacher = self.teacher = teacher
         self.images, self.precision = images, precision
         self.depth = getattr(teacher.config, "num_hidden_layers", None)
-        if self.depth is None:  # whatever it is, `trajectory` says in words what it lacks
-            pixel_values = self.pixel_values(images.first_batch())
+        if self.depth is None:  # not a model of transformers' usual kind
+            pixel_values = self.pixel_values(first_batch(images))
             self.depth = trajectory(teacher, pixel_values).shape[1] - 1
         self.layers = list(range(self.depth + 1) if layers is None else layers)
         if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
@@ -87,7 +87,7 @@ class OnlineActivations(Dataset):
         return self.images.__getitems__(rows)
 
     def public_path(self, image_id: int) -> str:
-        """Return which image it is, see `TolerantDataset`."""
+        """Return the name of an image in lists, see `ImageViews`."""
         return self.images.public_path(image_id)
 
     def __getstate__(self) -> dict:
@@ -106,7 +106,7 @@ class OnlineActivations(Dataset):
         return states if in_order else states[:, self.layers]
 
     def pixel_values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the images (B, C, H, W) of a batch on the teacher's device, as it wants them."""
+        """Return the images (B, C, H, W) of a batch on the teacher's device, normalised."""
         pixel_values = batch["pixel_values"].to(self.teacher.device)
         if pixel_values.dtype != torch.uint8:
             return pixel_values
@@ -114,7 +114,7 @@ class OnlineActivations(Dataset):
 
     @cached_property
     def _pixel_table(self) -> torch.Tensor:
-        """What the teacher's processor makes of bytes, where the teacher is."""
+        """The processor's values of bytes (`pixel_table`), on the teacher's device."""
         return torch.from_numpy(self.images.table).to(self.teacher.device)
 
     @property
@@ -124,21 +124,21 @@ class OnlineActivations(Dataset):
 
     @cached_property
     def layout(self) -> TokenLayout:
-        """How the tokens of a state fall into cls, registers and patches."""
+        """The number of cls and register tokens before the patches."""
         config = self.teacher.config
         if config.model_type in TEACHER_FAMILIES:
             return token_layout(config)
-        batch = self.images.first_batch()
+        batch = first_batch(self.images)
         height, width = batch["pixel_values"].shape[-2:]
         num_tokens = self.states(batch).shape[2]
         return infer_token_layout(config, num_tokens=num_tokens, height=height, width=width)
 
     def identity(self) -> str:
-        """Return the digest of the teacher's weights; `files` says which images these are."""
+        """Return the digest of the teacher's weights."""
         return weights_digest(self.whole_teacher)
 
     def files(self, dataset: str) -> dict[str, FileList]:
-        """Return which images of a dataset are read, as `start_run` takes them."""
+        """Return the images of a dataset that are read, as `start_run` takes them."""
         return {"images": list_images(dataset, self.images.cells)}
 
 
@@ -158,24 +158,23 @@ def image_views(
 
     Args:
         teacher: its folder or Hub id.
-        training: batches keep their size where images are left out, `views` may be 0, and images
-            are handed over as bytes where they can be.
+        training: batches keep their size where images are left out, `views` may be 0, and random
+            crops travel as bytes where they can.
     """
     dataset = load_images(images.dataset, images.split, reading)
     processor = load_processor(teacher, revision, reading.resolution)
-    suited = "maps" if images.dataset in EMBEDDED else "crops"
-    cropped = (suited if images.augmentation == "auto" else images.augmentation) == "crops"
-    return ImageViews(
+    photographs = images.dataset not in EMBEDDED
+    views = ImageViews(
         dataset,
         processor,
         views=max(1, images.views) if training else images.views,
         seed=images.view_seed,
         image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
-        crops=Augmentation.of(crops, image_size(processor)) if cropped else None,
+        crops=Augmentation.of(crops, image_size(processor)) if photographs else None,
         reading=reading,
-        fill=training,
         as_bytes=training,
     )
+    return skip_corrupt(views, reading.skip_corrupt, replace=training)
 
 
 def open_source(
@@ -186,11 +185,11 @@ def open_source(
     teacher: PreTrainedModel,
     layers: Sequence[int],
 ) -> Activations:
-    """Open the source of these layers' states.
+    """Open the source of the states of some layers.
 
     Raises:
-        ValueError: options that contradict each other (`check_source`), or a store that has not all
-            tokens, not these layers, another resolution, or is another teacher's.
+        ValueError: options that contradict each other (`check_source`), or a store of other layers,
+            another resolution or another teacher.
     """
     check_source(source, images, crops)
     if source.online:
@@ -198,11 +197,6 @@ def open_source(
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
     stored = load_activations(source.activations, layers=layers, teacher=teacher)
-    if stored.manifest["num_patches"] is not None:
-        raise ValueError(
-            f"{source.activations} holds {stored.manifest['num_patches']} patches of each image. "
-            "Blocks attend to all tokens and can't learn from some: extract without --tokens."
-        )
     if reading.resolution and reading.resolution != stored.resolution:
         raise ValueError(
             f"{source.activations} holds the states of images of {stored.resolution} "
@@ -212,7 +206,7 @@ def open_source(
 
 
 def check_all_layers(activations: Activations) -> None:
-    """Refuse activations of some layers where all are needed."""
+    """Refuse activations of some layers only."""
     if activations.layers != list(range(activations.depth + 1)):
         raise ValueError(
             f"This needs the states of all layers, 0 to {activations.depth}; the activations hold "

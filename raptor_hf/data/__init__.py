@@ -1,4 +1,4 @@
-"""Image datasets: which images a run reads, how they are read, and the views that models get."""
+"""Image datasets: which images a run reads, how they are read, and their views for models."""
 
 import lazy_loader
 

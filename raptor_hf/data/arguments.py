@@ -1,4 +1,4 @@
-"""How images are found and read: arguments of every program that reads some."""
+"""Arguments of every program that reads images."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from ..runs.arguments import Checked, NonNegative, Positive, Share, Watching
 
 @dataclass(kw_only=True)
 class ReadingArguments(Checked):
-    """Where images lie in a dataset, and what is done about those that can't be read."""
+    """Where images lie in a dataset, and how they are read."""
 
     _argument_group_name = "reading images"
 
@@ -19,8 +19,7 @@ class ReadingArguments(Checked):
         default="label", metadata={"help": "column of a Hub dataset; without it: no labels"}
     )
     skip_corrupt: Watching[NonNegative[int]] = field(
-        default=0,
-        metadata={"help": "unreadable images that are left out, with a warning; at most so many"},
+        default=0, metadata={"help": "leave out up to so many unreadable images, with a warning"}
     )
     max_megapixels: Positive[float] = field(
         default=89.0, metadata={"help": "larger images can't be read: a bound on memory"}
@@ -29,15 +28,12 @@ class ReadingArguments(Checked):
         default=0,
         metadata={
             "help": "shrink larger images to so many pixels on their shorter side before anything "
-            "else, JPEG files while they are decoded; 0: they stay as they are"
+            "else, JPEG files while they are decoded; 0: they keep their size"
         },
     )
     image_cache: Watching[str | None] = field(
         default=None,
-        metadata={
-            "help": "folder that keeps decoded (and shrunk) images: the first run writes it, and "
-            "all others read their images from there"
-        },
+        metadata={"help": "folder of decoded (and shrunk) images: written once, then read"},
     )
     resolution: list[Positive[int]] = field(
         default_factory=list,
@@ -56,13 +52,13 @@ class ReadingArguments(Checked):
 
     @property
     def sizes(self) -> dict[str, float]:
-        """What `read_image` is to know: how large an image may be, and how large it becomes."""
+        """How large an image may be, and how large it becomes, for `read_pixels`."""
         return {"max_megapixels": self.max_megapixels, "shorter_side": self.shorter_side}
 
 
 @dataclass(kw_only=True)
 class CropArguments(Checked):
-    """What random views of photographs are, see `Augmentation`."""
+    """Random views of photographs, see `Augmentation`."""
 
     _argument_group_name = "random views"
 
@@ -75,19 +71,12 @@ class CropArguments(Checked):
         metadata={"help": "smallest and largest width / height of random crops"},
     )
     flip: Share[float] = field(default=0.5, metadata={"help": "probability of a horizontal flip"})
-    jitter: list[NonNegative[float]] = field(
-        default_factory=lambda: [0.0] * 4,
-        metadata={"help": "random brightness, contrast, saturation, hue (with random crops)"},
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, number in {"crop_scale": 2, "crop_ratio": 2, "jitter": 4}.items():
-            if len(getattr(self, name)) not in (0, number):
-                raise ValueError(f"{name} takes {number} numbers; got {getattr(self, name)}.")
-        if not self.crop_scale and (self.flip or any(self.jitter)):
-            raise ValueError("flip and jitter belong to random crops: give --crop_scale too.")
         for name in ("crop_scale", "crop_ratio"):
             pair = getattr(self, name)
-            if pair and not pair[0] <= pair[1]:
-                raise ValueError(f"{name} takes the smaller number first; got {pair}.")
+            if len(pair) not in (0, 2) or pair != sorted(pair):
+                raise ValueError(f"{name} takes two numbers, the smaller one first; got {pair}.")
+        if self.flip and not self.crop_scale:
+            raise ValueError("flip belongs to random crops: give --crop_scale too.")

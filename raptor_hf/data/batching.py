@@ -1,4 +1,4 @@
-"""Whole batches of a dataset, for one process of several."""
+"""Batches of a dataset, shared out among the processes of a run."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,15 +11,16 @@ _TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
 
 
 def keep_batch(batch: dict) -> dict:
-    """Collate function for datasets that hand out whole batches (`__getitems__`).
+    """Collate function for datasets that return whole batches (`__getitems__`).
 
     A tensor around memory of numpy lies at another address in every run. Kernels choose their way
     by the address, so it is copied to where torch allocates: equal batches give equal outputs.
     """
-    return {
-        name: values.clone() if values.data_ptr() % _TORCH_ALIGNMENT else values
-        for name, values in batch.items()
-    }
+    kept = {}
+    for name, values in batch.items():
+        aligned = values.data_ptr() % _TORCH_ALIGNMENT == 0
+        kept[name] = values if aligned else values.clone()
+    return kept
 
 
 def batches(
@@ -33,14 +34,15 @@ def batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield this process' share of a dataset in whole batches, with a progress bar.
 
-    Images that are left out (`TolerantDataset`) are missing in their batch.
+    Unreadable images that may be left out (`SkipCorrupt`) are missing in their batch.
 
     Args:
         description: of the progress bar; None: no bar.
-        rows: which rows, in their order; default: all. The last batch is as ragged as it comes.
+        rows: the rows to read, in this order; default: all. The last batch may be smaller.
         num_workers: processes that read ahead.
         leave: the bar stays when it has ended.
     """
+    # batch i of all goes to process i mod P
     state = process_state()
     rows = range(len(dataset)) if rows is None else rows
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
@@ -48,10 +50,11 @@ def batches(
     loader = DataLoader(
         dataset, batch_sampler=shares, collate_fn=keep_batch, num_workers=num_workers
     )
+
     total = sum(map(len, shares))
     shown = description is not None and state.is_main_process
     with progress_bar(description, total, unit="image", enabled=shown, leave=leave) as bar:
         for share, batch in zip(shares, loader, strict=True):
-            if len(next(iter(batch.values()))):  # empty where no image could be read
+            if len(next(iter(batch.values()))):  # else no image of it could be read
                 yield batch
             bar.update(len(share))

@@ -1,21 +1,18 @@
-"""What a pixel means: the one reader of image files, for all programs.
+"""Decode image files to pixels, and prepare pixels for a model.
 
-An image is upright (its EXIF orientation is applied), in RGB, of 8 bits. Grey images of 16 bits are
-scaled from 0 … 65,535, those of floats from 0 … 1 (or 0 … 255); what else is out of range is
-refused by name.
+A decoded image is upright (its EXIF orientation is applied), in RGB, of 8 bits. Grey images of 16
+bits are scaled from 0 … 65,535, those of floats from 0 … 1 (or 0 … 255); other ranges are refused.
 """
 
 import io
 import re
 import struct
 import zlib
-from collections.abc import Callable
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from transformers.image_transforms import get_resize_output_image_size
+from PIL import Image
 
 from .transforms import resize_pair
 
@@ -25,8 +22,12 @@ UNREADABLE = (
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {  # what makes an image upright, by the value of that tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `to_ppm` writes it
-_THIN = 8  # times longer than wide: a thread of an image would be huge once it is resized
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -42,22 +43,22 @@ def open_image(
     *,
     name: str,
     max_megapixels: float,
-    formats: tuple[str, ...] | None = None,
-    convert: Callable[[Image.Image], Image.Image] | None = None,
+    rgb: bool = False,
     shorter_side: int = 0,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Return a decoded image, upright, in its own mode.
+    """Open and decode an image, upright.
 
     Args:
         source: a cell of `datasets` (`{"path", "bytes"}`), a path or an open file.
         name: what errors call it where the source has no path.
-        max_megapixels: larger ones are refused before their pixels are decoded.
+        max_megapixels: larger images are refused before their pixels are decoded.
+        rgb: convert it to RGB of 8 bits (`to_rgb`); else it keeps its mode.
+        shorter_side: of an RGB image, see `shrink`; 0: it keeps its size.
         formats: of Pillow; default: all.
-        convert: what is made of the upright image.
-        shorter_side: of an RGB image, see `shrink`; 0: it stays as large as it is.
 
     Raises:
-        ValueError: it can't be read or converted; path or name are given.
+        ValueError: it can't be read or converted; the error names the file.
     """
     if source is None or source == {"bytes": None, "path": None}:
         raise ValueError(f"{name} is empty: there is no image in this row.")
@@ -66,48 +67,49 @@ def open_image(
         source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
     elif isinstance(source, str):
         name = source
-    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own bound is in the way of larger ones
+
+    # Pillow's own bound must not be in the way of ours
+    if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(max_megapixels * 1e6))
     try:
         image = Image.open(source, formats=formats)
-        if image.width * image.height <= max_megapixels * 1e6:
-            if shorter_side:  # JPEG can be decoded at a half, a quarter or an eighth
-                times = 2 * shorter_side / min(image.size)
-                image.draft(None, tuple(round(times * length) for length in image.size))
-            image.load()  # before the tag is read: TIFF turns the pixels itself, and drops it
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            image = convert(image) if convert else image
-            return shrink(image, shorter_side) if shorter_side else image
+        if image.width * image.height > max_megapixels * 1e6:
+            raise ValueError(
+                f"{image.width:,}×{image.height:,} pixels are more than --max_megapixels "
+                f"{max_megapixels:g}"
+            )
+        # JPEG can be decoded at a half, a quarter or an eighth of its size
+        if shorter_side:
+            times = 2 * shorter_side / min(image.size)
+            image.draft(None, tuple(round(times * length) for length in image.size))
+        image.load()  # before the tag is read: TIFF turns the pixels itself, and drops it
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        image = image if turn is None else image.transpose(turn)
+        image = to_rgb(image) if rgb else image
+        return shrink(image, shorter_side) if shorter_side else image
     except UNREADABLE as error:
         raise ValueError(f"{name} can't be decoded: {error or type(error).__name__}") from error
-    raise ValueError(
-        f"{name} has {image.width:,}×{image.height:,} pixels, more than --max_megapixels "
-        f"{max_megapixels:g}."
-    )
-
-
-def read_image(source, *, name: str, max_megapixels: float, **options) -> Image.Image:
-    """Return an image in RGB, upright; arguments and errors as `open_image`."""
-    return open_image(source, name=name, max_megapixels=max_megapixels, convert=to_rgb, **options)
 
 
 def read_pixels(
     cell: dict, *, name: str, max_megapixels: float, shorter_side: int = 0
 ) -> np.ndarray:
-    """Return what `read_image` returns as bytes (H, W, 3); cached images are handed on as they are.
+    """Return the pixels (H, W, 3) of a cell of `datasets`, in RGB of 8 bits.
 
-    Args:
-        cell: of `datasets`, `{"path", "bytes"}`.
+    Raises:
+        ValueError: as `open_image`.
     """
+    # the image cache holds uncompressed files, whose pixels need no decoder and no copy
     content = cell and cell["bytes"]
-    if content and (raw := _PPM.match(content)):
-        width, height = int(raw[1]), int(raw[2])
-        small = min(width, height) <= (shorter_side or min(width, height))
-        if small and len(content) - raw.end() == 3 * width * height <= 3e6 * max_megapixels:
-            return np.frombuffer(content, np.uint8, offset=raw.end()).reshape(height, width, 3)
+    header = _PPM.match(content) if content else None
+    if header:
+        width, height = int(header[1]), int(header[2])
+        complete = len(content) - header.end() == 3 * width * height <= 3e6 * max_megapixels
+        if complete and (not shorter_side or min(width, height) <= shorter_side):
+            pixels = np.frombuffer(content, np.uint8, offset=header.end())
+            return pixels.reshape(height, width, 3)
     options = {"max_megapixels": max_megapixels, "shorter_side": shorter_side}
-    return np.asarray(read_image(cell, name=name, **options))
+    return np.asarray(open_image(cell, name=name, rgb=True, **options))
 
 
 def to_ppm(image: Image.Image) -> bytes:
@@ -149,11 +151,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_pixel_values(
     images: list[Image.Image] | list[np.ndarray], processor, **options
 ) -> torch.Tensor:
-    """Return images (RGB), or their bytes (H, W, 3), as a model's processor prepares them:
+    """Return images (RGB), or their pixels (H, W, 3), as an image processor prepares them:
     (B, C, H, W).
-
-    Where the processor resizes the shorter side and crops the middle, of a thin image only that
-    middle is resized: the same pixels, without the rest.
 
     Args:
         options: of the processor, instead of its own, such as `do_resize=False`.
@@ -163,16 +162,7 @@ def to_pixel_values(
     """
     # of an array whose height is 3 a processor would think that its channels come first
     images = [Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in images]
-    if not options and any(_is_thin(image) for image in images) and _crops_middle(processor):
-        parts = [
-            processor(_resized_middle(image, processor), do_resize=False)
-            if _is_thin(image)
-            else processor(image)
-            for image in images
-        ]
-        pixels = [part["pixel_values"][0] for part in parts]
-    else:
-        pixels = processor(images, **options)["pixel_values"]
+    pixels = processor(images, **options)["pixel_values"]
     sizes = {tuple(image.shape[-2:]) for image in pixels}
     if len(sizes) > 1:
         listed = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
@@ -185,10 +175,10 @@ def to_pixel_values(
 
 
 def pixel_table(processor) -> np.ndarray | None:
-    """Return what a processor makes of the values 0 … 255 of each channel, (3, 256) float32.
+    """Return the values (3, 256) that a processor makes of the bytes 0 … 255 of each channel.
 
-    So bytes are enough to hand a batch over to the device that computes, where `look_up` makes what
-    the processor would have made, to the same bits. None for a processor that does something else.
+    With it a batch travels to the device as bytes, and `look_up` makes the processor's pixel values
+    there, to the same bits. None for a processor that does more than to look at single values.
     """
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     options = {"do_resize": False, "do_center_crop": False}
@@ -199,35 +189,3 @@ def pixel_table(processor) -> np.ndarray | None:
 def look_up(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Return bytes (B, 3, H, W) as a `pixel_table` (3, 256) on the same device has them."""
     return torch.stack([table[c][values[:, c].int()] for c in range(3)], dim=1)
-
-
-def _is_thin(image: Image.Image) -> bool:
-    """Return whether an image is many times longer than wide, or wider than long."""
-    return max(image.size) > _THIN * min(image.size)
-
-
-def _crops_middle(processor) -> bool:
-    """Return whether a processor resizes the shorter side of an image and crops its middle."""
-    settings = processor.to_dict()
-    size = settings.get("size") or {}
-    sides = {name for name, pixels in size.items() if pixels is not None}
-    return bool(
-        settings.get("do_resize") and settings.get("do_center_crop") and sides == {"shortest_edge"}
-    )
-
-
-def _resized_middle(image: Image.Image, processor) -> Image.Image:
-    """Return what of a resized image a processor's crop of the middle leaves, resizing no more."""
-    settings = processor.to_dict()
-    height, width = get_resize_output_image_size(
-        np.empty((image.height, image.width, 0)),
-        size=settings["size"]["shortest_edge"],
-        default_to_square=False,
-        input_data_format="channels_last",
-    )
-    crop = settings["crop_size"]
-    rows, columns = min(height, crop["height"]), min(width, crop["width"])
-    top, left = (height - rows) // 2, (width - columns) // 2
-    down, across = image.height / height, image.width / width  # pixels of the file in one
-    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-    return image.resize((columns, rows), settings["resample"], box=box)

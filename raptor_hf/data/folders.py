@@ -1,8 +1,8 @@
-"""Image folders, `<folder>/<split>/<class>/<image>`: which files of them are read, and as what.
+"""List the images of a folder, `<folder>/<split>/<class>/<image>`.
 
 A class is a folder directly below the split. Links are followed, names are taken literally. Hidden
-files and what operating systems leave behind are left out, and so are texts. Anything else that
-does not fit is an error with the path of the first such file.
+files and leftovers of operating systems are ignored, texts too. Anything else that does not fit is
+an error that names the first such file.
 """
 
 import functools
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-_LEFT_BEHIND = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml"}
-# Pillow knows these by their names alone, or starts another program for them
+# Pillow recognises these by their names alone, or starts another program for them
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
@@ -26,7 +26,7 @@ class ImageFolder(NamedTuple):
     files: list[str]  # paths below it
     labels: list[int] | None  # None: no classes, the images lie in the split itself
     class_names: list[str] | None
-    texts: list[str]  # files beside them that are left out
+    texts: list[str]  # files beside the images that are ignored
 
 
 @functools.cache
@@ -43,27 +43,27 @@ def is_image(name: str | os.PathLike) -> bool:
 
 
 def is_text(name: str | os.PathLike) -> bool:
-    """Return whether a file has the ending of a text, which is left out where images are read."""
+    """Return whether a file has the ending of a text, which is ignored beside images."""
     return os.path.splitext(name)[1].lower() in _TEXTS
 
 
 def visible(folder: str | Path) -> Iterator[os.DirEntry]:
-    """Yield what lies in a folder, without what is hidden or was left behind by a system."""
+    """Yield the contents of a folder without hidden files and leftovers of a system."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and entry.name not in _LEFT_BEHIND:
+            if not entry.name.startswith(".") and entry.name not in _LEFTOVERS:
                 yield entry
 
 
 def list_folder(folder: str | Path, split: str) -> ImageFolder:
-    """Find the images of a split of a folder.
+    """Return the images of a split of a folder.
 
     Args:
         folder: taken literally: `photos[1]` is no pattern.
         split: the folder in it; `.` where the folder itself holds the classes.
 
     Raises:
-        FileNotFoundError: no such split; those that there are are named.
+        FileNotFoundError: no such split; the error lists the splits that there are.
         ValueError: no images, or a file or folder that does not fit.
     """
     root = Path(folder) / split
@@ -74,56 +74,47 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
             f"are: {', '.join(splits) or 'none'}. Images that lie in {folder} itself, or in "
             "folders of classes there, are the split '.'."
         )
-    files, classes, texts = [], [], []
-    for entry in visible(root):
-        if entry.is_dir():
-            classes.append(entry.name)
-        else:
-            _sort_in(entry.name, files, texts, root)
+    files, texts = [], []
+    classes = sorted(_sort_contents(root, "", files, texts))
     if files and classes:
         raise ValueError(
-            f"{root / min(files)} lies beside folders of classes ({min(classes)}, …): expected "
+            f"{root / min(files)} lies beside folders of classes ({classes[0]}, …): expected "
             f"{root}/<class>/<image>. Move it into one of them, or away."
         )
     for name in classes:
-        _check_link(root / name)
-        for entry in visible(root / name):
-            path = f"{name}/{entry.name}"
-            if entry.is_dir():
-                _check_link(root / path)
-                _refuse_contents(root, root / path)
-            else:
-                _sort_in(path, files, texts, root)
+        for too_deep in _sort_contents(root, name, files, texts):
+            _refuse_contents(root, root / too_deep)
     if not files:
         raise ValueError(
             f"{root} holds no images: the split is empty. Expected {root}/<class>/<image>, with "
             f"endings like {', '.join(sorted(image_endings())[:5])}."
         )
     files.sort()
-    classes.sort()
+    if not classes:
+        return ImageFolder(root, files, None, None, sorted(texts))
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[file.partition("/")[0]] for file in files] if classes else None
-    return ImageFolder(root, files, labels, classes or None, sorted(texts))
+    labels = [numbers[file.partition("/")[0]] for file in files]
+    return ImageFolder(root, files, labels, classes, sorted(texts))
 
 
-def _sort_in(path: str, files: list[str], texts: list[str], root: Path) -> None:
-    """Add a file to the images or to the texts, or refuse it."""
-    if is_image(path):
-        files.append(path)
-    elif is_text(path):
-        texts.append(path)
-    else:
-        raise ValueError(
-            f"{root / path} is no image that can be read: expected {root}/<class>/<image>, with "
-            f"endings like {', '.join(sorted(image_endings())[:5])}. Unpack or convert it, or move "
-            "it away."
-        )
-
-
-def _check_link(folder: Path) -> None:
-    """Refuse a link that leads back to a folder that holds it."""
-    if folder.parent.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{folder} is a link to a folder that holds it: {folder.resolve()}.")
+def _sort_contents(root: Path, folder: str, files: list[str], texts: list[str]) -> list[str]:
+    """Add the contents of a folder below the root to files and texts; return its folders."""
+    folders = []
+    for entry in visible(root / folder):
+        path = os.path.join(folder, entry.name)
+        if entry.is_dir():
+            folders.append(path)
+        elif is_image(path):
+            files.append(path)
+        elif is_text(path):
+            texts.append(path)
+        else:
+            raise ValueError(
+                f"{root / path} is no image that can be read: expected {root}/<class>/<image>, "
+                f"with endings like {', '.join(sorted(image_endings())[:5])}. Unpack or convert "
+                "it, or move it away."
+            )
+    return folders
 
 
 def _refuse_contents(root: Path, folder: Path) -> None:

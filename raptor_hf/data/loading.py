@@ -1,8 +1,10 @@
-"""Image datasets by their names: embedded digits, folders, the Hub."""
+"""Load image datasets by name: embedded digits, folders, the Hub."""
 
+import hashlib
 import itertools
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..runs.file_list import FileList
+from ..runs.processes import process_state
 from .arguments import ReadingArguments
-from .cache import cached_images
-from .decoding import undecoded
+from .decoding import open_image, to_ppm, undecoded
 from .folders import list_folder
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = ("digits", "digit_scenes")  # the second is a dataset of dense tasks: `tasks`
+_PART_BYTES = 2**30  # of a column that Arrow numbers by 32 bits
 
 
 def load_images(name: str, split: str, reading: ReadingArguments | None = None) -> datasets.Dataset:
@@ -28,38 +31,27 @@ def load_images(name: str, split: str, reading: ReadingArguments | None = None) 
     Args:
         name: `"digits"` (embedded), a folder `<name>/<split>/<class>/<image>`, or a Hub dataset id.
             The images of a folder without classes lie in the split itself.
-        split: `"train"`, `"test"`, or what the dataset calls its splits.
+        split: `"train"`, `"test"`, or a split of the dataset by its own name.
         reading: configuration and columns of a Hub dataset; a cache of decoded images.
 
     Raises:
         FileNotFoundError: no such folder, split or Hub dataset.
         ValueError: a folder with something in it that does not fit (see `list_folder`), or a Hub
-            dataset without this configuration, split or column; those that there are are listed.
+            dataset without this configuration, split or column; the error lists those it has.
     """
     if name == "digits":
         warn_of_folder(name)
         return load_digits(split)
     reading = reading or ReadingArguments()
-    dataset = (_load_folder if is_folder(name) else _load_from_hub)(name, split, reading)
+    folder = is_folder(name)
+    dataset = _load_folder(name, split) if folder else _load_from_hub(name, split, reading)
     if reading.image_cache is None:
         return dataset
-    return cached_images(dataset, name, list_images(name, dataset).digest, reading)
-
-
-def _load_folder(name: str, split: str, _reading: ReadingArguments) -> datasets.Dataset:
-    """Load the images of a folder; errors as `load_images`."""
-    found = list_folder(Path(name).expanduser(), split)
-    if found.texts:
-        logger.warning(
-            "%s: %d files that are no images are left out (%s)",
-            found.root, len(found.texts), found.root / found.texts[0],
-        )  # fmt: skip
-    files = [os.path.join(found.root, file) for file in found.files]
-    return dataset_of_files({"image": files}, labels=found.labels, class_names=found.class_names)
+    return _cached(dataset, list_images(name, dataset).digest, reading)
 
 
 def warn_of_folder(name: str) -> None:
-    """Say it where the name of an embedded dataset is that of a folder too."""
+    """Warn where the name of an embedded dataset is that of a folder too."""
     if Path(name).is_dir():
         logger.warning("%s is the embedded dataset; ./%s is the folder of this name.", name, name)
 
@@ -74,11 +66,28 @@ def is_folder(name: str) -> bool:
     if path.is_dir():
         return True
     if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        what = "a file, not a folder" if path.exists() else "no such folder"
+        problem = "a file, not a folder" if path.exists() else "no such folder"
         raise FileNotFoundError(
-            f"{name}: {what}. Expected a folder {name}/<split>/<class>/<image>."
+            f"{name}: {problem}. Expected a folder {name}/<split>/<class>/<image>."
         )
     return False
+
+
+def _load_folder(name: str, split: str) -> datasets.Dataset:
+    """Load the images of a folder; errors as `load_images`."""
+    images = list_folder(_real_folder(name), split)
+    if images.texts:
+        logger.warning(
+            "%s: %d files that are no images are left out (%s)",
+            images.root, len(images.texts), images.root / images.texts[0],
+        )  # fmt: skip
+    files = [os.path.join(images.root, file) for file in images.files]
+    return dataset_of_files({"image": files}, labels=images.labels, class_names=images.class_names)
+
+
+def _real_folder(name: str) -> str:
+    """Return the absolute path of a folder, the same however it is spelt."""
+    return os.path.realpath(os.path.expanduser(name))
 
 
 def dataset_of_files(
@@ -106,34 +115,86 @@ def dataset_of_files(
 def load_columns(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
     """Load a dataset of the Hub with all its columns; errors as `load_images`."""
     try:
-        dataset = datasets.load_dataset(name, reading.dataset_config, split=split)
+        return datasets.load_dataset(name, reading.dataset_config, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{name}: no such folder, and no such dataset on the Hub that can be read ({error})."
         ) from error
     except ValueError as error:  # lists the configurations or splits that there are
         raise ValueError(f"{name} ({split}): {error} (--dataset_config, --split)") from error
-    return dataset
 
 
 def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
     """Load images and labels of a dataset of the Hub; errors as `load_images`."""
     dataset = load_columns(name, split, reading)
     kinds = ", ".join(f"{c} ({type(f).__name__})" for c, f in dataset.features.items())
-    has = f"{name} ({split}) has the columns {kinds}"
-    wanted = {"image": reading.image_column}
+    described = f"{name} ({split}) has the columns {kinds}"
+    columns = {reading.image_column: "image"}
     if not isinstance(dataset.features.get(reading.image_column), datasets.Image):
-        raise ValueError(f"{has}, and no images in {reading.image_column!r}: give --image_column.")
+        raise ValueError(
+            f"{described}, and no images in {reading.image_column!r}: give --image_column."
+        )
     if reading.label_column in dataset.features:
-        wanted["label"] = reading.label_column
+        columns[reading.label_column] = "label"
     elif reading.label_column != ReadingArguments.label_column:
-        raise ValueError(f"{has}, and no {reading.label_column!r}: give --label_column.")
-    dataset = dataset.select_columns(list(wanted.values()))
-    return dataset.rename_columns({old: new for new, old in wanted.items() if old != new})
+        raise ValueError(f"{described}, and no {reading.label_column!r}: give --label_column.")
+    dataset = dataset.select_columns(list(columns))
+    return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+
+
+def _cached(
+    dataset: datasets.Dataset, identity: str, reading: ReadingArguments
+) -> datasets.Dataset:
+    """Return the same images, decoded and shrunk, from a file of `datasets` in the image cache.
+
+    It is written by the first process that asks for it, under a name of its own until it is
+    complete. An image that can't be read stays as it is.
+
+    Args:
+        dataset: columns `image`, and `label`, if there are labels.
+        identity: digest of the images; other images get another file.
+    """
+    files = undecoded(dataset)
+    paths = files[:1]["image"][0]["path"]
+    key = f"{identity} {paths} {reading.sizes}"
+    folder = Path(reading.image_cache).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
+
+    # Arrow tables go in and out, because `datasets` would drop the bytes of an image with a path;
+    # decoding runs beside Python, in threads
+    with ThreadPoolExecutor() as pool, process_state().local_main_process_first():
+        cached = files.with_format("arrow").map(
+            lambda table: _decoded(table, pool, reading),
+            batched=True,
+            batch_size=max(1, min(32, int(_PART_BYTES / (3e6 * reading.max_megapixels)))),
+            features=dataset.features,
+            cache_file_name=str(file),
+            load_from_cache_file=True,
+            desc="image cache",
+        )
+    cached = cached.with_format(None)
+    cached._fingerprint = dataset._fingerprint  # the same images in `list_images`
+    return cached
+
+
+def _decoded(table: pa.Table, pool: ThreadPoolExecutor, reading: ReadingArguments) -> pa.Table:
+    """Return rows with decoded images."""
+
+    def decode(cell: dict) -> dict:
+        try:
+            image = open_image(cell, name="", rgb=True, **reading.sizes)
+        except ValueError:
+            return cell
+        return {"bytes": to_ppm(image), "path": cell["path"]}
+
+    column = table.column_names.index("image")
+    cells = pa.array(list(pool.map(decode, table["image"].to_pylist())), table["image"].type)
+    return table.set_column(column, "image", cells)
 
 
 class Classes(NamedTuple):
-    """The classes of a dataset: what they are called, if anything, and how many there are."""
+    """The classes of a dataset: their names, if they have any, and their number."""
 
     names: list[str] | None
     number: int  # 0: no labels
@@ -177,7 +238,7 @@ def list_images(name: str, dataset: datasets.Dataset) -> FileList:
     images = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     table = undecoded(dataset).with_format("arrow")[:]
     paths = [pc.struct_field(table[column], "path").to_pylist() for column in images]
-    return FileList.of_files(itertools.chain(*paths), folder)
+    return FileList.of_files(itertools.chain(*paths), _real_folder(name))
 
 
 def load_digits(split: str) -> datasets.Dataset:

@@ -1,14 +1,10 @@
-"""Random crops, flips and colours, the same crop and flip for an image and its target.
-
-What is drawn comes from the generator that is passed in alone.
-"""
+"""Random crops and flips, the same for an image and its target."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
 from torch.nn import functional
 
 from .arguments import CropArguments
@@ -16,22 +12,19 @@ from .arguments import CropArguments
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A random crop that is resized, a flip, and changes of colour.
+    """A random crop that is resized, and a horizontal flip.
 
     Args:
         size: height and width of the result in pixels.
         scale: smallest and largest share of the image's area that a crop may have.
         ratio: smallest and largest width / height of a crop.
         flip: probability of a horizontal flip.
-        jitter: largest relative change of brightness, contrast and saturation, and of the hue as a
-            share of the colour circle.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     @classmethod
     def of(cls, arguments: CropArguments, size: tuple[int, int]) -> "Augmentation | None":
@@ -43,7 +36,6 @@ class Augmentation:
             scale=tuple(arguments.crop_scale),
             ratio=tuple(arguments.crop_ratio),
             flip=arguments.flip,
-            jitter=tuple(arguments.jitter),
         )
 
     def __call__(
@@ -59,8 +51,6 @@ class Augmentation:
         if rng.random() < self.flip:
             pixels = pixels[:, ::-1]
             target = None if target is None else target[:, ::-1].copy()
-        if any(self.jitter):
-            pixels = np.asarray(self.change_colours(Image.fromarray(pixels), rng))
         return pixels, target
 
     def draw_box(
@@ -81,19 +71,6 @@ class Augmentation:
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (width - w) // 2, (height - h) // 2, w, h
-
-    def change_colours(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Change brightness, contrast, saturation and hue, in random order."""
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for kind in rng.permutation(4):
-            amount = self.jitter[kind] * rng.uniform(-1, 1)
-            if amount and kind < 3:
-                image = enhancers[kind](image).enhance(1 + amount)
-            elif amount:
-                hue, saturation, value = image.convert("HSV").split()
-                hue = hue.point([round(h + 255 * amount) % 256 for h in range(256)])
-                image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-        return image
 
 
 def resize_pair(

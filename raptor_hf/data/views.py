@@ -1,9 +1,7 @@
-"""Image datasets and their views; a view is a function of (seed, view, image) alone."""
+"""Image datasets as tensors; a view is a function of (seed, view, image) alone."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -18,8 +16,6 @@ from .decoding import pixel_table, read_pixels, to_pixel_values, undecoded
 from .loading import Classes, read_labels
 from .transforms import Augmentation
 
-T = TypeVar("T")
-
 
 def make_processor(image_size: int) -> BitImageProcessorPil:
     """Return DINOv2's preprocessing at any size: bicubic resize, centre crop, ImageNet mean."""
@@ -30,6 +26,133 @@ def make_processor(image_size: int) -> BitImageProcessorPil:
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+class ImageViews(Dataset):
+    """An image dataset, each image in several views, as tensors ready for a model.
+
+    View 0 is the image itself, the others are random: crops of it, or small affine maps. Row r is
+    image r mod n in view r div n; a row beyond the last is one view more.
+
+    Args:
+        dataset: column `image`, and `label` where there are labels.
+        processor: the teacher's image processor.
+        views: number of views per image.
+        seed: other seeds, other views.
+        plain_first: False makes view 0 a random one too (for training).
+        image_ids: the images to take; default: all. A view of an image does not depend on it.
+        crops: random crops, for photographs; None: small affine maps, for digits.
+        reading: the sizes that images may have and are shrunk to.
+        as_bytes: return random crops as bytes, a quarter of the memory, where `table`
+            (`pixel_table`) gives the processor's pixel values.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processor,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        plain_first: bool = True,
+        image_ids: np.ndarray | None = None,
+        crops: Augmentation | None = None,
+        reading: ReadingArguments | None = None,
+        as_bytes: bool = False,
+    ):
+        if views < 1:
+            raise ValueError(f"views must be at least 1; got {views}.")
+        self.reading = reading or ReadingArguments()
+        self.image_ids = np.arange(len(dataset)) if image_ids is None else image_ids
+        self.cells = undecoded(dataset.select_columns("image"))
+        self.processor, self.crops = processor, crops
+        self.table = pixel_table(processor) if as_bytes and crops else None
+        self.views, self.seed, self.plain_first = views, seed, plain_first
+        labels, self.class_names = read_labels(dataset)
+        self.labels = torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return self.views * len(self.image_ids)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Return a batch: `pixel_values` (B, C, H, W), and `label` (−1 where there is none),
+        `image_id`, `view` (B,) each.
+
+        Raises:
+            ValueError: an image that can't be read, or images of several sizes.
+        """
+        numbers = np.asarray(rows, dtype=np.int64)
+        image_ids = self.image_ids[numbers % len(self.image_ids)].tolist()
+        views = (numbers // len(self.image_ids)).tolist()
+        images = [self.read(image_id) for image_id in image_ids]
+        keys = [(self.seed, *key) for key in zip(views, image_ids, strict=True)]
+        return {
+            "pixel_values": self._make_views(images, keys) if images else torch.empty(0),
+            "label": self.labels[image_ids],
+            "image_id": torch.tensor(image_ids, dtype=torch.long),
+            "view": torch.tensor(views, dtype=torch.long),
+        }
+
+    def read(self, image_id: int) -> np.ndarray:
+        """Decode an image, (H, W, 3); errors as `open_image`."""
+        cell, name = self.cells[image_id]["image"], f"image {image_id} of the dataset"
+        return read_pixels(cell, name=name, **self.reading.sizes)
+
+    def _make_views(
+        self, images: list[np.ndarray], keys: list[tuple[int, int, int]]
+    ) -> torch.Tensor:
+        """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
+        random = [i for i, (_, view, _) in enumerate(keys) if view > 0 or not self.plain_first]
+        if self.crops is None:
+            pixel_values = to_pixel_values(images, self.processor)
+            if random:
+                maps = _affine_views(pixel_values[random], [keys[i] for i in random])
+                pixel_values[random] = maps
+            return pixel_values
+
+        # the processor resizes whole images; a random crop has its size already
+        images = list(images)
+        for i in random:
+            images[i], _ = self.crops(images[i], None, np.random.default_rng(keys[i]))
+        plain = sorted(set(range(len(images))) - set(random))
+        parts = []
+        for rows, resize in ((plain, True), (random, False)):
+            if rows:
+                parts.append((rows, self._prepare([images[i] for i in rows], resize=resize)))
+        if len(parts) == 1:
+            return parts[0][1]
+        pixel_values = parts[0][1].new_empty(len(images), *parts[0][1].shape[1:])
+        for rows, prepared in parts:
+            pixel_values[rows] = prepared
+        return pixel_values
+
+    def _prepare(self, images: list[np.ndarray], *, resize: bool) -> torch.Tensor:
+        """Return images as the processor prepares them, or as bytes where there is a table."""
+        if self.table is None:
+            options = {} if resize else {"do_resize": False, "do_center_crop": False}
+            return to_pixel_values(images, self.processor, **options)
+        if resize:
+            options = {"do_rescale": False, "do_normalize": False}
+            return to_pixel_values(images, self.processor, **options).to(torch.uint8)
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the labels."""
+        return Classes.of(self.class_names, self.labels)
+
+    def public_path(self, image_id: int) -> str:
+        """Return `<split>/<class>/<image>`, which names an image without its folder."""
+        return public_path(self.cells[image_id]["image"], image_id)
+
+
+def public_path(cell: dict | None, image_id: int) -> str:
+    """Return `<split>/<class>/<image>` of a cell, or its number where it is not a file."""
+    path = cell and cell["path"]
+    return "/".join(Path(path).parts[-3:]) if path else f"image {image_id} of the dataset"
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
@@ -48,206 +171,100 @@ def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> to
     return functional.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)
 
 
-class TolerantDataset(Dataset):
-    """Images some of which can't be read: so many are left out, each with a warning.
+class SkipCorrupt(Dataset):
+    """A dataset of images without those that can't be read, each left out with a warning.
+
+    Otherwise it has the attributes of the dataset that it wraps.
 
     Args:
-        cells: with the column `image`, undecoded.
-        image_ids: of the images that are taken; row r is image r mod n of them.
-        skip_corrupt: how many may be left out.
-        fill: the next readable image takes the place of one that is left out, as training wants.
+        dataset: gives batches (`__getitems__`, whose ValueError says that an image can't be read);
+            row r is image `image_ids[r mod n]`.
+        limit: number of images that may be left out, in all workers of a DataLoader together.
+        replace: the next readable row takes the place of an unreadable one, so that batches keep
+            their size; else it is missing in its batch.
     """
 
-    def __init__(
-        self,
-        cells: datasets.Dataset,
-        image_ids: np.ndarray,
-        *,
-        skip_corrupt: int = 0,
-        fill: bool = False,
-    ):
-        self.cells, self.image_ids = cells, image_ids
-        self.skip_corrupt, self.fill = skip_corrupt, fill
-        self.skipped: set[int] = set()
+    def __init__(self, dataset: Dataset, limit: int, *, replace: bool = False):
+        self.dataset, self.limit, self.replace = dataset, limit, replace
+        self.skipped = torch.zeros(len(dataset.image_ids), dtype=torch.bool).share_memory_()
 
-    def public_path(self, image_id: int) -> str:
-        """Return `<split>/<class>/<image>`, as results may be published, or which image it is."""
-        cell = self.cells[image_id]["image"]
-        path = cell and cell["path"]
-        return "/".join(Path(path).parts[-3:]) if path else f"image {image_id} of the dataset"
-
-    def read_rows(
-        self, rows: list[int], read: Callable[[int, int], T]
-    ) -> tuple[list[int], list[T], list[int]]:
-        """Return the rows that could be read, what `read` (row, image id) made of them, and the
-        images that are left out.
-
-        Raises:
-            ValueError: more unreadable images than are tolerated, or none that can be read.
-        """
-        kept, skipped = [], set()
-        for row in rows:
-            for candidate in range(row, row + (len(self.image_ids) if self.fill else 1)):
-                image_id = int(self.image_ids[candidate % len(self.image_ids)])
-                try:
-                    kept.append((candidate, read(candidate, image_id)))
-                    break
-                except ValueError as error:
-                    self._skip(image_id, error)
-                    skipped.add(image_id)
-        return [row for row, _ in kept], [item for _, item in kept], sorted(skipped)
-
-    def first_batch(self) -> dict[str, torch.Tensor]:
-        """Return the first image that can be read, as a batch; errors as `read_rows`."""
-        batches = (self.__getitems__([row]) for row in range(len(self.image_ids)))
-        return next(batch for batch in batches if len(batch["image_id"]))
-
-    def _skip(self, image_id: int, error: ValueError) -> None:
-        """Leave an image out, or give up."""
-        if image_id in self.skipped:
-            return
-        self.skipped.add(image_id)
-        if len(self.skipped) > self.skip_corrupt:
-            raise ValueError(
-                f"{error} (unreadable images so far: {len(self.skipped)}; --skip_corrupt "
-                f"{self.skip_corrupt} are tolerated)"
-            ) from error
-        if len(self.skipped) == len(self.image_ids):
-            raise ValueError(f"None of the {len(self.image_ids)} images can be read: {error}")
-        warnings.warn(f"left out: {error}", stacklevel=2)
-
-
-class ImageViews(TolerantDataset):
-    """An image dataset, each image in several views, as tensors ready for a model.
-
-    View 0 is the image itself, the others are random: crops of it, or small affine maps. Row r is
-    the image r mod n of those that are taken, in view r div n; a row beyond the last is one view
-    more.
-
-    Args:
-        dataset: column `image`, and `label` where there are labels.
-        processor: the teacher's image processor.
-        views: number of views per image.
-        seed: other seeds, other views.
-        plain_first: False makes view 0 a random one too (for training).
-        image_ids: which images to take; default: all. A view of an image does not depend on it.
-        crops: what random views of photographs are; None: small affine maps, as digits want.
-        reading: how many unreadable images are left out, and from what size on one is unreadable.
-        fill: as of `TolerantDataset`.
-        as_bytes: hand crops over as bytes where that is enough, a quarter of the memory;
-            `table` (`pixel_table`) says what the processor makes of them.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        processor,
-        *,
-        views: int = 1,
-        seed: int = 0,
-        plain_first: bool = True,
-        image_ids: np.ndarray | None = None,
-        crops: Augmentation | None = None,
-        reading: ReadingArguments | None = None,
-        fill: bool = False,
-        as_bytes: bool = False,
-    ):
-        if views < 1:
-            raise ValueError(f"views must be at least 1; got {views}.")
-        self.reading = reading or ReadingArguments()
-        ids = np.arange(len(dataset)) if image_ids is None else image_ids
-        cells = undecoded(dataset.select_columns("image"))
-        super().__init__(cells, ids, skip_corrupt=self.reading.skip_corrupt, fill=fill)
-        self.processor, self.crops = processor, crops
-        self.table = pixel_table(processor) if as_bytes and crops else None
-        self.views, self.seed, self.plain_first = views, seed, plain_first
-        labels, self.class_names = read_labels(dataset)
-        self.labels = torch.tensor(labels)
+    def __getattr__(self, name: str):
+        if name == "dataset":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return self.views * len(self.image_ids)
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+        return len(self.dataset)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return a batch: `pixel_values` (B, C, H, W), and `label` (−1 where there is none),
-        `image_id`, `view` (B,) each. Images that are left out are missing in it, and `skipped`
-        holds their ids.
+        """Return a batch of the dataset; `skipped` holds the images that were left out of it.
 
         Raises:
-            ValueError: an image that can't be read, and is not tolerated; or images of several
-                sizes.
+            ValueError: more unreadable images than the limit, or no readable one.
         """
-        rows, images, skipped = self.read_rows(rows, self.read)
-        image_ids = [int(self.image_ids[row % len(self.image_ids)]) for row in rows]
-        views = [row // len(self.image_ids) for row in rows]
-        keys = [(self.seed, *key) for key in zip(views, image_ids, strict=True)]
-        return {
-            "pixel_values": self._make_views(images, keys) if images else torch.empty(0),
-            "label": self.labels[image_ids],
-            "image_id": torch.tensor(image_ids, dtype=torch.long),
-            "view": torch.tensor(views, dtype=torch.long),
-            **({"skipped": torch.tensor(skipped)} if skipped else {}),
-        }
+        readable = [row for row in map(self._readable_row, rows) if row is not None]
+        try:
+            batch = self.dataset.__getitems__(readable)
+        except ValueError:
+            if not any([self._skip_unreadable(row) for row in readable]):
+                raise  # it is an error of the whole batch
+            return self.__getitems__(rows)
+        numbers = np.asarray(rows) % len(self.skipped)
+        skipped = self.image_ids[numbers[self.skipped[numbers].numpy()]]
+        return {**batch, "skipped": torch.from_numpy(skipped)} if len(skipped) else batch
 
-    def _make_views(
-        self, images: list[np.ndarray], keys: list[tuple[int, int, int]]
-    ) -> torch.Tensor:
-        """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
-        moved = [i for i, (_, view, _) in enumerate(keys) if view > 0 or not self.plain_first]
-        if self.crops is None:
-            pixel_values = to_pixel_values(images, self.processor)
-            if moved:
-                pixel_values[moved] = _affine_views(pixel_values[moved], [keys[i] for i in moved])
-            return pixel_values
-        plain, parts = sorted(set(range(len(images))) - set(moved)), []
-        if plain:
-            options = {} if self.table is None else {"do_rescale": False, "do_normalize": False}
-            whole = to_pixel_values([images[i] for i in plain], self.processor, **options)
-            parts.append((plain, whole if self.table is None else whole.to(torch.uint8)))
-        if moved:
-            parts.append((moved, self._crop([images[i] for i in moved], [keys[i] for i in moved])))
-        if len(parts) == 1:
-            return parts[0][1]
-        pixel_values = parts[0][1].new_empty(len(images), *parts[0][1].shape[1:])
-        for rows, made in parts:
-            pixel_values[rows] = made
-        return pixel_values
+    def _readable_row(self, row: int) -> int | None:
+        """Return a row, or the one that takes its place, as far as it is known by now."""
+        while self.skipped[row % len(self.skipped)]:
+            if not self.replace:
+                return None
+            row += 1
+        return row
 
-    def _crop(self, images: list[np.ndarray], keys: list[tuple[int, int, int]]) -> torch.Tensor:
-        """Return random crops (B, C, H, W), as bytes where there is a table."""
-        views = [
-            self.crops(image, None, np.random.default_rng(key))[0]
-            for image, key in zip(images, keys, strict=True)
-        ]
-        if self.table is None:
-            return to_pixel_values(views, self.processor, do_resize=False, do_center_crop=False)
-        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+    def _skip_unreadable(self, row: int) -> bool:
+        """Return whether a row can't be read; its image is left out from now on."""
+        try:
+            self.dataset.__getitems__([row])
+            return False
+        except ValueError as error:
+            self.skipped[row % len(self.skipped)] = True
+            number = int(self.skipped.sum())
+            if number > self.limit or number == len(self.skipped):
+                raise ValueError(
+                    f"{error} (unreadable images so far: {number} of {len(self.skipped)}; "
+                    f"--skip_corrupt {self.limit} may be left out)"
+                ) from error
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            return True
 
-    @property
-    def classes(self) -> Classes:
-        """What the labels stand for."""
-        return Classes.of(self.class_names, self.labels)
 
-    def read(self, _row: int, image_id: int) -> np.ndarray:
-        """Decode an image, (H, W, 3); errors as `read_image`."""
-        cell, name = self.cells[image_id]["image"], f"image {image_id} of the dataset"
-        return read_pixels(cell, name=name, **self.reading.sizes)
+def skip_corrupt(dataset: Dataset, limit: int, *, replace: bool = False) -> Dataset:
+    """Return a dataset as `SkipCorrupt` gives it, or itself where no image may be left out."""
+    return SkipCorrupt(dataset, limit, replace=replace) if limit else dataset
 
-    def drop_unreadable(self) -> "ImageViews":
-        """Read every image once and take those that can be read; return itself.
 
-        For what must know their number before it begins; without `skip_corrupt` nothing is read.
-        """
-        if self.skip_corrupt:
-            self.read_rows(list(range(len(self.image_ids))), self.read)
-            self.image_ids = np.setdiff1d(self.image_ids, list(self.skipped))
-        return self
+def drop_unreadable(images: ImageViews) -> ImageViews:
+    """Read every image once and keep the readable ones, where their number must be known first.
+
+    Nothing is read without `--skip_corrupt`. Errors as `SkipCorrupt`.
+    """
+    limit = images.reading.skip_corrupt
+    if limit:
+        readable = SkipCorrupt(images, limit)
+        for row in range(len(images.image_ids)):
+            readable.__getitems__([row])
+        images.image_ids = images.image_ids[~readable.skipped.numpy()]
+    return images
+
+
+def first_batch(dataset: Dataset) -> dict[str, torch.Tensor]:
+    """Return the first readable image of a dataset as a batch."""
+    batches = (dataset.__getitems__([row]) for row in range(len(dataset)))
+    return next(batch for batch in batches if len(batch["image_id"]))
 
 
 def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:
-    """Return which of so many images are looked at: all, or some at random, in order.
+    """Return the ids of all images, or of some chosen at random, in order.
 
     Raises:
         ValueError: more are wanted than there are.

@@ -119,8 +119,6 @@ def print_extraction_plan(arguments, chosen: ImageArguments, reading: ReadingArg
     depth = facts.config.num_hidden_layers
     layers = arguments.layers or list(range(depth + 1))
     tokens = facts.num_tokens
-    if arguments.tokens:
-        tokens = facts.num_prefix_tokens + arguments.tokens
     state_bytes = {"float16": 2, "float32": 4}[arguments.dtype] * tokens * facts.config.hidden_size
     flop = max(layers) * application_flops(teacher_layer(facts.config), facts.num_tokens)
     folder = _existing_parent(arguments.output_dir)

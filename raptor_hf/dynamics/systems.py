@@ -10,16 +10,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..activations.format import MANIFEST
 from ..activations.online import OnlineActivations, check_all_layers
 from ..activations.store import StoredActivations, load_activations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
 from ..data.loading import Classes
+from ..data.views import drop_unreadable
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import public_name, read_json
 from ..runs.processes import process_state
-from ..runs.shards import MANIFEST
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
 from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory
@@ -220,7 +221,7 @@ def load_inputs(
     processor = load_processor(next(iter(sources.values())), resolution=reading.resolution)
     if dataset is None:
         dataset = load_images(data, split, reading)
-    images = ImageViews(dataset, processor, reading=reading).drop_unreadable()
+    images = drop_unreadable(ImageViews(dataset, processor, reading=reading))
     systems = [
         load_system(name, source, images=images, head=heads.get(name), classes=images.classes)
         for name, source in sources.items()
@@ -246,9 +247,9 @@ def _stored_inputs(data: str, sources: dict[str, str], heads: dict[str, str | No
         )
         for name, source in sources.items()
     ]
-    if stored.manifest["num_patches"] is not None or not all(s.can_run_on for s in systems):
+    if not all(s.can_run_on for s in systems):
         raise ValueError(
-            f"Models run on from the stored embeddings of {data}: that takes all patches, and "
+            f"Models run on from the stored embeddings of {data}: that takes "
             f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
         )
     _check_alike(systems, stored)

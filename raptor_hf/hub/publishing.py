@@ -17,10 +17,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ..activations.format import dataset_card, read_manifest
-from ..activations.verify import verify_activations
+from ..activations.format import MANIFEST, dataset_card, read_manifest, verify_activations
 from ..runs.files import public_name
-from ..runs.shards import MANIFEST
 from ..teachers import load_processor
 from .model_card import make_model_card, run_snippet, task_of, usage_snippet
 

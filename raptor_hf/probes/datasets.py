@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data.arguments import CropArguments, ReadingArguments
 from ..data.transforms import Augmentation
+from ..data.views import skip_corrupt
 from ..loop.arguments import LoopArguments
 from ..runs.file_list import FileList
 from ..tasks.arguments import DenseArguments
@@ -130,13 +131,13 @@ class ProbeImageSets:
 
     def plain(self, images: LabelledImages, rows: np.ndarray | None = None) -> ProbeImages:
         """Return images as they are judged, without random views."""
-        return ProbeImages(
+        plain = ProbeImages(
             images,
             self.processor,
             rows=rows,
             resolution=tuple(self.reading.resolution) or None,
-            skip_corrupt=self.reading.skip_corrupt,
         )
+        return skip_corrupt(plain, self.reading.skip_corrupt)
 
     def data(self, backbone: PreTrainedModel, task: Task, folder: Path) -> ProbeData:
         """Return the images for the heads of one backbone; features are stored where there are no
@@ -172,9 +173,8 @@ class ProbeImageSets:
                 rows=self.train_rows,
                 augmentation=augmentation,
                 seed=self.loop.seed,
-                skip_corrupt=self.reading.skip_corrupt,
-                fill=True,
             )
+            train = skip_corrupt(train, self.reading.skip_corrupt, replace=True)
             selection = store(self.train, self.selection_rows) if self.grid else None
         if has_neighbours:
             step = math.ceil(len(self.train_rows) / recipe.knn_images)

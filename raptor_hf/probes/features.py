@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data import batches
+from ..data.views import first_batch
 from ..modeling_raptor_heads import PatchFrame
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
@@ -96,7 +97,7 @@ def store_features(
 
     Raises:
         OSError: the disk is too small.
-        ValueError: more unreadable images than are tolerated.
+        ValueError: an image that can't be read.
     """
     state = process_state()
     folder = Path(folder) / _features_key(backbone, task, images)
@@ -104,18 +105,13 @@ def store_features(
         unfinished = folder.with_name(folder.name + ".unfinished")
         files = None
         if state.is_main_process:
-            first = images.first_batch()
+            first = first_batch(images)
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             files = _create_files(unfinished, len(images), backbone, task, first)
         state.wait_for_everyone()
         files = files or [np.load(unfinished / f"{n}.npy", mmap_mode="r+") for n in _FILES]
         written = gather_object(_write_rows(files, backbone, task, images, batch_size, num_workers))
-        if len(images) - len(written) > images.skip_corrupt:  # of all workers and processes
-            raise ValueError(
-                f"{len(images) - len(written)} images can't be read; --skip_corrupt "
-                f"{images.skip_corrupt} are tolerated."
-            )
         if state.is_main_process:
             readable = np.isin(np.arange(len(images)), written)
             image_ids = np.where(readable, images.image_ids, -1).tolist()

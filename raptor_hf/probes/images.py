@@ -2,14 +2,15 @@
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from ..data.decoding import to_pixel_values
 from ..data.transforms import Augmentation, resize_pair
-from ..data.views import TolerantDataset
+from ..data.views import public_path
 from ..tasks.labelled_images import LabelledImages
 
 
-class ProbeImages(TolerantDataset):
+class ProbeImages(Dataset):
     """Images and targets as tensors. Row r is image r mod n; r div n tells its random views apart.
 
     Without an augmentation an image is resized and cropped by the processor of the model where it
@@ -22,7 +23,6 @@ class ProbeImages(TolerantDataset):
         rows: images to take; default: all.
         augmentation: random views; an equal (seed, row) gives an equal view.
         resolution: (height, width) that images with targets of pixels are resized to.
-        skip_corrupt, fill: as of `TolerantDataset`.
     """
 
     def __init__(
@@ -34,11 +34,8 @@ class ProbeImages(TolerantDataset):
         augmentation: Augmentation | None = None,
         resolution: tuple[int, int] | None = None,
         seed: int = 0,
-        skip_corrupt: int = 0,
-        fill: bool = False,
     ):
-        image_ids = np.arange(len(images)) if rows is None else rows
-        super().__init__(images.cells, image_ids, skip_corrupt=skip_corrupt, fill=fill)
+        self.image_ids = np.arange(len(images)) if rows is None else rows
         self.images, self.processor = images, processor
         self.augmentation, self.resolution, self.seed = augmentation, resolution, seed
 
@@ -49,17 +46,16 @@ class ProbeImages(TolerantDataset):
         """Return a batch: `pixel_values` (B, C, H, W), `target` (B,) or (B, H, W), and `image_id`
         (B,).
 
-        Images that are left out are missing in it, and `skipped` holds their ids; the tensors are
-        empty if no image is left.
-
         Raises:
-            ValueError: more unreadable images than are tolerated, none that can be read, or images
-                of several sizes.
+            ValueError: an image or target that can't be read, or images of several sizes.
         """
-        rows, pairs, skipped = self.read_rows(rows, self._read)
-        image_ids = torch.tensor([int(self.image_ids[row % len(self)]) for row in rows])
-        if not pairs:
+        if not rows:
             return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
+        image_ids = self.image_ids[np.array(rows) % len(self)]
+        pairs = [
+            self._read(row, image_id)
+            for row, image_id in zip(rows, image_ids.tolist(), strict=True)
+        ]
         images, targets = zip(*pairs, strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
         if whole:
@@ -68,9 +64,12 @@ class ProbeImages(TolerantDataset):
         return {
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
             "target": torch.from_numpy(np.stack(targets)),
-            "image_id": image_ids,
-            **({"skipped": torch.tensor(skipped)} if skipped else {}),
+            "image_id": torch.from_numpy(image_ids),
         }
+
+    def public_path(self, image_id: int) -> str:
+        """Return the name of an image in lists, see `raptor_hf.data.views.public_path`."""
+        return public_path(self.images.cells[image_id]["image"], image_id)
 
     def _read(self, row: int, image_id: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Return an image (H, W, 3) and its target in the view of a row."""

@@ -16,7 +16,6 @@ from raptor_hf.activations.online import (
     stream_states,
 )
 from raptor_hf.activations.store import load_activations
-from raptor_hf.activations.writing import write_activations
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments
@@ -160,7 +159,7 @@ def test_images_are_chosen_once_and_for_all():
         choose_images(5, 6, 0)
 
 
-def test_arguments_that_contradict_each_other_are_refused(teacher, images, store, tmp_path):
+def test_arguments_that_contradict_each_other_are_refused(teacher, store):
     online = ActivationArguments(teacher="t", activations="online")
     crops, reading = CropArguments(), ReadingArguments()
     with pytest.raises(ValueError, match="online needs images: give --dataset"):
@@ -173,12 +172,6 @@ def test_arguments_that_contradict_each_other_are_refused(teacher, images, store
     other = ReadingArguments(resolution=[12])
     with pytest.raises(ValueError, match=r"images of \[8, 8\] pixels; --resolution asks for \[12"):
         open_source(stored, ImageArguments(), crops, other, teacher, [0])
-    some = tmp_path / "some"
-    some.mkdir()
-    write_activations(teacher, images, some, num_patches=2)
-    with pytest.raises(ValueError, match="holds 2 patches of each image.*extract without --tokens"):
-        stored = ActivationArguments(teacher="t", activations=str(some))
-        open_source(stored, ImageArguments(), crops, reading, teacher, [0])
 
 
 def test_the_programs_online_source(teacher, tmp_path):

@@ -1,21 +1,16 @@
 import pickle
 import shutil
-import sys
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from raptor_hf.activations.format import states_of
+from raptor_hf.activations.__main__ import main
+from raptor_hf.activations.format import verify_activations
 from raptor_hf.activations.store import load_activations
-from raptor_hf.activations.verify import main, verify_activations
-from raptor_hf.activations.writing import array2d
 from raptor_hf.data import keep_batch
-from raptor_hf.runs.files import read_json, write_json
-from raptor_hf.runs.shards import shard_digest
 from raptor_hf.teachers import trajectory
 
 
@@ -126,78 +121,34 @@ def test_the_hub_streams_it(store, tmp_path):
     assert torch.equal(states, load_activations(store)[7]["states"][2])
 
 
-def verify(path):
-    return list(verify_activations(path))
+def flip_a_bit(shard):
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
 
 
-def test_a_whole_dataset_has_no_problem_and_every_damage_is_named(store, capsys, monkeypatch):
-    assert verify(store) == []
-    shards = sorted(store.glob("data-*.arrow"))
-    content = shards[1].read_bytes()
-    middle = len(content) // 2
-    flipped = bytes([content[middle] ^ 1])
-    shards[1].write_bytes(content[:middle] + flipped + content[middle + 1 :])
-    (problem,) = verify(store)
-    assert f"{shards[1].name} of {store} is damaged" in problem
-    shards[3].write_bytes(shards[3].read_bytes()[:-1])
-    shards[4].unlink()
-    problems = verify(store)
-    for problem, shard, words in zip(problems, shards[1:2] + shards[3:], DAMAGES, strict=True):
-        assert shard.name in problem and words in problem and "--resume" in problem
-    monkeypatch.setattr(sys, "argv", ["activations", "verify", str(store)])
+DAMAGES = {
+    "is damaged": flip_a_bit,
+    "is truncated or changed": lambda shard: shard.write_bytes(shard.read_bytes()[:-1]),
+    "is missing": lambda shard: shard.unlink(),
+}
+
+
+def test_every_damage_is_named_with_its_repair(store, capsys):
+    main(["verify", str(store)])
+    assert (
+        "is complete: 5 images × 2 views, layers [0, 1, 2, 3, 4, 5, 6]" in capsys.readouterr().out
+    )
+    assert verify_activations(store) == []
+    shards = sorted(store.glob("data-*.arrow"))[1:4]
+    for damage, shard in zip(DAMAGES.values(), shards, strict=True):
+        damage(shard)
+    problems = verify_activations(store)
+    for problem, shard, words in zip(problems, shards, DAMAGES, strict=True):
+        assert f"{shard.name} of {store} {words}" in problem and "--resume" in problem
     with pytest.raises(SystemExit) as stopped:
-        main()
+        main(["verify", str(store)])
     assert str(stopped.value).splitlines() == problems
-
-
-DAMAGES = ["is damaged", "is truncated or changed", "is missing"]
-
-
-def test_verify_says_what_it_read(store, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["activations", "verify", str(store)])
-    main()
-    assert "is whole: 5 images × 2 views, layers [0, 1, 2, 3, 4, 5, 6]" in capsys.readouterr().out
     (store / "manifest.json").unlink()
     with pytest.raises(SystemExit, match="no manifest.json"):
-        main()
-
-
-def rewrite(store, shard, change):
-    """Change a shard's contents and its entry in the manifest: what no checksum finds."""
-    table = datasets.Dataset.from_file(str(shard)).data.table
-    with pa.OSFile(str(shard.with_suffix(".new")), "wb") as file:
-        with pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(change(table))
-    shard.with_suffix(".new").replace(shard)
-    manifest = read_json(store / "manifest.json")
-    facts = {"size_bytes": shard.stat().st_size, "xxh3_128": shard_digest(shard)}
-    manifest["shards"][shard.name] |= facts
-    write_json(store / "manifest.json", manifest)
-
-
-def test_an_image_that_is_there_twice_is_noticed(store):
-    shard = sorted(store.glob("data-*.arrow"))[2]
-
-    def first_row_again(table):
-        return pa.concat_tables([table.slice(0, 1), table.slice(0, 1)])
-
-    rewrite(store, shard, first_row_again)
-    (problem,) = verify(store)
-    assert "2 views of 5 images, each once; it has 10 trajectories, 9 of them different" in problem
-
-
-def test_a_lost_row_and_numbers_that_are_not_finite_are_noticed(store, teacher, images):
-    shards = sorted(store.glob("data-*.arrow"))
-    rewrite(store, shards[0], lambda table: table.slice(0, 1))
-
-    def spoil(table):
-        column = table.column_names.index("layer_3")
-        values = states_of(table["layer_3"].chunk(0)).copy()
-        values[1, 2, 3] = np.inf
-        spoilt = array2d(values, table.schema.field("layer_3").type)
-        return table.set_column(column, table.schema.field(column), pa.chunked_array([spoilt]))
-
-    rewrite(store, shards[1], spoil)
-    lost, infinite = verify(store)[:2]
-    assert f"{shards[0].name} has 1 rows" in lost
-    assert f"{shards[1].name} has numbers in layer_3 that are not finite" in infinite
+        main(["verify", str(store)])

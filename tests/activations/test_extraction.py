@@ -13,12 +13,12 @@ import torch
 
 from evaluation.benchmarks.activations import extract, grey_images, read_all
 from evaluation.benchmarks.timing import PROCESSES, peak_memory
+from raptor_hf.activations import writing
+from raptor_hf.activations.format import checksum, verify_activations
 from raptor_hf.activations.store import load_activations
-from raptor_hf.activations.verify import verify_activations
 from raptor_hf.activations.writing import write_activations
 from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
-from raptor_hf.runs.shards import ShardFile, shard_digest
 from raptor_hf.teachers import trajectory
 from tests.helpers import tiny_teacher
 from tests.programs import TWO_PROCESSES, run
@@ -37,7 +37,7 @@ def test_a_resumed_store_has_the_same_bytes(store, teacher, images, tmp_path):
     before = {shard.name: shard.read_bytes() for shard in shards}
     shards[1].unlink()
     shards[4].unlink()
-    (store / "data-00001-of-00005.tmp").write_bytes(b"half")
+    (store / "data-00001-of-00005.123.tmp").write_bytes(b"half")
     write_activations(teacher, images, store, batch_size=2, shard_megabytes=0)
     assert {shard.name: shard.read_bytes() for shard in store.glob("data-*.arrow")} == before
     assert not list(store.glob("*.tmp"))
@@ -71,25 +71,7 @@ def test_some_layers_of_some_images(teacher, images, tmp_path):
     expected = trajectory(teacher, pixel_values)[:, [2, 4]]
     assert batch["states"].dtype == torch.float32
     torch.testing.assert_close(batch["states"], expected, rtol=1e-6, atol=1e-6)
-    assert list(verify_activations(tmp_path)) == []
-
-
-def test_some_patches_the_same_in_all_layers(store, teacher, images, tmp_path):
-    some = tmp_path / "some"
-    some.mkdir()
-    write_activations(teacher, images, some, num_patches=2, batch_size=3)
-    batch = load_activations(some).__getitems__(range(10))
-    patches, whole = batch["patches"], load_activations(store).__getitems__(range(10))["states"]
-    assert batch["states"].shape == (10, 7, 5, 24)  # cls, two registers, two patches
-    assert (patches[:, 0] < patches[:, 1]).all() and patches.unique().tolist() == [0, 1, 2, 3]
-    kept = batch["states"][:, :, :3]  # other batches than `whole`, so it may be rounded apart
-    torch.testing.assert_close(kept, whole[:, :, :3], rtol=2e-3, atol=1e-3)
-    for row in range(10):
-        expected = whole[row][:, 3 + patches[row].long()]
-        torch.testing.assert_close(batch["states"][row][:, 3:], expected, rtol=2e-3, atol=1e-3)
-    assert list(verify_activations(some)) == []
-    with pytest.raises(ValueError, match="An image has 4 patches; asked to keep 5"):
-        write_activations(teacher, images, tmp_path, num_patches=5)
+    assert verify_activations(tmp_path) == []
 
 
 def extract_many(path):
@@ -126,7 +108,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
         named = sorted(path.glob("data-*.arrow"))
         in_the_middle += 0 < len(named) < len(expected)
         for shard in named:  # whatever has a name is whole
-            assert shard_digest(shard) == expected[shard.name]
+            assert checksum(shard) == expected[shard.name]
         if kills >= 12 and in_the_middle >= 4:
             break
     assert kills >= 12 and in_the_middle >= 4
@@ -136,7 +118,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
         assert checksums(path) == expected
         assert sorted(load_activations(path).scalars["image_id"].tolist()) == list(range(160))
         assert {file.suffix for file in path.iterdir()} == {".arrow", ".json", ".md"}
-        assert not list(path.glob("data-*.json")) and list(verify_activations(path)) == []
+        assert not list(path.glob("data-*.json")) and verify_activations(path) == []
 
 
 def test_two_processes_write_what_one_writes(teacher, tmp_path):
@@ -154,37 +136,30 @@ def test_two_processes_write_what_one_writes(teacher, tmp_path):
     lost.unlink()
     run(*two, "--resume", ACCELERATE_USE_CPU="true", **alone)
     assert checksums(tmp_path / "two") == checksums(tmp_path / "one")
-    assert shard_digest(lost) == checksums(tmp_path / "one")[lost.name]
+    assert checksum(lost) == checksums(tmp_path / "one")[lost.name]
 
 
-def test_a_disk_that_fills_up_keeps_what_is_whole(teacher, images, tmp_path, monkeypatch):
-    write, calls = ShardFile.write, []
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("a bug")])
+def test_an_error_while_writing_keeps_the_shards_before_it(
+    teacher, images, tmp_path, monkeypatch, error
+):
+    record_batch, calls = writing._record_batch, []
 
-    def write_until_full(self, batch):
-        calls.append(batch)
+    def fail_at_the_fourth(*arguments):
+        calls.append(arguments)
         if len(calls) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, batch)
+            raise error
+        return record_batch(*arguments)
 
-    monkeypatch.setattr(ShardFile, "write", write_until_full)
-    with pytest.raises(OSError, match="No space left on device.*3 shards are whole and kept"):
+    monkeypatch.setattr(writing, "_record_batch", fail_at_the_fourth)
+    with pytest.raises(type(error), match=str(error.args[-1])):
         write_activations(teacher, images, tmp_path, batch_size=2, shard_megabytes=0)
     assert len(list(tmp_path.glob("data-*.arrow"))) == 3 and not list(tmp_path.glob("*.tmp"))
     with pytest.raises(FileNotFoundError, match="not a finished activation dataset"):
         load_activations(tmp_path)
     monkeypatch.undo()
     write_activations(teacher, images, tmp_path, batch_size=2, shard_megabytes=0)
-    assert list(verify_activations(tmp_path)) == []
-
-
-def test_an_error_while_writing_is_not_swallowed(teacher, images, tmp_path, monkeypatch):
-    def fail(self, last_write):
-        raise RuntimeError("from the thread that writes")
-
-    monkeypatch.setattr(ShardFile, "publish", fail)
-    with pytest.raises(RuntimeError, match="from the thread that writes"):
-        write_activations(teacher, images, tmp_path)
-    assert not list(tmp_path.glob("data-*"))
+    assert verify_activations(tmp_path) == []
 
 
 @pytest.mark.slow

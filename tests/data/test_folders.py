@@ -46,13 +46,11 @@ def test_links_to_folders_and_files_are_followed(tidy, tmp_path):
 
 
 def test_a_cycle_of_links_is_an_error(tidy):
-    (tidy / "train" / "loop").symlink_to(tidy)
-    with pytest.raises(ValueError, match="loop is a link to a folder that holds it"):
-        list_folder(tidy, "train")
-    (tidy / "train" / "loop").unlink()
-    (tidy / "train" / "ant" / "loop").symlink_to(tidy / "train" / "ant")
-    with pytest.raises(ValueError, match="ant/loop is a link to a folder that holds it"):
-        list_folder(tidy, "train")
+    for link, target in ((tidy / "train" / "loop", tidy), (tidy / "train" / "ant" / "loop", "..")):
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match=r"loop/.*x\.png lies too deep"):
+            list_folder(tidy, "train")
+        link.unlink()
 
 
 def test_hidden_files_leftovers_and_texts_are_left_out(tidy, caplog):

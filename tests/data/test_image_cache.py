@@ -1,4 +1,6 @@
-"""A cache of decoded images gives the pixels that the files give, and is whole or written anew."""
+"""A cache of decoded images gives the pixels that the files give."""
+
+import multiprocessing
 
 import datasets
 import numpy as np
@@ -10,8 +12,6 @@ from raptor_hf.data import ImageViews, ReadingArguments, list_images, load_image
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.decoding import read_pixels, shrink
 from raptor_hf.data.transforms import Augmentation
-from raptor_hf.runs.files import read_json
-from raptor_hf.runs.shards import ShardFile
 
 
 def photograph(number, size=(61, 40)):
@@ -30,11 +30,6 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr("raptor_hf.data.cache._SHARD_ROWS", 2)
-
-
 def views_of(folder, **reading):
     reading = ReadingArguments(**reading)
     crops = Augmentation.of(CropArguments(), (14, 14))
@@ -43,7 +38,7 @@ def views_of(folder, **reading):
 
 
 @pytest.mark.parametrize("shorter_side", [0, 24])
-def test_cached_images_are_the_same_images(folder, tmp_path, small_shards, shorter_side):
+def test_cached_images_are_the_same_images(folder, tmp_path, shorter_side):
     plain = views_of(folder, shorter_side=shorter_side)
     options = {"shorter_side": shorter_side, "image_cache": str(tmp_path / "cache")}
     for _ in range(2):  # written, and read again
@@ -56,12 +51,11 @@ def test_cached_images_are_the_same_images(folder, tmp_path, small_shards, short
         assert cached.public_path(3) == plain.public_path(3) == "train/b/1.jpg"
         files = [list_images(str(folder), views.cells).digest for views in (cached, plain)]
         assert files[0] == files[1]
-    (own,) = (tmp_path / "cache").iterdir()
-    stored = datasets.load_from_disk(str(own))  # a plain dataset, for anyone
+    (file,) = (tmp_path / "cache").iterdir()
+    stored = datasets.Dataset.from_file(str(file))  # a plain dataset, for anyone
     width, height = stored[4]["image"].size
     assert min(width, height) == (shorter_side or 40)
     assert stored.features["label"].names == ["a", "b"]
-    assert len(read_json(own / "manifest.json")["shards"]) == 3
 
 
 def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
@@ -70,32 +64,32 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     views_of(folder, image_cache=str(tmp_path / "cache")).__getitems__([0, 7])
 
 
-def test_a_killed_cache_goes_on_and_a_damaged_one_is_mended(
-    folder, tmp_path, small_shards, monkeypatch
-):
-    options = {"shorter_side": 24, "image_cache": str(tmp_path / "cache")}
-    publish = ShardFile.publish
+def write_cache(folder, cache):
+    views_of(folder, image_cache=cache)
 
-    def killed(shard, last_write):
-        if shard.path.name.startswith("data-00002"):
-            raise KeyboardInterrupt
-        publish(shard, last_write)
 
-    monkeypatch.setattr(ShardFile, "publish", killed)
-    with pytest.raises(KeyboardInterrupt):
-        views_of(folder, **options)
-    monkeypatch.undo()
-    monkeypatch.setattr("raptor_hf.data.cache._SHARD_ROWS", 2)
-    (own,) = (tmp_path / "cache").iterdir()
-    whole = {file: file.stat().st_mtime_ns for file in own.glob("data-*.arrow")}
-    assert len(whole) == 2 and not (own / "manifest.json").exists()
-    expected = views_of(folder, **options).__getitems__([3, 9])["pixel_values"]
-    assert all(file.stat().st_mtime_ns == time for file, time in whole.items())
-    shard = own / "data-00001-of-00003.arrow"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-100])
-    found = views_of(folder, **options).__getitems__([3, 9])["pixel_values"]
-    assert torch.equal(found, expected) and shard.read_bytes() == content
+def test_jobs_that_make_the_same_cache_do_not_meet(folder, tmp_path):
+    cache = str(tmp_path / "cache")
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=write_cache, args=(folder, cache)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    cached = views_of(folder, image_cache=cache).__getitems__([3, 9])["pixel_values"]
+    assert torch.equal(cached, views_of(folder).__getitems__([3, 9])["pixel_values"])
+
+
+def test_a_folder_may_be_spelt_in_several_ways(folder, tmp_path, monkeypatch):
+    cache = str(tmp_path / "cache")
+    monkeypatch.chdir(folder)
+    digests = set()
+    for name in (str(folder), ".", "../photos", "../photos/"):
+        views = views_of(name, image_cache=cache)
+        digests.add(list_images(name, views.cells).digest)
+    assert len(digests) == 1 and len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_changed_images_get_a_new_cache(folder, tmp_path):
@@ -113,13 +107,6 @@ def test_what_cannot_be_read_is_told_when_it_is_read(folder, tmp_path):
     views = views_of(folder, image_cache=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"a/2\.jpg can't be decoded"):
         views.__getitems__([1])
-
-
-def test_a_disk_that_is_too_small_is_said_before(folder, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"takes about 36\.7 kB, and .* has 10 kB free. Shrink"):
-        views_of(folder, image_cache=str(tmp_path / "cache"))
 
 
 def test_large_jpegs_are_decoded_small(tmp_path):

@@ -1,13 +1,22 @@
 import io
+import warnings
 
 import datasets
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
-from raptor_hf.data import ImageViews, keep_batch, load_images, make_processor
+from raptor_hf.data import (
+    ImageViews,
+    ReadingArguments,
+    keep_batch,
+    load_images,
+    make_processor,
+)
 from raptor_hf.data.loading import load_digits
+from raptor_hf.data.views import drop_unreadable, skip_corrupt
 from tests.helpers import assert_same_outputs
 
 
@@ -34,7 +43,7 @@ def test_batches_lie_where_torch_allocates():
 
 
 def test_the_first_view_is_the_image_itself(images):
-    image = images.read(3, 3)
+    image = images.read(3)
     plain = images.processor(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(images[3]["pixel_values"], plain)
     images.plain_first = False
@@ -73,15 +82,57 @@ def test_a_corrupt_image_is_named():
         views.__getitems__([0, 1])
 
 
-def test_an_image_folder_works(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "train" / name).mkdir(parents=True)
-        Image.new("RGB", (9, 9)).save(tmp_path / "train" / name / "1.png")
-    dataset = load_images(str(tmp_path), "train")
-    assert dataset.features["label"].names == ["cat", "dog"]
-    assert ImageViews(dataset, make_processor(8))[1]["label"] == 1
-
-
 def test_views_must_be_positive(images):
     with pytest.raises(ValueError, match="at least 1; got 0"):
         ImageViews(images.cells, images.processor, views=0)
+
+
+def photographs(unreadable, number=8):
+    """Views of photographs, some of which are no images."""
+    rows = []
+    for image in range(number):
+        file = io.BytesIO()
+        Image.new("L", (8, 8), 20 * image).save(file, "png")
+        content = b"no image" if image in unreadable else file.getvalue()
+        rows.append({"bytes": content, "path": None})
+    features = datasets.Features(image=datasets.Image())
+    dataset = datasets.Dataset.from_dict({"image": rows}, features=features)
+    return ImageViews(dataset, make_processor(8), views=2)
+
+
+def test_unreadable_images_are_left_out_or_replaced():
+    plain, views = photographs([]), photographs([2, 3, 7])
+    with pytest.warns(UserWarning, match="left out: image 3 of the dataset can't be decoded"):
+        batch = skip_corrupt(views, 3).__getitems__([1, 2, 3, 4])
+    assert batch["image_id"].tolist() == [1, 4] and batch["skipped"].tolist() == [2, 3]
+    assert torch.equal(batch["pixel_values"], plain.__getitems__([1, 4])["pixel_values"])
+    training = skip_corrupt(views, 3, replace=True)
+    for _ in range(2):  # found, and known
+        with warnings.catch_warnings(record=True):
+            batch = training.__getitems__([1, 2, 7, 15])
+        assert batch["image_id"].tolist() == [1, 4, 0, 0]  # the last two in the next view
+        assert batch["view"].tolist() == [0, 0, 1, 2]
+    assert training.class_names is None and len(training) == 16
+    assert drop_unreadable(views).image_ids.tolist() == list(range(8))  # not without --skip_corrupt
+    assert skip_corrupt(views, 0) is views
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_all_workers_of_a_loader_count_together(num_workers):
+    views = skip_corrupt(photographs([0, 3, 6]), 2, replace=True)
+    rows = [[1, 0], [2, 3], [4, 5], [7, 6]]
+    loader = DataLoader(views, batch_sampler=rows, collate_fn=keep_batch, num_workers=num_workers)
+    with pytest.raises(ValueError, match="unreadable images so far: 3 of 8; --skip_corrupt 2"):
+        list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_unreadable_images_are_dropped_where_their_number_must_be_known():
+    views = photographs([2, 5])
+    views.reading = ReadingArguments(skip_corrupt=2)
+    assert drop_unreadable(views).image_ids.tolist() == [0, 1, 3, 4, 6, 7]
+    assert views.__getitems__([2, 5])["image_id"].tolist() == [3, 7]
+    nothing = photographs(range(3), 3)
+    with pytest.raises(ValueError, match="unreadable images so far: 3 of 3"):
+        skip_corrupt(nothing, 9).__getitems__([0, 1, 2])
