@@ -69,7 +69,7 @@ def convert_checkpoint(
         raise ValueError(
             f"{checkpoint} has {len(original.blocks)} blocks; got {len(phases)} phases, {phases}."
         )
-    model = make_raptor(teacher, list(phases), **original.architecture)
+    model = make_raptor(teacher, list(phases), init="random", **original.architecture)
     for block, weights in zip(model.blocks, original.blocks, strict=True):
         _fill_block(block, weights, original.num_heads, checkpoint)
     return model.eval()
@@ -98,7 +98,7 @@ def convert_block(
             "name does not say (…_start_0_end_7_…)."
         )
     start, stop = span or (int(named[1]), int(named[2]))
-    made = make_span(teacher, start, stop, **original.architecture)
+    made = make_span(teacher, start, stop, init="random", **original.architecture)
     _fill_block(made.block, original.blocks[0], original.num_heads, checkpoint)
     return made
 
@@ -203,7 +203,7 @@ def _chain_blocks(blocks: list[Span], teacher: PreTrainedModel) -> RaptorModel |
     if [start for _, start, _ in blocks] + [teacher.config.num_hidden_layers] != [0, *ends]:
         return None
     phases = [stop - start for _, start, stop in blocks]
-    model = make_raptor(teacher, phases, **_block_architecture(blocks[0]))
+    model = make_raptor(teacher, phases, init="random", **_block_architecture(blocks[0]))
     for block, (trained, _, _) in zip(model.blocks, blocks, strict=True):
         block.load_state_dict(trained.state_dict())
     return model.eval()

@@ -201,12 +201,13 @@ def more_time(
             f"got {system.name} and {extra} applications."
         )
     groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
-    context = system.model.context(system.image_size)
+    rotary = system.model.position_embeddings(states[:, -1], system.image_size)
     for depth_mode in ("held", "free"):
         run = [states[:, -1]]
         for m in range(1, extra + 1):
             depth = system.depth + (m if depth_mode == "free" else 0)
-            run.append(block(run[-1], depth, context=context))
+            depth = torch.full((1,), depth, device=states.device)
+            run.append(block(run[-1], depth, position_embeddings=rotary))
         run = torch.stack(run, dim=1)
         for name, group in groups.items():
             tokens = directions(run[:, :, group])

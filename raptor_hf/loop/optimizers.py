@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from ..modeling_raptor import RaptorExperts
 from .arguments import LoopArguments
 
 # Muon's learning rate is that of matrices; biases, norms and scales learn by AdamW, at this share
@@ -24,20 +23,14 @@ _PRODUCTS = defaultdict(lambda: torch.bfloat16, cpu=torch.float32)
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Return the matrices of the attention and the FFN in the repeated parts of a module.
 
-    Those of experts are stacks (E, out, in). Heads, embeddings and what belongs to a depth (its
-    scaling, corrections and shares, all no `nn.Linear`) are none.
+    Heads, embeddings and the depth scaling (no `nn.Linear`) are none.
 
     Raises:
         ValueError: a module without any.
     """
     kinds = getattr(module, "_no_split_modules", None) or []
     parts = [part for part in module.modules() if type(part).__name__ in kinds]
-    linear = [
-        layer
-        for part in parts
-        for layer in part.modules()
-        if isinstance(layer, nn.Linear | RaptorExperts)
-    ]
+    linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
     matrices = [layer.weight for layer in linear if layer.weight.requires_grad]
     if not matrices:
         raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")

@@ -16,9 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raptor_hf import RaptorForImageClassification, make_raptor, raptorize
+from raptor_hf import RaptorForImageClassification, make_raptor
 from raptor_hf.data import make_processor
-from tests.families import HOSTS
 from tests.helpers import assert_same_outputs, randomised
 from tests.hub_server import Blob, Repository, hub_server
 from tests.programs import ROOT, WITHOUT_THE_PACKAGE
@@ -97,20 +96,6 @@ save_outputs("read.safetensors", processor, *models)
 print(json.dumps([[type(model).__name__ for model in models], models[1].config.id2label]))
 """
 
-PUBLISH_A_RAPTORIZED_MODEL = """
-from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification
-import raptor_hf
-
-model = AutoModelForImageClassification.from_pretrained("model")
-model.save_pretrained("again")
-model.save_pretrained("again", push_to_hub=True, repo_id="user/saved")
-model.push_to_hub("user/pushed")
-card = {"path_or_fileobj": b"mine", "path_in_repo": "README.md"}
-HfApi().upload_file(repo_id="user/pushed", **card)
-model.push_to_hub("user/pushed")
-print("{}")
-"""
 
 PUBLISH_A_DATASET = """
 from huggingface_hub import HfApi
@@ -286,21 +271,6 @@ def test_a_model_is_published_despite_cuts_and_read_without_this_package(hub, te
     assert published.keys() == read.keys() and "state_6" in read
     assert torch.equal(read["pixel_values"], published["pixel_values"])
     assert_same_outputs(read, published)
-
-
-def test_a_raptorized_model_is_pushed_with_its_code_and_card(hub, tmp_path):
-    model, _ = HOSTS["ViTForImageClassification"]()
-    raptorize(model, [2, 1]).save_pretrained(tmp_path / "model")
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    assert {"modeling_raptorized.py", "README.md"} < set(expected)
-    client(hub, tmp_path, PUBLISH_A_RAPTORIZED_MODEL, PYTHONPATH=str(ROOT))
-    _, first, *_, last = hub.commits("user/pushed")
-    for repo_id, revision in (("user/saved", "main"), ("user/pushed", first)):
-        files = hub.files(repo_id, revision)
-        assert files.keys() - {".gitattributes"} == expected.keys()
-        for name in set(expected) - {"config.json"}:
-            assert files[name] == expected[name], name
-    assert hub.files("user/pushed", last)["README.md"].endswith(b"mine")
 
 
 def test_an_activation_dataset_is_published_and_read_without_this_package(hub, store, tmp_path):

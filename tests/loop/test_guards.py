@@ -201,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher, pixe
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             state = states
             for depth in (1, 2, 3):
-                state = block(state, depth)
+                state = block(state, torch.tensor([depth]))
         loss = state.square().mean()
         with Operations() as counted:
             loss.backward()
