@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..configuration_raptor import TokenLayout
-from ..phases.partitions import check_partition, random_phases
+from ..phases.cuts import check_partition, random_phases
 
 _RANDOM_PARTITIONS = 1000  # that a partition's boundaries are compared with
 

@@ -19,8 +19,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from raptor_hf.data import make_processor
+from raptor_hf.phases.cuts import find_phases
 from raptor_hf.phases.distance import layer_distance
-from raptor_hf.phases.partitions import find_phases
 from raptor_hf.teachers import (
     image_size,
     load_backbone,
