@@ -9,7 +9,7 @@ from pathlib import Path
 import lazy_loader
 
 # imported when they are asked for, as are the names that the sub-packages hand on
-_modules = ["configuration_raptor", "data", "pictures", "teachers", "weights"]
+_modules = ["configuration_raptor", "data", "plotting", "teachers", "weights"]
 _functions = {
     "teachers.making": ["make_raptor"],
     "teachers.trunks": ["load_raptorized", "raptorize", "save_raptorized"],

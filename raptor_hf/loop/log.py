@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..pictures import make_figure
+from ..plotting import make_figure
 from ..runs.processes import progress_bar
 
 # what the bar shows of a training batch, and how it calls it

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from ..pictures import make_figure
+from ..plotting import make_figure
 
 
 def plot_layer_distance(
