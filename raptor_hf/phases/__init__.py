@@ -2,12 +2,11 @@
 
 from .cuts import METHODS, check_cut, find_phases, partition_quality, recursive_max_cut
 from .distance import layer_distance, load_distance
-from .stability import cut_stability, partition_agreement
+from .stability import partition_agreement
 
 __all__ = [
     "METHODS",
     "check_cut",
-    "cut_stability",
     "find_phases",
     "layer_distance",
     "load_distance",

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from .cuts import check_cut, check_partition, find_phases
+from .cuts import check_partition, find_phases
 from .distance import check_distance, tidy_distances
 
 STABLE_METHODS = ("recursive", "maxcut", "ncut")  # the others do not look at distances
@@ -95,21 +95,20 @@ def cut_stability(
         ones, each with its `share`. What needs `phases` is None without them.
 
     Raises:
-        ValueError: bad matrices, k out of range, or a method that does not look at distances.
+        ValueError: bad matrices, or a method that does not look at distances.
     """
     distance = check_distance(distance)
     layers = len(distance)
     method = method or default_methods(layers)[0]
     if method not in STABLE_METHODS:
         raise ValueError(f"The method must be one of {', '.join(STABLE_METHODS)}; got {method!r}.")
-    check_cut(layers, k, method)
     if np.shape(resampled)[1:] != (layers, layers) or not len(resampled):
         raise ValueError(
             f"Resamples of {layers} layers are (B, {layers}, {layers}) with one or more of them; "
             f"got the shape {np.shape(resampled)}."
         )
 
-    # values decide whether the recursive method and ncut find a partition
+    # not every matrix has k phases: the recursive method and ncut may find none
     phases, reason = _try_to_cut(distance, k, method)
     attempts = [_try_to_cut(check_distance(matrix), k, method)[0] for matrix in resampled]
     cuts = [cut for cut in attempts if cut]
