@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import compare_phases
+from evaluation.recurrence import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.phases.cuts import (
     check_cut,
