@@ -114,6 +114,15 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     assert "is not empty. Choose another --output" in again.stderr
 
 
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+def test_a_flipped_bit_is_found(place, tmp_path):
+    content = bytearray(TINY.read_bytes())
+    content[int(place * len(content))] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        convert_checkpoint(tmp_path / "flipped.pt", make_teacher())
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
@@ -215,9 +224,9 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     torch.save([1, 2], tmp_path / "list.pt")
     save_as_reference(two_blocks().blocks[0], tmp_path / "block.pt", monkeypatch)
     for name, word in {
-        "text.pt": "more than tensors|whole torch file",
-        "text.safetensors": "whole",
-        "half.pt": "more than tensors|whole torch file",
+        "text.pt": "more than tensors|damaged",
+        "text.safetensors": "damaged",
+        "half.pt": "more than tensors|damaged",
         "list.pt": "got <class 'list'>",
         "block.pt": "like one",
     }.items():

@@ -5,14 +5,13 @@ any code. Here the few classes that a checkpoint of the reference needs are repl
 file that names any other class is refused.
 """
 
-import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..weights import BROKEN, load_tensors
+from ..weights import load_weights
 
 _CLASSES = (
     "raptor.Raptor",
@@ -74,8 +73,7 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
         ValueError: a broken file, a pickle that names another class (it is not run), or contents
             other than a whole model of the reference.
     """
-    path = Path(path)
-    content = load_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    content = load_weights(path, STUBS)
     weights, facts = content, {}
     if isinstance(content, _Stub):
         try:
@@ -112,23 +110,6 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
             )
     options = {**options[0], "block_norm_eps": facts.get("eps", 1e-5)}
     return ReferenceModel(renamed, options, facts.get("thresholds"), facts.get("num_heads"))
-
-
-def _load_pickle(path: Path):
-    """Unpickle tensors and stubs; every other class is refused."""
-    try:
-        with torch.serialization.safe_globals(STUBS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to load the file unsafely
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        contents = f"names {named[1]}" if named else "holds more than tensors and plain modules"
-        raise ValueError(
-            f"{path} {contents}, which no checkpoint of the reference needs. It was refused, and "
-            "nothing in it was run."
-        ) from (None if named else error)
-    except BROKEN as error:
-        raise ValueError(f"{path} is not a whole torch file: {error}") from error
 
 
 def _stub_weights(stub: _Stub, prefix: str = "") -> dict[str, torch.Tensor]:
