@@ -32,8 +32,8 @@ class Arguments:
     activations: str | None = field(
         default=None, metadata={"help": "folder of an activation dataset"}
     )
-    license: str = field(
-        default="apache-2.0", metadata={"help": "of a model's weights: its teacher's"}
+    license: str | None = field(
+        default=None, metadata={"help": "of a model's weights, such as apache-2.0: its teacher's"}
     )
     private: bool = field(default=False, metadata={"help": "only its owner sees the repository"})
     dry_run: bool = field(default=False, metadata={"help": "check, but upload nothing"})

@@ -1,6 +1,7 @@
 """Model cards: a template filled from result files, with a usage snippet that has been run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def write_model_card(
     *,
     repo_id: str | None = None,
     title: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
 ) -> Path:
     """Render the card of a saved model, run its snippet, and write it beside the weights.
 
@@ -95,7 +96,7 @@ def write_model_card(
         template: Jinja template of the card.
         repo_id: repository that the snippet loads; default: the folder.
         title: heading of the card; default: the folder's name.
-        license: of the weights.
+        license: of the weights: their teacher's.
 
     Returns:
         The file, `README.md`.
@@ -143,7 +144,7 @@ def card_metadata(
     training: dict | None,
     *,
     title: str,
-    license: str,
+    license: str | None,
 ) -> ModelCardData:
     """Return the metadata that the Hub reads: task, teacher, licence, datasets, figures.
 
@@ -153,7 +154,7 @@ def card_metadata(
         results: as from `reports.load_results`.
         training: content of `training.json`, or None.
         title: name of the model on the Hub.
-        license: of the weights.
+        license: of the weights: their teacher's.
     """
     result = next(row for row in results if (row["model"], row["task"]) == (name, task.name))
     pipeline_tag, metric, _ = ON_THE_HUB[task.name]
@@ -164,7 +165,7 @@ def card_metadata(
     evaluations = [
         EvalResult(
             task_type=task_type,
-            dataset_type=result["dataset"],
+            dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"]),  # as the Hub demands
             dataset_name=result["dataset"],
             dataset_split=result["split"],
             metric_type=metric,
@@ -173,11 +174,11 @@ def card_metadata(
         for task_type, metric, values in figures
     ]
 
-    # the Hub links to the teacher and the dataset: a local teacher has no revision
+    # the Hub links to these: a local teacher has no revision, a local dataset no owner
     base_model, datasets = None, None
     if training and training["teacher"]["revision"]:
         base_model = training["teacher"]["name"]
-    if training and training["dataset"]:
+    if training and "/" in (training["dataset"] or ""):
         datasets = [training["dataset"]]
     return ModelCardData(
         model_name=title,

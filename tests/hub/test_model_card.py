@@ -19,7 +19,7 @@ FIGURES = {
 }
 TRAINING = {
     "teacher": {"name": "facebook/dinov2-small", "revision": "abc", "weights_sha256": 32 * "12"},
-    "dataset": "trees",
+    "dataset": "somebody/trees",
     "stages": [
         {
             "program": "distill_raptor", "arguments": {"steps": 100, "loss": "mse"},
@@ -35,7 +35,7 @@ def results_of(task):
     for seed in (0, 1):
         metrics = {name: value + seed / 16 for name, value in FIGURES[task].items()}
         facts = {"task": task, "seed": seed, "num_images": 1000, "environment": {"torch": "2"}}
-        facts |= {"dataset": "leaves", "split": "val", "metrics": metrics}
+        facts |= {"dataset": "leaves (2024)", "split": "val", "metrics": metrics}
         rows.append({"model": "teacher", "phases": None, "block_parameters": 400, **facts})
         rows.append({"model": "raptor_k2", "phases": [4, 2], "block_parameters": 100, **facts})
     return rows
@@ -59,17 +59,18 @@ def not_run(monkeypatch):
 @pytest.mark.parametrize("task", FIGURES)
 def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
     folder = saved_model(task, teacher, tmp_path / "raptor_k2")
-    write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", title="a/b")
+    write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", title="a/b", license="mit")
     card = ModelCard.load(folder / "README.md")
     data = card.data
-    assert data.library_name == "transformers" and data.license == "apache-2.0"
-    assert data.base_model == "facebook/dinov2-small" and data.datasets == ["trees"]
+    assert data.library_name == "transformers" and data.license == "mit"
+    assert data.base_model == "facebook/dinov2-small" and data.datasets == ["somebody/trees"]
     [figure] = data.eval_results
     mean = next(iter(FIGURES[task].values())) + 1 / 32
     assert figure.metric_value == pytest.approx(mean, abs=5e-5)
     hub_task = {"classification": "image-classification", "segmentation": "image-segmentation"}
     assert data.pipeline_tag == figure.task_type == hub_task.get(task, "depth-estimation")
-    assert (figure.dataset_name, figure.dataset_split) == ("leaves", "val")
+    assert (figure.dataset_name, figure.dataset_split) == ("leaves (2024)", "val")
+    assert figure.dataset_type == "leaves-2024-"  # the Hub refuses other characters
     text = card.text
     assert "25.0 % of the parameters" in text
     assert (
@@ -77,13 +78,23 @@ def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
         in text
     )
     assert "`facebook/dinov2-small`, revision abc" in text
-    assert "in 1 stage(s), on the states of images of\n`trees`. Embeddings" in text
+    assert "in 1 stage(s), on the states of images of\n`somebody/trees`. Embeddings" in text
     assert "These are the arguments of one of 2 seeds." in text
     row = {"classification": "84.4 ± 4.4", "segmentation": "28.1 ± 4.4", "depth": "0.531 ± 0.044"}
     assert f"| {row[task]} | {row[task]} |" in text
     # the card loads from the Hub; the snippet that was run, from the folder
     assert 'name, revision = "a/b", "<commit>"' in text
     assert [json.dumps(str(folder)) in snippet for snippet in not_run] == [True]
+
+
+def test_local_data_and_teachers_are_no_links(teacher, tmp_path, not_run):
+    folder = saved_model("depth", teacher, tmp_path / "raptor_k2")
+    local = {**TRAINING, "dataset": "trees", "teacher": {**TRAINING["teacher"], "revision": None}}
+    (folder / "training.json").write_text(json.dumps(local))
+    write_model_card(folder, results_of("depth"), TEMPLATE)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model is card.data.datasets is card.data.license is None
+    assert "revision none (local)" in card.text and "`trees`" in card.text
 
 
 def test_a_model_that_no_program_trained_has_a_card_too(teacher, tmp_path, not_run, monkeypatch):
