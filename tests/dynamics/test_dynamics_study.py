@@ -147,7 +147,7 @@ class Stored(StoredActivations):
         ([[2, 4]], {"epsilons": [0.1, -1.0]}, r"--epsilons must be a number > 0; got 0.1 -1.0"),
         ([[2, 4]], {"analyses": ["swaps"]}, "--analyses are class_basins, .*; got swaps"),
         ([[2, 4]], {"swap_draws": 0}, "--swap_draws must be a number > 0; got 0"),
-        ([[2, 4]], {"push_layers": [6]}, r"from 0 to 5; got \[6\]"),
+        ([[2, 4]], {"push_layers": [6]}, r"0 … 5; got \[6\]"),
     ],
 )
 def test_bad_options_are_refused(systems, images, tmp_path, partitions, changed, message):

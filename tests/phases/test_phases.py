@@ -283,7 +283,7 @@ def test_the_comparison_says_which_method_is_refused(tmp_path, call):
         compare_phases, "--distance", tmp_path / "flat.json", "--k", "2",
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
-    assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in printed.out
+    assert "| recursive | 2 | Exact max-cut takes at most 26 layers" in printed.out
     assert "| maxcut | 2 | [" in printed.out
 
 
