@@ -53,7 +53,7 @@ def check_activations(path: str | Path) -> None:
         FileNotFoundError: no finished dataset.
         ValueError: it is damaged; the message names every fault.
     """
-    problems = list(verify_activations(path))
+    problems = verify_activations(path)
     if problems:
         raise ValueError("\n".join(problems))
 

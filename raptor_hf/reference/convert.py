@@ -40,7 +40,7 @@ def convert_checkpoint(
             f"{phases}."
         )
 
-    model = make_raptor(teacher, list(phases), **original.options)
+    model = make_raptor(teacher, list(phases), init="random", **original.options)
     width, heads = model.config.hidden_size, model.blocks[0].attention.num_heads
     given = len(original.blocks[0]["norm1.weight"]), original.num_heads or heads
     if given != (width, heads):

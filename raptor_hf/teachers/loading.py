@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
 from ..modeling_raptor import make_shell
+from ..runs.files import public_name
 from ..weights import check_weight_files, weights_digest
 from .layers import find_part
 
@@ -156,9 +157,9 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
 def teacher_identity(
     teacher: PreTrainedModel, revision: str | None = None
 ) -> dict[str, str | None]:
-    """Return what an activation dataset remembers of its teacher: name, Hub commit, weights."""
+    """Return name (no path of this machine), Hub commit and digest of the weights of a teacher."""
     return {
-        "name": teacher.name_or_path,
+        "name": public_name(teacher.name_or_path),
         "revision": hub_commit(teacher.name_or_path, revision),
         "weights_sha256": weights_digest(teacher),
     }

@@ -209,6 +209,7 @@ def test_a_classifier_gives_the_same_backbone_every_time(tmp_path):
     classifier.save_pretrained(tmp_path)  # without a pooler
     first, second = (load_vision_model(str(tmp_path)) for _ in range(2))
     assert teacher_identity(first) == teacher_identity(second)
+    assert teacher_identity(first)["name"] == tmp_path.name  # no path of this machine
     pixel_values = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(
         first(pixel_values).last_hidden_state, classifier.vit(pixel_values).last_hidden_state
