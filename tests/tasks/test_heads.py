@@ -74,7 +74,7 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match=r"bias \(classes,\).* and \(4,\)"):
         load_linear_head(path, config=BACKBONE)
     torch.save({"weight": WEIGHTS["weight"]}, path)
-    with pytest.raises(ValueError, match=r"holds 'weight' and 'bias'; found \['weight'\]"):
+    with pytest.raises(ValueError, match=r"holds 'weight' and 'bias'; got \['weight'\]"):
         load_linear_head(path, config=BACKBONE)
     teacher.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match="has no trained linear classifier"):
