@@ -17,7 +17,7 @@ from raptor_hf import RaptorConfig, make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import make_processor
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.loop.numbers import StepResult
+from raptor_hf.loop.scalars import StepResult
 from raptor_hf.tasks.heads import attach_head
 
 

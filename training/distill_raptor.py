@@ -26,7 +26,7 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import Checked, Positive, all_values, parse_arguments
+from raptor_hf.runs.arguments import Checked, Positive, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
@@ -113,7 +113,7 @@ def main() -> None:
     else:
         if loop.newest_checkpoint(Path(training.output_dir)):  # what the blocks start from is there
             blocks = replace(blocks, init="random")
-        model = raptor_hf.make_raptor(teacher, phases, **asdict(blocks))
+        model = distillation.new_raptor(teacher, phases, **asdict(blocks))
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
     layers = distillation.covered_layers(chains)
@@ -127,8 +127,6 @@ def main() -> None:
         chains, teacher, states, objective, training, validation=validation,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
         new_views=source.online and images.views == 0,
-        tracked=all_values(*parts),
-        description=f"raptor {'-'.join(map(str, phases))}",
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(training.output_dir)

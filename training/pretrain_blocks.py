@@ -24,7 +24,7 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import all_values, parse_arguments
+from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
@@ -76,8 +76,8 @@ def main() -> None:
     distillation.train_chains(
         chains, teacher, states, objective, training, validation=validation,
         reading=replace(reading, resolution=states.resolution), revision=source.revision,
-        clip_apart=[span.block for span in made],
-        new_views=source.online and images.views == 0, tracked=all_values(*parts),
+        groups=[{"params": list(span.block.parameters())} for span in made],
+        new_views=source.online and images.views == 0,
     )  # fmt: skip
     if process_state().is_main_process:
         distillation.save_blocks(made, training.output_dir)

@@ -18,7 +18,6 @@ from raptor_hf.runs.arguments import (
     NonNegative,
     Positive,
     Share,
-    all_values,
     parse_arguments,
 )
 from raptor_hf.runs.folder import finish_run, start_run
@@ -115,8 +114,7 @@ def main() -> None:
     # nothing is masked, and several processes wait for the gradients of all that learns
     model.base_model.embeddings.mask_token.requires_grad_(False)
     loop.configure_compute(model, compute)
-    tracked = all_values(*parts)
-    model = loop.fit(model, dataset, compute_loss, training, tracked=tracked, description="teacher")
+    model = loop.fit(model, dataset, compute_loss, training)
     if process_state().is_main_process:
         model.save_pretrained(training.output_dir)
         processor.save_pretrained(training.output_dir)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
-from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data import ImageViews, ReadingArguments, keep_batch, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.decoding import open_image, to_pixel_values
 from raptor_hf.data.transforms import Augmentation
@@ -25,15 +27,13 @@ from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
+from raptor_hf.loop import fit, read_log
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.loop.engine import Engine
-from raptor_hf.loop.fit import fit
-from raptor_hf.loop.log import read_log
 
 from .models import PHASES
 from .settings import TEACHERS
 from .speed import Measurement
-from .timing import clock_of, interleaved, matmul_peak, median_ratio, within
+from .timing import interleaved, matmul_peak, median_ratio, within
 
 _BATCH = 64
 _REPLAYED = "on the device, CUDA graphs"
@@ -219,33 +219,36 @@ def _matching(teacher: nn.Module, activations: OnlineActivations) -> TrajectoryM
     return TrajectoryMatching([chain_of(raptor, None)], objective, activations.layout.groups())
 
 
+class _OneBatch(Dataset):
+    """A dataset that returns the same batch in every step, and so takes no time to read."""
+
+    def __init__(self, batch: dict[str, torch.Tensor]):
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["pixel_values"])
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return dict(self.batch)
+
+
 def _resident_speed(
     teacher: nn.Module, activations: OnlineActivations, run: LoopArguments
 ) -> float:
-    """Return images a second of steps on one batch that lies on the device."""
-    module = _matching(teacher, activations)
-    Path(run.output_dir).mkdir(parents=True, exist_ok=True)
-    engine = Engine(module, run)
-    learn = engine.learner(matching_loss(activations), module.kind)
-    batch = activations.__getitems__(range(run.batch_size))
-    batch = {name: values.to(teacher.device) for name, values in batch.items()}
-    clock = clock_of(teacher.device.type)
-    engine.model.train()
-
-    def steps(number: int) -> None:
-        for _ in range(number):
-            engine.update(learn(batch, 0.5, 1.0).loss)
-
-    steps(max(6, run.steps // 10))  # a step is recorded after three
-    start = clock()
-    steps(run.steps)
-    return run.steps * run.batch_size / (clock() - start)
+    """Return images a second of a training that need not read its images."""
+    batch = keep_batch(activations.__getitems__(range(run.batch_size)))
+    return _fitted_speed(teacher, activations, replace(run, num_workers=0), _OneBatch(batch))
 
 
-def _fitted_speed(teacher: nn.Module, activations: OnlineActivations, run: LoopArguments) -> float:
+def _fitted_speed(
+    teacher: nn.Module,
+    activations: OnlineActivations,
+    run: LoopArguments,
+    dataset: Dataset | None = None,
+) -> float:
     """Return images a second of a training, without its first third."""
     module = _matching(teacher, activations)
-    fit(module, activations, matching_loss(activations), run, kind=module.kind)
+    fit(module, dataset or activations, matching_loss(activations), run, kind=module.kind)
     speeds_logged = [line["images_per_second"] for line in read_log(run.output_dir)]
     later = speeds_logged[1:] or speeds_logged
     return len(later) / sum(1 / speed for speed in later)

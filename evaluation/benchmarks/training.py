@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments
-from raptor_hf.loop.engine import configure_compute
 
 from .models import RAPTORS, Candidates, rollout_states
 from .settings import FORMS
@@ -37,10 +37,9 @@ def benchmark_train_step(
     """
     candidates = Candidates(size, device=device)
     modules = {name: getattr(candidates, name) for name in RAPTORS}
-    for name, keep in (("matched, checkpointed", False), ("matched, attention kept", True)):
-        modules[name] = copy.deepcopy(candidates.matched)
-        compute = ComputeArguments(gradient_checkpointing=True, keep_attention=keep)
-        configure_compute(modules[name], compute)
+    modules["matched, checkpointed"] = copy.deepcopy(candidates.matched)
+    compute = ComputeArguments(gradient_checkpointing=True)
+    configure_compute(modules["matched, checkpointed"], compute)
     peak = matmul_peak(device, dtype, rounds)
     yield "TFLOP/s in large products", {"measured": peak / 1e12}
     for batch in batches:
@@ -51,9 +50,7 @@ def benchmark_train_step(
             name: partial(_loss_of, _rollout_of(name, module.train()), states, target, dtype)
             for name, module in modules.items()
         }
-        # attention that is kept apart lies out of sight of autograd's hooks
-        seen = {name: loss for name, loss in losses.items() if name != "matched, attention kept"}
-        kept = {name: kept_bytes(loss) / batch for name, loss in seen.items()}
+        kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}
         megabytes = {"reference, MB an image": kept["reference"] / 1e6}
         yield f"kept for the backward pass, batch {batch}", relative(kept, "reference") | megabytes
         for form in [form for form in ("plain", "compiled") if form in forms]:

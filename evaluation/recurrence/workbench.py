@@ -36,8 +36,8 @@ from raptor_hf.distillation.compute import step_units
 from raptor_hf.distillation.fidelity import teacher_head
 from raptor_hf.distillation.rollout import Chain
 from raptor_hf.distillation.training import train_chains
+from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.engine import configure_compute
 from raptor_hf.runs.processes import process_state, progress_bar
 from raptor_hf.runs.workers import in_processes, mend_record, quietly, read_record, write_entries
 from raptor_hf.teachers import load_backbone, load_processor

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..activations.online import Activations
-from ..loop.numbers import StepResult
+from ..loop.scalars import StepResult
 from ..metrics import state_statistics
+from ..modeling_raptor import LayerContext
 from ..runs.processes import compiled
 from .blocks import Chain, covered_layers
 from .objective import ObjectiveArguments, loss_weights, token_loss
@@ -47,7 +48,7 @@ class TrajectoryMatching(nn.Module):
     Args:
         variances: of the states of `layers` (`state_variances`), where the arguments ask for
             `normalize`; they are saved with the module, and a resumed run goes on with them.
-        angles: rotary angles of families that have them, see `rotary_angles`.
+        context: what blocks need beside states, see `layer_context`.
 
     Raises:
         ValueError: a variance of zero.
@@ -59,12 +60,12 @@ class TrajectoryMatching(nn.Module):
         arguments: ObjectiveArguments,
         groups: dict[str, slice],
         variances: dict[str, list[float]] | None = None,
-        angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+        context: LayerContext | None = None,
     ):
         super().__init__()
-        self._no_split_modules = ["RaptorBlock"]  # what is compiled, and sharded, as a whole
+        self._no_split_modules = ["RaptorBlock"]  # compiled one by one; Muon takes their matrices
         self.chains, self.arguments, self.groups = chains, arguments, groups
-        self.angles, self.token_loss = angles, compiled(token_loss)
+        self.context, self.token_loss = context, compiled(token_loss)
         self.layers = covered_layers(chains)
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
@@ -128,7 +129,7 @@ class TrajectoryMatching(nn.Module):
                 continue
             noise = self.arguments.noise_std
             prediction = rollout(
-                chain.spans, trajectory, resets=resets, noise_std=noise, angles=self.angles
+                chain.spans, trajectory, resets=resets, noise_std=noise, context=self.context
             )
             total = total + weight * self.token_loss(
                 prediction[:, learned],
@@ -155,7 +156,7 @@ class TrajectoryMatching(nn.Module):
         for chain in self.chains:
             start = chain.spans[0].start
             part = self.part(chain, trajectory)
-            prediction = rollout(chain.spans, part, resets={start}, angles=self.angles)
+            prediction = rollout(chain.spans, part, resets={start}, context=self.context)
             for layer, states in enumerate(prediction.unbind(1), start=start + 1):
                 if not torch.isfinite(states).all():
                     return f"the rollout of {chain.name} is not finite from layer {layer} on"
@@ -166,20 +167,14 @@ def matching_loss(activations: Activations) -> Callable:
     """Return `compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
 
     def compute_loss(module: nn.Module, batch: dict, progress: float) -> StepResult:
-        chains = module(activations.states(batch).float(), progress)
+        states = activations.states(batch).float()
+        chains = module(states, progress)
         losses = {name: followed.loss for name, followed in chains.items()}
         groups = activations.layout.groups()
         followed = {name: f._replace(loss=f.loss.detach()) for name, f in chains.items()}
         statistics = {name: partial(f.statistics, groups) for name, f in followed.items()}
-        return StepResult(sum(losses.values()), losses, statistics)
+        return StepResult(
+            sum(losses.values()), losses, statistics, explain=lambda: module.explain(states)
+        )
 
     return compute_loss
-
-
-def matching_explanation(activations: Activations) -> Callable:
-    """Return `explain` of `fit` for the same."""
-
-    def explain(module: TrajectoryMatching, batch: dict) -> str | None:
-        return module.explain(activations.states(batch).float())
-
-    return explain

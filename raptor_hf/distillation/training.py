@@ -2,20 +2,19 @@
 
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
 from ..data.arguments import ReadingArguments
 from ..loop.arguments import LoopArguments
-from ..loop.fit import fit
-from ..modeling_raptor import rotary_angles
+from ..loop.fit import Validation, fit
+from ..modeling_raptor import layer_context
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from .arguments import ObjectiveArguments, ValidationArguments
 from .blocks import Chain
 from .fidelity import make_validation
-from .matching import TrajectoryMatching, matching_explanation, matching_loss
+from .matching import TrajectoryMatching, matching_loss
 from .objective import state_variances
 
 
@@ -29,10 +28,8 @@ def train_chains(
     validation: ValidationArguments | None = None,
     reading: ReadingArguments | None = None,
     revision: str | None = None,
-    clip_apart: list[nn.Module] | None = None,
+    groups: list[dict] | None = None,
     new_views: bool = False,
-    tracked: dict | None = None,
-    description: str = "blocks",
 ) -> None:
     """Train the blocks of chains in place, so that they follow the teacher's states.
 
@@ -41,33 +38,30 @@ def train_chains(
         validation: on what, and how often, to validate; default: never.
         reading: how the images of the validation are read.
         revision: of the teacher on the Hub, for its image processor.
-        clip_apart, new_views, tracked, description: as for `fit`, whose errors are raised.
+        groups, new_views: as for `fit`, whose errors are raised.
     """
     validation = validation or ValidationArguments()
     variances = None if objective.normalize == "none" else _variances(activations, loop.output_dir)
-    angles = rotary_angles(teacher, tuple(activations.resolution))
-    groups = activations.layout.groups()
-    module = TrajectoryMatching(chains, objective, groups, variances, angles)
+    context = layer_context(teacher, tuple(activations.resolution))
+    token_groups = activations.layout.groups()
+    module = TrajectoryMatching(chains, objective, token_groups, variances, context)
+    measure = make_validation(
+        validation,
+        teacher,
+        chains,
+        reading=reading,
+        revision=revision,
+        num_workers=loop.num_workers,
+    )
     fit(
         module,
         activations,
         matching_loss(activations),
         loop,
-        clip_apart=clip_apart,
+        groups=groups,
         kind=module.kind,
         new_views=new_views,
-        validate=make_validation(
-            validation,
-            teacher,
-            chains,
-            reading=reading,
-            revision=revision,
-            num_workers=loop.num_workers,
-        ),
-        validate_every=validation.validate_every,
-        explain=matching_explanation(activations),
-        tracked=tracked,
-        description=description,
+        validation=measure and Validation(measure, validation.validate_every),
     )
 
 

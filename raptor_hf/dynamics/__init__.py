@@ -1,6 +1,11 @@
-"""Depth as a dynamical system: measure trajectories, perturb them, run them on."""
+"""Depth as a dynamical system: trajectories measured, pushed, continued."""
 
-from .measures import measure
-from .systems import find_partitions, is_store, load_inputs
+import lazy_loader
 
-__all__ = ["find_partitions", "is_store", "load_inputs", "measure"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "measures": ["measure"],
+        "systems": ["find_partitions", "is_store", "load_inputs"],
+    },
+)

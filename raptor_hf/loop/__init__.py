@@ -1,13 +1,17 @@
-"""The training loop: `fit`, and what it needs."""
+"""The training loop: `fit` and its parts."""
 
-import lazy_loader
+from .checkpoints import newest_checkpoint, remove_checkpoints
+from .fit import Validation, fit
+from .log import read_log
+from .scalars import StepResult
+from .setup import configure_compute
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "checkpoints": ["newest_checkpoint", "remove_checkpoints"],
-        "engine": ["configure_compute"],
-        "fit": ["fit"],
-        "numbers": ["StepResult"],
-    },
-)
+__all__ = [
+    "StepResult",
+    "Validation",
+    "configure_compute",
+    "fit",
+    "newest_checkpoint",
+    "read_log",
+    "remove_checkpoints",
+]

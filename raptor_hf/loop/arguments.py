@@ -13,7 +13,7 @@ class LoopArguments(Checked):
     _argument_group_name = "loop"
 
     output_dir: Watching[str] = field(
-        metadata={"help": "folder of the result, its log and its checkpoints"}
+        metadata={"help": "folder for the result, its log and its checkpoints"}
     )
     resume: Watching[bool] = field(
         default=False, metadata={"help": "go on with an unfinished run in output_dir"}
@@ -24,20 +24,20 @@ class LoopArguments(Checked):
     )
     per_device_batch_size: Watching[NonNegative[int]] = field(
         default=0,
-        metadata={"help": "images in one pass of a process, at most; 0: its whole share of a step"},
+        metadata={"help": "most images in one pass of a process; 0: its whole share of a step"},
     )
     optimizer: OnCard[Literal["adamw", "muon"]] = field(
         default="adamw",
         metadata={
-            "help": "muon: orthogonalised updates of the matrices of blocks or layers, the best R² "
-            "for the same compute; what else learns gets AdamW at an eighth of the rate"
+            "help": "muon: orthogonalised updates for the matrices of blocks or layers, the best "
+            "R² for the same compute; AdamW at an eighth of the rate for all other parameters"
         },
     )
     learning_rate: OnCard[NonNegative[float]] = field(
         default=3e-4, metadata={"help": "peak learning rate"}
     )
     final_learning_rate: OnCard[NonNegative[float]] = field(
-        default=1e-6, metadata={"help": "where the cosine ends"}
+        default=1e-6, metadata={"help": "end of the cosine schedule"}
     )
     weight_decay: OnCard[NonNegative[float]] = 1e-4
     warmup_steps: OnCard[NonNegative[int]] = field(
@@ -56,7 +56,7 @@ class LoopArguments(Checked):
         default=200, metadata={"help": "steps between two checkpoints; 0: the last alone"}
     )
     keep: Watching[Positive[int]] = field(
-        default=2, metadata={"help": "newest checkpoints that are kept"}
+        default=2, metadata={"help": "number of newest checkpoints to keep"}
     )
     tf32: bool = field(
         default=True,
@@ -72,42 +72,22 @@ class LoopArguments(Checked):
     num_workers: Watching[NonNegative[int]] = field(
         default=0, metadata={"help": "processes that prepare batches ahead; images need several"}
     )
-    timings: Watching[bool] = field(
-        default=False, metadata={"help": "print what takes how long until the first step is done"}
-    )
     report_to: Watching[Literal["tensorboard", "wandb", "trackio", "none"]] = field(
         default="tensorboard", metadata={"help": "a tracker of Accelerate, or none"}
     )
     dry_run: Watching[bool] = field(
-        default=False, metadata={"help": "print what would be read, trained, written; do nothing"}
+        default=False, metadata={"help": "print the plan of the run and its cost, then stop"}
     )
 
 
 @dataclass(kw_only=True)
 class ComputeArguments(Checked):
-    """How the layers of a model compute; none of it changes what they compute."""
+    """How the layers of a model are computed; the results are equal to rounding."""
 
     _argument_group_name = "compute"
 
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: Watching[bool] = field(
         default=False,
-        metadata={"help": "keep the states between layers only: less memory, a quarter more time"},
+        metadata={"help": "keep only the states between layers: less memory, a quarter more time"},
     )
-    keep_attention: Watching[bool] = field(
-        default=False,
-        metadata={
-            "help": "with gradient checkpointing: keep what the attention gives, too, and work out "
-            "the rest again"
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.keep_attention and not self.gradient_checkpointing:
-            raise ValueError("--keep_attention is for --gradient_checkpointing True: give both.")
-        if self.keep_attention and self.attn_implementation != "sdpa":
-            raise ValueError(
-                "--keep_attention needs --attn_implementation sdpa, whose attention is one "
-                f"operation; got {self.attn_implementation!r}."
-            )

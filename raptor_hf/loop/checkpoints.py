@@ -1,10 +1,9 @@
-"""Checkpoints of a training: whole or not used, the newest few are kept.
+"""Checkpoints of a training; the newest few are kept.
 
-A checkpoint is written under a temporary name; when all of it is on the disk and its checksums are
-written down, it gets its name, `step_<optimiser updates so far>`.
+A checkpoint is written under a temporary name. When all of it is on the disk, it gets its name,
+`step_<updates so far>`: a process that is killed leaves none that is half written.
 """
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -14,13 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from ..runs.files import file_digest, read_json, size, write_json
-
-logger = logging.getLogger(__name__)
+from ..runs.files import size
+from .arguments import LoopArguments
 
 ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
-_FILES = "files.json"  # sizes and checksums of the other files; written last
-_UNFINISHED, _REMOVED = "unfinished", "removed"
 
 
 def checkpoints_of(output_dir: str | Path) -> Path:
@@ -28,33 +24,35 @@ def checkpoints_of(output_dir: str | Path) -> Path:
     return Path(output_dir) / "checkpoints"
 
 
-def check_room(output_dir: Path, parameters: list[torch.Tensor], keep: int) -> None:
-    """Refuse to begin a training whose checkpoints the disk can't hold.
+def check_room(arguments: LoopArguments, parameters: list[torch.Tensor]) -> None:
+    """Refuse to begin a training when the disk has no room for its checkpoints.
 
     Raises:
         OSError: too little is free.
     """
-    folder = checkpoints_of(output_dir)
+    folder = checkpoints_of(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     each = ADAMW_BYTES * sum(parameter.numel() for parameter in parameters)
-    to_come = keep + 1 - len(list(folder.glob("step_*")))  # one more while it is written
-    free = shutil.disk_usage(output_dir).free
-    if to_come * each > free:
+    # one more than are kept exists while it is written
+    number = arguments.keep + 1 - len(list(folder.glob("step_*")))
+    free = shutil.disk_usage(folder).free
+    if number * each > free:
         raise OSError(
-            f"{to_come} checkpoints of {size(each)} are to come in {folder}, and only {size(free)} "
-            "are free. Make room, or take another --output_dir or a smaller --keep."
+            f"{number} more checkpoints of {size(each)} will be written to {folder}, and only "
+            f"{size(free)} are free. Make room, or take another --output_dir or a smaller --keep."
         )
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep: int) -> None:
-    """Write everything that goes on after `step` updates, then drop all but `keep` checkpoints.
+def save_checkpoint(accelerator: Accelerator, arguments: LoopArguments, step: int) -> None:
+    """Write the state after `step` updates, then drop all but the newest checkpoints.
 
     All processes call it, and share the file system.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: it could not be written; the checkpoints before it are untouched.
     """
-    folder = checkpoints_of(output_dir)
-    temporary = folder / _UNFINISHED
+    folder = checkpoints_of(arguments.output_dir)
+    temporary = folder / "unfinished"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -62,94 +60,56 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, keep:
         accelerator.save_state(str(temporary))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _write_down_files(temporary)
-    # torch and safetensors have exceptions of their own for a disk that is full
+            _sync_to_disk(temporary)
+    # torch and safetensors have exceptions of their own for a full disk
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        kept = sorted(checkpoint.name for checkpoint in folder.glob("step_*"))
+        newest = newest_checkpoint(arguments.output_dir)
+        kept = f"{newest.name} is kept" if newest else "There is none before it"
         raise OSError(
             f"The checkpoint after step {step:,} could not be written to {folder} ({error}); "
-            f"{size(shutil.disk_usage(folder).free)} are free. "
-            + (f"{kept[-1]} is kept" if kept else "There was none before it")
-            + ": make room and run the same command with --resume."
+            f"{size(shutil.disk_usage(folder).free)} are free. {kept}: make room and run the same "
+            "command with --resume."
         ) from error
+
     if accelerator.is_main_process:
-        name = folder / f"step_{step:08d}"
-        shutil.rmtree(name, ignore_errors=True)  # one that was found damaged
-        os.replace(temporary, name)
-        for checkpoint in sorted(folder.glob("step_*"))[:-keep]:
-            # renamed first: one that is half deleted must not look like one that is half written
-            shutil.rmtree(folder / _REMOVED, ignore_errors=True)
-            os.replace(checkpoint, folder / _REMOVED)
-        shutil.rmtree(folder / _REMOVED, ignore_errors=True)
+        os.replace(temporary, folder / f"step_{step:08d}")
+        for checkpoint in sorted(folder.glob("step_*"))[: -arguments.keep]:
+            # renamed first: a kill while it is deleted must not leave a part under its name
+            os.replace(checkpoint, temporary)
+            shutil.rmtree(temporary)
     accelerator.wait_for_everyone()
 
 
-def _write_down_files(checkpoint: Path) -> None:
-    """Sync the files of a checkpoint to disk; write their sizes and checksums beside them."""
-    files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        facts = {"size_bytes": path.stat().st_size, "sha256": file_digest(path)}
-        files[str(path.relative_to(checkpoint))] = facts
-    write_json(checkpoint / _FILES, files)
+def _sync_to_disk(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:  # Windows syncs files that may be written only
+                os.fsync(file.fileno())
 
 
-def _checkpoint_problem(checkpoint: Path) -> str | None:
-    """Return what keeps a checkpoint from being used, in words; None if it is whole."""
-    if not (checkpoint / _FILES).exists():
-        return f"it was only half written ({_FILES} is missing)"
-    for name, facts in read_json(checkpoint / _FILES).items():
-        path = checkpoint / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["size_bytes"]:
-            return f"{name} has {path.stat().st_size:,} of {facts['size_bytes']:,} bytes"
-        if file_digest(path) != facts["sha256"]:
-            return f"{name} has another checksum than when it was written"
-    return None
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the checkpoint with the most steps, if any."""
+    return max(checkpoints_of(output_dir).glob("step_*"), default=None)
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps, if any; warn of damaged ones by name."""
-    folder = checkpoints_of(output_dir)
-    damaged = [(folder / _UNFINISHED, "it was only half written")]
-    newest = None
-    for checkpoint in sorted(folder.glob("step_*"), reverse=True):
-        problem = _checkpoint_problem(checkpoint)
-        if problem is None:
-            newest = checkpoint
-            break
-        damaged.append((checkpoint, problem))
-    for checkpoint, problem in damaged:
-        if checkpoint.exists():
-            logger.warning("The checkpoint %s is skipped: %s.", checkpoint, problem)
-    return newest
+def resume(accelerator: Accelerator, output_dir: str | Path) -> int:
+    """Load the newest checkpoint; return its number of steps, 0 if there is none.
 
-
-def resume(accelerator: Accelerator, output_dir: Path) -> int:
-    """Load the newest whole checkpoint; the steps that it has behind it, 0 where there is none.
-
-    Checkpoints of another number of processes load too. What they hold of random generators is not
-    used: everything that a step draws is a function of the seed and the step.
+    Checkpoints of another number of processes load too. Their random states are not used: all draws
+    of a step are a function of the seed and the step.
     """
-    newest = [newest_checkpoint(output_dir) if accelerator.is_main_process else None]
-    checkpoint = broadcast_object_list(newest)[0]
+    checkpoint = broadcast_object_list([newest_checkpoint(output_dir)])[0]
     if checkpoint is None:
         return 0
-    step = _step_of(checkpoint)
+    step = int(checkpoint.name.removeprefix("step_"))
     accelerator.print(f"{output_dir}: going on after step {step:,}", flush=True)
     accelerator.load_state(str(checkpoint))
-    accelerator.step = 0  # parts of a batch that were accumulated: none between two steps
+    accelerator.step = 0  # no part of a batch is accumulated between two steps
     return step
 
 
-def _step_of(checkpoint: Path) -> int:
-    """Return how many updates a checkpoint has behind it."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
 def remove_checkpoints(output_dir: str | Path) -> None:
-    """Remove the checkpoints of a run whose result is saved."""
+    """Remove the checkpoints of a finished run."""
     shutil.rmtree(checkpoints_of(output_dir), ignore_errors=True)

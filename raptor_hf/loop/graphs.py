@@ -1,7 +1,7 @@
 """Forward and backward pass of a step, recorded as a CUDA graph once and replayed from then on.
 
-A step of a small model is hundreds of kernels of a few microseconds each: the processor takes
-longer to ask for them than a GPU to run them. What is recorded is asked for in one call.
+A step of a small model is hundreds of kernels of a few microseconds each: the host takes longer to
+launch them than a GPU to run them. A graph is launched by one call.
 """
 
 from collections import Counter
@@ -9,13 +9,25 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-_PLAIN_STEPS = 3  # of a kind, before it is recorded: they compile, and allocate
+from .batches import BatchShare
+
+_PLAIN_STEPS = 3  # of a kind, before one is recorded: they compile and allocate
+
+
+def can_record(accelerator: Accelerator, model: nn.Module, share: BatchShare) -> bool:
+    """Return whether steps can be CUDA graphs: one GPU, whole batches, no checkpointing."""
+    whole = share.num_processes == share.num_parts == 1
+    on_gpu = accelerator.device.type == "cuda" and accelerator.scaler is None
+    # gradient checkpoints ask for the random state, which is forbidden while recording
+    checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    return whole and on_gpu and not checkpointed
 
 
 class _Recorded(NamedTuple):
-    """A graph, the tensors that it reads a batch from, and what it leaves behind."""
+    """A graph, the tensors that it reads a batch from, its result and its gradients."""
 
     graph: "torch.cuda.CUDAGraph"
     batch: dict[str, torch.Tensor]
@@ -24,40 +36,44 @@ class _Recorded(NamedTuple):
 
 
 class StepGraphs:
-    """A function that computes gradients, as one CUDA graph for each kind of step.
+    """Calls a function that computes gradients, as one CUDA graph for each kind of step.
 
     Args:
-        learn: (batch, progress) to what `fit` needs of a step; leaves the gradients in the
-            parameters, whose gradients were None before.
-        kind: (progress) to what `learn` depends on beside the batch; None for a step that draws
-            random numbers, which is never recorded.
-        parameters: that get gradients.
+        backward: (batch, progress) to the result of a step; leaves the gradients in the parameters,
+            whose gradients were None before.
+        kind: (progress) to the properties that `backward` depends on beside the batch; None for a
+            step that draws random numbers, which is never recorded.
+        parameters: those that get gradients.
     """
 
     def __init__(
         self,
-        learn: Callable[[dict, float], object],
+        backward: Callable[[dict, float], object],
         kind: Callable[[float], Hashable | None],
         parameters: list[nn.Parameter],
     ):
-        self.learn, self.kind, self.parameters = learn, kind, parameters
+        self.backward, self.kind, self.parameters = backward, kind, parameters
         self.seen: Counter = Counter()
         self.recorded: dict[Hashable, _Recorded] = {}
         self.pool = None
 
     def __call__(self, batch: dict[str, torch.Tensor], progress: float) -> object:
-        """Return what `learn` does; a recorded result lies where the one before it was.
+        """Return the result of `backward`; a replay overwrites the result before it.
 
         Raises:
-            RuntimeError: the step does something that can't be recorded, such as to wait.
+            RuntimeError: the step can't be recorded, because it waits for the device, for example.
         """
+        # the first steps of a kind run as they are, and so do steps that draw random numbers
         kind = self.kind(progress)
         if kind is None:
-            return self.learn(batch, progress)
-        key = kind, tuple((name, value.shape, value.dtype) for name, value in batch.items())
+            return self.backward(batch, progress)
+        shapes = tuple((name, value.shape, value.dtype) for name, value in batch.items())
+        key = (kind, shapes)
         self.seen[key] += 1
         if self.seen[key] <= _PLAIN_STEPS:
-            return self.learn(batch, progress)
+            return self.backward(batch, progress)
+
+        # record the step once; then copy the batch in, replay, and hand out the gradients
         if key not in self.recorded:
             self.recorded[key] = self._record(batch, progress)
         recorded = self.recorded[key]
@@ -75,7 +91,7 @@ class StepGraphs:
         try:
             # other threads may allocate meanwhile: a DataLoader's, which pins memory
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                result = self.learn(batch, progress)
+                result = self.backward(batch, progress)
         except RuntimeError as error:
             raise RuntimeError(
                 f"This step can't be recorded as a CUDA graph: {error}\nRun the same command with "

@@ -1,110 +1,117 @@
-"""The log of a training: JSON lines, trackers, a progress bar, a picture of the curves.
-
-The lines are whole also after a kill and a resume.
-"""
+"""The log of a training: JSON lines, trackers, a progress bar, a picture of the curves."""
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..plotting import make_figure
+from ..metrics import RSquared, compute_over_processes
+from ..pictures import make_figure
 from ..runs.processes import progress_bar
+from .arguments import LoopArguments
+from .setup import start_trackers
 
-# what the bar shows of a training batch, and how it calls it
-_ON_THE_BAR = {"loss": "loss", "accuracy": "accuracy", "train/r2": "R²"}
-_ON_THE_BAR |= {"images_per_second": "images/s"}
-_DRAW_EVERY = 60  # seconds between two pictures while it trains
+# scalars of a training batch that the bar shows, and their names there
+_ON_THE_BAR = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "train/r2": "R²",
+    "images_per_second": "images/s",
+}
 
 
-class LossLog:
-    """What is reported of a training; what came after the step it starts from is dropped.
+class TrainingLog:
+    """Writes the scalars of a training; a context manager that draws the curves at its end.
 
     Args:
-        first: updates that were made before.
-        steps: updates at the end.
-        batch_size: images an update.
-        description: name on the progress bar.
+        first: updates before this process; lines of the log that come after them are dropped.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        output_dir: Path,
-        *,
-        first: int,
-        steps: int,
-        batch_size: int,
-        description: str,
-    ):
-        self.accelerator, self.path = accelerator, output_dir / "log.jsonl"
-        self.picture, self.batch_size = output_dir / "training.png", batch_size
-        self.started = self.resumed = self.drawn = time.perf_counter()
+    def __init__(self, accelerator: Accelerator, arguments: LoopArguments, first: int):
+        self.accelerator, self.batch_size = accelerator, arguments.batch_size
+        self.output_dir = Path(arguments.output_dir)
+        self.started = self.step_started = time.perf_counter()
         self.images, self.seconds = 0, 0.0
         self.shown: dict[str, str] = {}
-        enabled = accelerator.is_main_process
-        if enabled:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            kept = [
-                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first
-            ]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.bar = progress_bar(description, steps, initial=first, enabled=enabled)
+        start_trackers(accelerator, arguments, first)
+        if accelerator.is_main_process:
+            self._drop_lines_after(first)
+        self.bar = progress_bar(
+            self.output_dir.name,
+            arguments.steps,
+            initial=first,
+            enabled=accelerator.is_main_process,
+        )
 
-    def advance(self) -> None:
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        # `end_training` would also end the process group, which the caller still needs
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.accelerator.is_main_process and (log := read_log(self.output_dir)):
+            _plot_training(log, self.output_dir / "training.png")
+
+    def _drop_lines_after(self, first: int) -> None:
+        """Keep the lines up to a step, without its validation, which a resumed run repeats."""
+        path, kept = self.output_dir / "log.jsonl", []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            if not text.endswith("}"):  # the process was killed while it wrote this line
+                continue
+            line = json.loads(text)
+            if line["step"] < first or (line["step"] == first and "learning_rate" in line):
+                kept.append(text + "\n")
+        path.write_text("".join(kept), encoding="utf-8")
+
+    def start_step(self) -> None:
+        """Start the clock of the training speed."""
+        self.step_started = time.perf_counter()
+
+    def end_step(self) -> None:
         """Count an update."""
-        now = time.perf_counter()
         self.images += self.batch_size
-        self.seconds += now - self.resumed
-        self.resumed = now
+        self.seconds += time.perf_counter() - self.step_started
         self.bar.update()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave a time out of the training speed: validation, checkpoints."""
-        yield
-        self.resumed = time.perf_counter()
-
-    def images_per_second(self) -> float:
-        """Return the training speed since this was last asked for."""
-        speed = self.images / self.seconds if self.seconds else 0.0
-        self.images, self.seconds = 0, 0.0
-        return speed
-
-    def write(self, step: int, values: dict[str, float], *, show: int = 0) -> None:
-        """Append values, and the seconds since this process began.
+    def write_step(
+        self,
+        step: int,
+        scalars: dict[str, float],
+        statistics: list[dict[str, dict]],
+        schedule: LRScheduler,
+    ) -> None:
+        """Write the scalars of a step, R², the learning rate of the next step, images a second.
 
         Args:
-            show: so many of the last values go to the bar, besides those that always do.
+            statistics: for every part of the batch, rows of `state_statistics` by chain.
         """
+        speed = self.images / self.seconds
+        self.images, self.seconds = 0, 0.0
+        rate = schedule.get_last_lr()[0]
+        values = {**scalars, **_r_squared(statistics)}
+        self._write(step, {**values, "learning_rate": rate, "images_per_second": speed})
+
+    def write_validation(self, step: int, scalars: dict[str, float]) -> None:
+        """Write the scalars of a validation, and show the last two on the bar."""
+        self._write(step, scalars, show=list(scalars)[-2:])
+
+    def _write(self, step: int, values: dict[str, float], show: list[str] = ()) -> None:
+        """Append a line with the seconds since this process began."""
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
         elapsed = round(time.perf_counter() - self.started, 2)
-        with self.path.open("a", encoding="utf-8") as file:
+        with (self.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
-        names = {**_ON_THE_BAR, **{name: name for name in list(values)[len(values) - show :]}}
-        texts = {names[n]: f"{value:,.4g}" for n, value in values.items() if n in names}
-        self.shown |= texts
+        for name in values:
+            if name in _ON_THE_BAR or name in show:
+                self.shown[_ON_THE_BAR.get(name, name)] = f"{values[name]:,.4g}"
         self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
-
-    def draw(self, *, now: bool = True) -> None:
-        """Draw the curves beside the checkpoints; with `now` off only once in a while."""
-        late = time.perf_counter() - self.drawn > _DRAW_EVERY
-        if self.accelerator.is_main_process and (now or late):
-            _plot_training(read_log(self.path.parent), self.picture)
-            self.drawn = time.perf_counter()
-
-    def close(self) -> None:
-        """End the bar and the trackers."""
-        self.bar.close()
-        # not end_training, which would leave no process group to what comes after
-        self.accelerator.wait_for_everyone()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
 
 
 def read_log(output_dir: str | Path) -> list[dict[str, float]]:
@@ -113,27 +120,37 @@ def read_log(output_dir: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def _plot_training(log: list[dict[str, float]], path: str | Path) -> None:
-    """Draw the curves of a training: errors on the left, qualities on the right.
+def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
+    """Return R² of every chain on a batch, over all its tokens, and the mean over chains."""
+    scores = {}
+    for name in statistics[0]:
+        rows = [part[name] for part in statistics]
+        metric = RSquared(keep_in_memory=True)
+        scores[f"train/{name}/r2"] = compute_over_processes(metric, rows)["mean"]["all"]
+    if scores:
+        scores["train/r2"] = float(np.mean(list(scores.values())))
+    return scores
 
-    Args:
-        log: lines of a run's log (`loss_log.read_log`).
-    """
-    watching = {"step", "seconds", "learning_rate", "images_per_second"}
-    names = list(dict.fromkeys(name for line in log for name in line if name not in watching))
-    qualities = [name for name in names if name.endswith(("accuracy", "r2", "top5", "miou"))]
-    errors = [name for name in names if name not in qualities]
-    panels = [(errors, "log", "loss"), (qualities, "linear", "score (1 is perfect)")]
+
+def _plot_training(log: list[dict[str, float]], path: Path) -> None:
+    """Draw the curves of a training: errors on the left, scores on the right."""
+    # one panel for each kind of scalar that the log has
+    names = list(dict.fromkeys(name for line in log for name in line))
+    for name in ("step", "seconds", "learning_rate", "images_per_second"):
+        names.remove(name) if name in names else None
+    scores = [name for name in names if name.endswith(("accuracy", "r2", "top5", "miou"))]
+    errors = [name for name in names if name not in scores]
+    panels = [(errors, "log", "loss"), (scores, "linear", "score (1 is perfect)")]
     panels = [panel for panel in panels if panel[0]]
+
     figure, axes = make_figure(
-        1, max(1, len(panels)), figsize=(6.4 * max(1, len(panels)), 4), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axis, (lines, scale, label) in zip(axes[0], panels, strict=False):
+        1, len(panels), figsize=(6.4 * len(panels), 4), squeeze=False, layout="constrained"
+    )
+    for axis, (lines, scale, label) in zip(axes[0], panels, strict=True):
         for name in lines:
             points = [(line["step"], line[name]) for line in log if name in line]
-            few = len(points) < 20
-            axis.plot(*zip(*points, strict=True), ".-" if few else "-", lw=1, label=name)
+            style = ".-" if len(points) < 20 else "-"
+            axis.plot(*zip(*points, strict=True), style, lw=1, label=name)
         axis.set(xlabel="step", ylabel=label, yscale=scale)
         axis.legend(fontsize="x-small", ncols=1 + len(lines) // 12)
     figure.savefig(path, dpi=110)

@@ -1,9 +1,10 @@
-"""AdamW, Muon and the learning-rate schedule."""
+"""AdamW, Muon, the learning-rate schedule and gradient clipping."""
 
 import math
 from collections import defaultdict
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -13,44 +14,49 @@ from .arguments import LoopArguments
 # of it. On the digits teacher (k = 3, batch 16, 400 steps) R² was 0.982 with an eighth, and 0.980
 # with the whole.
 _VECTOR_RATE = 1 / 8
-_MUON_MOMENTUM = 0.9
+_MOMENTUM = 0.9
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that brings singular values near 1
 _NEWTON_SCHULZ_STEPS = 5
-# what they are computed in: many CPUs take 17 times as long for bfloat16 as for float32
-_PRODUCTS = defaultdict(lambda: torch.bfloat16, cpu=torch.float32)
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that need gradients."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices of the attention and the FFN in the repeated parts of a module.
+    """Return the matrices of attention and FFN in the blocks or layers of a module.
 
-    Heads, embeddings and the depth scaling (no `nn.Linear`) are none.
+    Heads, embeddings and depth scaling (no `nn.Linear`) are left to AdamW.
 
     Raises:
         ValueError: a module without any.
     """
     kinds = getattr(module, "_no_split_modules", None) or []
-    parts = [part for part in module.modules() if type(part).__name__ in kinds]
-    linear = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
-    matrices = [layer.weight for layer in linear if layer.weight.requires_grad]
+    matrices = []
+    for block in module.modules():
+        if type(block).__name__ in kinds:
+            layers = [layer for layer in block.modules() if isinstance(layer, nn.Linear)]
+            matrices += [layer.weight for layer in layers if layer.weight.requires_grad]
     if not matrices:
         raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")
     return matrices
 
 
-class BatchedMuon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):
     """Muon: updates of matrices whose singular values are all made alike.
 
-    The momentum (Nesterov's) is made nearly orthogonal by a few steps of Newton and Schulz
-    (kellerjordan.github.io/posts/muon), and scaled to the size of AdamW's updates (arXiv
-    2502.16982). What `torch.optim.Muon` does, whose state it shares; but matrices of one shape, as
-    blocks have them, go through the products together: in bfloat16, as torch's to the last bit; on
-    a CPU in float32. As fused AdamW it leaves the weights alone in a step with `found_inf`, a
-    scalar on the device, at 1.
+    A few steps of Newton and Schulz make the (Nesterov) momentum nearly orthogonal
+    (kellerjordan.github.io/posts/muon); the update is scaled to the size of AdamW's (arXiv
+    2502.16982). It differs from `torch.optim.Muon` in three ways. On a CPU the products are
+    float32: in bfloat16 an update took as long as 1.2 to 12 whole training steps on CPUs without
+    units for it (docs/performance.md). Matrices of one shape go through the products together. And
+    a step with `found_inf`, a scalar on the device, at 1 changes no weight, as with fused AdamW.
 
     Args:
-        params: matrices or stacks (E, rows, columns) of them, or groups of these with their `lr`.
+        params: matrices, or groups of them with their `lr`.
         lr: learning rate of groups that have none.
-        weight_decay: share of a weight that a step takes away, times the learning rate.
+        weight_decay: the share of a weight that a step takes away, times the learning rate.
     """
 
     def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0):
@@ -59,90 +65,81 @@ class BatchedMuon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Update all matrices that have gradients."""
-        found_inf = getattr(self, "found_inf", None)
-        left_out = None if found_inf is None else found_inf.bool()
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[matrix.shape].append(matrix)
-            for shape, matrices in alike.items():
-                rate = 0.2 * math.sqrt(max(shape[-2:])) * group["lr"]
-                momentum = self._momentum(matrices, left_out)
-                decay = 1 - group["lr"] * group["weight_decay"]
-                if left_out is not None:
-                    momentum = momentum * ~left_out
-                    decay = torch.where(left_out, 1.0, decay)
-                updates = _orthogonal(momentum.flatten(0, -3)).view_as(momentum)
-                torch._foreach_mul_(matrices, decay)
-                updates = [u.to(m.dtype) for u, m in zip(updates, matrices, strict=True)]
-                torch._foreach_add_(matrices, updates, alpha=-rate)
+                    by_shape[matrix.shape].append(matrix)
+            for matrices in by_shape.values():
+                self._update(matrices, group["lr"], group["weight_decay"])
 
-    def _momentum(
-        self, matrices: list[nn.Parameter], left_out: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the momentum of matrices or stacks of one shape, (number, …), for the products."""
-        gradients = [matrix.grad for matrix in matrices]
-        if left_out is not None:
-            gradients = [torch.where(left_out, 0.0, gradient) for gradient in gradients]
+    def _update(self, matrices: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Update matrices of one shape."""
+        # a gradient that is not finite counts as zero, at a learning rate of zero
+        device, shape = matrices[0].device, matrices[0].shape
+        skip = getattr(self, "found_inf", torch.zeros((), device=device)).bool()
+        gradients = [torch.where(skip, 0.0, matrix.grad) for matrix in matrices]
+        lr = torch.where(skip, 0.0, lr)
+
+        # Nesterov's momentum
         for matrix in matrices:
-            if "momentum_buffer" not in self.state[matrix]:
-                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix.grad)
+            self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
         buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        torch._foreach_lerp_(buffers, gradients, 1 - _MUON_MOMENTUM)
-        momentum = torch._foreach_lerp(gradients, buffers, _MUON_MOMENTUM)
-        kind = _PRODUCTS[matrices[0].device.type]
-        return torch.stack([matrix.to(kind) for matrix in momentum])
+        torch._foreach_lerp_(buffers, gradients, 1 - _MOMENTUM)
+        momentum = torch.stack(torch._foreach_lerp(gradients, buffers, _MOMENTUM))
+
+        # the update, in the size of AdamW's
+        products = torch.float32 if device.type == "cpu" else torch.bfloat16
+        updates = _orthogonalize(momentum.to(products)).to(momentum.dtype)
+        updates = updates * (lr * 0.2 * math.sqrt(max(shape)))
+        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+        torch._foreach_sub_(matrices, list(updates.unbind()))
 
 
-def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Return matrices (number, rows, columns) whose singular values are all near 1."""
+def _orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Return matrices (number, rows, columns) with all singular values near 1."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.mT if tall else matrices
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_NEWTON_SCHULZ_STEPS):
         squares = wide @ wide.mT
-        wide = torch.baddbmm(
-            wide, torch.baddbmm(squares, squares, squares, beta=b, alpha=c), wide, beta=a
-        )
+        polynomial = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
     return wide.mT if tall else wide
 
 
 def make_optimizers(
-    groups: list[list[nn.Parameter]],
-    rates: list[float],
-    arguments: LoopArguments,
-    matrices: list[nn.Parameter],
+    module: nn.Module, groups: list[dict], arguments: LoopArguments
 ) -> list[torch.optim.Optimizer]:
-    """Make AdamW (fused: several times faster), after Muon where there are matrices for it.
+    """Return AdamW (fused: several times faster), after Muon if the arguments ask for it.
 
     Args:
-        groups: parameters by their peak rates, `rates`.
-        matrices: those that Muon takes; AdamW gets the rest, at `_VECTOR_RATE` times the rate.
+        groups: `params`, and `lr` if it is not `arguments.learning_rate`.
+
+    Raises:
+        ValueError: Muon for a module without matrices for it.
     """
-    taken = {id(matrix) for matrix in matrices}
-    rest = [[p for p in group if id(p) not in taken] for group in groups]
-    scale = _VECTOR_RATE if matrices else 1
-    adamw = torch.optim.AdamW(
-        [{"params": g, "lr": scale * rate} for g, rate in zip(rest, rates, strict=True)],
-        weight_decay=arguments.weight_decay,
-        fused=True,
-    )
+    matrices = layer_matrices(module) if arguments.optimizer == "muon" else []
+    for_muon = {id(matrix) for matrix in matrices}
+    vector_rate = _VECTOR_RATE if matrices else 1.0
+    muon_groups, adamw_groups = [], []
+    for group in groups:
+        rate = group.get("lr", arguments.learning_rate)
+        taken = [parameter for parameter in group["params"] if id(parameter) in for_muon]
+        rest = [parameter for parameter in group["params"] if id(parameter) not in for_muon]
+        muon_groups += [{"params": taken, "lr": rate}] if taken else []
+        adamw_groups += [{"params": rest, "lr": vector_rate * rate}]
+    adamw = torch.optim.AdamW(adamw_groups, weight_decay=arguments.weight_decay, fused=True)
     if not matrices:
         return [adamw]
-    matrix_groups = [[p for p in group if id(p) in taken] for group in groups]
-    muon = BatchedMuon(
-        [{"params": g, "lr": rate} for g, rate in zip(matrix_groups, rates, strict=True) if g],
-        weight_decay=arguments.weight_decay,
-    )
-    return [muon, adamw]
+    return [Muon(muon_groups, weight_decay=arguments.weight_decay), adamw]
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, arguments: LoopArguments
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Make warm-up and cosine, a factor: each group keeps its share of the learning rate."""
+    """Return warm-up and cosine, a factor: each group keeps its share of the learning rate."""
     return get_cosine_with_min_lr_schedule_with_warmup(
         optimizer,
         arguments.warmup_steps,
@@ -151,6 +148,17 @@ def make_schedule(
     )
 
 
-def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that learn."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+def clip_gradients(
+    accelerator: Accelerator, groups: list[dict], max_norm: float, loss: torch.Tensor
+) -> torch.Tensor:
+    """Clip the gradients of each group by their norm.
+
+    Returns:
+        `found_inf`: 1 if the loss or a norm is not finite, else 0; a scalar on the device, so that
+        the host need not wait for it.
+    """
+    accelerator.unscale_gradients()
+    norms = [nn.utils.clip_grad_norm_(group["params"], max_norm) for group in groups]
+    # with fp16, infinite gradients are the scaler's business: it skips the step and scales less
+    checked = [loss] if accelerator.scaler else [loss, *(norm.to(loss) for norm in norms)]
+    return (~torch.stack(checked).isfinite().all()).float()

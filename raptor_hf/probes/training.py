@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, set_seed
 
 from ..loop.arguments import LoopArguments
-from ..loop.fit import fit
+from ..loop.fit import Validation, fit
 from ..loop.log import read_log
-from ..loop.numbers import StepResult
+from ..loop.scalars import StepResult
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state
 from ..tasks.labelled_images import LabelledImages
@@ -201,13 +201,15 @@ def train_probe(
             if isinstance(value, float)
         }
 
-    parts = [*heads.heads, *heads.twins]
+    groups = [
+        {"params": list(part.parameters()), "lr": candidate.learning_rate}
+        for parts in (heads.heads, heads.twins)
+        for part, candidate in zip(parts, candidates, strict=False)
+    ]
     fit(
         heads, data.train, compute_loss, dataclasses.replace(loop, steps=steps),
-        clip_apart=parts,
-        learning_rates=[c.learning_rate for c in candidates] * (len(parts) // len(candidates)),
-        new_views=True, validate=validate,
-        validate_every=recipe.validate_epochs * epoch_steps, description="heads",
+        groups=groups, new_views=True,
+        validation=Validation(validate, recipe.validate_epochs * epoch_steps),
     )  # fmt: skip
     number, loss = 0, None
     if data.selection is not None:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from .startup import mark
-
 if TYPE_CHECKING:  # loaded when it is first needed: `--help` does not
     from accelerate import PartialState
 
@@ -177,9 +175,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     print_anything()
     if {"-h", "--help"} & set(sys.argv):
         return main()
-    mark("Python, first imports")
     state = process_state()
-    mark("torch, accelerate")
     state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
     for wish in launcher_warnings(state) if state.is_main_process else ():
         logger.warning(wish)

@@ -24,8 +24,8 @@ from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
 from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.batches import BatchShare, StepSampler
 from raptor_hf.loop.fit import fit
-from raptor_hf.loop.sampler import BatchShare, StepSampler
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
@@ -101,7 +101,8 @@ def test_the_same_batches_give_the_same_losses(teacher, images, store, tmp_path)
 
 
 def test_views_without_end(teacher, images):
-    sampler = StepSampler(5, BatchShare(5), seed=0, first=0, steps=3, new_views=True)
+    settings = LoopArguments(output_dir="unused", steps=3)
+    sampler = StepSampler(5, BatchShare(5), settings, new_views=True)
     images.views = 1
     online = OnlineActivations(teacher, images)
     seen = [online.__getitems__(rows) for rows in sampler]

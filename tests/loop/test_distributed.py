@@ -46,7 +46,7 @@ def one_process(blocks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "one"
     done = run(sys.executable, *blocks, "--output_dir", folder, **ONE_THREAD)
     assert "1 process on cpu\n" in done.stderr
-    assert "blocks: 9 images a step: 1 process × 9 images\n" in done.stdout
+    assert "one: 9 images a step: 1 process × 9 images\n" in done.stdout
     return folder
 
 
@@ -85,26 +85,25 @@ def test_two_processes_learn_what_one_learns(blocks, one_process, tmp_path):
 GRADIENTS = """
 import sys
 import torch
-from raptor_hf.loop.engine import Engine
+from accelerate.optimizer import AcceleratedOptimizer
+from raptor_hf.loop import fit
 from raptor_hf.runs.processes import process_state
-from raptor_hf.loop.fit import fit
 from tests.helpers import FeatureDataset, arguments, compute_loss
 
-folder, update = sys.argv[1], Engine.update
-
-def save_and_update(engine, loss):
-    if process_state().is_main_process:
-        gradients = {name: weight.grad for name, weight in engine.module.named_parameters()}
-        torch.save(gradients, f"{folder}/{process_state().num_processes}.pt")
-    return update(engine, loss)
-
-Engine.update = save_and_update
 torch.manual_seed(0)
 features = torch.randn(37, 5)
 network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.GELU(), torch.nn.Linear(16, 2))
+output, step = f"{sys.argv[1]}/{process_state().num_processes}", AcceleratedOptimizer.step
+
+def save_and_step(optimizer):
+    if process_state().is_main_process:
+        gradients = {name: weight.grad for name, weight in network.named_parameters()}
+        torch.save(gradients, f"{output}.pt")
+    step(optimizer)
+
+AcceleratedOptimizer.step = save_and_step
 dataset = FeatureDataset(features, (features.sum(1) > 0).long())
 changes = {"steps": 1, "batch_size": 13, "per_device_batch_size": 4}
-output = f"{folder}/{process_state().num_processes}"
 fit(network, dataset, compute_loss, arguments(output, **changes))
 """
 
@@ -158,45 +157,6 @@ def test_one_process_goes_on_with_what_two_began(blocks, one_process, tmp_path):
     done = run(sys.executable, *blocks, "--output_dir", folder, "--resume", **ONE_THREAD)
     assert "going on after step" in done.stdout
     assert_same(folder, one_process)
-
-
-# Accelerate shards on accelerators only; here its state is told that two CPU processes are some
-SHARDED = """
-import os
-import runpy
-import sys
-
-os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-os.environ |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "RaptorBlock"}
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-
-from raptor_hf.loop.engine import Engine
-
-begin, update = AcceleratorState.__init__, Engine.update
-
-def begin_sharded(state, *arguments, fsdp_plugin=None, **options):
-    begin(state, *arguments, fsdp_plugin=fsdp_plugin, **options)
-    state.distributed_type = DistributedType.FSDP
-    state.fsdp_plugin = fsdp_plugin or state.fsdp_plugin
-
-def update_sharded(engine, loss):
-    kinds = {type(weight).__name__ for weight in engine.trained.parameters()}
-    assert kinds == {"DTensor"} and type(engine.trained.blocks["0-3"]).__name__.startswith("FSDP")
-    return update(engine, loss)
-
-AcceleratorState.__init__, Engine.update = begin_sharded, update_sharded
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_two_processes_that_share_the_weights_learn_what_one_learns(blocks, one_process, tmp_path):
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    run(*TWO_PROCESSES, script, *blocks, "--output_dir", tmp_path / "run")
-    assert_same(tmp_path / "run", one_process)
 
 
 def test_accelerate_launch_that_starts_one_process_is_said(blocks, tmp_path):

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from raptor_hf.loop.engine import Engine
+from raptor_hf.loop import StepResult, fit
 from raptor_hf.loop.graphs import StepGraphs
-from raptor_hf.loop.numbers import StepResult
 from tests.helpers import arguments, compute_loss, noisy_network
 
 
 class Graph:
-    """Replays what ran while it was recorded, from and into the same tensors."""
+    """Replays a function of what ran while it was recorded, from and into the same tensors."""
 
     now = None
 
@@ -43,16 +42,19 @@ def made(monkeypatch):
 def test_a_kind_is_recorded_once_it_is_warm_and_replayed_on_other_batches(made):
     weight = torch.nn.Parameter(torch.zeros(2))
 
-    def learn(batch, progress):
+    def backward(batch, progress):
         gradient, loss = batch["x"].mean(0) * progress, batch["x"].sum()
+
+        def again():
+            gradient.copy_(batch["x"].mean(0) * progress)
+            loss.copy_(batch["x"].sum())
+
         if Graph.now:
-            Graph.now.again = lambda: (
-                gradient.copy_(batch["x"].mean(0) * progress), loss.copy_(batch["x"].sum())
-            )  # fmt: skip
+            Graph.now.again = again
         weight.grad = gradient
         return StepResult(loss)
 
-    graphs = StepGraphs(learn, lambda progress: None if progress == 3 else progress, [weight])
+    graphs = StepGraphs(backward, lambda progress: None if progress == 3 else progress, [weight])
     generator = torch.Generator().manual_seed(0)
 
     def check(progress, images=4):
@@ -71,23 +73,19 @@ def test_a_kind_is_recorded_once_it_is_warm_and_replayed_on_other_batches(made):
     assert {(pool, mode) for _, pool, mode in made} == {("pool", "thread_local")}
 
 
-def test_what_can_not_be_recorded_says_what_to_do(made):
-    def learn(batch, progress):
+def test_a_step_that_can_not_be_recorded_says_what_to_do(made):
+    def backward(batch, progress):
         if Graph.now:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    graphs = StepGraphs(learn, lambda _: "always", [])
+    graphs = StepGraphs(backward, lambda _: "always", [])
     for _ in range(3):
         graphs({}, 0.0)
     with pytest.raises(RuntimeError, match="not permitted(.|\n)*--cuda_graphs False and --resume"):
         graphs({}, 0.0)
 
 
-def test_on_a_cpu_nothing_is_recorded(tmp_path, made):
-    engine = Engine(noisy_network(), arguments(tmp_path, cuda_graphs=True))
-    learn = engine.learner(compute_loss, lambda _: "always")
-    batch = {"features": torch.randn(8, 5), "label": torch.zeros(8, dtype=torch.long)}
-    for _ in range(6):
-        learn(batch, 0.5, 1.0)
-        engine.update(torch.zeros(()))
+def test_on_a_cpu_nothing_is_recorded(data, tmp_path, made):
+    settings = arguments(tmp_path, cuda_graphs=True)
+    fit(noisy_network(), data, compute_loss, settings, kind=lambda _: "always")
     assert not made

@@ -1,9 +1,8 @@
-"""A training that is killed or stopped, that runs out of disk, whose checkpoints are damaged."""
+"""A training that is killed or stopped, that runs out of disk or memory, or is refused."""
 
 import errno
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -14,9 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from evaluation.benchmarks.timing import PROCESSES
-from raptor_hf.loop.checkpoints import checkpoints_of, newest_checkpoint
-from raptor_hf.loop.fit import fit
-from raptor_hf.loop.log import read_log
+from raptor_hf.loop import fit, newest_checkpoint, read_log, remove_checkpoints
+from raptor_hf.loop.checkpoints import checkpoints_of
 from tests.helpers import FeatureDataset, arguments, compute_loss, noisy_network, untimed
 
 STEPS = 120
@@ -25,8 +23,8 @@ STEPS = 120
 def train(path, pause=0.0, **changes):
     """A training with dropout; its result is written at its end.
 
-    With a pause in every step it waits before its last two, until it is killed or has been told
-    to stop: the one that does so may be slow.
+    With a pause in every step it waits before its last two, until it is killed or the file `told`
+    says that a signal was sent: the process that sends it may be slow.
     """
 
     def slow_loss(module, batch, progress):
@@ -95,7 +93,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(uninterrupted, tmp_p
 )
 def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, number, workers):
     path = tmp_path / "stopped"
-    # no checkpoints but that of the signal
+    # the only checkpoint is that of the signal
     changes = {"checkpoint_every": 10**6, "num_workers": workers, "log_every": 1}
     process = start_training(path, pause=0.03, **changes)
     log = path / "log.jsonl"
@@ -113,52 +111,15 @@ def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, numb
         assert torch.equal(weight, weights[name]), name
 
 
-def test_the_newest_checkpoints_are_kept(data, tmp_path):
+def test_the_newest_checkpoints_are_kept_and_no_half_one_is_used(data, tmp_path):
+    (tmp_path / "checkpoints" / "unfinished").mkdir(parents=True)
+    assert newest_checkpoint(tmp_path) is None
     fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2, keep=3))
     names = sorted(path.name for path in checkpoints_of(tmp_path).iterdir())
     assert names == ["step_00000008", "step_00000010", "step_00000012"]
-
-
-def test_keeping_no_checkpoint_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="--keep must be a number > 0; got 0"):
-        fit(noisy_network(), data, compute_loss, arguments(tmp_path, keep=0))
-
-
-def damage(checkpoint, how):
-    weights = checkpoint / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    if how == "half":
-        weights.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
-        content[-1] ^= 1
-        weights.write_bytes(content)
-    elif how == "lost":
-        (checkpoint / "optimizer.bin").unlink()
-    else:
-        (checkpoint / "files.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("half", r"model.safetensors has \d+ of \d+ bytes"),
-        ("flipped", "model.safetensors has another checksum"),
-        ("lost", "optimizer.bin is missing"),
-        ("unlisted", "only half written"),
-    ],
-)
-def test_a_damaged_checkpoint_is_skipped_by_name(data, tmp_path, caplog, how, message):
-    whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
-    newest = newest_checkpoint(tmp_path)
-    damage(newest, how)
-    again = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
-    (warning,) = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
-    assert str(newest) in warning
-    assert re.search(message, warning)
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name])
-    assert len(read_log(tmp_path)) == 6  # what came after the older one is there once
-    assert newest_checkpoint(tmp_path) == newest  # and the damaged one was replaced
+    assert newest_checkpoint(tmp_path).name == "step_00000012"
+    remove_checkpoints(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
@@ -168,7 +129,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         calls.append(folder)
         save_state(self, folder)
         if len(calls) == 2:
-            (os.path.exists(folder) and os.unlink(os.path.join(folder, "optimizer.bin")))
+            os.unlink(os.path.join(folder, "optimizer.bin"))
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Accelerator, "save_state", save_until_full)
@@ -182,10 +143,36 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
-def test_a_disk_without_room_for_checkpoints_is_said_before_training(data, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+def test_too_little_memory_names_the_flags(data, tmp_path):
+    def hungry(module, batch, progress):
+        torch.empty(2**60)
+        return compute_loss(module, batch, progress)
+
     with pytest.raises(
-        OSError, match=r"3 checkpoints of 1.56 kB are to come .* only 1 kB are free"
+        MemoryError, match="with 8 images at a time.*smaller --per_device_batch_size"
     ):
-        fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+        fit(noisy_network(), data, hungry, arguments(tmp_path))
+
+
+NO_ROOM = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
+REFUSED = {
+    "rows": ({"batch_size": 64}, ValueError, "the dataset has 37"),
+    "parts": ({"per_device_batch_size": -1}, ValueError, "per_device_batch_size"),
+    "keep": ({"keep": 0}, ValueError, "--keep"),
+    "tracker": ({"report_to": "trackio"}, ImportError, "pip install trackio"),
+    "matrices": ({"optimizer": "muon"}, ValueError, "blocks and layers"),
+    "disk": ({}, OSError, r"3 more checkpoints of 1.56 kB .* only 1 kB are free"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_trained_is_refused_before_the_first_step(
+    data, tmp_path, monkeypatch, case
+):
+    changes, error, message = REFUSED[case]
+    if case == "tracker":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if case == "disk":
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: NO_ROOM)
+    with pytest.raises(error, match=message):
+        fit(noisy_network(), data, None, arguments(tmp_path, **changes))

@@ -1,146 +1,172 @@
+"""`fit`: resume, the order of the data, the schedule, validation, the log and its trackers."""
+
 import json
 import math
-import re
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from raptor_hf.loop.checkpoints import newest_checkpoint, remove_checkpoints
-from raptor_hf.loop.fit import fit
-from raptor_hf.loop.log import read_log
-from raptor_hf.loop.numbers import StepResult
-from raptor_hf.loop.sampler import BatchShare, StepSampler
+from raptor_hf.loop import StepResult, Validation, fit, newest_checkpoint, read_log
+from raptor_hf.loop.batches import BatchShare, StepSampler
+from raptor_hf.loop.setup import make_accelerator
 from tests.helpers import Killed, arguments, compute_loss, noisy_network, untimed
 
 
-@pytest.mark.parametrize("killed_at", [3, 5, 8, 11])
-def test_resume_equals_uninterrupted_bit_for_bit(data, tmp_path, killed_at):
-    whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "whole"))
+def killed_at(step):
+    """A `compute_loss` that ends the process after so many of twelve steps."""
 
     def killed(module, batch, progress):
-        if round(progress * 12) == killed_at:
+        if round(progress * 12) == step:
             raise Killed
         return compute_loss(module, batch, progress)
 
+    return killed
+
+
+def assert_same_weights(module, expected):
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(weight, module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("killed", [3, 5, 8, 11])
+def test_resume_equals_uninterrupted_bit_for_bit(data, tmp_path, killed):
+    whole = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "whole"))
     with pytest.raises(Killed):
-        fit(noisy_network(), data, killed, arguments(tmp_path / "parts"))
+        fit(noisy_network(), data, killed_at(killed), arguments(tmp_path / "parts"))
     checkpoint = newest_checkpoint(tmp_path / "parts")
-    assert (checkpoint and checkpoint.name) == {
-        3: None,
-        5: "step_00000005",
-        8: "step_00000005",
-    }.get(killed_at, "step_00000010")
+    names = {3: None, 5: "step_00000005", 8: "step_00000005", 11: "step_00000010"}
+    assert (checkpoint and checkpoint.name) == names[killed]
     torch.manual_seed(123)  # the state of the process must not matter
     parts = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "parts"))
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, parts.state_dict()[name]), name
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
-    for left, right in zip(*map(lambda log: map(json.loads, log), logs), strict=True):
-        assert untimed(left) == untimed(right)
+    assert_same_weights(parts, whole)
+    logs = [list(map(untimed, read_log(tmp_path / name))) for name in ("parts", "whole")]
+    assert logs[0] == logs[1]
 
 
-def test_a_half_written_checkpoint_is_not_used(data, tmp_path):
-    (tmp_path / "checkpoints" / "unfinished").mkdir(parents=True)
-    assert newest_checkpoint(tmp_path) is None
-    fit(noisy_network(), data, compute_loss, arguments(tmp_path))
-    assert newest_checkpoint(tmp_path).name == "step_00000012"
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    remove_checkpoints(tmp_path)
-    assert newest_checkpoint(tmp_path) is None
-
-
-def test_nan_stops_with_step_and_what_to_do(data, tmp_path):
-    def broken(module, batch, progress):
-        loss = compute_loss(module, batch, progress).loss
-        return StepResult(loss * math.nan if progress >= 7 / 12 else loss)
-
-    with pytest.raises(
-        FloatingPointError, match="loss is nan at step 7 .* smaller --learning_rate"
-    ):
-        fit(noisy_network(), data, broken, arguments(tmp_path))
-    assert newest_checkpoint(tmp_path).name == "step_00000005"
-
-
-def test_what_goes_by_before_the_first_step_is_told(data, tmp_path, capsys):
-    fit(noisy_network(), data, compute_loss, arguments(tmp_path, timings=True))
-    lines = capsys.readouterr().out.partition("until the first step:\n")[2].splitlines()[-5:]
-    names = ["teacher, images, blocks", "optimiser, checkpoint, log", "workers, first batch"]
-    names += ["compiling, first step", "in all"]
-    found = [re.fullmatch(r"  (.*?) +(\d+\.\d\d) s", line) for line in lines]
-    assert [match[1] for match in found] == names
-    assert all(float(match[2]) >= 0 for match in found)
+def sampler(rows, share, **options):
+    settings = {"seed": options.pop("seed", 0), "steps": options.pop("steps")}
+    share = BatchShare(share) if isinstance(share, int) else share
+    return StepSampler(rows, share, arguments("unused", **settings), **options)
 
 
 def test_an_epoch_shows_every_row_once():
-    sampler = StepSampler(12, BatchShare(4), seed=0, first=0, steps=6)
-    batches = list(sampler)
+    batches = list(sampler(12, 4, steps=6))
     for epoch in (batches[:3], batches[3:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(12))
     assert batches[:3] != batches[3:]
-    assert list(StepSampler(12, BatchShare(4), seed=0, first=4, steps=6)) == batches[4:]
-    assert list(StepSampler(12, BatchShare(4), seed=1, first=0, steps=6)) != batches
+    assert list(sampler(12, 4, first=4, steps=6)) == batches[4:]
+    assert list(sampler(12, 4, seed=1, steps=6)) != batches
 
 
-def test_too_few_rows_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="batch of 64 needs at least as many rows; .* has 37"):
-        fit(noisy_network(), data, compute_loss, arguments(tmp_path, batch_size=64))
+def test_new_views_number_the_rows_on_from_epoch_to_epoch():
+    rows = [row for batch in sampler(4, 2, steps=4, new_views=True) for row in batch]
+    assert sorted(rows[:4]) == [0, 1, 2, 3] and sorted(rows[4:]) == [4, 5, 6, 7]
+    assert list(sampler(4, 2, first=3, steps=4, new_views=True)) == [rows[6:]]
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (3, 2), (7, 1)])
+def test_shares_are_the_batch_and_weigh_as_many_images(processes, parts):
+    rows = np.arange(100, 117)
+    shares = [BatchShare(17, processes, index, parts) for index in range(processes)]
+    split = [part for share in shares for part in share.split(rows)]
+    assert [row for part in split for row in part] == rows.tolist()
+    assert max(map(len, split)) - min(map(len, split)) <= 2
+    assert max(map(len, split)) == shares[0].largest_part
+    weights = [weight for share in shares for weight in share.weights()]
+    assert weights == [len(part) / 17 for part in split]
+    text = "64 images a step: 8 processes × 2 accumulated parts × 4 images"
+    assert str(BatchShare(64, 8, 0, 2)) == text
+
+
+@pytest.mark.parametrize(
+    ("largest", "least", "parts"), [(0, 1, 1), (9, 1, 2), (4, 1, 3), (4, 8, 8)]
+)
+def test_parts_are_as_few_as_fit(tmp_path, monkeypatch, largest, least, parts):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(least))
+    settings = arguments(tmp_path, batch_size=12, per_device_batch_size=largest)
+    assert make_accelerator(settings)[1].num_parts == parts
+
+
+def test_every_process_gets_its_part_of_the_same_batches():
+    options = {"seed": 1, "first": 2, "steps": 7}
+    whole = list(sampler(20, 6, **options))
+    shared = [list(sampler(20, BatchShare(6, 2, index, 2), **options)) for index in (0, 1)]
+    for step, batch in enumerate(whole):
+        parts = [part for rows in shared for part in rows[2 * step : 2 * step + 2]]
+        assert [row for part in parts for row in part] == batch
 
 
 def test_schedule_warms_up_and_falls_to_the_final_rate(data, tmp_path):
     fit(noisy_network(), data, compute_loss, arguments(tmp_path, log_every=1))
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    rates = {line["step"]: line["learning_rate"] for line in lines}
-    assert rates[1] == pytest.approx(0.005)
-    assert rates[2] == pytest.approx(0.01)
+    rates = {line["step"]: line["learning_rate"] for line in read_log(tmp_path)}
     middle = 1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * 0.5)) / 2
-    assert rates[7] == pytest.approx(middle)
-    assert rates[12] == pytest.approx(1e-6)
+    expected = {1: 0.005, 2: 0.01, 7: middle, 12: 1e-6}
+    assert {step: rates[step] for step in expected} == pytest.approx(expected)
 
 
-def test_parts_are_clipped_each_for_itself(data, tmp_path, monkeypatch):
-    clipped = []
-    original = nn.utils.clip_grad_norm_
+def test_groups_have_their_own_learning_rates_and_are_clipped_by_themselves(
+    data, tmp_path, monkeypatch
+):
+    clipped, clip = [], nn.utils.clip_grad_norm_
 
     def spy(parameters, norm):
         clipped.append([id(parameter) for parameter in parameters])
-        return original(parameters, norm)
+        return clip(parameters, norm)
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", spy)
-    network = noisy_network()
-    fit(
-        network,
-        data,
-        compute_loss,
-        arguments(tmp_path, steps=1),
-        clip_apart=[network[0], network[2]],
-    )
-    assert clipped == [[id(p) for p in part.parameters()] for part in (network[0], network[2])]
+    module = nn.ModuleList([nn.Linear(5, 2), nn.Linear(5, 2)])
+    module[1].load_state_dict(module[0].state_dict())
+    before = module[0].weight.clone()
+
+    def loss_of_both(module, batch, progress):
+        logits = [part(batch["features"]) for part in module]
+        return StepResult(sum(nn.functional.cross_entropy(x, batch["label"]) for x in logits))
+
+    parameters = [list(part.parameters()) for part in module]
+    groups = [{"params": parameters[0], "lr": 0.01}, {"params": parameters[1], "lr": 0.001}]
+    settings = arguments(tmp_path, steps=1, warmup_steps=0)
+    fit(module, data, loss_of_both, settings, groups=groups)
+    assert clipped == [[id(p) for p in group] for group in parameters]
+    # Adam's first step has the size of the learning rate
+    moved = [(part.weight - before).abs().mean().item() for part in module]
+    assert moved[0] == pytest.approx(10 * moved[1], rel=1e-3)
 
 
 def test_validation_runs_at_intervals_and_at_the_end_and_changes_nothing(data, tmp_path):
     calls = []
 
-    def validate():
+    def measure():
         calls.append(torch.is_grad_enabled())
         torch.rand(3)  # draws must not reach the training
         return {"score": float(len(calls))}
 
     plain = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "plain"))
-    module = noisy_network()
-    watched = fit(
-        module, data, compute_loss, arguments(tmp_path / "watched"),
-        validate=validate, validate_every=5,
-    )  # fmt: skip
+    settings = arguments(tmp_path / "validated")
+    validation = Validation(measure, every=5)
+    validated = fit(noisy_network(), data, compute_loss, settings, validation=validation)
     assert calls == [False, False, False]  # after 5, 10 and 12 steps, without gradients
-    lines = [json.loads(x) for x in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
-    assert [(x["step"], x["score"]) for x in lines if "score" in x] == [(5, 1), (10, 2), (12, 3)]
-    for name, weight in plain.state_dict().items():
-        assert torch.equal(weight, watched.state_dict()[name])
+    lines = [line for line in read_log(tmp_path / "validated") if "score" in line]
+    assert [(line["step"], line["score"]) for line in lines] == [(5, 1), (10, 2), (12, 3)]
+    assert_same_weights(validated, plain)
 
 
-def test_intervals_of_zero_mean_never_but_for_the_last_step(data, tmp_path):
+@pytest.mark.parametrize("stopped", [10, 12])
+def test_a_resumed_run_logs_each_validation_once(data, tmp_path, stopped):
+    """Killed right after the checkpoint of a step that was validated."""
+    validation = Validation(lambda: {"score": 1.0}, every=5)
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path), validation=validation)
+    expected = list(map(untimed, read_log(tmp_path)))
+    for checkpoint in tmp_path.glob("checkpoints/step_*"):
+        if int(checkpoint.name[5:]) > stopped:
+            checkpoint.rename(tmp_path / "later")
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path), validation=validation)
+    assert list(map(untimed, read_log(tmp_path))) == expected
+
+
+def test_intervals_of_zero_mean_only_the_last_step(data, tmp_path):
     options = {"steps": 5, "log_every": 0, "checkpoint_every": 0}
     fit(noisy_network(), data, compute_loss, arguments(tmp_path, **options))
     assert [line["step"] for line in read_log(tmp_path)] == [5]
@@ -148,57 +174,35 @@ def test_intervals_of_zero_mean_never_but_for_the_last_step(data, tmp_path):
 
 
 def test_no_steps_leave_the_module_as_it_is(data, tmp_path):
-    module = noisy_network()
-    before = {name: weight.clone() for name, weight in module.state_dict().items()}
-    fit(module, data, compute_loss, arguments(tmp_path, steps=0), validate=lambda: {"score": 1.0})
-    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
-    assert json.loads((tmp_path / "log.jsonl").read_text())["score"] == 1.0
-
-
-def test_tensorboard_gets_what_the_log_gets(data, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    fit(
-        noisy_network(), data, compute_loss, arguments(tmp_path, report_to="tensorboard"),
-        validate=lambda: {"score": 0.5},
-    )  # fmt: skip
-    events = EventAccumulator(str(tmp_path / "logs")).Reload()
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    expected = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert found == [(step, pytest.approx(loss)) for step, loss in expected]
-    assert [event.value for event in events.Scalars("score")] == [0.5]
-
-
-def killed_at(progress_of_death):
-    def killed(module, batch, progress):
-        if progress > progress_of_death:
-            raise Killed
-        return compute_loss(module, batch, progress)
-
-    return killed
+    module, validation = noisy_network(), Validation(lambda: {"score": 1.0})
+    fit(module, data, compute_loss, arguments(tmp_path, steps=0), validation=validation)
+    assert_same_weights(module, noisy_network())
+    assert [line["score"] for line in read_log(tmp_path)] == [1.0]
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = arguments(tmp_path, report_to="tensorboard")
+    validation = Validation(lambda: {"score": 0.5})
     with pytest.raises(Killed):
-        fit(noisy_network(), data, killed_at(8.5 / 12), settings)  # three steps after a checkpoint
-    fit(noisy_network(), data, compute_loss, settings)
-    events = EventAccumulator(str(tmp_path / "logs")).Reload().Scalars("loss")
-    assert [event.step for event in events] == [2, 4, 6, 8, 10, 12]
+        fit(noisy_network(), data, killed_at(9), settings)  # four steps after a checkpoint
+    fit(noisy_network(), data, compute_loss, settings, validation=validation)
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    logged = [(line["step"], line["loss"]) for line in read_log(tmp_path) if "loss" in line]
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(step, pytest.approx(loss)) for step, loss in logged]
+    assert [step for step, _ in found] == [2, 4, 6, 8, 10, 12]
+    assert [event.value for event in events.Scalars("score")] == [0.5]
 
 
 def test_weights_and_biases_goes_on_with_the_same_run_offline(data, tmp_path, monkeypatch):
-    import wandb
 
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     settings = arguments(tmp_path, report_to="wandb")
     with pytest.raises(Killed):
-        fit(noisy_network(), data, killed_at(8.5 / 12), settings)
-    wandb.finish()
+        fit(noisy_network(), data, killed_at(9), settings)
     (first,) = tmp_path.glob("wandb/offline-run-*")
     while time.strftime("%Y%m%d_%H%M%S") in first.name:  # a second names the folder of a run
         time.sleep(0.05)
@@ -212,42 +216,10 @@ def test_weights_and_biases_goes_on_with_the_same_run_offline(data, tmp_path, mo
         time.sleep(0.05)
 
 
-def test_a_tracker_that_is_not_installed_is_said_before_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="report_to='wandb' needs .* pip install wandb"):
-        fit(noisy_network(), data, compute_loss, arguments(tmp_path, report_to="wandb"))
-
-
-def test_new_views_number_the_rows_on_from_epoch_to_epoch():
-    sampler = StepSampler(4, BatchShare(2), seed=0, first=0, steps=4, new_views=True)
-    rows = [row for batch in sampler for row in batch]
-    assert sorted(rows[:4]) == [0, 1, 2, 3] and sorted(rows[4:]) == [4, 5, 6, 7]
-    resumed = StepSampler(4, BatchShare(2), seed=0, first=3, steps=4, new_views=True)
-    assert list(resumed) == [rows[6:]]
-
-
-def test_parts_have_learning_rates_of_their_own(data, tmp_path):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.parts = nn.ModuleList([nn.Linear(5, 2), nn.Linear(5, 2)])
-            self.parts[1].load_state_dict(self.parts[0].state_dict())
-
-        def forward(self, features):
-            return [part(features) for part in self.parts]
-
-    def loss_of_both(module, batch, progress):
-        logits = module(batch["features"])
-        return StepResult(sum(nn.functional.cross_entropy(x, batch["label"]) for x in logits))
-
-    module = Two()
-    before = module.parts[0].weight.clone()
-    fit(
-        module, data, loss_of_both, arguments(tmp_path, steps=1, warmup_steps=0),
-        clip_apart=list(module.parts), learning_rates=[0.01, 0.001],
-    )  # fmt: skip
-    moved = [(part.weight - before).abs().mean().item() for part in module.parts]
-    assert moved[0] == pytest.approx(
-        10 * moved[1], rel=1e-3
-    )  # Adam's first step has the rate's size
+def test_a_picture_of_the_curves_is_drawn_however_a_run_ends(data, tmp_path):
+    with pytest.raises(Killed):
+        fit(noisy_network(), data, killed_at(9), arguments(tmp_path))
+    before = (tmp_path / "training.png").read_bytes()
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path))
+    assert (tmp_path / "training.png").read_bytes() != before
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 12

@@ -1,0 +1,148 @@
+"""Values that are not finite reach no weight and end the run; nothing is waited for in a step."""
+
+import math
+import traceback
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raptor_hf.activations.online import OnlineActivations
+from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.distillation.blocks import Chain, make_span
+from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
+from raptor_hf.distillation.objective import ObjectiveArguments
+from raptor_hf.loop import StepResult, fit, newest_checkpoint
+from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
+from raptor_hf.loop.scalars import StepScalars
+from tests.helpers import arguments, assert_same_outputs, compute_loss, noisy_network
+
+
+def train_blocks(teacher, images, folder, *, break_at=None, **changes):
+    """Two blocks on the states 1 … 5; before one step a weight becomes NaN."""
+    spans = [make_span(teacher, 1, 3, init="random"), make_span(teacher, 3, 5, init="random")]
+    groups = token_layout(teacher.config).groups()
+    module = TrajectoryMatching([Chain([s], None) for s in spans], ObjectiveArguments(), groups)
+    activations = OnlineActivations(teacher, images, layers=module.layers)
+    loss = matching_loss(activations)
+
+    def broken(wrapped, batch, progress):
+        if progress == break_at:
+            with torch.no_grad():
+                spans[1].block.layer_scale2[0] = math.nan
+        return loss(wrapped, batch, progress)
+
+    settings = {"output_dir": str(folder), "steps": 8, "batch_size": 4, "report_to": "none"}
+    settings |= {"checkpoint_every": 3, "warmup_steps": 1}
+    return fit(module, activations, broken, LoopArguments(**settings | changes))
+
+
+def test_the_error_names_layer_and_images(teacher, images, tmp_path):
+    message = (
+        r"The loss is nan at step 4: the rollout of 3-5 is not finite from layer 4 on "
+        r"\(images \d, \d, \d, \d\).*another --output_dir with a smaller --learning_rate.*"
+        r"holds step_00000003, from before this step"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        train_blocks(teacher, images, tmp_path, break_at=4 / 8)
+    assert newest_checkpoint(tmp_path).name == "step_00000003"
+
+
+def test_the_error_names_the_teacher(teacher, images, tmp_path):
+    with torch.no_grad():
+        teacher.encoder.layer[1].layer_scale2.lambda1[0] = math.inf
+    message = "step 0: the teacher's state after layer 2 is not.*holds no checkpoint"
+    with pytest.raises(FloatingPointError, match=message):
+        train_blocks(teacher, images, tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_no_weight_is_reached(teacher, data, tmp_path, optimizer, broken):
+    module = make_span(teacher, 0, 3, init="teacher").block
+    module._no_split_modules = ["RaptorBlock"]
+    states = torch.randn(8, 7, 24, generator=torch.Generator().manual_seed(0))
+    before = []
+
+    def loss_of(module, batch, progress):
+        loss = module(states, 1).square().mean()
+        if progress == 7 / 12:
+            before.append({name: w.clone() for name, w in module.state_dict().items()})
+            # the square root of 0 has the value 0 and no slope
+            zero = (0 * next(module.parameters())).sum().sqrt()
+            loss = loss * math.nan if broken == "loss" else loss + zero
+        return StepResult(loss)
+
+    # the next steps would change the weights: a log line at each reads the scalars at once
+    settings = arguments(tmp_path, optimizer=optimizer, weight_decay=0.1, log_every=1)
+    finding = "The loss is nan" if broken == "loss" else "A gradient is not finite"
+    with pytest.raises(FloatingPointError, match=f"{finding} at step 7 "):
+        fit(module, data, loss_of, settings)
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, before[0][name]), name
+    assert newest_checkpoint(tmp_path).name == "step_00000005"
+
+
+def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path, monkeypatch):
+    """On a GPU every such number would be waited for; `tests/test_gpu.py` looks there."""
+    reads, read_after, steps = [], [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                reads.append(traceback.format_stack())
+            return function(*args, **(kwargs or {}))
+
+    read = StepScalars.read
+    monkeypatch.setattr(StepScalars, "read", lambda s: (read_after.append(steps[-1]), read(s))[1])
+
+    def counted(module, batch, progress):
+        steps.append(round(progress * 12))
+        return StepResult(compute_loss(module, batch, progress).loss)
+
+    with Watch():
+        settings = {"log_every": 0, "checkpoint_every": 0}
+        fit(noisy_network(), data, counted, arguments(tmp_path, **settings))
+    assert read_after == [*range(1, 12), 11]  # each a step later, and the last at the end
+    # a DataLoader draws a seed when it begins
+    in_steps = [stack for stack in reads if not any("in __enter__" in frame for frame in stack)]
+    assert not in_steps, "".join(in_steps[0])
+
+
+class Operations(TorchDispatchMode):
+    """Notes all operations that are called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher):
+    states = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
+    gradients, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        compute = ComputeArguments(gradient_checkpointing=checkpointing)
+        block = make_span(teacher, 0, 3, init="teacher", compute=compute).block.train()
+        sizes = []
+
+        def count(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            state = states
+            for depth in (1, 2, 3):
+                state = block(state, depth)
+        with Operations() as operations:
+            state.square().mean().backward()
+        attentions = sum("scaled_dot_product" in name for name in operations.names)
+        assert attentions == (6 if checkpointing else 3)  # backward, and the forward again
+        gradients.append([weight.grad for weight in block.parameters()])
+        kept.append(sum(sizes))
+    assert_same_outputs(gradients[1], gradients[0])
+    assert kept[1] < kept[0] / 10
