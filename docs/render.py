@@ -18,7 +18,7 @@ from evaluation.recurrence.claims import judge
 from evaluation.recurrence.maps import load_atlas
 from evaluation.recurrence.page import cut_in_words
 from evaluation.recurrence.report import claims_table, load_study, paragraph
-from raptor_hf.reports.report import ablation_section, early_exit_table
+from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
     COLUMNS,
     load_results,
@@ -126,11 +126,6 @@ def memory() -> str:
     """Return the peak memory of writing and reading states, in MB."""
     rows = [[name, *(f"{row[key]:,}" for key in row)] for name, row in benchmark("memory").items()]
     return markdown_table(["dataset", "writing", "reading", "stored"], rows)
-
-
-def early_exit() -> str:
-    """Return what fewer applications save and cost."""
-    return early_exit_table(load_results([RESULTS / "digits"]))
 
 
 def recipes() -> str:
@@ -288,7 +283,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "published": published,
     "memory": memory,
-    "early_exit": early_exit,
     "recipes": recipes,
     "dinov2_small": dinov2_small,
     "search": search,

@@ -1,20 +1,18 @@
-"""Publish a model, or an activation dataset, on the Hugging Face Hub. Log in first: hf auth login.
+"""Publish a model or an activation dataset on the Hugging Face Hub. Log in first: hf auth login.
 
 python model_cards/publish.py --model outputs/digits/seed_0/classification/models/raptor_k3 \
         --results outputs/digits/seed_0/classification/results --repo_id NAME/raptor_k3 --dry_run
 python model_cards/publish.py --activations outputs/digits/activations --repo_id NAME/states
 
-A model's card is rendered, its snippet run, and the folder loaded again without this package and
-compared; only then it is pushed. `--dry_run` stops there and leaves the folder to look at.
+The card of a model is rendered and its snippet run without this package before anything is
+uploaded. `--dry_run` stops there: the card lies beside the weights.
 """
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf import hub, reports
 from raptor_hf.runs.arguments import parse_arguments
-from raptor_hf.runs.files import size
 from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -34,58 +32,46 @@ class Arguments:
     activations: str | None = field(
         default=None, metadata={"help": "folder of an activation dataset"}
     )
-    license: str = field(
-        default="apache-2.0",
-        metadata={"help": "of a model's weights: its teacher's"},
+    license: str | None = field(
+        default=None, metadata={"help": "of a model's weights, such as apache-2.0: its teacher's"}
     )
     private: bool = field(default=False, metadata={"help": "only its owner sees the repository"})
-    dry_run: bool = field(default=False, metadata={"help": "write and try, but push nothing"})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "of a dry run; default: outputs/hub/<name of the repo>"}
-    )
+    dry_run: bool = field(default=False, metadata={"help": "check, but upload nothing"})
 
 
 def main() -> None:
-    """Check, write, try; push unless it is a dry run."""
+    """Check, write the card, and upload unless it is a dry run."""
     (arguments,) = parse_arguments(Arguments)
     if bool(arguments.model) == bool(arguments.activations):
-        raise ValueError("Publish what? Give either --model FOLDER or --activations FOLDER.")
+        raise ValueError("Give either --model FOLDER or --activations FOLDER.")
     if bool(arguments.model) != bool(arguments.results):
-        raise ValueError("--results FOLDER belongs to --model: it is published with its figures.")
-    if arguments.output_dir and not arguments.dry_run:
-        raise ValueError("--output_dir is for --dry_run: otherwise nothing is left here.")
-    name = arguments.repo_id.split("/")[-1]
-    dry = Path(arguments.output_dir or f"outputs/hub/{name}")
+        raise ValueError("--results FOLDER belongs to --model: its card shows them.")
+
     if arguments.activations:
-        return activations(arguments, dry)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = dry if arguments.dry_run else Path(scratch) / name
-        results = reports.load_results(arguments.results)
-        hub.stage_model(
-            arguments.model, folder, results, TEMPLATE,
-            title=arguments.repo_id, license=arguments.license,
-        )  # fmt: skip
-        print("tried:   the card's snippet runs; loaded without raptor_hf, the outputs are equal")
-        for file in sorted(folder.iterdir()):
-            print(f"file:    {file.name} ({size(file.stat().st_size)})")
-        if arguments.dry_run:
-            print(f"folder:  {folder} (nothing was pushed)")
-            return
-        commit = hub.publish_model(folder, arguments.repo_id, private=arguments.private)
-    print(f"model:   {arguments.repo_id}, to be loaded with revision {commit}")
+        return publish_activations(arguments)
+    card = hub.write_model_card(
+        arguments.model,
+        reports.load_results(arguments.results),
+        TEMPLATE,
+        repo_id=arguments.repo_id,
+        title=arguments.repo_id,
+        license=arguments.license,
+    )
+    print(f"card:    {card}; its snippet runs without raptor_hf")
+    if not arguments.dry_run:
+        commit = hub.publish_model(arguments.model, arguments.repo_id, private=arguments.private)
+        print(f"model:   {arguments.repo_id}, revision {commit}")
 
 
-def activations(arguments: Arguments, dry: Path) -> None:
-    """Check a dataset and push it, or write the folder of a dry run."""
-    files = hub.activation_files(arguments.activations)
-    total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in files.values())
-    print(f"checked: {len(files)} files, {size(total)}")
+def publish_activations(arguments: Arguments) -> None:
+    """Verify a dataset, and upload it unless it is a dry run."""
+    path, repo_id = arguments.activations, arguments.repo_id
     if arguments.dry_run:
-        hub.write_files(files, dry)
-        print(f"folder:  {dry} (shards are links; nothing was pushed)")
-        return
-    commit = hub.publish_activations(files, arguments.repo_id, private=arguments.private)
-    print(f"dataset: {arguments.repo_id}, revision {commit}")
+        hub.check_activations(path)
+        print(f"whole:   {path}")
+    else:
+        commit = hub.publish_activations(path, repo_id, private=arguments.private)
+        print(f"dataset: {repo_id}, revision {commit}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from pathlib import Path
 import lazy_loader
 
 # imported when they are asked for, as are the names that the sub-packages hand on
-_modules = ["configuration_raptor", "data", "pictures", "teachers", "weights"]
-_functions = {"trunks": ["raptorize"], "teachers.making": ["make_raptor"]}
+_modules = ["configuration_raptor", "data", "plotting", "teachers", "weights"]
+_functions = {
+    "teachers.making": ["make_raptor"],
+    "teachers.trunks": ["load_raptorized", "raptorize", "save_raptorized"],
+}
 __getattr__, _, _ = lazy_loader.attach(__name__, submodules=_modules, submod_attrs=_functions)
 
 # A program of this repository that only prints its arguments starts without torch.
@@ -19,7 +22,7 @@ _ours = _program.parent.parent == Path(__file__).resolve().parents[1]
 if not (_ours and {"-h", "--help"} & set(sys.argv)):
     import transformers
 
-    from .configuration_raptor import RaptorConfig, RaptorizedConfig
+    from .configuration_raptor import RaptorConfig
     from .modeling_raptor import RaptorBlock, RaptorModel
     from .modeling_raptor_heads import (
         AUTO_CLASSES,
@@ -28,12 +31,8 @@ if not (_ours and {"-h", "--help"} & set(sys.argv)):
         RaptorForImageClassification,
         RaptorForSemanticSegmentation,
     )
-    from .modeling_raptorized import RaptorizedModel, auto_classes
 
     transformers.AutoConfig.register(RaptorConfig.model_type, RaptorConfig)
-    transformers.AutoConfig.register(RaptorizedConfig.model_type, RaptorizedConfig)
-    for _auto_class in auto_classes():
-        getattr(transformers, _auto_class).register(RaptorizedConfig, RaptorizedModel)
     for _auto_class, _model_class in AUTO_CLASSES.items():
         getattr(transformers, _auto_class).register(RaptorConfig, _model_class)
 

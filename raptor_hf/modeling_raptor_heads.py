@@ -20,6 +20,8 @@ from transformers.utils import can_return_tuple
 from .configuration_raptor import RaptorConfig, token_layout
 from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, patch_grid, patch_sides
 
+IGNORE_INDEX = 255  # label of pixels that the loss of segmentation leaves out
+
 
 def feature_size(config: PreTrainedConfig) -> int:
     """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
@@ -130,8 +132,7 @@ def depth_logits(
     """Apply a linear layer to [patch, cls], four times as fine as the patches.
 
     DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
-    the layer can come first, on a sixteenth of the positions; and cls is the same at all of them,
-    so its share is worked out once an image. The result is the same.
+    the layer can come first, on a sixteenth of the positions, with the same result.
 
     Args:
         tokens: (B, 1 + h·w, D), cls and the patches.
@@ -139,12 +140,8 @@ def depth_logits(
     Returns:
         (B, bins, 4·h, 4·w).
     """
-    size, cls, patches = tokens.shape[-1], tokens[:, :1], tokens[:, 1:]
-    if classifier.weight.is_meta:  # offloaded: it fetches its weights when it is called
-        logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
-    else:
-        logits = nn.functional.linear(patches, classifier.weight[:, :size], classifier.bias)
-        logits = logits + nn.functional.linear(cls, classifier.weight[:, size:])
+    cls, patches = tokens[:, :1], tokens[:, 1:]
+    logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
     logits = logits.transpose(1, 2).unflatten(2, grid)
     return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
 
@@ -218,7 +215,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         """Return images (B, C, H, W) of any size to the logits of every patch.
 
         Args:
-            labels: classes (B, H, W); `semantic_loss_ignore_index` is not counted.
+            labels: classes (B, H, W); 255 (`IGNORE_INDEX`) is not counted.
 
         Returns:
             `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
@@ -237,7 +234,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
             loss = nn.functional.cross_entropy(
                 frame.interpolate(logits),
                 labels,
-                ignore_index=self.config.semantic_loss_ignore_index,
+                ignore_index=IGNORE_INDEX,
             )
         if any(frame.padding):
             logits = frame.interpolate(logits)

@@ -1,11 +1,11 @@
-"""Files of weights that strangers made: what is read of them, and what is refused.
-
-Nothing but tensors is ever loaded, so nothing in such a file is run.
-"""
+"""Read files of weights from unknown sources: tensors only, so nothing in a file is run."""
 
 import hashlib
 import json
 import pickle
+import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,21 +14,33 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-# what torch.load raises for a file that is broken or no torch file
-BROKEN = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
-# what torch.load raises for a file that is broken, of another kind, or holds more than tensors
-_UNREADABLE = (*BROKEN, pickle.UnpicklingError, SafetensorError)
+# errors of the readers for a file that is damaged or of another kind
+_DAMAGED = (
+    EOFError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    zipfile.BadZipFile,
+)
 
 
 def check_weight_files(
     name_or_path: str, config: PreTrainedConfig, revision: str | None = None
 ) -> None:
-    """Refuse a model whose index of shards or configuration names a pickle, or a foreign folder.
+    """Refuse a model with weights in a pickle, or outside its own folder.
 
-    `use_safetensors=True` alone looks for an index, and follows it wherever it leads.
+    `use_safetensors=True` alone follows the index of shards wherever it leads.
+
+    Args:
+        name_or_path: Hub id or folder.
+        config: of the model.
+        revision: on the Hub.
 
     Raises:
-        ValueError: it does; the files are named.
+        ValueError: the index or the configuration names such files.
     """
     index = cached_file(
         name_or_path,
@@ -56,32 +68,52 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def read_head_file(path: Path) -> dict[str, torch.Tensor]:
-    """Read `weight` and `bias` of a file; nothing but tensors is ever loaded from it."""
+def load_weights(path: str | Path, stubs: Sequence = ()):
+    """Load a `.safetensors` or torch file without running anything in it.
+
+    Args:
+        path: of the file.
+        stubs: stand-ins for the classes that a pickle may name, as (class, name). Any other class
+            is refused.
+
+    Returns:
+        The content: for safetensors a dict of tensors.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, or names another class.
+    """
+    path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        # not torch's own words: for a file that holds more than tensors they advise to run it
-        raise ValueError(
-            f"{path}: a linear head is a file of the tensors 'weight' and 'bias'; this one is "
-            "broken, of another kind, or holds more than tensors. It was refused, and nothing in "
-            "it was run."
-        ) from error
+            return load_file(path)
+        # torch does not compare the checksums of its files
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} is another one")
+        with torch.serialization.safe_globals(list(stubs)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load the file unsafely
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        contents = f"names {named[1]}" if named else "holds more than tensors and plain modules"
+        raise ValueError(f"{path} {contents}. It was refused, and nothing in it was run.") from None
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is damaged, or not a file of weights: {error}") from error
+
+
+def read_head_file(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors `weight` and `bias` of a linear head.
+
+    Raises:
+        ValueError: as for `load_weights`, or other contents.
+    """
+    weights = load_weights(path)
     if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
         contents = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
-        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; found {contents}.")
+        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; got {contents}.")
     if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         contents = {name: type(weight).__name__ for name, weight in weights.items()}
         raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {contents}.")
     return weights
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a `.safetensors` file; a ValueError says that it is broken."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error

@@ -1,7 +1,6 @@
 """A tiny random model of every family that can teach, and of models around them."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -25,9 +24,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import make_raptor, raptorize
 from raptor_hf.configuration_raptor import TEACHER_FAMILIES
-from raptor_hf.runs.files import read_json, write_json
+from raptor_hf.runs.files import write_json
 from raptor_hf.teachers import trajectory
-from raptor_hf.teachers.checks import describe
 
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
@@ -38,8 +36,6 @@ CHANGES = {
     "dinov2": {"layerscale_value": 0.5},
     "dinov2_with_registers": {"num_register_tokens": 2, "layerscale_value": 0.5},
     "dinov3_vit": {"num_register_tokens": 2, "intermediate_size": 32},
-    "beit": {"use_relative_position_bias": True, "layer_scale_init_value": 0.5},
-    "data2vec-vision": {"use_relative_position_bias": True, "layer_scale_init_value": 0.5},
     "internvl_vision": {"image_size": [16, 16], "patch_size": [4, 4], "use_qk_norm": True},
     "radio": {"max_img_size": 32, "num_cls_tokens": 2, "num_registers": 3, "summary_idxs": [0, 1]},
     "tipsv2_vision_model": {},
@@ -51,28 +47,16 @@ VARIANTS = {
     "dinov3, gated": ("dinov3_vit", {
         "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "intermediate_size": 32
     }),
-    "beit, shared bias": ("beit", {
-        "use_relative_position_bias": False, "use_shared_relative_position_bias": True,
-        "layer_scale_init_value": 0.0, "use_mean_pooling": False,
-    }),
     "vit, no biases": ("vit", {"qkv_bias": False}),
     "clip, gelu": ("clip_vision_model", {"hidden_act": "gelu"}),
     "internvl, rms": ("internvl_vision", {"norm_type": "rms_norm", "attention_bias": True}),
 }  # fmt: skip
-# those that can be made here: timm needs torchvision
-FAMILIES = [
-    family
-    for family in TEACHER_FAMILIES
-    if family != "timm_wrapper" or importlib.util.find_spec("timm")
-]
-CASES = {family: (family, {}) for family in FAMILIES} | VARIANTS
+CASES = {family: (family, {}) for family in TEACHER_FAMILIES} | VARIANTS
 
 
 def tiny_model(case: str, **changes):
     """The model of a case, frozen, in evaluation mode and eager attention."""
     family, variant = CASES[case]
-    if family == "timm_wrapper":
-        return tiny_timm(**changes)
     fields = SIZES | CHANGES.get(family, {"intermediate_size": 32}) | variant | changes
     config = CONFIG_MAPPING[family](**fields)
     torch.manual_seed(0)
@@ -81,17 +65,6 @@ def tiny_model(case: str, **changes):
         model = getattr(transformers, name)._from_config(config, attn_implementation="eager")
     else:
         model = AutoModel.from_config(config, attn_implementation="eager")
-    return shaken(model)
-
-
-def tiny_timm(num_hidden_layers: int = 3):
-    """A tiny VisionTransformer of timm."""
-    sizes = {"embed_dim": 24, "depth": num_hidden_layers, "num_heads": 3, "img_size": 16,
-             "patch_size": 4, "init_values": 0.5, "reg_tokens": 2}  # fmt: skip
-    config = CONFIG_MAPPING["timm_wrapper"](architecture="vit_tiny_patch16_224", model_args=sizes)
-    torch.manual_seed(0)
-    model = AutoModel.from_config(config)
-    describe(model)
     return shaken(model)
 
 
@@ -177,8 +150,6 @@ HOSTS = {
     "Dinov2ForImageClassification": lambda: classifier("Dinov2ForImageClassification", "dinov2"),
     "ViTForImageClassification": lambda: classifier("ViTForImageClassification", "vit"),
     "DeiTForImageClassification": lambda: classifier("DeiTForImageClassification", "deit"),
-    "BeitForImageClassification": lambda: classifier("BeitForImageClassification", "beit"),
-    "Data2VecVision": lambda: classifier("Data2VecVisionForImageClassification", "data2vec-vision"),
     "DINOv3ViTBackbone": lambda: classifier("DINOv3ViTBackbone", "dinov3_vit"),
     "CLIPModel": lambda: zero_shot(CLIPModel, CLIPConfig),
     "SiglipModel": lambda: zero_shot(SiglipModel, SiglipConfig),
@@ -208,7 +179,7 @@ PROCESSORS = {
     "dinov2_with_registers": "none", "radio": "none", "clip_vision_model": "CLIP's",
     "metaclip_2_vision_model": "CLIP's", "chinese_clip_vision_model": "ChineseCLIP's",
     "mlcd_vision_model": "CLIP's", "siglip_vision_model": "SigLIP's",
-    "aimv2_vision_model": "CLIP's", "internvl_vision": "InternVL's", "timm_wrapper": "torchvision",
+    "aimv2_vision_model": "CLIP's", "internvl_vision": "InternVL's",
 }  # fmt: skip
 _TABLE = Path(__file__).parents[1] / "evaluation" / "results" / "families.json"
 
@@ -220,7 +191,6 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def exports(raptor) -> bool:
     """Whether one program serves any number of images."""
-    raptor.context()
     shape = {"pixel_values": {0: torch.export.Dim("batch")}}
     try:
         program = torch.export.export(raptor, (PIXELS,), dynamic_shapes=shape).module()
@@ -253,8 +223,4 @@ def facts(family: str) -> dict:
 
 
 if __name__ == "__main__":
-    before = read_json(_TABLE)
-    found = {family: facts(family) for family in FAMILIES}
-    write_json(
-        _TABLE, {family: found.get(family, before.get(family)) for family in TEACHER_FAMILIES}
-    )
+    write_json(_TABLE, {family: facts(family) for family in TEACHER_FAMILIES})

@@ -1,14 +1,11 @@
-"""A Hugging Face Hub in one file, on the loopback interface, for the unmodified clients.
-
-Repositories of models and datasets, in memory: commits, and the LFS objects that they name. It
-speaks what `huggingface_hub` speaks with Xet switched off. A branch moves only when a commit was
-received whole and every LFS object it names is there, with its size and its sha256.
-
-Longer than a file should be: what the clients expect of one Hub stands in one place.
+"""A Hugging Face Hub on this machine, for the unmodified clients: repositories in memory.
 
     with hub_server() as hub:
-        subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path))
+        subprocess.run(command, env=hub.environment(tmp_path))
         hub.files("user/model")["config.json"]
+
+It answers what `huggingface_hub`, `transformers` and `datasets` ask when they create a repository,
+upload a folder and load it again. Every commit is kept.
 """
 
 import base64
@@ -20,291 +17,207 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
-from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_NAMES, LFS_BYTES = (".safetensors", ".arrow", ".parquet"), 10_000_000
+LARGE = (".safetensors", ".arrow", ".parquet")  # files that go by LFS
+TOKEN = "hf_loopback"
 
 
-class Answer(Exception):
-    """A response; content that is not bytes goes out as JSON. What is refused is raised."""
+class Refused(Exception):
+    """A response with another status than 200."""
 
-    def __init__(self, status, content, **headers):
-        self.status, self.content, self.headers = status, content, headers
-
-
-def refusal(status, message, code=None, **headers):
-    """An error in the form from which the clients make their own."""
-    code = {} if code is None else {"X-Error-Code": code}
-    return Answer(status, {"error": message}, **{"X-Error-Message": message}, **code, **headers)
-
-
-class Blob(NamedTuple):
-    """The content of a file."""
-
-    data: bytes
-    lfs: bool
-
-    def facts(self, path):
-        """What a listing says of it. The oid is an LFS object's sha256, otherwise git's sha1."""
-        size, oid = len(self.data), hashlib.sha256(self.data).hexdigest()
-        if not self.lfs:
-            oid = hashlib.sha1(b"blob %d\0" % size + self.data).hexdigest()
-        facts = {"type": "file", "path": path, "rfilename": path, "oid": oid, "size": size}
-        lfs = {"oid": oid, "sha256": oid, "size": size, "pointerSize": 134}
-        return facts | {"lfs": lfs} if self.lfs else facts
-
-
-class Commit(NamedTuple):
-    """All files of a repository at one moment."""
-
-    id: str
-    files: dict[str, Blob]
-
-    def entries(self):
-        """A listing of the files and folders, by their paths."""
-        found = {path: blob.facts(path) for path, blob in self.files.items()}
-        for folder in {str(f) for path in self.files for f in PurePosixPath(path).parents}:
-            oid = hashlib.sha1(f"{self.id} {folder}".encode()).hexdigest()
-            found[folder] = {"type": "directory", "path": folder, "oid": oid, "size": 0}
-        return {path: found[path] for path in sorted(found) if path not in (".", "/")}
+    def __init__(self, status, message, code="", **headers):
+        self.status, self.content = status, {"error": message}
+        self.headers = {"X-Error-Message": message, "X-Error-Code": code, **headers}
 
 
 class Repository:
-    """Commits, the branches that point at them, and the LFS objects that a commit may name."""
+    """Commits (id → {path: bytes}), oldest first, and the LFS objects that were uploaded."""
 
-    def __init__(self, name, private=False):
-        self.name, self.private = name, private  # the name as in the API: models/user/name
-        self.commits, self.branches, self.objects = {}, {}, {}
-        self.add("main", "initial commit", {})
+    def __init__(self, private=False):
+        self.private, self.commits, self.objects = private, {}, {}
+        self.add({})
 
-    def add(self, branch, title, files):
-        """Move a branch to a new commit of these files."""
-        facts = [self.name, self.branches.get(branch), title]
-        facts += sorted((path, blob.facts(path)["oid"]) for path, blob in files.items())
-        commit = Commit(hashlib.sha1(json.dumps(facts).encode()).hexdigest(), files)
-        self.commits[commit.id], self.branches[branch] = commit, commit.id
-        return commit
+    def add(self, files):
+        number = len(self.commits)
+        digest = hashlib.sha1(repr((number, sorted(files.items()))).encode()).hexdigest()
+        self.commits[digest] = files
+        return digest
 
     def at(self, revision):
-        """The commit that a branch or a whole commit id stands for."""
-        commit = self.commits.get(self.branches.get(revision, revision))
-        if commit is None:
-            raise refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return commit
+        """The id and the files of a commit."""
+        commit = [*self.commits][-1] if revision == "main" else revision
+        if commit not in self.commits:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit, self.commits[commit]
 
 
-def check_path(path):
-    """Refuse what is not a plain relative path under the rules of every operating system."""
-    if {"", ".", ".."} & set(path.replace("\\", "/").split("/")) or ":" in path:
-        raise refusal(400, f"Invalid path: {path!r}")
+def entry(path, data):
+    """What a listing says of a file."""
+    facts = {"type": "file", "path": path, "rfilename": path, "size": len(data)}
+    if not path.endswith(LARGE):
+        return facts | {"oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+    oid = hashlib.sha256(data).hexdigest()
+    lfs = {"oid": oid, "sha256": oid, "size": len(data), "pointerSize": 134}
+    return facts | {"oid": oid, "lfs": lfs}
 
 
 def create_repo(request, repo):
-    asked, repositories = json.loads(request.body), request.server.repositories
-    name = f"{asked.get('type', 'model')}s/{asked['organization'] or 'user'}/{asked['name']}"
+    asked = json.loads(request.body)
+    organization = asked.get("organization") or "user"
+    name = f"{asked.get('type', 'model')}s/{organization}/{asked['name']}"
     url = f"{request.server.url}/{name.removeprefix('models/')}"
-    if name in repositories:  # the clients read the url of a 409, too
-        raise Answer(409, {"error": "You already created this repo", "url": url})
-    repositories[name] = Repository(name, asked.get("visibility") == "private")
+    if name in request.server.repositories:
+        answer = Refused(409, "You already created this repo")
+        answer.content["url"] = url
+        raise answer
+    private = asked.get("private") or asked.get("visibility") == "private"
+    request.server.repositories[name] = Repository(bool(private))
     return {"url": url}
 
 
 def info(request, repo):
-    commit, repo_id = repo.at(request.revision), repo.name.partition("/")[2]
-    files = [blob.facts(path) for path, blob in commit.files.items()]
-    return {"id": repo_id, "sha": commit.id, "private": repo.private, "siblings": files}
-
-
-def refs(request, repo):
-    branches = repo.branches.items()
-    facts = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": oid} for b, oid in branches]
-    return {"branches": facts, "tags": [], "converts": []}
+    commit, files = repo.at(request.revision)
+    siblings = [entry(path, data) for path, data in files.items()]
+    return {"id": request.name, "sha": commit, "private": repo.private, "siblings": siblings}
 
 
 def tree(request, repo):
-    found, prefix = repo.at(request.revision).entries(), f"{request.file}/".lstrip("/")
-    inside = [path for path in found if path.startswith(prefix)]
-    if prefix and not inside:
-        raise refusal(404, f"{request.file} does not exist", "EntryNotFound")
-    if request.query.get("recursive") != ["true"]:
-        inside = [path for path in inside if "/" not in path.removeprefix(prefix)]
-    return [found[path] for path in inside]
+    _, files = repo.at(request.revision)
+    found = {path: entry(path, data) for path, data in files.items()}
+    for path in files:
+        folder = path.rpartition("/")[0]
+        if folder:
+            found[folder] = {"type": "directory", "path": folder, "oid": folder, "size": 0}
+    inside = request.file and f"{request.file}/"
+    return [found[path] for path in sorted(found) if path.startswith(inside)]
 
 
 def paths_info(request, repo):
-    found = repo.at(request.revision).entries()
-    return [found[path] for path in parse_qs(request.body.decode())["paths"] if path in found]
+    _, files = repo.at(request.revision)
+    asked = parse_qs(request.body.decode())["paths"]
+    return [entry(path, files[path]) for path in asked if path in files]
 
 
 def resolve(request, repo):
-    """A file, or the part of it that the header Range names."""
-    commit = repo.at(request.revision)
-    headers = {"X-Repo-Commit": commit.id}  # of a missing file, too: the clients remember that
-    if request.file not in commit.files:
-        check_path(request.file)
-        raise refusal(404, "Entry not found", "EntryNotFound", **headers)
-    blob = commit.files[request.file]
-    size, headers["ETag"] = len(blob.data), f'"{blob.facts(request.file)["oid"]}"'
-    if blob.lfs:
-        headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(size)}
-    part = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
-    if part is None:
-        return Answer(200, blob.data, **headers)
-    start, stop = int(part[1]), min(size, int(part[2] or size) + 1)
-    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    return Answer(206, blob.data[start:stop], **headers)
+    commit, files = repo.at(request.revision)
+    headers = {"X-Repo-Commit": commit}
+    if request.file not in files:
+        raise Refused(404, "Entry not found", "EntryNotFound", **headers)
+    data = files[request.file]
+    oid = entry(request.file, data)["oid"]
+    request.extra = {**headers, "ETag": f'"{oid}"', "X-Linked-Size": len(data)}
+    return data
 
 
 def preupload(request, repo):
-    """How each file of a commit is to be sent, and what is there under its name."""
-    stored, files = repo.at(request.revision).entries(), []
-    for path, size in ((file["path"], file["size"]) for file in json.loads(request.body)["files"]):
-        check_path(path)
-        mode = "lfs" if path.endswith(LFS_NAMES) or size > LFS_BYTES else "regular"
-        oid = stored.get(path, {}).get("oid")
-        files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-    return {"files": files}
+    names = [file["path"] for file in json.loads(request.body)["files"]]
+    modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
+    return {
+        "files": [
+            {"path": name, "uploadMode": mode, "shouldIgnore": False}
+            for name, mode in modes.items()
+        ]
+    }
 
 
 def lfs_batch(request, repo):
-    """Where the objects are to be sent; those that are there already are not asked for."""
-    objects = [{k: o[k] for k in ("oid", "size")} for o in json.loads(request.body)["objects"]]
+    objects = json.loads(request.body)["objects"]
     for facts in objects:
-        if facts["oid"] not in repo.objects:
-            href = f"{request.server.url}/api/{repo.name}/lfs/{facts['oid']}/{facts['size']}"
-            facts["actions"] = {"upload": {"href": f"{href}?key={request.server.upload_key}"}}
+        href = f"{request.server.url}/lfs/{request.key}/{facts['oid']}"
+        facts["actions"] = {"upload": {"href": href}}
     return {"transfer": "basic", "objects": objects}
 
 
 def lfs_upload(request, repo):
-    oid, size = request.file.split("/")
-    if len(request.body) != int(size) or hashlib.sha256(request.body).hexdigest() != oid:
-        raise refusal(400, f"This is not the object {oid} of {size} bytes")
-    repo.objects[oid] = request.body
+    assert hashlib.sha256(request.body).hexdigest() == request.file
+    repo.objects[request.file] = request.body
     return {}
 
 
 def commit(request, repo):
-    """All operations, or none: what is refused leaves the branch where it was."""
-    head = repo.at(request.revision)
-    header, *operations = [json.loads(line) for line in request.body.splitlines()]
-    parent = header["value"].get("parentCommit", head.id)
-    if request.revision not in repo.branches or parent != head.id:
-        raise refusal(412, "A commit goes on the end of a branch")
-    files = dict(head.files)
-    for operation in operations:
-        change(repo, files, operation["key"], **operation["value"])
-    url = f"{request.server.url}/{repo.name.removeprefix('models/')}"
-    made = repo.add(request.revision, header["value"]["summary"], files)
-    return {"commitOid": made.id, "commitUrl": f"{url}/commit/{made.id}"}
-
-
-def change(repo, files, key, path, content=None, oid=None, size=None, **rest):
-    """One operation of a commit."""
-    check_path(path.removesuffix("/"))
-    inside = [name for name in files if f"{name}/".startswith(path.removesuffix("/") + "/")]
-    if key == "file":
-        files[path] = Blob(base64.b64decode(content), lfs=False)
-    elif key == "lfsFile":
-        if size not in (None, len(repo.objects.get(oid, ""))) or oid not in repo.objects:
-            raise refusal(400, f"The LFS object of {path} has not been uploaded")
-        files[path] = Blob(repo.objects[oid], lfs=True)
-    elif key not in ("deletedFile", "deletedFolder"):
-        raise refusal(400, f"Unknown operation: {key}")
-    elif not inside:
-        raise refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-    else:
-        for name in inside:
-            del files[name]
+    _, before = repo.at("main")
+    files = dict(before)
+    for line in request.body.splitlines():
+        operation = json.loads(line)
+        key, value = operation["key"], operation["value"]
+        if key == "file":
+            files[value["path"]] = base64.b64decode(value["content"])
+        elif key == "lfsFile":
+            files[value["path"]] = repo.objects[value["oid"]]
+        elif key == "deletedFile":
+            del files[value["path"]]
+    oid = repo.add(files)
+    return {"commitOid": oid, "commitUrl": f"{request.server.url}/{request.name}/commit/{oid}"}
 
 
 NAME, AT, FILE = r"[\w.-]+/[\w.-]+", r"/(?P<revision>[^/]+)", r"/(?P<file>.+)"
-API, PAGE = rf"/api/(?P<name>(models|datasets)/{NAME})", rf"/(?P<name>(datasets/)?{NAME})"
-ROUTES = [  # what is asked, whether it takes the token, what answers
-    ("GET /api/whoami-v2", True, lambda *_: {"type": "user", "name": "user", "orgs": []}),
-    ("POST /api/validate-yaml", False, lambda *_: {"errors": [], "warnings": []}),
-    ("POST /api/repos/create", True, create_repo),
-    (f"GET {API}(/revision{AT})?", False, info),
-    (f"GET {API}/refs", False, refs),
-    (f"GET {API}/tree{AT}({FILE})?", False, tree),
-    (f"POST {API}/paths-info{AT}", False, paths_info),
-    (f"GET {PAGE}/resolve{AT}{FILE}", False, resolve),
-    (f"POST {API}/preupload{AT}", True, preupload),
-    (rf"POST {PAGE}\.git/info/lfs/objects/batch", True, lfs_batch),
-    (f"PUT {API}/lfs{FILE}", True, lfs_upload),
-    (f"POST {API}/commit{AT}", True, commit),
+KEY = rf"(?P<key>(models|datasets)/{NAME})"
+PAGE = rf"/(?P<key>(datasets/)?{NAME})"
+ROUTES = [
+    ("GET /api/whoami-v2", lambda *_: {"type": "user", "name": "user", "orgs": []}),
+    ("POST /api/validate-yaml", lambda *_: {"errors": [], "warnings": []}),
+    ("POST /api/repos/create", create_repo),
+    (f"GET /api/{KEY}(/revision{AT})?", info),
+    (f"GET /api/{KEY}/tree{AT}({FILE})?", tree),
+    (f"POST /api/{KEY}/paths-info{AT}", paths_info),
+    (f"GET {PAGE}/resolve{AT}{FILE}", resolve),
+    (f"POST /api/{KEY}/preupload{AT}", preupload),
+    (rf"POST {PAGE}\.git/info/lfs/objects/batch", lfs_batch),
+    (f"PUT /lfs/{KEY}{FILE}", lfs_upload),
+    (f"POST /api/{KEY}/commit{AT}", commit),
 ]
 
 
 class Request(BaseHTTPRequestHandler):
-    """A request of a client: read whole, taken apart, answered."""
+    """A request of a client: taken apart, and answered."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # a body would wait for the answer to its headers
 
     def respond(self):
-        size = int(self.headers.get("Content-Length", 0))
-        cut = self.command == "PUT" and self.server.cut_uploads > 0
-        self.body = self.rfile.read(size // 2 if cut else size)
-        if len(self.body) < size:  # no answer, as when a connection is lost
-            self.server.cut_uploads -= cut
-            self.close_connection = True
-            return
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.extra, status = {}, 200
         try:
             with self.server.lock:
-                answer = self.answer()
-        except Answer as refused:
-            answer = refused
-        except (ValueError, KeyError, TypeError) as error:
-            answer = refusal(400, f"Malformed request: {error!r}")
-        content = answer.content
+                content = self.answer()
+        except Refused as refused:
+            status, content, self.extra = refused.status, refused.content, refused.headers
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
-        self.send_response(answer.status)
-        for name, value in {**answer.headers, "Content-Length": len(content)}.items():
+        self.send_response(status)
+        for name, value in {**self.extra, "Content-Length": len(content)}.items():
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = respond  # the names that http.server looks for
+    do_GET = do_HEAD = do_POST = do_PUT = respond
 
     def answer(self):
-        url = urlsplit(self.path)
-        asked, self.query = f"{self.command} {url.path}", parse_qs(url.query)
-        for pattern, takes_token, function in ROUTES:
-            if match := re.fullmatch(pattern, asked.replace("HEAD", "GET", 1)):
-                found = {name: unquote(text) for name, text in match.groupdict().items() if text}
-                self.revision, self.file = found.get("revision", "main"), found.get("file", "")
-                content = function(self, self.repository(found.get("name"), takes_token))
-                return content if isinstance(content, Answer) else Answer(200, content)
-        raise refusal(404, f"Nothing answers to {asked}")
-
-    def repository(self, name, takes_token):
-        """The repository that a path names, if whoever asks may know of it."""
-        token = self.headers.get("Authorization")
-        if token not in (None, f"Bearer {self.server.token}"):
-            raise refusal(401, "Invalid credentials in Authorization header")
-        # to an object's address the clients send no token: it holds a key
-        known = token or self.query.get("key") == [self.server.upload_key]
-        repo = self.server.repositories.get(re.sub("^(?!models/|datasets/)", "models/", name or ""))
-        if name and (repo is None or (repo.private and not known)):
-            raise refusal(404 if known else 401, "Repository not found", "RepoNotFound")
-        if takes_token and not known:
-            raise refusal(401, "Invalid username or password.")
-        return repo
+        asked = f"{self.command.replace('HEAD', 'GET')} {urlsplit(self.path).path}"
+        matches = [(re.fullmatch(pattern, asked), function) for pattern, function in ROUTES]
+        matches = [(match, function) for match, function in matches if match]
+        if not matches:
+            raise Refused(404, f"Nothing answers to {asked}")
+        match, function = matches[0]
+        found = {name: unquote(text) for name, text in match.groupdict().items() if text}
+        self.revision, self.file = found.get("revision", "main"), found.get("file", "")
+        self.key = re.sub("^(?!models/|datasets/)", "models/", found.get("key", ""))
+        self.name = self.key.partition("/")[2]
+        repo = self.server.repositories.get(self.key)
+        if "key" in found and repo is None:
+            raise Refused(404, "Repository not found", "RepoNotFound")
+        return function(self, repo)
 
     def log_message(self, *args):
-        """Say nothing: a failing client says enough."""
+        """Print nothing: a client that fails says enough."""
 
 
 class Hub(ThreadingHTTPServer):
-    """The server, and what a test sees of it. The next `cut_uploads` LFS uploads will be cut."""
+    """The server, and its repositories by their names in the API: models/user/name."""
 
     daemon_threads = True
-    token, upload_key, cut_uploads = "hf_loopback", "loopback", 0
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Request)
@@ -312,21 +225,20 @@ class Hub(ThreadingHTTPServer):
         self.lock, self.repositories = threading.Lock(), {}
 
     def commits(self, repo_id, repo_type="model"):
-        """The ids of the commits, oldest first; the first is empty."""
+        """The ids of the commits, oldest first; the first one is empty."""
         return [*self.repositories[f"{repo_type}s/{repo_id}"].commits]
 
     def files(self, repo_id, revision="main", repo_type="model"):
         """The content of every file by its path."""
-        commit = self.repositories[f"{repo_type}s/{repo_id}"].at(revision)
-        return {path: blob.data for path, blob in commit.files.items()}
+        return self.repositories[f"{repo_type}s/{repo_id}"].at(revision)[1]
 
     def environment(self, folder):
         """Variables of a process whose Hub this is; its cache is new, inside `folder`."""
         foreign = re.compile("HF_|HUGGING|TRANSFORMERS_|PYTHONPATH|.*_PROXY", re.IGNORECASE)
-        kept = {name: v for name, v in os.environ.items() if not foreign.match(name)}
+        kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         off = ("XET", "TELEMETRY", "PROGRESS_BARS", "UPDATE_CHECK")
         home = tempfile.mkdtemp(prefix="hf_home_", dir=folder)
-        own = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HOME": home}
+        own = {"HF_ENDPOINT": self.url, "HF_TOKEN": TOKEN, "HF_HOME": home}
         return kept | own | {f"HF_HUB_DISABLE_{name}": "1" for name in off}
 
 

@@ -65,7 +65,7 @@ class Raptor(nn.Module):
         states = [x]
         for depth in range(1, layers + 1):
             block = self.blocks[sum(depth > threshold for threshold in self.thresholds)]
-            states.append(block(states[-1], depth))
+            states.append(block(states[-1], torch.tensor([depth])))
         return torch.stack(states, dim=1).detach()
 
 

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 
@@ -71,12 +72,13 @@ def test_readme_distil(line, image_folder, tmp_path):
         "outputs/mine": tmp_path / "mine",
         "--num_workers 8": "--num_workers 1",
         "--steps 10000": "--steps 3",
-        "--dry_run": f"--dry_run --output_dir {tmp_path}/hub",
     }
     printed = bash(block("README.md", "distil"), changes)
     assert "k=3: phases [" in printed
-    assert f"folder:  {tmp_path}/hub (nothing was pushed)" in printed
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "hub")
+    assert "its snippet runs without raptor_hf" in printed
+    folder = tmp_path / "mine" / "probe" / "models" / "raptor_k3"
+    assert "NAME/" in (folder / "README.md").read_text()
+    model = AutoModelForImageClassification.from_pretrained(folder)
     assert list(model.config.id2label.values()) == ["cat", "dog"]
     assert len(model.config.phases) == 3
 
@@ -237,17 +239,13 @@ def test_hub_export(digits, tmp_path):
 
 
 def test_hub_publish(line, digits, tmp_path):
-    changes = {
-        **digits,
-        "raptor_k3 --dry_run": f"raptor_k3 --dry_run --output_dir {tmp_path}/raptor_k3",
-        "digits_states --dry_run": f"digits_states --dry_run --output_dir {tmp_path}/digits_states",
-    }
+    model = line[0] / "seed_0" / "classification" / "models" / "raptor_k3"
+    copy = tmp_path / "raptor_k3"  # its card is another one
+    shutil.copytree(model, copy)
+    changes = {"outputs/digits/seed_0/classification/models/raptor_k3": str(copy), **digits}
     printed = bash(block("docs/hub.md", "publish"), changes)
-    assert "tried:   the card's snippet runs; loaded without raptor_hf" in printed
-    assert f"folder:  {tmp_path}/raptor_k3 (nothing was pushed)" in printed
-    assert f"folder:  {tmp_path}/digits_states (shards are links; nothing was pushed)" in printed
-    assert (tmp_path / "digits_states" / "manifest.json").exists()
-    card = (tmp_path / "raptor_k3" / "README.md").read_text()
+    assert "its snippet runs without raptor_hf" in printed and "whole:" in printed
+    card = (copy / "README.md").read_text()
     assert "# NAME/raptor_k3" in card and str(line[0]) not in card
 
 

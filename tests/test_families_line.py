@@ -18,9 +18,9 @@ def save(family, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["siglip_vision_model", "dinov3_vit", "beit", "CLIPModel"])
+@pytest.mark.parametrize("family", ["siglip_vision_model", "dinov3_vit", "CLIPModel"])
 def test_from_a_teacher_to_its_report(family, tmp_path):
-    """Without a cls token, with rotated queries, with biased attention, within another model."""
+    """Without a cls token, with rotated queries, within another model."""
     teacher, out = tmp_path / "teacher", tmp_path / "out"
     save(family, teacher)
 

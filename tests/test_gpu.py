@@ -24,7 +24,7 @@ from raptor_hf.loop.fit import fit
 from raptor_hf.loop.graphs import StepGraphs
 from raptor_hf.loop.log import read_log
 from raptor_hf.loop.scalars import StepResult
-from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.modeling_raptor import rotary_angles
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
 from tests.families import PIXELS, tiny_model
@@ -47,7 +47,7 @@ pytestmark = [
         reason="needs a GPU, and `bash tests/run.sh -m gpu`",
     ),
 ]
-FAMILIES = ["dinov2_with_registers", "dinov3_vit", "beit", "siglip_vision_model"]
+FAMILIES = ["dinov2_with_registers", "dinov3_vit", "siglip_vision_model"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_states_and_gradients(family):
             [chain_of(raptor, None)],
             ObjectiveArguments(objective="autoregressive"),
             token_layout(teacher.config).groups(),
-            context=layer_context(teacher, (16, 16)),
+            angles=rotary_angles(teacher, (16, 16)),
         )
         loss = sum(chain.loss for chain in module(target, 0.9).values())
         loss.backward()
@@ -91,7 +91,7 @@ def test_states_and_gradients(family):
     assert_same_outputs(gradients[1], gradients[0], 1e-3)
 
 
-@pytest.mark.parametrize("family", ["dinov2", "vit", "dinov3_vit", "clip_vision_model", "beit"])
+@pytest.mark.parametrize("family", ["dinov2", "vit", "dinov3_vit", "clip_vision_model"])
 def test_a_teacher_on_a_gpu_that_leaves_bits_out_can_teach(family):
     """The check of what is taken over must not take TF32 for another model."""
     teacher = tiny_model(
@@ -129,7 +129,7 @@ def test_compiled_blocks_are_the_plain_ones(options):
     images = torch.randn(4, 3, 8, 8, device=DEVICE)
     expected = raptor(images).last_hidden_state.clone()
     torch._dynamo.reset()
-    raptor.prepare_for_inference(compile=True, **options)
+    raptor.compile_blocks(**options)
     for _ in range(3):  # CUDA graphs are recorded in the second run
         found = raptor(images).last_hidden_state.clone()
         assert_same_outputs(found, expected, 1e-4)

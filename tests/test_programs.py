@@ -49,8 +49,7 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
     assert "| constant | – | 9.7 |" in printed  # of ten digits one is as frequent as the others
     report = (out / "report" / "report.md").read_text()
     assert "| teacher | mIoU (%) |" in report and "| raptor_k4 | depth RMSE (m) |" in report
-    assert "| raptor_k3 | spread |" in report
-    names = ["segmentation.png", "depth.png", "early_exit.png"]
+    names = ["segmentation.png", "depth.png"]
     for name in ("report.md", *names, "against_k.png", "r2_per_layer.png", "layer_distance.png"):
         assert (out / "report" / name).stat().st_size > 500
     assert "start | R², all tokens" in (out / "report" / "report.md").read_text()
@@ -162,7 +161,7 @@ def test_bad_input_is_said_in_words(line, blocks, tmp_path):
             *distill[:index], "--phases", "7", "3", "1", *distill[index + 4 :]
         ],
         "has no block for the span 0-5": [
-            *distill[:index], "--phases", "5", "7", "--blocks", blocks, "--init", "aligned",
+            *distill[:index], "--phases", "5", "7", "--blocks", blocks, "--init", "teacher",
             *distill[index + 4 :],
         ],
         "--phase_fraction is for whole Raptors": [

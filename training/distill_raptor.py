@@ -113,7 +113,7 @@ def main() -> None:
     else:
         if loop.newest_checkpoint(Path(training.output_dir)):  # what the blocks start from is there
             blocks = replace(blocks, init="random")
-        model = distillation.new_raptor(teacher, phases, **asdict(blocks))
+        model = raptor_hf.make_raptor(teacher, phases, **asdict(blocks))
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
     layers = distillation.covered_layers(chains)

@@ -50,12 +50,8 @@ for ((seed = 0; seed < seeds; seed++)); do
     results+=($run/$task/results)
   done
 
-  stage "accuracy with fewer applications, seed $seed"
   classifiers=()
   for k in 2 3 4; do classifiers+=(raptor_k$k=$run/classification/models/raptor_k$k); done
-  python evaluation/early_exit.py $recipes/digits_early_exit.yaml --resume --seed $seed --models "${classifiers[@]}" \
-    --output_dir $run/early_exit
-  results+=($run/early_exit/results)
 
   stage "depth as a dynamical system, seed $seed"
   python -m evaluation.dynamics $recipes/digits_dynamics.yaml --resume --seed $seed --phases_file $out/phases/phases.json \

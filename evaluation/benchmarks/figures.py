@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raptor_hf.pictures import make_figure
+from raptor_hf.plotting import make_figure
 
 from .recipes import recipes  # noqa: E402
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from transformers import set_seed
 
+from raptor_hf import make_raptor
 from raptor_hf.data import keep_batch
 from raptor_hf.distillation.arguments import (
     BlockArguments,
@@ -26,7 +27,6 @@ from raptor_hf.distillation.arguments import (
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.compute import step_units
 from raptor_hf.distillation.fidelity import trajectory_r2
-from raptor_hf.distillation.starts import new_raptor
 from raptor_hf.distillation.training import train_chains
 from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
@@ -134,7 +134,7 @@ def train(
         own = {"output_dir": output_dir, "learning_rate": rate, "seed": seed, "report_to": "none"}
         blocks, compute, objective, loop = recipe_arguments(recipe | own)
         set_seed(seed)
-        model = new_raptor(teacher, source.phases(k), **asdict(blocks))
+        model = make_raptor(teacher, source.phases(k), **asdict(blocks))
         num_tokens = activations.states(keep_batch(activations.__getitems__([0]))).shape[-2]
         cost = step_units(objective, loop, model.config, num_tokens)
         loop.steps = max(1, round(units / cost))

@@ -76,7 +76,7 @@ def benchmark_model(
     """
     candidates = Candidates(size, device=device, dtype=dtype)
     for raptor in (candidates.exact, candidates.matched):
-        raptor.prepare_for_inference()
+        raptor.eval()
     yield "FLOP, times the teacher's", relative(candidates.flops(), "teacher")
     weights = relative(candidates.weight_bytes(), "teacher")
     yield "bytes of the weights, times the teacher's", weights

@@ -16,7 +16,7 @@ from raptor_hf.data.decoding import open_image, to_pixel_values
 from raptor_hf.dynamics.measures import angles, directions
 from raptor_hf.modeling_raptor import RaptorModel, patch_sides
 from raptor_hf.modeling_raptor_heads import pool_tokens
-from raptor_hf.pictures import PatchMaps, as_seen, patch_pca_maps
+from raptor_hf.plotting import PatchMaps, as_seen, patch_pca_maps
 from raptor_hf.runs.processes import process_state
 from raptor_hf.tasks.heads import load_linear_head
 from raptor_hf.teachers import final_norm, load_backbone, load_processor, trajectory

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raptor_hf.pictures import data_uri, picture
+from raptor_hf.plotting import data_uri, picture
 
 from .analysis import Analysis
 

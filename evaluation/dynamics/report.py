@@ -21,7 +21,7 @@ from raptor_hf.data import ImageViews
 from raptor_hf.dynamics.measures import angles, directions
 from raptor_hf.dynamics.systems import Inputs, System
 from raptor_hf.modeling_raptor import patch_sides
-from raptor_hf.pictures import as_seen, data_uri, patch_pca_maps
+from raptor_hf.plotting import as_seen, data_uri, patch_pca_maps
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import rounded, write_json
 from raptor_hf.runs.folder import environment

@@ -20,8 +20,8 @@ from raptor_hf.dynamics.interventions import (
 )
 from raptor_hf.dynamics.measures import Spread, boundary_speed, measure
 from raptor_hf.dynamics.systems import System
+from raptor_hf.phases.cuts import check_partition, phase_contrast
 from raptor_hf.phases.distance import image_distances
-from raptor_hf.phases.partitions import check_partition, phase_contrast
 from raptor_hf.runs.processes import process_state, progress_bar
 
 from .arguments import StudyArguments

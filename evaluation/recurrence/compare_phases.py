@@ -71,7 +71,7 @@ def plot_partitions(rows: list[dict], path: Path) -> None:
     """The first partition of every row as a bar over the layers, one colour a phase."""
     rows = [row for row in rows if row["phases"]]
     size = (7, 0.8 + 0.28 * len(rows))
-    figure, axes = raptor_hf.pictures.make_figure(figsize=size, layout="constrained")
+    figure, axes = raptor_hf.plotting.make_figure(figsize=size, layout="constrained")
     for y, row in enumerate(rows):
         start = 0.5
         for phase, length in enumerate(row["phases"][0]):

@@ -42,14 +42,12 @@ class Plan(NamedTuple):
     Args:
         ks: numbers of blocks of the experiment `gap`.
         partition_ks: of `partitions`.
-        richer_ks: of the corrections and experts of `alternatives`.
         seeds: of `gap` and `partitions`.
         other_seeds: of the others.
     """
 
     ks: list[int]
     partition_ks: list[int]
-    richer_ks: list[int]
     seeds: int
     other_seeds: int
 
@@ -105,8 +103,8 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
     """What else could the same bytes, or the same compute, buy?
 
     Against a plain Raptor of k blocks: uniform phases; plain ViTs of few layers of their own, and
-    the same Raptor, both taught by the last state alone; low-rank corrections by depth; experts
-    mixed by depth. The compute of the training is the same for all.
+    the same Raptor, both taught by the last state alone. The compute of the training
+    is the same for all.
     """
     own, rows = phase_maps[TEACHER], []
     ks = [k for k in plan.ks if str(k) in own["phases"]]
@@ -121,22 +119,8 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
             if k in plan.partition_ks:
                 students["uniform phases", k] = Student(even, seed)
                 students["Raptor, last state", k] = Student(parts, seed, learned="last")
-            if k in plan.richer_ks:
-                students |= {
-                    (name, k): Student(parts, seed, **options) for name, options in _RICHER.items()
-                }
         rows += [Row({"k": k, "kind": name}, TEACHER, s) for (name, k), s in students.items()]
     return rows
-
-
-_RICHER = {
-    "corrections of attention, rank 4": {"correction_rank": 4, "correction_on": "attention"},
-    "corrections of FFN, rank 4": {"correction_rank": 4, "correction_on": "ffn"},
-    "corrections of all, rank 1": {"correction_rank": 1, "correction_on": "all"},
-    "corrections of all, rank 4": {"correction_rank": 4, "correction_on": "all"},
-    "2 experts": {"ffn_experts": 2},
-    "4 experts": {"ffn_experts": 4},
-}
 
 
 def training(phase_maps: dict, plan: Plan) -> list[Row]:

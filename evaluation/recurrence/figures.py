@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from raptor_hf.pictures import make_figure
+from raptor_hf.plotting import make_figure
 
 from .claims import drop_rate_table, is_richer
 from .statistics import interval, saturation, values_of

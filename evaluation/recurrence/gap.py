@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.distillation.rollout import Span, rollout
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
-from raptor_hf.modeling_raptor import layer_context
+from raptor_hf.modeling_raptor import rotary_angles
 from raptor_hf.modeling_raptor_heads import pool_tokens
 from raptor_hf.teachers import final_norm
 
@@ -57,10 +57,10 @@ def measure_gap(
         And the last predicted state, (n, N, D).
     """
     layout = token_layout(teacher.config)
-    groups, context = layout.groups(), layer_context(teacher, image_size)
+    groups, angles = layout.groups(), rotary_angles(teacher, image_size)
     rows, norms, last = [], [], []
     for target in states.split(_IMAGES_AT_ONCE):
-        prediction = rollout(spans, target, resets={spans[0].start}, context=context)
+        prediction = rollout(spans, target, resets={spans[0].start}, angles=angles)
         whole = torch.cat([target[:, :1], prediction], dim=1)
         rows.append(state_statistics(prediction=whole, target=target, groups=groups))
         error = (whole - target)[:, 1:].double().square().sum(dim=-1)

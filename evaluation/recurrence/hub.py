@@ -2,12 +2,13 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 
-from raptor_hf.hub.publishing import publish_dataset
+from raptor_hf.hub import upload_files
 from raptor_hf.reports.tables import markdown_table
 
 from .maps import file_name, load_atlas
@@ -129,6 +130,12 @@ def atlas_files(folder: str | Path, repo_id: str) -> dict[str, bytes]:
 
 
 def publish_atlas(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload the atlas in one commit; return it. Errors as `atlas_files` and `publish_dataset`."""
-    files = atlas_files(folder, repo_id)
-    return publish_dataset(files, repo_id, private=private, message="An atlas of phases")
+    """Upload the atlas; return the commit. Errors as `atlas_files` and `upload_files`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, content in atlas_files(folder, repo_id).items():
+            file = Path(scratch) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        return upload_files(
+            scratch, repo_id, ["*"], repo_type="dataset", private=private, message="Phases"
+        )

@@ -25,8 +25,8 @@ from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.data import ImageViews, ReadingArguments, list_images
 from raptor_hf.data.views import drop_unreadable
 from raptor_hf.dynamics.measures import Spread, measure
+from raptor_hf.phases.cuts import partition_quality
 from raptor_hf.phases.distance import image_distances
-from raptor_hf.phases.partitions import partition_quality
 from raptor_hf.phases.stability import (
     STABLE_METHODS,
     cut_stability,

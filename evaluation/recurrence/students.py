@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
+from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import phase_spans, teacher_family
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.rollout import Span
-from raptor_hf.distillation.starts import new_raptor, start_from_layers
 from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.teachers.layers import copy_mean_of_layers, layer_parts
 
 Parts = tuple[tuple[int, ...], ...]
 
@@ -26,16 +27,12 @@ class Student:
         learned: `"all"`: the states of all layers are learned; `"last"`: that of the last alone.
         untied: every block is applied once: a plain ViT of so many layers, whose layers start as
             the last of each part, and which learns the last state.
-        correction_rank, correction_on, ffn_experts: see `RaptorConfig`.
     """
 
     parts: Parts
     seed: int = 0
     learned: str = "all"
     untied: bool = False
-    correction_rank: int = 0
-    correction_on: str = "attention"
-    ffn_experts: int = 1
 
     @property
     def contiguous(self) -> bool:
@@ -70,25 +67,24 @@ def shuffled(phases: list[int], seed: int) -> Parts:
 def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel, list[Span]]:
     """Make an untrained student: a Raptor, and the spans that its blocks make one after another.
 
-    A block starts as the mean of its layers, aligned (`new_raptor`). Spans are numbered by what is
+    A block starts as the mean of its layers (`make_raptor`). Spans are numbered by what is
     learned: an untied block makes one state.
     """
     plain = student.contiguous and not student.untied
-    model = new_raptor(
+    model = make_raptor(
         teacher,
         [len(part) for part in student.parts],
-        init="aligned" if plain else "random",
+        init="teacher" if plain else "random",
         depth_scaling=not student.untied,
-        correction_rank=student.correction_rank,
-        correction_on=student.correction_on,
-        ffn_experts=student.ffn_experts,
     )
     if plain:
         return model, chain_of(model, None).spans
     layers = teacher.get_submodule(teacher_family(teacher.config).layers)
     for block, part in zip(model.blocks, student.parts, strict=True):
         made = part[-1:] if student.untied else part
-        start_from_layers(block, [layers[layer - 1] for layer in made], model.config)
+        copy_mean_of_layers(
+            block, [layers[layer - 1] for layer in made], layer_parts(teacher.config)
+        )
     if student.untied:
         return model, [Span(block, n, n + 1) for n, block in enumerate(model.blocks)]
     spans: list[Span] = []

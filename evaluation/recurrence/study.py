@@ -55,10 +55,6 @@ class Arguments(Checked):
     partition_ks: list[Positive[int]] = field(
         default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
     )
-    richer_ks: list[Positive[int]] = field(
-        default_factory=lambda: [1, 2, 3],
-        metadata={"help": "numbers of blocks of those with corrections or experts by depth"},
-    )
     seeds: Positive[int] = field(default=5, metadata={"help": "of gap and partitions"})
     other_seeds: Positive[int] = field(default=3, metadata={"help": "of the other experiments"})
     map_images: Positive[int] = field(
@@ -97,7 +93,7 @@ def main() -> None:
     settings = Settings(
         source, images, crops, reading, objective, compute, loop, validation, own.units
     )
-    plan = Plan(own.ks, own.partition_ks, own.richer_ks, own.seeds, own.other_seeds)
+    plan = Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
     if loop.dry_run:
         return print_plan(settings, plan, teachers, own.experiments)
     read = {**teachers, "activations": source.activations}

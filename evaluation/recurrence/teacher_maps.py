@@ -3,7 +3,7 @@
 import numpy as np
 
 from raptor_hf.activations.online import OnlineActivations
-from raptor_hf.phases.partitions import phase_contrast
+from raptor_hf.phases.cuts import phase_contrast
 
 from .atlas_arguments import AtlasArguments
 from .maps import phase_map

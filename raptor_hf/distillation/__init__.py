@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "save_blocks",
         ],
         "provenance": ["model_facts"],
-        "starts": ["new_raptor"],
         "training": ["train_chains"],
     },
 )

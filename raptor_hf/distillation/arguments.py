@@ -11,16 +11,13 @@ _TOKEN_GROUPS = ("cls", "registers", "patches")
 
 @dataclass(kw_only=True)
 class BlockArguments(Checked):
-    """What new blocks look like and start from, see `new_raptor`."""
+    """What new blocks look like and start from, see `make_raptor`."""
 
     _argument_group_name = "blocks"
 
-    init: OnCard[Literal["aligned", "teacher", "random"]] = field(
-        default="aligned",
-        metadata={
-            "help": "what blocks start from: the mean of their phase's layers, whose heads and "
-            "hidden units are put in one order first (aligned) or left as they are (teacher)"
-        },
+    init: OnCard[Literal["teacher", "random"]] = field(
+        default="teacher",
+        metadata={"help": "start of blocks: the mean of their phase's layers, or random weights"},
     )
     ffn: OnCard[str | None] = field(
         default=None,
@@ -32,20 +29,6 @@ class BlockArguments(Checked):
         default=None, metadata={"help": "hidden width of the FFN; default: as the teacher's"}
     )
     depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
-    correction_rank: OnCard[NonNegative[int]] = field(
-        default=0,
-        metadata={"help": "rank of what each layer adds to linear layers of its block; 0: nothing"},
-    )
-    correction_on: OnCard[Literal["attention", "ffn", "all"]] = field(
-        default="attention",
-        metadata={
-            "help": "to which of them: the attention's output projection, the FFN's second, or all"
-        },
-    )
-    ffn_experts: OnCard[Positive[int]] = field(
-        default=1,
-        metadata={"help": "FFNs whose weights a block mixes, in other shares for each layer"},
-    )
     layerscale_value: NonNegative[float] | None = field(
         default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
     )

@@ -11,11 +11,9 @@ from ..loop.setup import configure_compute
 from ..modeling_raptor import RaptorModel
 from ..teachers.making import make_raptor
 from .rollout import Chain, Span
-from .starts import new_raptor
 
 # what blocks of one folder share, beside their teacher
 ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
-ARCHITECTURE += ("correction_rank", "correction_on", "ffn_experts")
 
 
 def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:
@@ -46,7 +44,7 @@ def make_span(
 
     Args:
         compute: how it computes; default: as transformers does.
-        options: `init` and the architecture, as in `new_raptor`.
+        options: `init` and the architecture, as in `make_raptor`.
 
     Raises:
         ValueError: not 0 ≤ start < stop ≤ L, or options that don't fit the teacher.
@@ -55,7 +53,7 @@ def make_span(
     if not 0 <= start < stop <= num_layers:
         raise ValueError(f"A span needs 0 ≤ start < stop ≤ {num_layers}; got {start}-{stop}.")
     phases = [length for length in (start, stop - start, num_layers - stop) if length]
-    model = new_raptor(teacher, phases, **options)
+    model = make_raptor(teacher, phases, **options)
     configure_compute(model, compute or ComputeArguments())
     return Span(model.blocks[1 if start else 0], start, stop)
 
@@ -105,7 +103,7 @@ def raptor_from_blocks(
     """
     config = RaptorConfig.from_pretrained(folder)
     options = {name: getattr(config, name) for name in ARCHITECTURE}
-    model = make_raptor(teacher, phases, **options)
+    model = make_raptor(teacher, phases, init="random", **options)
     weights = load_file(Path(folder) / "blocks.safetensors")
     for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
         prefix = f"{start}-{stop}."

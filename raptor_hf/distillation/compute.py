@@ -12,21 +12,10 @@ from .objective import ObjectiveArguments
 UNIT_IMAGES = 64
 
 
-def application_flops(config: RaptorConfig, num_tokens: int, batch_size: int = 1) -> int:
-    """Return FLOP of one application of a block to one image, forward only.
-
-    Args:
-        batch_size: images that one mix of experts serves.
-    """
-    sizes = config.linear_sizes()
-    linear = sum(inputs * outputs for inputs, outputs in sizes.values())
-    linear += sum(config.correction_rank * sum(sizes[name]) for name in config.corrected_layers())
-    flops = 2 * num_tokens * linear + 4 * num_tokens * num_tokens * config.hidden_size
-    if config.ffn_experts > 1:
-        ffn = {name: sizes[name] for name in ("fc1", "fc2")}
-        weights = sum((i + config.has_bias(name)) * o for name, (i, o) in ffn.items())
-        flops += 2 * config.ffn_experts * weights // batch_size
-    return flops
+def application_flops(config: RaptorConfig, num_tokens: int) -> int:
+    """Return FLOP of one application of a block to one image, forward only."""
+    linear = sum(inputs * outputs for inputs, outputs in config.linear_sizes().values())
+    return 2 * num_tokens * linear + 4 * num_tokens * num_tokens * config.hidden_size
 
 
 def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> int:
@@ -37,10 +26,9 @@ def optimizer_flops(optimizer: str, config: RaptorConfig, num_blocks: int) -> in
     if optimizer != "muon":
         return 0
     total = 0
-    for name, size in config.linear_sizes().items():
+    for size in config.linear_sizes().values():
         m, n = sorted(size)
-        matrices = config.ffn_experts if name in ("fc1", "fc2") else 1
-        total += matrices * 5 * (4 * m * m * n + 2 * m**3)
+        total += 5 * (4 * m * m * n + 2 * m**3)
     return num_blocks * total
 
 
@@ -82,7 +70,7 @@ def step_units(
     """
     layers = config.num_hidden_layers
     flops = 3 * rollouts_per_step(objective, 1000) * loop.batch_size * (num_applications or layers)
-    flops *= application_flops(config, num_tokens, loop.batch_size)
+    flops *= application_flops(config, num_tokens)
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     layer = application_flops(teacher_layer(config.teacher_config), num_tokens)
     return flops / (3 * UNIT_IMAGES * layers * layer)

@@ -20,7 +20,7 @@ from ..metrics import (
     r2_reference,
     state_statistics,
 )
-from ..modeling_raptor import layer_context
+from ..modeling_raptor import rotary_angles
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
@@ -118,11 +118,11 @@ class TrajectoryValidation:
         for batch in batches(self.images, **options, **self.reading):
             pixel_values = batch["pixel_values"].to(self.state.device)
             states = trajectory(self.teacher, pixel_values)
-            context = layer_context(self.teacher, tuple(pixel_values.shape[-2:]))
+            angles = rotary_angles(self.teacher, tuple(pixel_values.shape[-2:]))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
                 target = states[:, first : last + 1]
-                prediction = rollout(chain.spans, target, resets={first}, context=context)
+                prediction = rollout(chain.spans, target, resets={first}, angles=angles)
                 whole = torch.cat([target[:, :1], prediction], dim=1)
                 rows = state_statistics(prediction=whole, target=target, groups=groups)
                 states_rows[chain.name].append(rows)

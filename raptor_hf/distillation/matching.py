@@ -10,7 +10,6 @@ from torch import nn
 from ..activations.online import Activations
 from ..loop.scalars import StepResult
 from ..metrics import state_statistics
-from ..modeling_raptor import LayerContext
 from ..runs.processes import compiled
 from .blocks import Chain, covered_layers
 from .objective import ObjectiveArguments, loss_weights, token_loss
@@ -48,7 +47,7 @@ class TrajectoryMatching(nn.Module):
     Args:
         variances: of the states of `layers` (`state_variances`), where the arguments ask for
             `normalize`; they are saved with the module, and a resumed run goes on with them.
-        context: what blocks need beside states, see `layer_context`.
+        angles: rotary angles of families that have them, see `rotary_angles`.
 
     Raises:
         ValueError: a variance of zero.
@@ -60,12 +59,12 @@ class TrajectoryMatching(nn.Module):
         arguments: ObjectiveArguments,
         groups: dict[str, slice],
         variances: dict[str, list[float]] | None = None,
-        context: LayerContext | None = None,
+        angles: tuple[torch.Tensor, torch.Tensor] | None = None,
     ):
         super().__init__()
         self._no_split_modules = ["RaptorBlock"]  # compiled one by one; Muon takes their matrices
         self.chains, self.arguments, self.groups = chains, arguments, groups
-        self.context, self.token_loss = context, compiled(token_loss)
+        self.angles, self.token_loss = angles, compiled(token_loss)
         self.layers = covered_layers(chains)
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
@@ -129,7 +128,7 @@ class TrajectoryMatching(nn.Module):
                 continue
             noise = self.arguments.noise_std
             prediction = rollout(
-                chain.spans, trajectory, resets=resets, noise_std=noise, context=self.context
+                chain.spans, trajectory, resets=resets, noise_std=noise, angles=self.angles
             )
             total = total + weight * self.token_loss(
                 prediction[:, learned],
@@ -156,7 +155,7 @@ class TrajectoryMatching(nn.Module):
         for chain in self.chains:
             start = chain.spans[0].start
             part = self.part(chain, trajectory)
-            prediction = rollout(chain.spans, part, resets={start}, context=self.context)
+            prediction = rollout(chain.spans, part, resets={start}, angles=self.angles)
             for layer, states in enumerate(prediction.unbind(1), start=start + 1):
                 if not torch.isfinite(states).all():
                     return f"the rollout of {chain.name} is not finite from layer {layer} on"

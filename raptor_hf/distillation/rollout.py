@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..modeling_raptor import LayerContext
-
 
 class Span(NamedTuple):
     """A block that takes the state after layer `start` to the state after layer `stop`."""
@@ -41,7 +39,7 @@ def rollout(
     *,
     resets: Collection[int],
     noise_std: float = 0.0,
-    context: LayerContext | None = None,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
 
@@ -50,7 +48,7 @@ def rollout(
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
         noise_std: standard deviation of Gaussian noise that is added to every block's input.
-        context: what blocks need beside states, see `layer_context`.
+        angles: rotary angles of families that have them, see `rotary_angles`.
 
     Returns:
         (B, S, N, D), the states after every one of these layers.
@@ -71,7 +69,9 @@ def rollout(
     def noisy(states: torch.Tensor) -> torch.Tensor:
         return states + noise_std * torch.randn_like(states) if noise_std else states
 
-    more = {} if context is None else {"context": context.to(trajectory.device)}
+    more = {}
+    if angles is not None:
+        more["position_embeddings"] = tuple(part.to(trajectory.device) for part in angles)
     predictions, state, reached = [], None, first
     for block, start, stop in spans:
         if start != reached:

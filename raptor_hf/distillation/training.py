@@ -8,7 +8,7 @@ from ..activations.online import Activations
 from ..data.arguments import ReadingArguments
 from ..loop.arguments import LoopArguments
 from ..loop.fit import Validation, fit
-from ..modeling_raptor import layer_context
+from ..modeling_raptor import rotary_angles
 from ..runs.files import read_json, write_json
 from ..runs.processes import process_state
 from .arguments import ObjectiveArguments, ValidationArguments
@@ -42,9 +42,9 @@ def train_chains(
     """
     validation = validation or ValidationArguments()
     variances = None if objective.normalize == "none" else _variances(activations, loop.output_dir)
-    context = layer_context(teacher, tuple(activations.resolution))
+    angles = rotary_angles(teacher, tuple(activations.resolution))
     token_groups = activations.layout.groups()
-    module = TrajectoryMatching(chains, objective, token_groups, variances, context)
+    module = TrajectoryMatching(chains, objective, token_groups, variances, angles)
     measure = make_validation(
         validation,
         teacher,

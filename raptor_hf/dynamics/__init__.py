@@ -1,11 +1,6 @@
-"""Depth as a dynamical system: trajectories measured, pushed, continued."""
+"""Depth as a dynamical system: measure trajectories, perturb them, run them on."""
 
-import lazy_loader
+from .measures import measure
+from .systems import find_partitions, is_store, load_inputs
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "measures": ["measure"],
-        "systems": ["find_partitions", "is_store", "load_inputs"],
-    },
-)
+__all__ = ["find_partitions", "is_store", "load_inputs", "measure"]

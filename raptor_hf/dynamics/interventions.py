@@ -1,6 +1,6 @@
-"""What happens to a trajectory when a state is pushed, a layer is swapped, or depth goes on.
+"""Interventions on a trajectory: push a state, swap layers, apply the last block more often.
 
-Every function takes a batch's own trajectory and returns figures per image, as `dynamics.measure`.
+Every function takes the trajectory of a batch and returns figures per image, as `measure`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ def _random_directions(
     batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
 ) -> torch.Tensor:
     """Draw directions uniform on the unit sphere, (B, *shape), from seed, image and view alone."""
-    keys = zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True)
-    draws = [
-        np.random.default_rng((seed, *key)).standard_normal(shape, dtype=np.float32) for key in keys
-    ]
+    draws = []
+    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
+        generator = np.random.default_rng((seed, *key))
+        draws.append(generator.standard_normal(shape, dtype=np.float32))
     return directions(torch.from_numpy(np.stack(draws)))
 
 
@@ -45,11 +45,13 @@ def self_correction(
     The same u serves all models, layers and ε.
 
     Args:
+        system: a model that can run on.
         states: the trajectory, (B, L + 1, N, D).
-        batch: says which images they are of (`image_id`, `view`).
-        group: the tokens that are pushed: cls, registers, patches or all.
+        batch: the images of the trajectory (`image_id`, `view`).
+        group: the tokens to push: cls, registers, patches or all.
         layers: ℓ, from 0 to L − 1.
         epsilons: ε > 0.
+        seed: of u.
 
     Returns:
         `(self_correction, group, ε, ℓ)`: the angle in degrees between the pushed and the untouched
@@ -58,11 +60,17 @@ def self_correction(
     Raises:
         ValueError: an ε, a group or a layer that is out of range.
     """
-    tokens = {"all": slice(None), **system.layout.groups()}.get(group)
-    _check_push(group, tokens, layers, epsilons, system)
-    pushed_shape = states[0, 0, tokens].shape
-    u = _random_directions(batch, tuple(pushed_shape), seed).to(states)
-    figures: _Figures = {}
+    groups = {"all": slice(None), **system.layout.groups()}
+    if group not in groups:
+        raise ValueError(f"{system.name} has the tokens {', '.join(groups)}; got {group!r}.")
+    if not all(0 < epsilon < float("inf") for epsilon in epsilons):
+        raise ValueError(f"ε is a share of the length of a state, > 0; got {list(epsilons)}.")
+    if not all(0 <= layer < system.depth for layer in layers):
+        raise ValueError(f"Layers to push lie in 0 … {system.depth - 1}; got {list(layers)}.")
+
+    tokens, figures = groups[group], {}
+    shape = tuple(states[0, 0, tokens].shape)
+    u = _random_directions(batch, shape, seed).to(states)
     for layer in layers:
         untouched = states[:, layer:, tokens]
         for epsilon in epsilons:
@@ -75,36 +83,13 @@ def self_correction(
     return figures
 
 
-def _check_push(
-    group: str,
-    tokens: slice | None,
-    layers: Sequence[int],
-    epsilons: Sequence[float],
-    system: DepthSystem,
-) -> None:
-    """Refuse what `self_correction` refuses."""
-    if tokens is None:
-        raise ValueError(
-            f"{system.name} has the token groups {', '.join(system.layout.groups())} (or all); "
-            f"asked to push {group!r}."
-        )
-    if not epsilons or not all(0 < epsilon < float("inf") for epsilon in epsilons):
-        raise ValueError(
-            f"ε is the length of a push as a share of the state's, above 0; got {list(epsilons)}."
-        )
-    if not layers or not all(0 <= layer < system.depth for layer in layers):
-        raise ValueError(
-            f"States are pushed after a layer from 0 to {system.depth - 1}; got {list(layers)}."
-        )
-
-
 def contraction(angles: np.ndarray) -> list[float]:
-    """Return by what factor each layer changes an angle: θ_{m+1} / θ_m of (n,), n − 1 numbers."""
+    """Return the factors θ_{m+1} / θ_m by which layers change an angle, n − 1 of (n,) angles."""
     return (angles[1:] / angles[:-1]).tolist()
 
 
 def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
-    """Return, for every layer (1 … L) that has any, the layers that may stand in for it.
+    """Return the layers that may replace each layer (1 … L), where there are any.
 
     Args:
         phases: lengths that sum to L.
@@ -112,9 +97,7 @@ def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
     """
     phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.meshgrid(np.arange(len(phase)), np.arange(len(phase)), indexing="ij")
-    allowed = (
-        phase[first] == phase[second] if kind == "same_phase" else phase[first] != phase[second]
-    )
+    allowed = (phase[first] == phase[second]) == (kind == "same_phase")
     allowed &= first != second
     if kind == "other_phase_near":
         allowed &= abs(first - second) < max(phases)
@@ -124,14 +107,17 @@ def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
 def draw_swaps(
     phases: Sequence[int], kind: str, number: int, *, draws: int, seed: int = 0
 ) -> list[dict[int, int]]:
-    """Draw random swaps of so many layers: {layer: the layer that stands in for it}.
+    """Draw random swaps, {layer: its replacement}.
 
     Args:
-        number: of layers that are replaced, each by an unchanged one of the teacher.
-        draws: how many; each differs by its own seed.
+        phases: lengths that sum to L.
+        kind: a key of `SWAPS`.
+        number: of layers to replace.
+        draws: number of swaps.
+        seed: of the draws.
 
     Returns:
-        The draws; none where fewer layers than `number` have a stand-in.
+        The swaps; none where fewer layers than `number` have a replacement.
     """
     candidates = swap_candidates(phases, kind)
     if len(candidates) < number:
@@ -153,6 +139,7 @@ def layer_swap(
     """Replace some layers of a teacher by others of its own (paper, Fig. 15).
 
     Args:
+        system: the teacher.
         states: the untouched trajectory, (B, L + 1, N, D).
         swaps: as from `draw_swaps`.
         labels: (B,), for the accuracy of the system's head.
@@ -179,34 +166,35 @@ def layer_swap(
 def more_time(
     system: DepthSystem, states: torch.Tensor, extra: int, labels: torch.Tensor | None = None
 ) -> _Figures:
-    """Apply a Raptor's last block up to m more times than the teacher has layers.
+    """Apply the last block of a Raptor up to m more times than the teacher has layers.
 
     Args:
+        system: the Raptor.
         states: the trajectory, (B, L + 1, N, D).
         extra: the largest m.
         labels: (B,), for the accuracy of the system's head.
 
     Returns:
-        For both depths that the block may get, `held` at L or `free` (L + 1, L + 2, …), and
-        every token group: `convergence`, the cosine of the state after m = 0 … applications to the
-        one after layer L, `speed`, the angle in degrees between successive states, and with labels
-        and a head `accuracy`. What overflows is NaN from there on.
+        With the block's depth `held` at L or `free` (L + 1, L + 2, …), for every token group:
+        `convergence`, the cosine of the state after m = 0 … applications with the one after layer
+        L, `speed`, the angle in degrees between successive states, and with labels and a head
+        `accuracy`. Values are NaN from an overflow on.
 
     Raises:
         ValueError: a model that is no Raptor, or no further application.
     """
     if not system.is_raptor or extra < 1:
         raise ValueError(
-            "More time is for a Raptor, whose last block can be applied again, and at least once; "
-            f"got {system.name} and {extra} applications."
+            f"more_time needs a Raptor and 1 or more applications; got {system.name} and {extra}."
         )
     groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
-    context = system.model.context(system.image_size)
+    rotary = system.model.position_embeddings(states[:, -1], system.image_size)
     for depth_mode in ("held", "free"):
         run = [states[:, -1]]
         for m in range(1, extra + 1):
             depth = system.depth + (m if depth_mode == "free" else 0)
-            run.append(block(run[-1], depth, context=context))
+            depth = torch.full((1,), depth, device=states.device)
+            run.append(block(run[-1], depth, position_embeddings=rotary))
         run = torch.stack(run, dim=1)
         for name, group in groups.items():
             tokens = directions(run[:, :, group])

@@ -1,4 +1,4 @@
-"""A teacher or a Raptor as one kind of thing: a dynamical system whose time is depth."""
+"""A teacher or a Raptor as a dynamical system with depth as time, and the data to run it on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,19 +29,19 @@ from ..teachers.states import run_layers
 
 @dataclass
 class DepthSystem:
-    """A frozen model whose states can be run on from any layer.
+    """A frozen model that can run on from any layer.
 
     Args:
-        name: what it is called in results.
+        name: of the model in results.
         model: a Raptor, a teacher, or (for its trajectories alone) any vision model.
-        layout: token layout of its states.
+        layout: token layout of its states; None for an unknown family.
         head: linear head on [cls, mean of patches].
-        image_size: height and width of its images in pixels; default: as the model was made for.
+        image_size: height and width of its images in pixels; default: the model's own.
     """
 
     name: str
     model: PreTrainedModel
-    layout: TokenLayout
+    layout: TokenLayout | None
     head: nn.Linear | None = None
     image_size: tuple[int, int] | None = None
 
@@ -57,28 +57,22 @@ class DepthSystem:
 
     @property
     def is_raptor(self) -> bool:
-        """Whether blocks are applied, rather than layers of their own."""
+        """Whether blocks are applied repeatedly."""
         return self.model.config.model_type == "raptor"
 
     @property
     def can_run_on(self) -> bool:
-        """Whether its layers are known one by one (`TEACHER_FAMILIES`)."""
+        """Whether single layers can be called."""
         return self.is_raptor or self.model.config.model_type in TEACHER_FAMILIES
 
     @torch.no_grad()
     def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return all states (B, L + 1, N, D) of a batch with `pixel_values` or with stored
-        `states`.
-
-        Of stored states (B, L + 1, N, D) the embeddings are taken, and run on.
+        """Return all states (B, L + 1, N, D) of a batch with `pixel_values`.
 
         Raises:
-            ValueError: states that are not finite; the layer and the images are named.
+            ValueError: states that are not finite; layer and images are named.
         """
-        if "pixel_values" in batch:
-            states = trajectory(self.model, batch["pixel_values"].to(self.model.device))
-        else:
-            states = self.run(batch["states"][:, 0].to(self.model.device).float())
+        states = trajectory(self.model, batch["pixel_values"].to(self.model.device))
         _check_finite(states, self.name, batch)
         return states
 
@@ -86,12 +80,12 @@ class DepthSystem:
     def run(
         self, states: torch.Tensor, *, start: int = 0, swapped: Mapping[int, int] | None = None
     ) -> torch.Tensor:
-        """Return the states after the layers `start` … L, (B, L − start + 1, N, D), from those at
-        `start`.
+        """Return the states after the layers `start` … L, (B, L − start + 1, N, D).
 
         Args:
             states: (B, N, D), after layer `start`.
-            swapped: layers (1 … L) of a teacher that others stand in for: {layer: stand-in}.
+            start: a layer, 0 … L.
+            swapped: layers (1 … L) of a teacher to replace: {layer: its replacement}.
         """
         if self.is_raptor:
             return self.model.rollout(states, start=start, image_size=self.image_size)
@@ -100,21 +94,9 @@ class DepthSystem:
 
     @torch.no_grad()
     def predict(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the classes (B,) that the head makes of states (B, N, D) before the final norm."""
+        """Return the classes (B,) that the head gives for states (B, N, D) before the norm."""
         states = final_norm(self.model, states)
         return self.head(pool_tokens(states, self.model.config)).argmax(dim=-1)
-
-
-def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
-    """Refuse trajectories (B, L + 1, N, D) with NaN or infinite values."""
-    finite = torch.isfinite(states).all(dim=-1).all(dim=-1).cpu()
-    if not finite.all():
-        layer = int((~finite.all(dim=0)).int().argmax())
-        images = batch["image_id"][~finite[:, layer]].tolist()
-        raise ValueError(
-            f"The states of {name} must be finite; from layer {layer} on they hold NaN or infinite "
-            f"values for the images {images[:5]}{' …' if images[5:] else ''}."
-        )
 
 
 @dataclass
@@ -130,9 +112,7 @@ class StoredSystem:
     head: None = None
 
     def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the stored states (B, L + 1, N, D) in float32; errors as
-        `DepthSystem.trajectory`.
-        """
+        """Return the stored `states` (B, L + 1, N, D) in float32; errors as `DepthSystem`."""
         states = batch["states"].float()
         _check_finite(states, self.name, batch)
         return states
@@ -141,47 +121,31 @@ class StoredSystem:
 System = DepthSystem | StoredSystem
 
 
-def load_system(
-    name: str,
-    source: str,
-    *,
-    images: ImageViews | None = None,
-    head: str | None = None,
-    classes: Classes | None = None,
-    stored_size: tuple[int, int] | None = None,
-) -> DepthSystem:
-    """Load a model from a folder or the Hub, with its own classifier where it has one.
-
-    Args:
-        images: that the token layout of a model is read off whose configuration does not tell it.
-        head: a file or model that `load_linear_head` reads, instead of the model's own.
-        classes: of the images, which the head's are matched with.
-        stored_size: height and width in pixels of images whose states are stored.
-
-    Raises:
-        ValueError: a model or head that can't be used, as in `load_vision_model`.
-        OSError: no such model.
-    """
-    model = load_vision_model(source).to(process_state().device)
-    config = model.config
-    classifies = any(n.endswith("ForImageClassification") for n in config.architectures or [])
-    linear = None  # nothing to judge without labels
-    if head is None and classifies and config.model_type in Classification.head_types:
-        head = source
-    if head is not None and (classes is None or classes.number):
-        linear = load_linear_head(head, config=config, classes=classes)[0].to(model.device)
-    known = images is None or config.model_type in ("raptor", *TEACHER_FAMILIES)
-    layout = token_layout(config) if known else OnlineActivations(model, images).layout
-    size = stored_size if images is None else image_size(images.processor)
-    return DepthSystem(name, model, layout, linear, size)
+def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
+    """Refuse trajectories (B, L + 1, N, D) with NaN or infinite values."""
+    finite = torch.isfinite(states).flatten(2).all(dim=-1).cpu()
+    if not finite.all():
+        layer = int((~finite.all(dim=0)).int().argmax())
+        images = batch["image_id"][~finite[:, layer]].tolist()
+        raise ValueError(
+            f"The states of {name} must be finite; from layer {layer} on they hold NaN or infinity "
+            f"for the images {images[:5]}."
+        )
 
 
 class Inputs(NamedTuple):
-    """What a study looks at."""
+    """Models and the data to measure them on.
+
+    Attributes:
+        systems: the teacher first.
+        images: images, or stored activations.
+        processor: of the images; None for stored activations.
+        class_names: of the images, where they have any.
+    """
 
     systems: list[System]
     images: ImageViews | StoredActivations
-    processor: object | None  # what made the pixel values, where there are any
+    processor: object | None
     class_names: list[str] | None
 
 
@@ -197,76 +161,84 @@ def load_inputs(
     """Load models and their images, or the states of an activation dataset, which needs no model.
 
     Args:
-        models: folders or Hub ids, each as it is or as NAME=one of these; the teacher first, whose
-            image processor prepares the images for all.
+        models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
+            prepares the images for all.
         data: digits, an image folder, a Hub id, or the folder of an activation dataset.
+        split: of the images.
         teacher_head: linear head of the first model.
-        reading: how images are read.
+        reading: options of reading images.
         dataset: the images of `data`, where they are loaded already.
 
     Raises:
-        ValueError: no model for images, two models of one name, models of different depth, or
-            for an activation dataset without some layers or patches, or of models whose layers
-            are not known.
+        ValueError: no model for images, two models of one name, models with other layers, channels
+            or tokens; models for an activation dataset, or one without some layers.
     """
     sources = named_folders("--model", models)
-    heads = {name: teacher_head for name in list(sources)[:1]}
     reading = reading or ReadingArguments()
     if is_store(data):
-        if reading.resolution:
-            raise ValueError(f"{data} holds states, not images: leave out --resolution.")
-        return _stored_inputs(data, sources, heads)
+        if sources or reading.resolution:
+            raise ValueError(f"{data} holds states, not images: leave out --model, --resolution.")
+        stored = load_activations(data)
+        check_all_layers(stored)
+        teacher = public_name(stored.manifest["teacher"]["name"])
+        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
     if not sources:
         raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
-    processor = load_processor(next(iter(sources.values())), resolution=reading.resolution)
+
+    # all models see the images as the teacher's processor prepares them
+    first = next(iter(sources))
+    processor = load_processor(sources[first], resolution=reading.resolution)
     if dataset is None:
         dataset = load_images(data, split, reading)
     images = drop_unreadable(ImageViews(dataset, processor, reading=reading))
-    systems = [
-        load_system(name, source, images=images, head=heads.get(name), classes=images.classes)
-        for name, source in sources.items()
-    ]
+    systems = []
+    for name, source in sources.items():
+        head = teacher_head if name == first else None
+        system = load_system(name, source, head=head, classes=images.classes)
+        if not system.can_run_on:  # the layout is read off the states of an image
+            system.layout = OnlineActivations(system.model, images).layout
+        system.image_size = image_size(processor)
+        systems.append(system)
     _check_alike(systems)
     return Inputs(systems, images, processor, images.class_names)
 
 
-def _stored_inputs(data: str, sources: dict[str, str], heads: dict[str, str | None]) -> Inputs:
-    """Load an activation dataset, and the models that run on from it; errors as `load_inputs`."""
-    stored = load_activations(data)
-    check_all_layers(stored)
-    if not sources:
-        teacher = public_name(stored.manifest["teacher"]["name"])
-        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
-    systems = [
-        load_system(
-            name,
-            source,
-            head=heads.get(name),
-            classes=stored.classes,
-            stored_size=tuple(stored.resolution),
-        )
-        for name, source in sources.items()
-    ]
-    if not all(s.can_run_on for s in systems):
-        raise ValueError(
-            f"Models run on from the stored embeddings of {data}: that takes "
-            f"teachers of {', '.join(TEACHER_FAMILIES)} or Raptors. Give images, or no --model."
-        )
-    _check_alike(systems, stored)
-    return Inputs(systems, stored, None, None)
+def load_system(
+    name: str, source: str, *, head: str | None = None, classes: Classes | None = None
+) -> DepthSystem:
+    """Load a model from a folder or the Hub, with its own classifier where it has one.
+
+    Args:
+        name: of the model in results.
+        source: folder or Hub id.
+        head: file or model for `load_linear_head`, instead of the model's own.
+        classes: of the images; the outputs of the head are put into their order.
+
+    Raises:
+        ValueError: a model or head that can't be used, as in `load_vision_model`.
+        OSError: no such model.
+    """
+    model = load_vision_model(source).to(process_state().device)
+    config = model.config
+    architectures = config.architectures or []
+    classifies = any(name.endswith("ForImageClassification") for name in architectures)
+    if head is None and classifies and config.model_type in Classification.head_types:
+        head = source
+    linear = None
+    if head is not None and (classes is None or classes.number):  # a head needs labels
+        linear = load_linear_head(head, config=config, classes=classes)[0].to(model.device)
+    known = config.model_type in ("raptor", *TEACHER_FAMILIES)
+    return DepthSystem(name, model, token_layout(config) if known else None, linear)
 
 
 def is_store(data: str | Path) -> bool:
-    """Return whether something is the folder of an activation dataset."""
+    """Return whether a path is the folder of an activation dataset."""
     return (Path(data) / MANIFEST).exists()
 
 
-def _check_alike(systems: Sequence[DepthSystem], stored: StoredActivations | None = None) -> None:
-    """Refuse models whose states can't be laid beside each other: a ValueError says which."""
+def _check_alike(systems: Sequence[DepthSystem]) -> None:
+    """Refuse models with states that can't be compared."""
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
-    if stored is not None:
-        channels = stored.manifest["num_channels"]
-        shapes[str(stored.path)] = (stored.depth, channels, *stored.layout)
     if len(set(shapes.values())) > 1:
         raise ValueError(
             "Models of one study must have the same layers, channels, cls and register tokens: a "

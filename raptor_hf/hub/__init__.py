@@ -1,18 +1,12 @@
-"""Model cards, and publishing to the Hub."""
+"""Model cards, and publishing to the Hugging Face Hub."""
 
-import lazy_loader
+from .model_card import write_model_card
+from .publishing import check_activations, publish_activations, publish_model, upload_files
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "model_card": ["planned_card", "write_model_card"],
-        "publishing": [
-            "activation_files",
-            "publish_activations",
-            "publish_dataset",
-            "publish_model",
-            "stage_model",
-            "write_files",
-        ],
-    },
-)
+__all__ = [
+    "check_activations",
+    "publish_activations",
+    "publish_model",
+    "upload_files",
+    "write_model_card",
+]

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..metrics import RSquared, compute_over_processes
-from ..pictures import make_figure
+from ..plotting import make_figure
 from ..runs.processes import progress_bar
 from .arguments import LoopArguments
 from .setup import start_trackers

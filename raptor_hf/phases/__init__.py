@@ -1,13 +1,16 @@
-"""Phases: where the depth of a model falls into runs of similar layers."""
+"""Phases: runs of similar layers, found from the distances between the layers of a model."""
 
-import lazy_loader
+from .cuts import METHODS, check_cut, find_phases, partition_quality, recursive_max_cut
+from .distance import layer_distance, load_distance
+from .stability import partition_agreement
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "distance": ["layer_distance", "load_distance"],
-        "max_cut": ["recursive_max_cut"],
-        "partitions": ["METHODS", "find_phases", "partition_quality"],
-        "stability": ["cut_stability", "partition_agreement"],
-    },
-)
+__all__ = [
+    "METHODS",
+    "check_cut",
+    "find_phases",
+    "layer_distance",
+    "load_distance",
+    "partition_agreement",
+    "partition_quality",
+    "recursive_max_cut",
+]

@@ -1,4 +1,4 @@
-"""Distances between the layers of a model: measured on states, or read from a file."""
+"""Distances between the layers of a model: measured on hidden states, or read from a file."""
 
 import json
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
     """Return the mean cosine distance between layers 1 … L, over images and {cls, mean patch}.
 
     Args:
-        trajectories: batches (B, L + 1, N, D), of several processes each its share; they are
-            streamed, memory does not grow.
+        trajectories: batches (B, L + 1, N, D), streamed; with several processes each gives its
+            share of the images.
         layout: token layout of the states.
 
     Returns:
         (L, L) symmetric, float64, zero diagonal; the same in all processes.
 
     Raises:
-        ValueError: no trajectory at all.
+        ValueError: no trajectory, or states that are not finite.
     """
-    process_state()  # knows of the others before all gather
+    process_state()  # joins the other processes, as gathering needs
     total, count = 0.0, 0
     for states in trajectories:
         distances = image_distances(states, layout)
@@ -35,26 +35,38 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
     shares = gather_object([(total.cpu().numpy(), count)] if count else [])
     if not shares:
         raise ValueError("layer_distance needs at least one trajectory; got none.")
-    distance = sum(total for total, _ in shares) / sum(count for _, count in shares)
-    np.fill_diagonal(distance, 0.0)
-    return (distance + distance.T) / 2
+    return tidy_distances(sum(total for total, _ in shares) / sum(count for _, count in shares))
 
 
 def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """Return every image's distances: those of the mean patch, then of the cls token.
+    """Return the layer distances of single images: of the mean patch, then of the cls token.
 
     Args:
         states: (B, L + 1, N, D).
+        layout: token layout of the states.
 
     Returns:
         (2·B, L, L) in float64, or (B, L, L) without a cls token.
     """
     groups, states = layout.groups(), states[:, 1:].double()
-    vectors = [
-        states[..., groups[name], :].mean(dim=2) for name in ("patches", "cls") if name in groups
-    ]
-    directions = functional.normalize(torch.cat(vectors), dim=-1)
+    names = [name for name in ("patches", "cls") if name in groups]
+    vectors = torch.cat([states[..., groups[name], :].mean(dim=2) for name in names])
+    directions = functional.normalize(vectors, dim=-1)
     return 1 - directions @ directions.transpose(1, 2)
+
+
+def tidy_distances(matrices: np.ndarray) -> np.ndarray:
+    """Return matrices (…, L, L) exactly symmetric and with a zero diagonal.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    if not np.isfinite(matrices).all():
+        raise ValueError("Layer distances must be finite; got NaN or infinity.")
+    matrices = (matrices + np.swapaxes(matrices, -1, -2)) / 2
+    diagonal = range(matrices.shape[-1])
+    matrices[..., diagonal, diagonal] = 0.0
+    return matrices
 
 
 def load_distance(path: str | Path) -> np.ndarray:
@@ -74,12 +86,16 @@ def load_distance(path: str | Path) -> np.ndarray:
 
 
 def check_distance(distance: np.ndarray) -> np.ndarray:
-    """Return a layer distance matrix as float64; a ValueError says what is wrong with it."""
+    """Return a layer distance matrix as float64.
+
+    Raises:
+        ValueError: it is not square, symmetric and finite.
+    """
     distance = np.asarray(distance, dtype=np.float64)
     if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
         raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")
     if not np.isfinite(distance).all():
-        raise ValueError("The layer distance matrix holds NaN or infinite values.")
+        raise ValueError("A layer distance matrix must be finite; got NaN or infinity.")
     if not np.allclose(distance, distance.T):
-        raise ValueError("A layer distance matrix is symmetric; the one given is not.")
+        raise ValueError("A layer distance matrix is symmetric; the given one is not.")
     return distance

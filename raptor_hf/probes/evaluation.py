@@ -150,6 +150,8 @@ class Evaluation:
         task, data, probe = probed.task, probed.data, probed.probe
         if facts["phases"]:  # a Raptor, not the teacher or a baseline
             self.save_model(name, model, task, probe, data)
+            if "training" in facts:  # for the model's card
+                write_json(self.output_dir / "models" / name / "training.json", facts["training"])
         if task.dense:
             self.save_predictions(name, task, probe, data)
         more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from ..pictures import make_figure
+from ..plotting import make_figure
 
 
 def plot_layer_distance(
@@ -101,26 +101,5 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
                 axes.plot(range(1, len(curve[group]) + 1), curve[group], ".-", label=name)
         axes.set(xlabel="layer", title=group)
     panels[0][0].set_ylabel("R² on held-out images")
-    panels[0][0].legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
-def plot_early_exit(curves: dict[str, dict[str, list[dict]]], path: str | Path) -> None:
-    """Draw accuracy against applications, one panel a model, one line a way to make fewer.
-
-    Args:
-        curves: model -> way (`early_exit`) -> points of `applications` and `accuracy`.
-    """
-    figure, panels = make_figure(
-        1, len(curves), figsize=(3.9 * len(curves), 3.4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axes, (name, ways) in zip(panels[0], curves.items(), strict=True):
-        for way, points in ways.items():
-            points = sorted((p["applications"], 100 * p["accuracy"]) for p in points)
-            axes.plot(*zip(*points, strict=True), ".-", label=way, ms=5)
-        axes.set(xlabel="applications, mean over images", title=name)
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("accuracy (%)")
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=150)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runs.files import read_json
-from .figures import plot_bars, plot_early_exit, plot_r2_per_layer
+from .figures import plot_bars, plot_r2_per_layer
 from .tables import (
     ABLATION,
     ablation_table,
@@ -92,46 +92,6 @@ def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
     ]
 
 
-def early_exit_table(results: list[dict]) -> str:
-    """Return the applications saved and accuracy lost, a row a Raptor and a way of stopping
-    early.
-    """
-    results_of_task = [result for result in results if result["task"] == "early_exit"]
-    curves = {result["model"]: result["metrics"]["curves"] for result in results_of_task}
-    rows = [
-        [name, way]
-        + [
-            mean_std(100 * values_of(results_of_task, name, "early_exit", "chosen", way, key), 1)
-            for key in ("saved", "lost")
-        ]
-        for name in model_names(results)
-        if name in curves
-        for way in curves[name]
-    ]
-    return markdown_table(["model", "way", "applications saved (%)", "accuracy lost (%)"], rows)
-
-
-def early_exit_section(results: list[dict], output_dir: Path) -> list[str]:
-    """Return the section on fewer applications, and its figure; empty without results."""
-    results_of_task = [result for result in results if result["task"] == "early_exit"]
-    if not results_of_task:
-        return []
-    first = min(result["seed"] for result in results_of_task)
-    curves = {r["model"]: r["metrics"]["curves"] for r in results_of_task if r["seed"] == first}
-    names = [name for name in model_names(results) if name in curves]
-    plot_early_exit({name: curves[name] for name in names}, output_dir / "early_exit.png")
-    return [
-        "## Fewer applications",
-        "*angle*: an image stops once an application of the last block turns its cls token by less "
-        "than an angle (`exit_angle`). *spread*: so many applications, their depths spread over "
-        "all layers (`num_applications`). *first*: all images stop after the same layer. The "
-        "Raptors were trained for all applications. What loses at most 1 % of accuracy on training "
-        "images is chosen; the table says what that saves and loses on test images.",
-        early_exit_table(results_of_task),
-        "![accuracy against applications](early_exit.png)",
-    ]
-
-
 def _draw_figures(
     results: list[dict], names: list[str], output_dir: Path, baseline: str | None
 ) -> None:
@@ -203,7 +163,6 @@ def write_report(
         sections += ["## Probes", probes_table(results)]
     for title, name in _FIGURES.items():
         sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
-    sections += early_exit_section(results, output_dir)
     sections += _pair_section(results, pair) if pair else []
     sections += ablation_section(ablation, published) if ablation else []
     (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")

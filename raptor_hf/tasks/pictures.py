@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from ..pictures import make_figure
+from ..plotting import make_figure
 
 _COLOURS = np.array(colormaps["tab20"].colors)
 

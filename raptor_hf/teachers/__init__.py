@@ -5,7 +5,6 @@ layers; a Raptor can be made of the families that `load_backbone` takes.
 """
 
 from .loading import load_backbone, load_vision_model, teacher_identity
-from .making import make_raptor
 from .processors import image_size, load_processor
 from .states import final_norm, normed_state, trajectory
 
@@ -15,7 +14,6 @@ __all__ = [
     "load_backbone",
     "load_processor",
     "load_vision_model",
-    "make_raptor",
     "normed_state",
     "teacher_identity",
     "trajectory",

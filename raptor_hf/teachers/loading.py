@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
-from ..modeling_raptor import find_part, make_shell
+from ..modeling_raptor import make_shell
+from ..runs.files import public_name
 from ..weights import check_weight_files, weights_digest
-from .checks import describe
+from .layers import find_part
 
 
 def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTrainedConfig:
@@ -26,12 +27,8 @@ def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTr
         ValueError: a model of a family that a Raptor can't be made of.
         OSError: no such model.
     """
-    config = tower_config(_read_config(name_or_path, revision))
-    if teacher_family(config).described:
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)
-        describe(model)
-        config = model.config
+    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
+    teacher_family(config)
     return config
 
 
@@ -47,7 +44,7 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
         ValueError: a model of a family that a Raptor can't be made of, or weights that are missing.
         OSError: no such model.
     """
-    config = _read_config(name_or_path, revision)
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     teacher_family(getattr(config, "teacher_config", tower_config(config)))
     return load_vision_model(name_or_path, revision)
 
@@ -61,11 +58,10 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: a model that `AutoModel` does not know or that `raptorize` has made, or weights
-            that are missing or pickled.
+        ValueError: a model that `AutoModel` does not know, or weights that are missing or pickled.
         OSError: no such model, or one without weights in safetensors.
     """
-    config = _read_config(name_or_path, revision)
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     check_weight_files(name_or_path, config, revision)
     options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
@@ -80,22 +76,9 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     finally:
         logging.set_verbosity(verbosity)
     _own_weights(model)
-    if model.config.model_type in TEACHER_FAMILIES:
-        describe(model)
     if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
         model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)
-
-
-def _read_config(name_or_path: str, revision: str | None) -> PreTrainedConfig:
-    """Read a model's configuration; a ValueError refuses one whose layers are blocks already."""
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    if config.model_type == "raptorized":
-        raise ValueError(
-            f"{name_or_path} is a {config.architecture} whose layers are the blocks of a Raptor "
-            "(raptorize). Give the model that it was made from, or a RaptorModel."
-        )
-    return config
 
 
 def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
@@ -174,9 +157,9 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
 def teacher_identity(
     teacher: PreTrainedModel, revision: str | None = None
 ) -> dict[str, str | None]:
-    """Return what an activation dataset remembers of its teacher: name, Hub commit, weights."""
+    """Return name (no path of this machine), Hub commit and digest of the weights of a teacher."""
     return {
-        "name": teacher.name_or_path,
+        "name": public_name(teacher.name_or_path),
         "revision": hub_commit(teacher.name_or_path, revision),
         "weights_sha256": weights_digest(teacher),
     }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
-from ..modeling_raptor import first_layer_call, image_arguments, pair
+from ..modeling_raptor import image_arguments, pair
 
 
 def infer_token_layout(
@@ -57,8 +58,6 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
             changes over the depth.
     """
     known = model.config.model_type in TEACHER_FAMILIES
-    if known and teacher_family(model.config).described:
-        return _read_off(model, pixel_values)
     arguments = image_arguments(model.config, pixel_values) if known else {}
     layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
@@ -74,20 +73,6 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     if known:  # a teacher that masks patches has fewer
         height, width = pixel_values.shape[-2:]
         infer_token_layout(model.config, num_tokens=states[0].shape[1], height=height, width=width)
-    return torch.stack(states, dim=1)
-
-
-def _read_off(teacher: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Return the states of a model that tells maps instead, as its layers take and give them."""
-    layers, states = teacher.get_submodule(teacher_family(teacher.config).layers), []
-    hooks = [layers[0].register_forward_pre_hook(lambda _module, args: states.append(args[0]))]
-    for layer in layers:
-        hooks.append(layer.register_forward_hook(lambda _module, _args, out: states.append(out)))
-    try:
-        teacher(pixel_values)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.stack(states, dim=1)
 
 
@@ -111,9 +96,59 @@ def run_layers(
     _, args, kwargs = first_layer_call(teacher, black)
     run = [states]
     for layer in layers:
-        output = modules[layer - 1](run[-1], *args, **kwargs)
-        run.append(output[0] if isinstance(output, tuple) else output)
+        run.append(modules[layer - 1](run[-1], *args, **kwargs))
     return run
+
+
+class _ReachedError(Exception):
+    """A model's forward has reached its first layer."""
+
+
+def first_layer_call(
+    model: PreTrainedModel, pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, tuple, dict]:
+    """Return the states, arguments and keyword arguments that a teacher calls its first layer with.
+
+    Of a teacher that masks patches (MAE) they are those of the whole image.
+
+    Raises:
+        ValueError: the model does not call its first layer.
+    """
+    call = []
+
+    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        call.extend((args[0], args[1:], kwargs))
+        raise _ReachedError
+
+    layer = model.get_submodule(teacher_family(model.config).layers)[0]
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        call_whole(model, pixel_values)
+    except _ReachedError:
+        return tuple(call)
+    finally:
+        hook.remove()
+    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
+
+
+def rotary_angles_of_call(args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return cosine and sine among the arguments of a teacher's layer, if there are any."""
+    for argument in (kwargs.get("position_embeddings"), *args):
+        if isinstance(argument, (tuple, list)):
+            return tuple(argument)
+    return None
+
+
+def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutput:
+    """Call a teacher on images; one that masks patches (MAE) leaves them whole."""
+    mask_ratio = getattr(model.config, "mask_ratio", None)
+    try:
+        if mask_ratio:
+            model.config.mask_ratio = 0.0
+        return model(pixel_values, **image_arguments(model.config, pixel_values))
+    finally:
+        if mask_ratio:
+            model.config.mask_ratio = mask_ratio
 
 
 def final_norm(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:

@@ -185,8 +185,8 @@ def test_a_chain_mixes_the_two_losses_with_its_own_weights(teacher, trajectory):
     for (block, start, stop), group_weights in zip(spans, (None, weights), strict=True):
         forced, free, state = [], [], trajectory[:, start]
         for layer in range(start + 1, stop + 1):
-            forced.append(block(trajectory[:, layer - 1], layer))
-            state = block(state, layer)
+            forced.append(block(trajectory[:, layer - 1], torch.tensor([layer])))
+            state = block(state, torch.tensor([layer]))
             free.append(state)
         target = trajectory[:, start + 1 : stop + 1]
         expected = sum(

@@ -115,10 +115,10 @@ def test_pushes_out_of_range_are_refused(system, pixel_values):
     states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
     good = {"group": "cls", "layers": [0], "epsilons": [0.1]}
     for bad, message in (
-        ({"epsilons": [0.1, 0.0]}, r"above 0; got \[0.1, 0.0\]"),
-        ({"epsilons": [float("nan")]}, "above 0"),
-        ({"layers": [6]}, r"from 0 to 5; got \[6\]"),
-        ({"group": "clz"}, "token groups cls, registers, patches .* asked to push 'clz'"),
+        ({"epsilons": [0.1, 0.0]}, r"> 0; got \[0.1, 0.0\]"),
+        ({"epsilons": [float("nan")]}, "> 0"),
+        ({"layers": [6]}, r"0 … 5; got \[6\]"),
+        ({"group": "clz"}, "cls, registers, patches; got 'clz'"),
     ):
         with pytest.raises(ValueError, match=message):
             self_correction(system, states, batch_of(3), **{**good, **bad})
@@ -306,7 +306,7 @@ def test_more_time_applies_the_last_block_again(raptor, system, pixel_values):
         turn = angles(run[3][:, 3:], run[2][:, 3:]).mean(dim=1)
         torch.testing.assert_close(found["more_time", told, "speed", "patches"][:, 2], turn)
         assert found["more_time", told, "accuracy"].shape == (3, 4)
-    with pytest.raises(ValueError, match="for a Raptor, .* got teacher and 3 applications"):
+    with pytest.raises(ValueError, match="needs a Raptor .* got teacher and 3"):
         more_time(system, states, 3)
 
 
@@ -315,8 +315,6 @@ def test_systems_run_as_their_models(system, raptor, pixel_values, store):
         states = each.trajectory({"pixel_values": pixel_values, **batch_of(3)})
         torch.testing.assert_close(states, trajectory(each.model, pixel_values))
         torch.testing.assert_close(each.run(states[:, 2], start=2), states[:, 2:])
-        stored = {"states": states, **batch_of(3)}
-        torch.testing.assert_close(each.trajectory(stored), states)
 
 
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):

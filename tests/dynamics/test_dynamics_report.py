@@ -112,15 +112,15 @@ def test_models_that_are_not_of_one_kind_are_refused(folders, plain_teacher, sto
     message = r"'teacher': \(6, 24, 1, 2\), 'plain': \(6, 24, 1, 0\)"
     with pytest.raises(ValueError, match=message):
         load_inputs(pair, "digits", split="test")
-    with pytest.raises(ValueError, match=r"'plain': \(6, 24, 1, 0\), '.*store': \(6, 24, 1, 2\)"):
-        load_inputs(pair[1:], str(store), split="test")
+    with pytest.raises(ValueError, match="holds states, not images: leave out --model"):
+        load_inputs(pair, str(store), split="test")
 
 
 def test_a_study_at_another_resolution(folders, store):
     reading = ReadingArguments(resolution=[12])
     inputs = load_inputs([str(folders / "teacher")], "digits", split="test", reading=reading)
     assert inputs.images.__getitems__([0])["pixel_values"].shape == (1, 3, 12, 12)
-    with pytest.raises(ValueError, match="holds states, not images: leave out --resolution"):
+    with pytest.raises(ValueError, match="holds states, not images: leave out .*--resolution"):
         load_inputs([], str(store), split="test", reading=reading)
 
 

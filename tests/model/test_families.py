@@ -1,7 +1,7 @@
 """Every family that can teach: what is taken over is the teacher's own, to the last token."""
-# Over 400 lines by a few: every family has traps of its own, and they share the tiny models.
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,9 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 from transformers import AutoModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import (
     RaptorBackbone,
-    RaptorConfig,
     RaptorForDepthEstimation,
     RaptorForImageClassification,
     RaptorForSemanticSegmentation,
@@ -25,23 +23,21 @@ from raptor_hf.configuration_raptor import TEACHER_FAMILIES, token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.distillation.starts import new_raptor
-from raptor_hf.modeling_raptor import CONTEXTS_KEPT, layer_context
-from raptor_hf.probes.early_exit import exit_curves
+from raptor_hf.modeling_raptor import ROTARY_ANGLES, rotary_angles
 from raptor_hf.runs.files import read_json
 from raptor_hf.tasks.task import Depth
 from raptor_hf.teachers import normed_state, trajectory
 from raptor_hf.teachers.layers import LAYER_PARTS
 from raptor_hf.teachers.states import run_layers
-from tests.families import CASES, FAMILIES, facts, sizes_of, tiny_model
+from tests.families import CASES, facts, sizes_of, tiny_model
 from tests.helpers import assert_same_outputs
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 WITH_CONTEXT = pytest.mark.parametrize(
-    "case", [case for case in CASES if TEACHER_FAMILIES[CASES[case][0]].context]
+    "case", [case for case in CASES if CASES[case][0] in ROTARY_ANGLES]
 )
-EVERY_FAMILY = pytest.mark.parametrize("case", FAMILIES)
+EVERY_FAMILY = pytest.mark.parametrize("case", TEACHER_FAMILIES)
 
 
 def images(size, seed=1):
@@ -95,30 +91,18 @@ def test_every_attention_gives_the_same(case):
     assert_same_outputs(raptor.trajectory(images((16, 16))), expected, 1e-5)
 
 
-@EVERY_CASE
-@torch.no_grad()
-def test_aligned_layers_compute_what_they_did(case):
-    """A phase of one layer in another order of heads and hidden units is that layer."""
-    teacher = tiny_model(case, num_hidden_layers=2)
-    layers = teacher.get_submodule(TEACHER_FAMILIES[teacher.config.model_type].layers)
-    layers[1].load_state_dict(layers[0].state_dict())
-    expected = trajectory(teacher, images((16, 16)))
-    raptor = new_raptor(teacher, [2], init="aligned", depth_scaling=False).eval()
-    assert_same_outputs(raptor.trajectory(images((16, 16))), expected, 1e-5)
-
-
 @EVERY_FAMILY
 def test_ten_steps_of_distillation_lower_the_loss(case):
     teacher = tiny_model(case)
     size = sizes_of(teacher)[-1]
     states = trajectory(teacher, images(size))
     torch.manual_seed(0)
-    raptor = new_raptor(teacher, [2, 1], init="aligned").train()
+    raptor = make_raptor(teacher, [2, 1]).train()
     module = TrajectoryMatching(
         [chain_of(raptor, None)],
         ObjectiveArguments(objective="autoregressive"),
         token_layout(teacher.config).groups(),
-        context=layer_context(teacher, size),
+        angles=rotary_angles(teacher, size),
     )
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     losses = []
@@ -142,7 +126,7 @@ def test_ten_steps_of_distillation_lower_the_loss(case):
 @torch.no_grad()
 def test_saved_and_loaded_it_is_the_same(case, tmp_path):
     teacher = tiny_model(case)
-    raptor = new_raptor(teacher, [2, 1], init="aligned").eval()
+    raptor = make_raptor(teacher, [2, 1]).eval()
     raptor.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is RaptorModel and loaded.config.phases == [2, 1]
@@ -158,7 +142,7 @@ def test_states_of_another_size_are_refused_where_the_size_matters():
     states = raptor.trajectory(images((24, 20)))
     for wrong in ({}, {"image_size": (20, 20)}):
         with pytest.raises(
-            ValueError, match=r"have \d+ tokens; the states have 33. Say of which size"
+            ValueError, match=r"have \d+ tokens; the states have 33. Give the height"
         ):
             raptor.rollout(states[:, 0], **wrong)
     with pytest.raises(ValueError, match="16×16 pixels have 19 tokens; the states have 33"):
@@ -274,19 +258,10 @@ def test_a_quantised_teacher_is_refused(dtype):
         raptorize(teacher, blocks=blocks)
 
 
-def test_of_timm_a_vision_transformer_teaches():
-    pytest.importorskip("timm", reason="timm needs torchvision, which the tests do without")
-    config = CONFIG_MAPPING["timm_wrapper"](architecture="resnet18")
-    with pytest.raises(ValueError, match="a VisionTransformer can teach; this is a ResNet"):
-        make_raptor(AutoModel.from_config(config), [2, 1])
-    raptor = new_raptor(tiny_model("timm_wrapper"), [2, 1], init="aligned")
-    assert raptor.config.hidden_size == 24 and raptor.config.image_size == [16, 16]
-
-
 @torch.no_grad()
 def test_a_key_without_a_bias_gets_none():
     teacher = tiny_model("dinov3_vit")
-    raptor = new_raptor(teacher, [2, 1], init="teacher")
+    raptor = make_raptor(teacher, [2, 1], init="teacher")
     assert raptor.blocks[0].attention.qkv.bias is None
     assert raptor.blocks[0].attention.some_bias.shape == (2, 24)
     assert raptor.config.biases == ["query", "value", "output", "fc1", "fc2"]
@@ -295,17 +270,16 @@ def test_a_key_without_a_bias_gets_none():
 def test_positions_that_are_random_in_training_are_not_so_here():
     teacher = tiny_model("dinov3_vit")
     teacher.config.pos_embed_rescale = teacher.rope_embeddings.config.pos_embed_rescale = 2.0
-    expected = layer_context(teacher, (24, 20)).rotary
-    new = make_raptor(teacher, [2, 1], init="teacher")
-    told = RaptorModel(new.config).train()
-    for raptor in (new, RaptorModel(new.config), told):  # the first two were never told their mode
-        assert_same_outputs(raptor.context((24, 20)).rotary, expected)
-        raptor._contexts.clear()
-        assert_same_outputs(raptor.context((24, 20)).rotary, expected)
+    expected = rotary_angles(teacher, (24, 20))
+    new = make_raptor(teacher, [2, 1])
+    states = new.embed(images((24, 20)))
+    trained = RaptorModel(new.config).train()
+    for raptor in (new, RaptorModel(new.config), trained):  # the first two are in no mode yet
+        assert_same_outputs(raptor.position_embeddings(states, (24, 20)), expected)
 
 
 def test_what_needs_a_cls_token_says_so():
-    raptor = new_raptor(tiny_model("siglip_vision_model"), [2, 1], init="teacher")
+    raptor = make_raptor(tiny_model("siglip_vision_model"), [2, 1], init="teacher")
     config = raptor.config
     assert raptor(images((16, 16))).pooler_output is None
     assert RaptorForImageClassification(config).classifier.in_features == 24
@@ -315,27 +289,31 @@ def test_what_needs_a_cls_token_says_so():
     assert [tuple(m.shape) for m in maps] == [(2, 24, 6, 5)]
     with pytest.raises(ValueError, match="depth head looks at .patch, cls., .* has no cls token"):
         RaptorForDepthEstimation(config)
-    with pytest.raises(ValueError, match="exit_angle watches the cls token, .* has none"):
-        RaptorConfig(teacher_config=config.teacher_config, phases=[2, 1], exit_angle=1.0)
-    with pytest.raises(ValueError, match="when its cls token stands still, .* has none"):
-        exit_curves(RaptorForImageClassification(config), None)
     with pytest.raises(ValueError, match="probe of depth looks at the cls token"):
         Depth(config, 8)
 
 
-def test_a_checkpoint_of_before_still_loads(tmp_path):
-    """Its configuration has none of the knobs of a block that other families need."""
-    raptor = new_raptor(tiny_model("dinov2"), [2, 1], init="teacher").eval()
+@torch.no_grad()
+def test_a_plain_checkpoint_of_earlier_versions_loads(tmp_path):
+    """Its configuration has the fields that went, or lacks those that came."""
+    raptor = make_raptor(tiny_model("dinov2"), [2, 1]).eval()
     raptor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    for name in ("block_norm", "biases", "qk_norm", "position_bias", "intermediate_size"):
-        saved.pop(name)
-    (tmp_path / "config.json").write_text(json.dumps(saved | {"output_hidden_states": True}))
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert_same_outputs(
-        torch.stack(loaded(images((16, 16))).hidden_states, dim=1),
-        raptor.trajectory(images((16, 16))),
-    )
+    old = {"correction_rank": 0, "correction_on": "attention", "ffn_experts": 1, "qk_norm": False,
+           "position_bias": False, "exit_angle": None, "initializer_range": 0.02,
+           "semantic_loss_ignore_index": 255}  # fmt: skip
+    lacking = {n: v for n, v in saved.items() if n not in ("block_norm", "intermediate_size")}
+    for fields in (saved | old, lacking):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        loaded = AutoModel.from_pretrained(tmp_path)
+        assert_same_outputs(
+            loaded.trajectory(images((16, 16))), raptor.trajectory(images((16, 16)))
+        )
+        assert not set(old) & set(loaded.config.to_dict())
+    for name, value in (("correction_rank", 4), ("ffn_experts", 2), ("exit_angle", 8.0)):
+        (tmp_path / "config.json").write_text(json.dumps(saved | {name: value}))
+        with pytest.raises(ValueError, match=f"{name}={value} is no longer supported"):
+            AutoModel.from_pretrained(tmp_path)
 
 
 def test_images_of_another_size_are_refused_where_positions_can_not_follow():
@@ -364,17 +342,17 @@ def test_in_half_precision_angles_may_be_finer(dtype):
     """MLCD's are float32 whatever its weights are: the states keep their own precision."""
     teacher = tiny_model("mlcd_vision_model").to(dtype)
     raptor = copy_of(teacher)
-    assert raptor.context().rotary[0].dtype == torch.float32
+    assert rotary_angles(teacher, (16, 16))[0].dtype == torch.float32
     expected = trajectory(teacher, images((16, 16)).to(dtype))
     found = raptor.trajectory(images((16, 16)).to(dtype))
     assert found.dtype == dtype
     assert_same_outputs(found, expected, 2e-2)
 
 
-@EVERY_CASE
+@pytest.mark.parametrize("case", [case for case in CASES if case != "mlcd_vision_model"])
 @torch.no_grad()
 def test_offloaded_it_gives_the_same(case, tmp_path):
-    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
+    raptor = make_raptor(tiny_model(case), [2, 1], init="teacher").eval()
     expected = raptor.trajectory(images((16, 16)))
     raptor.save_pretrained(tmp_path)
     options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
@@ -382,14 +360,12 @@ def test_offloaded_it_gives_the_same(case, tmp_path):
     assert on_disk.device.type == "meta"
     assert_same_outputs(on_disk.trajectory(images((16, 16))), expected)
     assert_same_outputs(on_disk.rollout(expected[:, 0]), expected)
-    with pytest.raises(ValueError, match="needs weights in memory.* offloaded, shell.* first"):
-        on_disk.prepare_for_inference()
     in_memory = cpu_offload(RaptorModel.from_pretrained(tmp_path), torch.device("cpu"))
     assert_same_outputs(in_memory.trajectory(images((16, 16))), expected)
 
 
 @torch.no_grad()
-def test_a_query_bias_is_added_to_what_an_adapter_computes():
+def test_a_query_bias_is_added_to_the_output_of_an_adapter():
     """The layer of query, key and value may be replaced: it is called, its weights not read."""
 
     class Adapted(nn.Module):
@@ -400,7 +376,7 @@ def test_a_query_bias_is_added_to_what_an_adapter_computes():
         def forward(self, states):
             return self.linear(states) + 1
 
-    attention = new_raptor(tiny_model("dinov3_vit"), [2, 1], init="teacher").blocks[0].attention
+    attention = make_raptor(tiny_model("dinov3_vit"), [2, 1], init="teacher").blocks[0].attention
     states = torch.randn(2, 19, 24)
     expected = attention.project(states) + 1
     attention.qkv = Adapted(attention.qkv)
@@ -410,7 +386,7 @@ def test_a_query_bias_is_added_to_what_an_adapter_computes():
 @WITH_CONTEXT
 def test_what_inference_left_behind_can_be_trained_with(case):
     teacher = tiny_model(case)
-    raptor = new_raptor(teacher, [2, 1], init="teacher").eval()
+    raptor = make_raptor(teacher, [2, 1], init="teacher").eval()
     size = (28, 20)  # that no other test has: transformers keeps the positions of a size, too
     with torch.inference_mode():
         trajectory(teacher, images(size))
@@ -418,26 +394,29 @@ def test_what_inference_left_behind_can_be_trained_with(case):
     raptor(images(size)).last_hidden_state.sum().backward()
 
 
-@WITH_CONTEXT
 @torch.no_grad()
-def test_contexts_are_few_and_of_the_present_weights(case):
-    raptor = new_raptor(tiny_model(case), [2, 1], init="teacher").eval()
-    for height in range(1, CONTEXTS_KEPT + 3):
-        raptor(images((4 * height, 8)))
-    assert [key[0][0] for key in raptor._contexts] == [4 * h for h in range(3, CONTEXTS_KEPT + 3)]
-    kept = raptor.context((24, 8))
-    raptor.eval()
-    assert raptor.context((24, 8)) is kept
-    raptor.load_state_dict(raptor.state_dict())
-    assert not raptor._contexts
-    raptor.context()
-    raptor.train()
-    assert not raptor._contexts
-    raptor.context()
-    raptor.eval()
-    assert not raptor._contexts
-    # of a model around it, too
-    classifier = RaptorForImageClassification(raptor.config)
-    classifier.raptor.context()
-    classifier.load_state_dict(classifier.state_dict())
-    assert not classifier.raptor._contexts
+def test_threads_may_run_images_of_new_sizes_at_once():
+    raptor = make_raptor(tiny_model("dinov3_vit"), [2, 1]).eval()
+    sizes = [(4 * rows, 8) for rows in range(2, 12)]
+    expected = [raptor(images(size)).last_hidden_state for size in sizes]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda size: raptor(images(size)).last_hidden_state, 4 * sizes))
+    assert_same_outputs(found, 4 * expected)
+
+
+def test_learned_angles_are_trained_and_never_stale():
+    """MLCD learns the angle of its cls token."""
+    teacher = tiny_model("mlcd_vision_model").requires_grad_(True)
+    raptor = copy_of(teacher).requires_grad_(True)
+    for model in (teacher, raptor):
+        model(images((16, 16)), output_hidden_states=True).hidden_states[
+            -1
+        ].square().sum().backward()
+    assert_same_outputs(raptor.shell.class_pos_emb.grad, teacher.class_pos_emb.grad, 1e-4)
+    with torch.no_grad():
+        before = raptor.trajectory(images((16, 16)))
+        raptor.shell.class_pos_emb.mul_(5)
+        teacher.class_pos_emb.mul_(5)
+        found = raptor.trajectory(images((16, 16)))
+        assert not torch.allclose(found, before)
+        assert_same_outputs(found, trajectory(teacher, images((16, 16))))

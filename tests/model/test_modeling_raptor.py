@@ -45,7 +45,8 @@ def test_block_equals_an_independent_reference(teacher, ffn, attention):
     states = torch.randn(2, 7, 24)
     for depth in (1, 6):
         expected = reference_block(block.state_dict(), states, depth, 3, ffn == "swiglu")
-        torch.testing.assert_close(block(states, depth), expected, rtol=1e-5, atol=1e-5)
+        found = block(states, torch.tensor([depth]))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_several_depths_at_once_equal_one_by_one(teacher):
@@ -53,7 +54,9 @@ def test_several_depths_at_once_equal_one_by_one(teacher):
     states = torch.randn(2, 3, 7, 24)
     together = block(states, torch.tensor([2, 5, 6]))
     for index, depth in enumerate((2, 5, 6)):
-        torch.testing.assert_close(together[:, index], block(states[:, index], depth))
+        torch.testing.assert_close(
+            together[:, index], block(states[:, index], torch.tensor([depth]))
+        )
 
 
 def test_one_block_per_layer_from_the_teacher_is_the_teacher(teacher, plain_teacher, pixel_values):
@@ -138,7 +141,7 @@ def test_forward_is_embed_advance_norm(teacher, pixel_values):
         states = raptor.advance(states, depth)
         assert_same_outputs(outputs.hidden_states[depth], states)
         block = raptor.blocks[0 if depth <= 4 else 1]
-        assert_same_outputs(states, block(outputs.hidden_states[depth - 1], depth))
+        assert_same_outputs(states, block(outputs.hidden_states[depth - 1], torch.tensor([depth])))
     assert_same_outputs(outputs.last_hidden_state, raptor.norm(states))
     assert_same_outputs(
         raptor.rollout(outputs.hidden_states[2], start=2, stop=5),
@@ -209,7 +212,7 @@ def test_bad_images_are_refused_in_words(teacher):
 def test_make_raptor_refuses_what_does_not_fit(teacher):
     with pytest.raises(ValueError, match="sum to the teacher's 6 layers"):
         make_raptor(teacher, [7, 3, 2])
-    with pytest.raises(ValueError, match="init must be 'random' or 'teacher'; got 'mean'"):
+    with pytest.raises(ValueError, match="init must be 'teacher' or 'random'; got 'mean'"):
         make_raptor(teacher, [6], init="mean")
     with pytest.raises(ValueError, match="init='teacher' needs blocks like the teacher's layers"):
         make_raptor(teacher, [6], init="teacher", ffn="swiglu")

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import compare_phases
+from evaluation.recurrence import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.phases.cuts import (
+    check_cut,
+    find_phases,
+    max_cut,
+    partition_quality,
+    phase_contrast,
+    recursive_max_cut,
+)
 from raptor_hf.phases.distance import layer_distance, load_distance
-from raptor_hf.phases.max_cut import max_cut, recursive_max_cut
-from raptor_hf.phases.partitions import find_phases, partition_quality, phase_contrast
 from tests.programs import ROOT, run
 from training import find_phases as find_phases_program
 
@@ -57,13 +63,12 @@ def test_published_matrix_gives_the_published_phases():
 @pytest.mark.parametrize(
     ("method", "objective"), [("maxcut", cut_weight), ("ncut", minus_normalised_cut)]
 )
-@pytest.mark.parametrize("min_length", [1, 2, 3])
-def test_the_dynamic_programme_equals_brute_force(method, objective, min_length):
-    for seed, (layers, k) in enumerate([(9, 1), (6, 2), (9, 3), (10, 3), (3, 1)]):
+def test_the_dynamic_programme_equals_brute_force(method, objective):
+    for seed, (layers, k) in enumerate([(9, 1), (6, 2), (9, 3), (10, 3), (7, 4), (5, 5)]):
         distance = random_matrix(layers, seed)
-        best = max(partitions(layers, k, min_length), key=lambda runs: objective(distance, runs))
-        found = find_phases(distance, k, method, min_length=min_length)
-        assert found == [len(run) for run in best]
+        runs_of_two = partitions(layers, k, min(2, layers // k))
+        best = max(runs_of_two, key=lambda runs: objective(distance, runs))
+        assert find_phases(distance, k, method) == [len(run) for run in best]
 
 
 def test_the_exact_methods_on_the_published_matrix():
@@ -72,8 +77,6 @@ def test_the_exact_methods_on_the_published_matrix():
         assert find_phases(distance, len(phases), "ncut") == phases
     maxcut = {2: [7, 5], 3: [5, 4, 3], 4: [4, 3, 3, 2]}  # not what the recursion finds for k = 3
     assert {k: find_phases(distance, k, "maxcut") for k in maxcut} == maxcut
-    # alone, the outlying last layer makes a phase
-    assert find_phases(distance, 3, "ncut", min_length=1) == [7, 4, 1]
     # where two layers a phase do not fit, one is enough
     assert find_phases(distance, 12, "ncut") == find_phases(distance, 12, "maxcut") == [1] * 12
 
@@ -87,10 +90,6 @@ def test_random_phases_are_uniform_over_all_partitions():
     # 200 expected each; chi-squared with 9 degrees of freedom is below 27.9 in 99.9 % of cases
     assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 27.9
     assert find_phases(distance, 3, "random", seed=5) == list(draws[5])
-    longer = {
-        tuple(find_phases(distance, 2, "random", seed=s, min_length=2)) for s in range(50)
-    }  # fmt: skip
-    assert longer == {(2, 4), (3, 3), (4, 2)}
     assert find_phases(distance, 1, "random") == [6]
     assert find_phases(distance, 6, "random") == [1] * 6
 
@@ -139,45 +138,48 @@ def test_layer_distance_by_hand():
 
 
 def test_layer_distance_streams():
+    with pytest.raises(ValueError, match="at least one trajectory"):
+        layer_distance([], TokenLayout(1, 0))
     states = torch.randn(6, 5, 4, 3)
     whole = layer_distance([states], TokenLayout(1, 0))
     parts = layer_distance([states[:1], states[1:4], states[4:]], TokenLayout(1, 0))
     np.testing.assert_allclose(whole, parts, atol=1e-12)
 
 
-def test_bad_input_is_refused_in_words():
-    distance = np.array(PUBLISHED["distance"])
-    with pytest.raises(ValueError, match="between 1 and the number of layers, 12; got 13"):
-        find_phases(distance, 13)
-    with pytest.raises(ValueError, match="k=9 is too large"):
-        find_phases(distance, 9)
-    with pytest.raises(ValueError, match="ncut, random, uniform; got 'kmeans'"):
-        find_phases(distance, 2, method="kmeans")
-    with pytest.raises(ValueError, match=r"square; got the shape \(2, 3\)"):
-        find_phases(np.zeros((2, 3)), 1)
-    with pytest.raises(ValueError, match="NaN"):
-        find_phases(distance * np.nan, 2)
-    with pytest.raises(ValueError, match="is symmetric"):
-        find_phases(np.triu(distance), 2)
-    with pytest.raises(ValueError, match="min_length must be between 1 and 4, .* 12 layers; got 5"):
-        find_phases(distance, 3, "maxcut", min_length=5)
-    for method in ("recursive", "uniform"):
-        with pytest.raises(ValueError, match=f"{method} takes none, got 2"):
-            find_phases(distance, 3, method, min_length=2)
-    with pytest.raises(ValueError, match="at most 26 layers at once, got 30. Take .* maxcut or"):
-        find_phases(random_matrix(30, 0), 2)
-    assert sum(find_phases(random_matrix(30, 0), 2, "maxcut")) == 30
-    with pytest.raises(ValueError, match="layer 1 has the mean distance 1.33 .* method maxcut"):
-        find_phases(2 - 2 * np.eye(3), 2, "ncut")
-    with pytest.raises(ValueError, match="at least one trajectory"):
-        layer_distance([], TokenLayout(1, 0))
+ALTERNATING = (np.add.outer(np.arange(6), np.arange(6)) % 2).astype(float)
 
 
-def test_groups_that_are_not_runs_are_refused():
-    side = np.array([0, 1, 0, 1, 0, 1])  # every other layer is like the next but one
-    distance = (side[:, None] != side[None]).astype(float)
-    with pytest.raises(ValueError, match=r"layers \[1, 3, 5\] into one group"):
-        find_phases(distance, 2)
+@pytest.mark.parametrize(
+    ("word", "distance", "arguments"),
+    [
+        ("number of layers, 12", PUBLISHED["distance"], [13]),
+        ("at most 10 phases", PUBLISHED["distance"], [11]),
+        ("k=9 is too large", PUBLISHED["distance"], [9]),
+        ("kmeans", PUBLISHED["distance"], [2, "kmeans"]),
+        ("shape", np.zeros((2, 3)), [1]),
+        ("NaN", np.full((4, 4), np.nan), [2]),
+        ("symmetric", np.triu(np.ones((4, 4))), [2]),
+        ("at most 26 layers", random_matrix(30, 0), [2]),
+        ("layer 1 has the mean distance 1.33", 2 - 2 * np.eye(3), [2, "ncut"]),
+        (r"layers \[1, 3, 5\] into one group", ALTERNATING, [2]),
+    ],
+)
+def test_what_can_not_be_cut_is_refused(word, distance, arguments):
+    with pytest.raises(ValueError, match=word):
+        find_phases(distance, *arguments)
+
+
+def test_what_can_not_be_cut_is_known_before_the_distances():
+    for layers, k, method in ((12, 13, "maxcut"), (12, 11, "recursive"), (3, 2, "recursive")):
+        with pytest.raises(ValueError, match="k"):
+            check_cut(layers, k, method)
+    with pytest.raises(ValueError, match="at most 26 layers"):
+        check_cut(30, 2, "recursive")
+    # the most phases that pass are those of a matrix whose last layer is always an outlier
+    check_cut(12, 10, "recursive")
+    growing = 3.0 ** np.arange(12)
+    outliers = np.outer(growing, growing) - np.diag(growing**2)
+    assert find_phases(outliers, 10) == [3] + [1] * 9
 
 
 @pytest.fixture
@@ -281,7 +283,7 @@ def test_the_comparison_says_which_method_is_refused(tmp_path, call):
         compare_phases, "--distance", tmp_path / "flat.json", "--k", "2",
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
-    assert "| recursive | 2 | Exact max-cut looks at all bipartitions" in printed.out
+    assert "| recursive | 2 | Exact max-cut takes at most 26 layers" in printed.out
     assert "| maxcut | 2 | [" in printed.out
 
 

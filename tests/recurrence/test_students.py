@@ -44,7 +44,7 @@ def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_
     states = trajectory(teacher, pixel_values)
     found, state = rollout(spans, states, resets={0}), states[:, 0]
     for layer, owner in enumerate([0, 0, 1, 1, 0, 1], start=1):
-        state = model.blocks[owner](state, layer)
+        state = model.blocks[owner](state, torch.tensor([layer]))
         assert_same_outputs(found[:, layer - 1], state)
 
 

@@ -74,7 +74,7 @@ def test_heads_that_do_not_fit_are_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match=r"bias \(classes,\).* and \(4,\)"):
         load_linear_head(path, config=BACKBONE)
     torch.save({"weight": WEIGHTS["weight"]}, path)
-    with pytest.raises(ValueError, match=r"holds 'weight' and 'bias'; found \['weight'\]"):
+    with pytest.raises(ValueError, match=r"holds 'weight' and 'bias'; got \['weight'\]"):
         load_linear_head(path, config=BACKBONE)
     teacher.save_pretrained(tmp_path / "backbone")
     with pytest.raises(ValueError, match="has no trained linear classifier"):
@@ -101,8 +101,14 @@ def test_files_that_are_no_heads_are_refused_and_not_run(tmp_path):
     assert harm.exists()
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("not a head")
-        with pytest.raises(ValueError, match="is broken, of another kind"):
+        with pytest.raises(ValueError, match="damaged|more than tensors"):
             load_linear_head(tmp_path / name, config=BACKBONE)
+    torch.save(WEIGHTS, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # torch.load reads other weights
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_linear_head(path, config=BACKBONE)
     torch.save({"weight": 1, "bias": 2}, path)
     with pytest.raises(ValueError, match="must be tensors; got {'weight': 'int', 'bias': 'int'}"):
         load_linear_head(path, config=BACKBONE)

@@ -1,4 +1,4 @@
-"""Patch tokens as colours, pixels as the models see them, pictures inside a page."""
+"""Figures without a window, patch tokens as colours, images as the models see them."""
 
 import base64
 import io
@@ -10,41 +10,46 @@ import numpy as np
 import torch
 from PIL import Image
 
-# a component whose spread is that much below the states' own size is rounding, not structure
+# a component with a spread below this share of the size of the states is rounding
 _ROUNDING = 1e-6
-
-
-_OF_SUBPLOTS = ("sharex", "sharey", "height_ratios", "width_ratios")
+_GRID_OPTIONS = ("sharex", "sharey", "height_ratios", "width_ratios")
 
 
 def make_figure(rows: int = 1, columns: int = 1, *, squeeze: bool = True, **options):
     """Make a figure and its axes as `pyplot.subplots` does, without a window or a global state.
 
     Args:
-        options: of `matplotlib.figure.Figure`, and those of its `subplots` in `_OF_SUBPLOTS`.
+        rows, columns: of axes.
+        squeeze: return one axes instead of an array of one.
+        options: of `matplotlib.figure.Figure`, and those of its `subplots` in `_GRID_OPTIONS`.
     """
     from matplotlib.figure import Figure
 
-    grid = {name: options.pop(name) for name in _OF_SUBPLOTS if name in options}
+    grid = {name: options.pop(name) for name in _GRID_OPTIONS if name in options}
     figure = Figure(**options)
     return figure, figure.subplots(rows, columns, squeeze=squeeze, **grid)
 
 
 class PatchMaps(NamedTuple):
-    """The colours of an image's patches at every layer, comparable between models."""
+    """Colours of the patches of an image at every layer.
 
-    models: np.ndarray  # (models, L + 1, h, w, 3), from 0 to 1
-    explained: np.ndarray  # (L + 1,): share of the variance that the three components hold
+    Attributes:
+        models: (models, L + 1, h, w, 3), from 0 to 1.
+        explained: (L + 1,), share of the variance in the three components.
+    """
+
+    models: np.ndarray
+    explained: np.ndarray
 
 
 def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> PatchMaps:
     """Colour the patches of one image, with one basis and one scale a layer for all models.
 
-    Equal colours at one layer mean equal components; colours of different layers can't be compared,
-    as every layer has a basis of its own.
+    Equal colours at one layer mean equal components. Every layer has a basis of its own, so colours
+    of different layers can't be compared.
 
     Args:
-        states: every model's patch tokens after every layer, (L + 1, h·w, D) each.
+        states: patch tokens of every model after every layer, (L + 1, h·w, D) each.
         grid: (h, w), patches in a column and in a row.
 
     Raises:
@@ -67,20 +72,26 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
 def principal_scores(
     tokens: np.ndarray, before: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Project tokens (T, D) on three principal components: (T, 3), and the share these hold.
+    """Project tokens (T, D) on their three principal components.
 
-    The sign of a component, which is arbitrary, is the one with which its scores follow those of
-    the layer before, so that colours run on; in the first layer its largest entry is positive.
-    What is no more than rounding, and components beyond D, are 0.
+    The sign of a component is arbitrary: its scores follow those of the layer before, so that
+    colours run on; in the first layer its largest entry is positive. Components that are no more
+    than rounding, or beyond D, are 0.
 
     Args:
-        before: the scores of the layer before.
+        tokens: (T, D).
+        before: the scores of the layer before, (T, 3).
+
+    Returns:
+        The scores (T, 3), and the share of the variance in these components.
     """
+    # through the covariance of the channels: there may be many more tokens than channels
     tokens = tokens.astype(np.float64)
     centred = tokens - tokens.mean(axis=0)
-    # by the covariance of the channels: there may be many more tokens than channels
     variances, components = np.linalg.eigh(centred.T @ centred)
     variances, components = variances[::-1][:3], components[:, ::-1][:, :3]
+
+    # fix the signs
     largest = np.abs(components).argmax(axis=0)
     components = components * np.sign(components[largest, np.arange(len(largest))])
     kept = np.sqrt(variances.clip(min=0)) > _ROUNDING * np.linalg.norm(tokens)
@@ -93,7 +104,7 @@ def principal_scores(
 
 
 def unit_range(scores: np.ndarray) -> np.ndarray:
-    """Scale every column of (T, C) from 0 (its least) to 1 (its largest); a constant one is ½."""
+    """Scale every column of (T, C) to the range 0 … 1; a constant column is ½."""
     low, high = scores.min(axis=0), scores.max(axis=0)
     spread = high - low
     scaled = (scores - low) / np.where(spread > 0, spread, 1)
@@ -101,7 +112,7 @@ def unit_range(scores: np.ndarray) -> np.ndarray:
 
 
 def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
-    """Undo the processor's work: pixel values (3, H, W) to an image (H, W, 3) of bytes."""
+    """Undo a processor's normalisation: pixel values (3, H, W) to an image (H, W, 3) of bytes."""
     pixels = pixel_values.cpu().numpy().transpose(1, 2, 0)
     if processor.do_normalize:
         pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
@@ -109,7 +120,7 @@ def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Return an address that holds a whole picture."""
+    """Return a data URI that holds an image file."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

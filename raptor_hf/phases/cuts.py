@@ -1,0 +1,281 @@
+"""Cut the layers of a model into phases.
+
+Recursive max-cut follows the reference notebook of arXiv 2512.19941 (Fig. 2). Its text describes
+another search, max-cut over contiguous segments by dynamic programming. The two do not always
+agree, so both are here, beside normalised cut (Shi & Malik 2000) and two controls.
+"""
+
+import numpy as np
+
+from .distance import check_distance
+
+METHODS = ("recursive", "maxcut", "ncut", "random", "uniform")
+_MIN_SPLIT = 4  # recursive max-cut does not split groups of fewer layers
+_MAX_EXACT = 26  # layers of an exact max-cut: 2^25 bipartitions take seconds
+
+
+def find_phases(
+    distance: np.ndarray, k: int, method: str = "recursive", *, seed: int = 0
+) -> list[int]:
+    """Cut the layers into k phases.
+
+    Args:
+        distance: (L, L) layer distances W.
+        k: number of phases.
+        method: `"recursive"`: repeated exact max-cut of the group that gains most (the reference's
+            code). `"maxcut"`: the partition into runs with the largest total distance between
+            phases. `"ncut"`: the one with the smallest normalised cut of the similarity 1 − W,
+            Σ 1 − assoc(phase, phase) / assoc(phase, all layers). Both keep to phases of two layers
+            or more where L allows it, as they would otherwise cut off a single outlying layer,
+            often the last. Controls: `"random"`: uniform over all partitions into runs.
+            `"uniform"`: as equal as possible, longer phases first.
+        seed: of the method `"random"`.
+
+    Returns:
+        The lengths of the phases, which sum to L.
+
+    Raises:
+        ValueError: a matrix that is not square, symmetric and finite; what `check_cut` refuses;
+            groups that are not runs of layers, or have too few to split (recursive); a layer unlike
+            all others together (ncut).
+    """
+    distance = check_distance(distance)
+    layers = len(distance)
+    check_cut(layers, k, method)
+    if method == "recursive":
+        return _recursive_phases(distance, k)
+    if method == "uniform":
+        return [layers // k + (phase < layers % k) for phase in range(k)]
+    if method == "random":
+        return random_phases(layers, k, seed=seed)
+    return _best_partition(_segment_scores(distance, method), k, min_length=min(2, layers // k))
+
+
+def check_cut(layers: int, k: int, method: str) -> None:
+    """Refuse a cut that is impossible whatever the distances are.
+
+    Raises:
+        ValueError: an unknown method, more phases than layers, or for `"recursive"` too many layers
+            or more phases than its splits can give.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    if not 1 <= k <= layers:
+        raise ValueError(f"k must be between 1 and the number of layers, {layers}; got {k}.")
+    if method != "recursive" or k == 1:
+        return
+    if layers > _MAX_EXACT:
+        raise ValueError(
+            f"Exact max-cut takes at most {_MAX_EXACT} layers; got {layers}. Take the method "
+            "maxcut or ncut."
+        )
+    # at best every split takes one layer off a group of at least _MIN_SPLIT
+    most = max(1, layers - _MIN_SPLIT + 2)
+    if k > most:
+        raise ValueError(
+            f"k={k} is too large: recursive max-cut gives at most {most} phases of {layers} "
+            "layers. Take the method maxcut or ncut."
+        )
+
+
+def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
+    """Split by max-cut as long as a cut weighs more than `threshold` × the total weight.
+
+    The total weight is half the sum of the matrix. Returns and errors as `find_phases`.
+    """
+    distance = check_distance(distance)
+    groups = [np.arange(len(distance))]
+    while True:
+        gain, split = _best_split(distance, groups)
+        if split is None or gain <= threshold * distance.sum() / 2:
+            return _phase_lengths(groups)
+        groups = split
+
+
+def _recursive_phases(distance: np.ndarray, k: int) -> list[int]:
+    """Cut k phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
+    groups = [np.arange(len(distance))]
+    while len(groups) < k:
+        _, split = _best_split(distance, groups)
+        if split is None:
+            raise ValueError(
+                f"k={k} is too large: no group of {_phase_lengths(groups)} has {_MIN_SPLIT} layers "
+                "at a distance, which a split needs. Take the method maxcut or ncut."
+            )
+        groups = split
+    return _phase_lengths(groups)
+
+
+def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
+    """Return the split of one group that cuts most weight: (weight, groups), or (0, None)."""
+    best, after = 0.0, None
+    for index, group in enumerate(groups):
+        if len(group) < _MIN_SPLIT:
+            continue
+        weight, side = max_cut(distance[np.ix_(group, group)])
+        if weight > best:
+            best, after = weight, groups[:index] + [group[~side], group[side]] + groups[index + 1 :]
+    return best, after
+
+
+def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the exact maximum cut of a small graph, by trying all bipartitions.
+
+    Args:
+        weights: (n, n), symmetric.
+
+    Returns:
+        The weight of the cut and its sides, (n,) bool; the first vertex is on side 0.
+    """
+    n = len(weights)
+    check_cut(n, 2 if n > _MAX_EXACT else 1, "recursive")
+    places = np.arange(n - 1, -1, -1)
+    best, best_code = -1.0, 0
+    # the binary digits of a code are the sides; a chunk of codes at a time
+    for first in range(0, 2 ** (n - 1), 2**16):
+        codes = np.arange(first, min(first + 2**16, 2 ** (n - 1)))
+        sides = (codes[:, None] >> places) & 1 == 1
+        cuts = np.einsum("ci,ci->c", sides @ weights, ~sides)
+        if cuts.max() > best:
+            best, best_code = float(cuts.max()), int(codes[cuts.argmax()])
+    return best, (best_code >> places) & 1 == 1
+
+
+def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
+    """Return the lengths of groups of layers in depth order.
+
+    Raises:
+        ValueError: a group that is not a run of layers.
+    """
+    ordered = sorted(groups, key=lambda group: group[0])
+    for group in ordered:
+        if group[-1] - group[0] + 1 != len(group):
+            raise ValueError(
+                f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run "
+                "of consecutive layers: these distances show no phases. Take the method maxcut or "
+                "ncut, which look at runs alone."
+            )
+    return [len(group) for group in ordered]
+
+
+def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
+    """Return the share of every run of layers in the objective of `"maxcut"` or `"ncut"`.
+
+    Returns:
+        (L + 1, L + 1): entry (i, j), i < j, is the score of layers i + 1 … j; the best partition
+        has the largest sum over its phases.
+    """
+    weights = 1 - distance if method == "ncut" else distance
+    # entry (i, j): sum of the first i rows and j columns
+    total = np.pad(weights.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    corner, rows = total.diagonal(), total[:, -1]
+    within = corner[None, :] - total - total.T + corner[:, None]
+    if method == "maxcut":  # the weight that is not within a phase is cut
+        return -within
+    degrees = np.diff(rows)
+    if (degrees <= 0).any():
+        raise ValueError(
+            f"ncut needs layers that are alike: layer {degrees.argmin() + 1} has the mean distance "
+            f"{distance[degrees.argmin()].mean():.2f} to all layers, which must be below 1. "
+            "Take the method maxcut."
+        )
+    volume = rows[None, :] - rows[:, None]
+    # k is given: Σ 1 − within / volume is smallest where Σ within / volume is largest
+    return np.divide(within, volume, out=np.zeros_like(within), where=volume > 0)
+
+
+def _best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[int]:
+    """Return the lengths of the k runs with the largest sum of scores, exact, in O(k L²).
+
+    Args:
+        scores: (L + 1, L + 1) of `_segment_scores`.
+        k: number of runs.
+        min_length: of a run; k · min_length ≤ L.
+    """
+    layers = len(scores) - 1
+    starts, stops = np.indices(scores.shape)
+    scores = np.where(stops - starts >= min_length, scores, -np.inf)
+
+    # best[j]: largest sum with which the runs so far cover the first j layers
+    best = np.where(np.arange(layers + 1) == 0, 0.0, -np.inf)
+    choices = []
+    for _ in range(k):
+        sums = best[:, None] + scores
+        choices.append(sums.argmax(axis=0))
+        best = sums.max(axis=0)
+
+    # walk back from the last layer
+    stop, lengths = layers, []
+    for choice in reversed(choices):
+        lengths.append(int(stop - choice[stop]))
+        stop = choice[stop]
+    return lengths[::-1]
+
+
+def random_phases(layers: int, k: int, *, seed: int) -> list[int]:
+    """Draw one of all partitions of L layers into k runs, each as likely as the others."""
+    cuts = np.random.default_rng(seed).choice(np.arange(1, layers), size=k - 1, replace=False)
+    return np.diff([0, *sorted(cuts), layers]).tolist()
+
+
+def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, float | None]:
+    """Measure how well phases separate the layers, over all pairs of two different layers.
+
+    Args:
+        distance: (L, L) layer distances.
+        phases: lengths that sum to L.
+
+    Returns:
+        `cut_share`: share of the total distance that lies between phases; `within` and `between`:
+        mean distance of two layers of one phase and of two phases; `contrast`: between − within.
+        None where there is no such pair (or no distance at all).
+
+    Raises:
+        ValueError: phases that do not cover the layers, or a bad matrix as in `find_phases`.
+    """
+    distance = check_distance(distance)
+    check_partition(phases, len(distance))
+    phase = np.repeat(np.arange(len(phases)), phases)
+    first, second = np.triu_indices(len(distance), 1)
+    pairs, cut = distance[first, second], phase[first] != phase[second]
+    quality: dict[str, float | None] = dict.fromkeys(("cut_share", "within", "between", "contrast"))
+    if pairs.sum() > 0:
+        quality["cut_share"] = float(pairs[cut].sum() / pairs.sum())
+    if not cut.all():
+        quality["within"] = float(pairs[~cut].mean())
+    if cut.any():
+        quality["between"] = float(pairs[cut].mean())
+    if cut.any() and not cut.all():
+        quality["contrast"] = quality["between"] - quality["within"]
+    return quality
+
+
+def check_partition(phases: list[int], depth: int) -> None:
+    """Refuse phases that do not cover the layers 1 … L, with a ValueError."""
+    if min(phases, default=0) < 1 or sum(phases) != depth:
+        raise ValueError(f"phases must be positive and sum to {depth}; got {list(phases)}.")
+
+
+def phase_contrast(
+    distance: np.ndarray, phases: list[int], *, draws: int, seed: int = 0
+) -> dict[str, object]:
+    """Measure how well phases separate the layers, beside random partitions.
+
+    Args:
+        distance: (L, L) layer distances.
+        phases: lengths that sum to L.
+        draws: random partitions of each kind.
+        seed: of the first draw.
+
+    Returns:
+        `partition_quality`, and the contrasts of other, `random` partitions into as many runs, and
+        of `shuffled` ones of the same lengths over layers in random order.
+    """
+    random, shuffled = [], []
+    for draw in range(draws):
+        runs = random_phases(len(distance), len(phases), seed=seed + draw)
+        if runs != list(phases):
+            random.append(partition_quality(distance, runs)["contrast"])
+        order = np.random.default_rng((seed, draw)).permutation(len(distance))
+        shuffled.append(partition_quality(distance[np.ix_(order, order)], phases)["contrast"])
+    return {**partition_quality(distance, phases), "random": random, "shuffled": shuffled}

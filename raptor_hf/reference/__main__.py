@@ -1,0 +1,71 @@
+"""Convert a checkpoint of the reference code to a Raptor, in seconds.
+
+    python -m raptor_hf.reference --checkpoint final_raptor3_….pt \
+        --teacher facebook/dinov2-with-registers-base --output outputs/raptor_k3
+
+With `--head dinov2_vitb14_reg4_linear_head.pth` the Raptor is saved as a classifier.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..runs.arguments import parse_arguments
+from ..runs.files import file_digest, write_json
+from ..runs.folder import environment
+from ..runs.processes import print_anything
+from ..tasks.heads import attach_head, load_linear_head
+from ..teachers import load_backbone, load_processor, teacher_identity
+from .convert import convert_checkpoint
+
+
+@dataclass
+class Arguments:
+    """The checkpoint, its teacher, and where the Raptor goes."""
+
+    checkpoint: str = field(metadata={"help": "file of a whole model, or of its state dict"})
+    teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
+    output: str = field(metadata={"help": "folder of the Raptor"})
+    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
+    phases: list[int] = field(
+        default_factory=list, metadata={"help": "layers of each block, for a plain state dict"}
+    )
+    head: str | None = field(
+        default=None, metadata={"help": "linear head (file, folder, Hub id): save a classifier"}
+    )
+
+
+def main() -> None:
+    """Convert, save, and print how to load the Raptor."""
+    print_anything()
+    (arguments,) = parse_arguments(Arguments)
+    checkpoint, output = arguments.checkpoint, Path(arguments.output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")
+
+    # everything is checked before anything is written
+    teacher = load_backbone(arguments.teacher, arguments.revision)
+    model, auto_class = convert_checkpoint(checkpoint, teacher, phases=arguments.phases or None), ""
+    if arguments.head:
+        head, class_names = load_linear_head(arguments.head, config=teacher.config)
+        model, auto_class = attach_head(model, head, class_names), "ForImageClassification"
+    try:
+        processor = load_processor(arguments.teacher, arguments.revision)
+    except OSError as error:
+        print(f"Saved without an image processor: {error}")
+        processor = None
+
+    model.save_pretrained(output)
+    if processor is not None:
+        processor.save_pretrained(output)
+    record = {
+        "checkpoint": {"file": Path(checkpoint).name, "sha256": file_digest(checkpoint)},
+        "teacher": teacher_identity(teacher, arguments.revision),
+        "environment": environment(),
+    }
+    write_json(output / "conversion.json", record)
+    print(f"Raptor of phases {model.config.phases}: import raptor_hf, then")
+    print(f'transformers.AutoModel{auto_class}.from_pretrained("{output}")')
+
+
+if __name__ == "__main__":
+    main()

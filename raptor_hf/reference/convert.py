@@ -1,0 +1,56 @@
+"""Turn a whole model of the reference code into a Raptor around its teacher."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ..modeling_raptor import RaptorModel
+from ..teachers.making import make_raptor
+from .checkpoints import read_checkpoint
+
+
+def convert_checkpoint(
+    checkpoint: str | Path, teacher: PreTrainedModel, *, phases: list[int] | None = None
+) -> RaptorModel:
+    """Return a model of the reference as a Raptor.
+
+    Args:
+        checkpoint: pickled module or state dict (`.pt`, `.pth`, `.safetensors`).
+        teacher: the backbone that it was distilled from, which gives embeddings and final norm.
+        phases: numbers of layers of the blocks, for a state dict. A pickled module has thresholds
+            instead: [7, 10] of 12 layers are [7, 3, 2].
+
+    Raises:
+        ValueError: as for `read_checkpoint`; weights of another width or number of heads than the
+            teacher's; phases that are missing, contradict the thresholds or the number of blocks,
+            or do not sum to the teacher's depth.
+    """
+    original = read_checkpoint(checkpoint)
+    if original.thresholds is not None:
+        stops = [0, *original.thresholds, teacher.config.num_hidden_layers]
+        lengths = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
+        if phases is not None and list(phases) != lengths:
+            raise ValueError(
+                f"{checkpoint} has the phases {lengths}; got phases={list(phases)}. Leave them out."
+            )
+        phases = lengths
+    if phases is None or len(phases) != len(original.blocks):
+        raise ValueError(
+            f"{checkpoint} has {len(original.blocks)} blocks: give as many phases, like 7 3 2; got "
+            f"{phases}."
+        )
+
+    model = make_raptor(teacher, list(phases), init="random", **original.options)
+    width, heads = model.config.hidden_size, model.blocks[0].attention.num_heads
+    given = len(original.blocks[0]["norm1.weight"]), original.num_heads or heads
+    if given != (width, heads):
+        raise ValueError(
+            f"{checkpoint} has {given[0]} channels and {given[1]} heads, but the teacher has "
+            f"{width} and {heads}. Give the teacher that it was distilled from."
+        )
+    for block, weights in zip(model.blocks, original.blocks, strict=True):
+        try:
+            block.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} does not fill its blocks: {error}") from error
+    return model.eval()

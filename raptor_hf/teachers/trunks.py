@@ -1,0 +1,310 @@
+"""Put a Raptor's blocks into another model, in the place of its vision tower's layers."""
+
+import copy
+import functools
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils.output_capturing import install_output_capuring_hook
+
+from ..configuration_raptor import (
+    TEACHER_FAMILIES,
+    RaptorConfig,
+    teacher_family,
+    token_layout,
+)
+from ..modeling_raptor import RaptorBlock, pair, patch_grid, patch_sides
+from .checks import check_weights
+from .layers import layer_parts
+from .loading import find_towers
+from .making import make_raptor
+from .states import rotary_angles_of_call
+
+# names that transformers does not look for: its classes would put random layers for the blocks
+_DESCRIPTION, _WEIGHTS = "raptorized.json", "raptorized.safetensors"
+
+
+class RaptorTrunk(nn.Module):
+    """Shared blocks in the place of a teacher's list of layers.
+
+    It has a length, and its items are functions that are called like a layer. Each looks its block
+    up when it is called, so that a block that is replaced or wrapped is used.
+
+    Args:
+        config: of the Raptor that the blocks belong to.
+    """
+
+    def __init__(self, config: RaptorConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
+        self.depths = range(1, config.num_hidden_layers + 1)
+        for block in self.blocks:  # where transformers looks for hidden states
+            install_output_capuring_hook(block, "hidden_states", index=0)
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+    def __getitem__(self, index: int | slice):
+        if not isinstance(index, slice):
+            return functools.partial(self.apply_block, self.depths[index])
+        part = copy.copy(self)  # with the same blocks
+        part.depths = self.depths[index]
+        return part
+
+    def __iter__(self) -> Iterator:
+        return (self[index] for index in range(len(self)))
+
+    def apply_block(self, depth: int, states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """Return states (B, N, D) one layer deeper.
+
+        Args:
+            depth: number of the layer, 1 … L.
+            states: (B, N, D).
+            args, kwargs: further arguments of the teacher's layer; only rotary angles are used.
+        """
+        block = self.blocks[self.config.phase_of(depth)]
+        depth = torch.full((1,), depth, device=states.device)
+        return block(states, depth, None, rotary_angles_of_call(args, kwargs))
+
+
+def raptorize(
+    model: PreTrainedModel,
+    phases: list[int] | None = None,
+    blocks: PreTrainedModel | None = None,
+    *,
+    init: str = "teacher",
+    tower: str | None = None,
+) -> PreTrainedModel:
+    """Replace the layers of a model's vision tower by a few shared blocks, in place.
+
+    The model keeps its class, its configuration and its other weights: a `CLIPModel` still gives
+    `logits_per_image`, a vision language model generates. `save_raptorized` saves it.
+
+    Args:
+        model: of any class of transformers, with a vision tower of a family of `TEACHER_FAMILIES`.
+        phases: number of layers that each block stands for; default: those of `blocks`.
+        blocks: a Raptor that was distilled from this tower; its blocks are copied. Default:
+            untrained ones. A warning says where its embeddings are not the tower's.
+        init: start of untrained blocks, "teacher" or "random", see `make_raptor`.
+        tower: path of the tower within the model, where it has several.
+
+    Raises:
+        ValueError: a model without such a tower or with several, one that is a Raptor already, a
+            tower that is offloaded or quantised, phases that don't sum to its depth, or blocks that
+            were made for another kind of tower or for other phases, or for fewer applications.
+
+    Returns:
+        The model itself.
+    """
+    teacher = _find_tower(model, tower)
+    if blocks is None:
+        if phases is None:
+            raise ValueError("Give phases, such as [7, 3, 2], or blocks that were distilled.")
+        raptor = make_raptor(teacher, phases, init=init)
+    else:
+        raptor = _check_blocks(blocks, phases, teacher)
+        _compare_weights(raptor, teacher)
+
+    like = next(teacher.parameters())
+    layers = teacher.get_submodule(teacher_family(teacher.config).layers)
+    trained = any(weight.requires_grad for weight in layers.parameters())
+    trunk = _install_trunk(teacher, RaptorConfig.from_dict(_fields(raptor.config)))
+    trunk.blocks.load_state_dict(raptor.blocks.state_dict())
+    trunk.to(device=like.device, dtype=like.dtype).requires_grad_(trained)
+    model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
+    return model
+
+
+def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
+    """Save a model with a trunk for `load_raptorized`, as JSON and safetensors.
+
+    Raises:
+        ValueError: a model without a trunk.
+    """
+    trunks = {path: m for path, m in model.named_modules() if isinstance(m, RaptorTrunk)}
+    if len(trunks) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(trunks)} trunks; raptorize it first.")
+    [(path, trunk)] = trunks.items()
+    family = teacher_family(trunk.config.teacher_config)
+    description = {
+        "architecture": type(model).__name__,
+        "tower": path.removesuffix(family.layers).removesuffix("."),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model": _fields(model.config),
+        "raptor": _fields(trunk.config),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+    (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
+    save_model(model, str(folder / _WEIGHTS), metadata={"format": "pt"})
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def load_raptorized(name_or_path: str | Path, revision: str | None = None) -> PreTrainedModel:
+    """Load a model that `save_raptorized` saved, in evaluation mode.
+
+    Args:
+        name_or_path: a local folder or a Hub id.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: a class that the installed transformers does not have.
+        FileNotFoundError: a folder that `save_raptorized` has not written.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        files = ["*.json", _WEIGHTS]
+        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    model_class = getattr(transformers, description["architecture"], None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ValueError(
+            f"The model is a {description['architecture']!r}, which transformers "
+            f"{transformers.__version__} does not have. Install a version that does."
+        )
+    fields = description["model"]
+    config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    with no_init_weights():
+        model = model_class._from_config(config, dtype=getattr(torch, description["dtype"]))
+        tower = model.get_submodule(description["tower"])
+        trunk = _install_trunk(tower, RaptorConfig.from_dict(description["raptor"]))
+        trunk.to(model.dtype)
+    load_model(model, folder / _WEIGHTS)
+    if model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def _fields(config: PreTrainedConfig) -> dict:
+    """Return a configuration as JSON data, without the local folders that it came from."""
+    fields = json.loads(config.to_json_string())
+    for part in (fields, *fields.values()):
+        if isinstance(part, dict):
+            part.pop("_name_or_path", None)
+    return fields
+
+
+def _install_trunk(tower: PreTrainedModel, config: RaptorConfig) -> RaptorTrunk:
+    """Put a trunk in the place of a tower's layers; its weights are still to come."""
+    trunk = RaptorTrunk(config).train(tower.training)
+    for block in trunk.blocks:
+        block.attention.config = tower.config  # where `set_attn_implementation` writes
+    tower.set_submodule(teacher_family(tower.config).layers, trunk)
+    tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
+    return trunk
+
+
+def _refuse_attentions(tower: PreTrainedModel, _args: tuple, kwargs: dict) -> None:
+    """Raise a ValueError where attentions are asked for: transformers would return none of them."""
+    if kwargs.get("output_attentions") or tower.config.output_attentions:
+        raise ValueError(
+            f"The attentions of blocks within a {type(tower).__name__} are not recorded: leave out "
+            "output_attentions, or ask a RaptorModel for them."
+        )
+
+
+def _find_tower(model: nn.Module, tower: str | None) -> PreTrainedModel:
+    """Return the one tower that is meant; a ValueError says why there is none."""
+    for path, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if isinstance(module, RaptorTrunk) or getattr(config, "model_type", None) == "raptor":
+            place = f", at {path!r}" if path else ""
+            raise ValueError(f"This {type(model).__name__} is a Raptor already{place}.")
+    towers = find_towers(model)
+    if not isinstance(model, PreTrainedModel) or not towers:
+        raise ValueError(
+            f"{type(model).__name__} has no vision tower whose layers blocks can replace; the "
+            f"families are {', '.join(TEACHER_FAMILIES)}."
+        )
+    if tower is not None and tower not in towers:
+        raise ValueError(f"{tower!r} is no vision tower of this model; there are {list(towers)}.")
+    if tower is None and len(towers) > 1:
+        raise ValueError(f"The model has several vision towers, {list(towers)}: name one (tower=).")
+    found = towers[tower or next(iter(towers))]
+    check_weights(found)
+    return found
+
+
+def _check_blocks(
+    blocks: PreTrainedModel, phases: list[int] | None, teacher: PreTrainedModel
+) -> PreTrainedModel:
+    """Return a Raptor whose blocks fit a tower; a ValueError says which facts differ."""
+    config = getattr(blocks, "config", None)
+    if getattr(config, "model_type", None) != "raptor":
+        raise ValueError(
+            "blocks must be a Raptor that was distilled from this tower, such as "
+            f"RaptorModel.from_pretrained gives; got a {type(blocks).__name__}."
+        )
+    if phases is not None and list(phases) != config.phases:
+        raise ValueError(f"The blocks were made for phases={config.phases}; got {list(phases)}.")
+    if config.num_applications is not None:
+        raise ValueError(
+            f"The blocks' configuration has num_applications={config.num_applications}, and within "
+            "another model blocks make all its layers. Set num_applications to None to use them."
+        )
+    ours, theirs = _tower_facts(config.teacher_config), _tower_facts(teacher.config)
+    unlike = [name for name in ours if ours[name] != theirs[name]]
+    if unlike:
+        raise ValueError(
+            "The blocks must be of a Raptor of this tower: it has "
+            f"{', '.join(f'{name} {theirs[name]}' for name in unlike)}; the blocks were made "
+            f"for {', '.join(f'{name} {ours[name]}' for name in unlike)}."
+        )
+    return blocks.base_model
+
+
+def _tower_facts(config: PreTrainedConfig) -> dict[str, object]:
+    """Return the facts in which a tower and the teacher of its blocks must agree."""
+    layout, patch = token_layout(config), patch_sides(config)
+    return {
+        "family": config.model_type,
+        "channels": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "layers": config.num_hidden_layers,
+        "colours": config.num_channels,
+        "patches of": f"{patch[0]}×{patch[1]} pixels",
+        "patches": math.prod(patch_grid(pair(config.image_size), config)),
+        "cls tokens": layout.num_cls,
+        "registers": layout.num_registers,
+        "norm": getattr(config, "norm_type", "of its family"),
+        "eps": getattr(config, layer_parts(config).eps),
+    }
+
+
+@torch.no_grad()
+def _compare_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Warn where the weights around the layers are not those that the blocks were distilled with.
+
+    It is no error: a model that was fine-tuned from this teacher has moved its embeddings, too.
+    """
+    weights = raptor.shell.state_dict()
+    differing = []
+    for name, theirs in teacher.state_dict().items():
+        ours = weights.get(name, theirs)
+        if ours.is_meta or not ours.is_floating_point():
+            continue
+        ours, theirs = ours.cpu().float(), theirs.cpu().float()
+        # 2⁻⁸: one of the two may be in bfloat16
+        if ours.shape != theirs.shape or (ours - theirs).norm() > 2**-8 * theirs.norm():
+            differing.append(name)
+    if differing:
+        warnings.warn(
+            f"The weights around the layers of this {type(teacher).__name__} are not those that "
+            f"the blocks were distilled with: {len(differing)} of {len(weights)} differ "
+            f"({', '.join(differing[:3])} …). Go on if the model was fine-tuned from the blocks' "
+            "teacher; blocks of another teacher make nothing of its states.",
+            stacklevel=3,
+        )
