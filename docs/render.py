@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.dynamics.report import claims_page
+from evaluation.claims import claims_table as verdicts
+from evaluation.claims import judge as judge_all
+from evaluation.dynamics.claims import CLAIMS
 from evaluation.recurrence.claims import judge
 from evaluation.recurrence.maps import load_atlas
 from evaluation.recurrence.page import cut_in_words
@@ -96,8 +98,8 @@ def families() -> str:
 
 def claims() -> str:
     """Return the verdicts on the claims about depth."""
-    study = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")
-    return claims_page(study["claims"]).split("\n\n")[1]
+    models = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")["models"]
+    return verdicts(judge_all(CLAIMS, {result["model"]: result for result in models}))
 
 
 def study() -> str:

@@ -219,7 +219,7 @@ def test_dynamics_study_and_its_table_is_what_was_seen(line, tmp_path):
         "outputs/digits": line[0],
     }
     printed = bash(block("docs/dynamics.md", "study"), changes)
-    assert "| claim | of | teacher | raptor_k2 | raptor_k3 | raptor_k4 |" in printed
+    assert "| claim | source | teacher | raptor_k2 | raptor_k3 | raptor_k4 |" in printed
     study = json.loads((line[0] / "seed_0" / "dynamics" / "dynamics.json").read_text())
     assert study["num_images"] == 40 and len(study["models"]) == 4
     seen = ROOT / "evaluation" / "results" / "digits" / "dynamics" / "what_we_see.md"

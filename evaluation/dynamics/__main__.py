@@ -1,43 +1,35 @@
-"""Depth as a dynamical system: measure it, draw it, walk through it; teacher and Raptors alike.
+"""Depth as a dynamical system: measure a teacher and its Raptors on the same images.
 
     accelerate launch -m evaluation.dynamics --output_dir outputs/digits/dynamics --data digits \
         --phases_file outputs/digits/phases/phases.json --model outputs/digits/teacher \
         outputs/digits/seed_0/classification/models/raptor_k{2,3,4}
 
 Takes a minute for these four models and 360 digits. Writes dynamics.json with every figure,
-what_we_see.md, the plots, and dynamics.html, one file to be opened from the disk. `--model` also
-takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation dataset,
-which is analysed without any model if none is given. Runs on one process.
+what_we_see.md, the claims and the figures that decide them, and a picture an analysis. `--model`
+also takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation
+dataset, which is analysed without any model if none is given. Runs on one process.
 """
-# Over 120 lines: a study has many arguments, a third of the file.
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import raptor_hf
-from evaluation.dynamics.arguments import StudyArguments
-from evaluation.dynamics.report import write_study
-from evaluation.dynamics.study import study_models
-from raptor_hf import dry_runs, dynamics
+from evaluation.claims import claims_details, claims_table, judge
+from evaluation.dynamics.claims import CLAIMS
+from evaluation.dynamics.figures import draw_patch_maps, draw_study
+from evaluation.dynamics.study import StudyArguments, study_models
+from raptor_hf import dynamics
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.runs.arguments import (
-    Checked,
-    NonNegative,
-    Positive,
-    Watching,
-    named_folders,
-    parse_arguments,
-)
-from raptor_hf.runs.files import folder_digest, public_name
-from raptor_hf.runs.folder import finish_run, start_run
+from raptor_hf.dynamics.systems import Inputs
+from raptor_hf.runs.arguments import Watching, named_folders, parse_arguments
+from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
+from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import require_one_process, run_program
-
-TEMPLATE = Path(__file__).parent / "dynamics.html"
 
 
 @dataclass(kw_only=True)
-class Arguments(Checked):
-    """Which models, which images, and where what is found goes."""
+class Arguments:
+    """Which models, which images, and where the results go."""
 
     _argument_group_name = "inputs and outputs"
 
@@ -48,11 +40,9 @@ class Arguments(Checked):
     data: str = field(
         metadata={"help": "digits, an image folder, a Hub id, or an activation dataset's folder"}
     )
-    output_dir: Watching[str] = field(
-        metadata={"help": "folder of dynamics.json, dynamics.html, plots"}
-    )
+    output_dir: Watching[str] = field(metadata={"help": "folder of dynamics.json and figures"})
     split: str = field(default="test", metadata={"help": "of the images"})
-    num_images: Positive[int] = field(default=2000, metadata={"help": "at most, drawn at random"})
+    num_images: int = field(default=2000, metadata={"help": "at most, drawn at random"})
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py; default: the Raptors'"}
     )
@@ -60,52 +50,55 @@ class Arguments(Checked):
         default=None,
         metadata={"help": "linear head of the first model, if it has none of its own"},
     )
-    walk_images: NonNegative[int] = field(
-        default=10, metadata={"help": "images of the walk; 0: no walk"}
-    )
-    batch_size: NonNegative[int] = field(
-        default=0, metadata={"help": "images at a time; 0: so many that the bar moves"}
-    )
-    num_workers: Watching[NonNegative[int]] = field(
-        default=0, metadata={"help": "processes that read images"}
-    )
+    num_workers: Watching[int] = field(default=0, metadata={"help": "processes that read images"})
     resume: Watching[bool] = field(
         default=False, metadata={"help": "leave a finished run as it is"}
     )
-    dry_run: Watching[bool] = field(
-        default=False, metadata={"help": "print what would be read and written; do nothing"}
-    )
-
-
-PARTS = (Arguments, ReadingArguments, StudyArguments)
 
 
 def digests(models: dict[str, str], data: str) -> dict[str, str]:
-    """What is read of folders of ours: weights, or an activation dataset."""
-    folders = {**models, data: data}
-    ours = {
-        name: folder
-        for name, folder in folders.items()
-        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder)
-    }
-    return {name: folder_digest(folder) for name, folder in ours.items()}
+    """Return digests of the folders of ours that are read: weights, or an activation dataset."""
+    found = {}
+    for name, folder in {**models, data: data}.items():
+        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder):
+            found[name] = folder_digest(folder)
+    return found
+
+
+def claims_page(results: list[dict]) -> str:
+    """Return the page of claims in Markdown: a table of verdicts, then the deciding figures."""
+    judged = judge(CLAIMS, {result["model"]: result for result in results})
+    return "\n\n".join(["# What we see", claims_table(judged), claims_details(judged)]) + "\n"
+
+
+def write_study(folder: Path, results: list[dict], inputs: Inputs, **about) -> None:
+    """Write `dynamics.json`, `what_we_see.md` and the pictures."""
+    study = {**about, "num_images": results[0]["num_images"], "environment": environment()}
+    write_json(folder / "dynamics.json", rounded({**study, "models": results}))
+    (folder / "what_we_see.md").write_text(claims_page(results), encoding="utf-8")
+    figures = dict(draw_study(results))
+    figures["patch_maps"] = draw_patch_maps(inputs)
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=110)
 
 
 def main() -> None:
-    """Load the models, measure them, write what was found."""
-    own, reading, analyses = parse_arguments(*PARTS)
+    """Load the models, measure them, write the results."""
+    own, reading, options = parse_arguments(Arguments, ReadingArguments, StudyArguments)
     require_one_process()
     models = named_folders("--model", own.model)
-    if own.dry_run:
-        reads = [dry_runs.describe_images(own.data, own.split, at_most=own.num_images)]
-        return dry_runs.print_study_plan("Study depth", models, reads, own.output_dir)
+
+    # a run is its arguments, its models and its images
     images, read = None, {}
     if not dynamics.is_store(own.data):
         images = raptor_hf.data.load_images(own.data, own.split, reading)
         read = {"images": raptor_hf.data.list_images(own.data, images)}
     inputs = digests(dict(zip(own.model, models.values(), strict=True)), own.data)
-    if start_run(own, reading, analyses, inputs=inputs, images=read):
+    if start_run(own, reading, options, inputs=inputs, images=read):
         return
+
+    # measure
     inputs = dynamics.load_inputs(
         own.model,
         own.data,
@@ -118,27 +111,20 @@ def main() -> None:
         inputs.systems,
         inputs.images,
         dynamics.find_partitions(own.phases_file, inputs.systems),
-        analyses,
-        folder=own.output_dir,
+        options,
         num_images=own.num_images,
-        batch_size=own.batch_size,
         num_workers=own.num_workers,
     )
-    table = write_study(
-        own.output_dir,
-        results,
-        inputs,
-        about={"data": public_name(own.data), "split": own.split},
-        template=TEMPLATE,
-        walk_images=own.walk_images,
-    )
+
+    # write
+    folder = Path(own.output_dir)
+    write_study(folder, results, inputs, data=public_name(own.data), split=own.split)
     finish_run(own.output_dir)
-    print(table, end="\n\n")
+    print(claims_page(results).split("\n\n")[1], end="\n\n")
     for result in results:
-        for analysis, reason in result["left_out"].items():
-            print(f"left out for {result['model']}: {analysis.replace('_', ' ')}: {reason}")
-    output_dir = Path(own.output_dir)
-    print(f"report:  {output_dir / 'dynamics.html'}\nfigures: {output_dir / 'dynamics.json'}")
+        for analysis, reason in result["skipped"].items():
+            print(f"skipped for {result['model']}: {analysis.replace('_', ' ')}: {reason}")
+    print(f"claims:  {folder / 'what_we_see.md'}\nfigures: {folder / 'dynamics.json'}")
 
 
 if __name__ == "__main__":

@@ -1,305 +1,281 @@
-"""What we see: each claim about depth as time, held against a model's figures.
+"""Claims about depth as time, each decided by the figures of one model.
 
-A claim is a function of one model's result (`dynamics_study.ModelStudy.result`) that says whether
-it is seen and shows the figures that decide; None where they are missing.
+The results are those of `study.ModelStudy.result`.
 """
-# Over 300 lines by a few: a table of claims, a row each.
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
+
+from evaluation.claims import Claim, Verdict
 
 from .study import SWAPPED, partition_name
 
 _CLEARLY = 0.95  # share of random partitions that a partition must beat
 _PAPER, _FOLLOW_UP, _OURS = "arXiv 2512.19941", "arXiv 2605.07556", "a question of ours"
-_Verdict = tuple[bool, str] | None
 
 
-class _Claim(NamedTuple):
-    """A sentence, who says it, by what it is decided here, and the function that decides."""
-
-    sentence: str
-    source: str
-    criterion: str
-    decide: Callable[[dict], _Verdict]
-
-
-def _mean_of(result: dict, *keys: str) -> np.ndarray:
-    """Return a figure's mean over the images."""
+def _mean_of(figures: dict, *keys: str) -> np.ndarray:
+    """Return the mean over images of a figure, by its keys."""
     for key in keys:
-        result = result[key]
-    return np.array(result["mean"])
+        figures = figures[key]
+    return np.array(figures["mean"])
 
 
-def _quarters(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean of the first and of the last quarter of a curve over the layers."""
-    quarter = max(1, len(values) // 4)
-    return values[:quarter].mean(), values[-quarter:].mean()
+def _arrows(values: np.ndarray) -> str:
+    """Return the first, middle and last value of a curve as text."""
+    return " → ".join(f"{values[n]:.2f}" for n in (0, len(values) // 2, -1))
 
 
-def _arrows(values: np.ndarray, digits: int = 2) -> str:
-    """Return a curve by its first, middle and last value."""
-    return " → ".join(f"{values[n]:.{digits}f}" for n in (0, len(values) // 2, -1))
-
-
-def _converges(result: dict) -> _Verdict:
+def _converges(result: dict) -> Verdict:
     """Decide whether directions approach the last one layer by layer."""
-    curves = {group: _mean_of(result, "convergence", group) for group in result["convergence"]}
-    seen = all((np.diff(curve) > 0).mean() >= 0.9 for curve in curves.values())
-    return seen, "; ".join(f"{group} {_arrows(curve)}" for group, curve in curves.items())
+    seen, texts = True, []
+    for group in result["convergence"]:
+        curve = _mean_of(result, "convergence", group)
+        seen &= (np.diff(curve) > 0).mean() >= 0.9
+        texts.append(f"{group} {_arrows(curve)}")
+    return Verdict(seen, "; ".join(texts))
 
 
-def _s_shaped(result: dict) -> _Verdict:
+def _s_shaped(result: dict) -> Verdict:
     """Decide whether the rise is slow, then fast, then slow."""
-    steepest, seen = [], True
+    seen, steepest = True, []
     for group in result["convergence"]:
         rises = np.diff(_mean_of(result, "convergence", group))
         layer, quarter = int(rises.argmax()) + 1, len(rises) / 4
         seen &= quarter < layer <= 3 * quarter
         steepest.append(f"{group} at layer {layer}")
-    return seen, f"steepest: {', '.join(steepest)} of {result['depth']}"
+    return Verdict(seen, f"steepest: {', '.join(steepest)} of {result['depth']}")
 
 
-def basins(result: dict) -> _Verdict:
+def _basins(result: dict) -> Verdict | None:
     """Decide whether classes gather."""
     if "class_basins" not in result:
         return None
-    own, other, silhouette = (
-        _mean_of(result, "class_basins", name)
-        for name in ("own_angle", "other_angle", "silhouette")
-    )
-    seen = silhouette[-1] > max(0, silhouette[1])
-    return bool(seen), (
+    silhouette = _mean_of(result, "class_basins", "silhouette")
+    own = _mean_of(result, "class_basins", "own_angle")[-1]
+    other = _mean_of(result, "class_basins", "other_angle")[-1]
+    return Verdict(
+        silhouette[-1] > max(0, silhouette[1]),
         f"silhouette {silhouette[1]:.2f} → {silhouette[-1]:.2f} (layers 1, {result['depth']}); at "
-        f"the end {own[-1]:.0f}° to the own class, {other[-1]:.0f}° to the nearest other"
+        f"the end {own:.0f}° to the own class, {other:.0f}° to the nearest other",
     )
 
 
-def _corrects(group: str) -> Callable[[dict], _Verdict]:
+def _corrects(group: str) -> Callable[[dict], Verdict | None]:
     """Decide whether pushed tokens of a group come back."""
 
-    def decide(result: dict) -> _Verdict:
+    def decide(result: dict) -> Verdict | None:
         pushes = result.get("self_correction", {}).get(group)
         if not pushes:
             return None
         epsilon = min(pushes, key=float)
-        left = {
-            layer: angles["mean"][-1] / angles["mean"][0]
-            for layer, angles in pushes[epsilon].items()
-        }
-        shares = ", ".join(f"{100 * share:.0f} %" for share in left.values())
-        return max(left.values()) < 1, (
-            f"of a push of {epsilon} after layer {', '.join(left)} is left at the end: {shares}"
+        left = []
+        for angles in pushes[epsilon].values():
+            left.append(angles["mean"][-1] / angles["mean"][0])
+        shares = ", ".join(f"{100 * share:.0f} %" for share in left)
+        layers = ", ".join(pushes[epsilon])
+        return Verdict(
+            max(left) < 1,
+            f"of a push of {epsilon} after layer {layers} is left at the end: {shares}",
         )
 
     return decide
 
 
-def _late_cls(result: dict) -> _Verdict:
+def _late_cls(result: dict) -> Verdict | None:
     """Decide whether the cls token turns most in the last quarter."""
     if "cls" not in result["speed"]:
         return None
     speed = _mean_of(result, "speed", "cls")
     fastest = int(speed[1:].argmax()) + 2
-    seen = fastest > 0.75 * len(speed)
-    return bool(seen), (
+    return Verdict(
+        fastest > 0.75 * len(speed),
         f"the largest turn after layer 1 is at layer {fastest} of {len(speed)}: "
-        f"{speed[fastest - 1]:.0f}°; the last layer's: {speed[-1]:.0f}°"
+        f"{speed[fastest - 1]:.0f}°; the last layer's: {speed[-1]:.0f}°",
     )
 
 
-def _ordered_speeds(result: dict) -> _Verdict:
+def _ordered_speeds(result: dict) -> Verdict | None:
     """Decide whether registers are slower than patches, and patches than cls."""
     if len(result["speed"]) < 3:
         return None
     speeds = {group: _mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
-    seen = speeds["registers"] < speeds["patches"] < speeds["cls"]
-    return bool(seen), ", ".join(f"{group} {speed:.0f}°" for group, speed in speeds.items())
+    text = ", ".join(f"{group} {speed:.0f}°" for group, speed in speeds.items())
+    return Verdict(speeds["registers"] < speeds["patches"] < speeds["cls"], text)
 
 
-def _piecewise(result: dict) -> _Verdict:
+def _piecewise(result: dict) -> Verdict | None:
     """Decide whether speeds jump at the boundaries of phases."""
-    jumps = {
-        (group, partition): at
-        for group, speed in result["speed"].items()
-        for partition, at in speed["at_boundaries"].items()
-        if at is not None
-    }
-    if not jumps:
+    clear, total, texts = 0, 0, []
+    for group, speed in result["speed"].items():
+        for partition, at in speed["at_boundaries"].items():
+            if at is None:
+                continue
+            total += 1
+            clear += at["ratio"] > 1 and at["above_random"] >= _CLEARLY
+            if group != "registers":
+                beats = f"beats {100 * at['above_random']:.0f} %"
+                texts.append(f"{group} {partition}: {at['ratio']:.2f} ({beats})")
+    if not total:
         return None
-    clear = sum(at["ratio"] > 1 and at["above_random"] >= _CLEARLY for at in jumps.values())
-    ratios = ", ".join(
-        f"{group} {partition}: {at['ratio']:.2f} (beats {100 * at['above_random']:.0f} %)"
-        for (group, partition), at in jumps.items()
-        if group != "registers"
-    )
-    return clear > len(jumps) / 2, f"clear in {clear} of {len(jumps)} cases; {ratios}"
+    return Verdict(clear > total / 2, f"clear in {clear} of {total} cases; {', '.join(texts)}")
 
 
-def _loses_rank(result: dict) -> _Verdict:
+def _loses_rank(result: dict) -> Verdict:
     """Decide whether updates become low in rank."""
-    lines, seen = [], True
+    seen, texts = True, []
     for kind in ("stable", "effective"):
-        first, last = _quarters(_mean_of(result, "update_rank", kind)[1:])
+        ranks = _mean_of(result, "update_rank", kind)[1:]
+        quarter = max(1, len(ranks) // 4)
+        first, last = ranks[:quarter].mean(), ranks[-quarter:].mean()
         seen &= last < first
-        lines.append(f"{kind} rank {first:.2f} → {last:.2f}")
-    return bool(seen), f"{', '.join(lines)} (first and last quarter)"
+        texts.append(f"{kind} rank {first:.2f} → {last:.2f}")
+    return Verdict(seen, f"{', '.join(texts)} (first and last quarter)")
 
 
-def _coherent(result: dict) -> _Verdict:
+def _coherent(result: dict) -> Verdict:
     """Decide whether patches align late."""
     kappa = _mean_of(result, "coherence", "states")
     half = len(kappa) // 2
-    seen = kappa[-1] == kappa.max() and kappa[-1] - kappa[half] > kappa[half] - kappa[0]
-    return bool(seen), f"κ {_arrows(kappa)}"
+    rises_late = kappa[-1] - kappa[half] > kappa[half] - kappa[0]
+    return Verdict(kappa[-1] == kappa.max() and rises_late, f"κ {_arrows(kappa)}")
 
 
-def _coherent_updates(result: dict) -> _Verdict:
+def _coherent_updates(result: dict) -> Verdict:
     """Decide whether updates of patches point the same way."""
     kappa = _mean_of(result, "coherence", "updates")
-    return bool(kappa.min() > 0.5), f"κ of updates {kappa.min():.2f} to {kappa.max():.2f}"
+    return Verdict(kappa.min() > 0.5, f"κ of updates {kappa.min():.2f} to {kappa.max():.2f}")
 
 
-def _swaps_differ(other: str) -> Callable[[dict], _Verdict]:
+def _swaps_differ(other: str) -> Callable[[dict], Verdict | None]:
     """Decide whether layers of the same phase stand in for each other better than others."""
 
-    def decide(result: dict) -> _Verdict:
-        lines, seen = [], []
+    def decide(result: dict) -> Verdict | None:
+        texts, seen = [], []
+        number = str(max(SWAPPED))
         for partition in map(partition_name, result["partitions"]):
             kinds = result.get("layer_swap", {}).get(partition, {})
-            both = [kinds.get(kind, {}).get(str(max(SWAPPED))) for kind in ("same_phase", other)]
+            both = [kinds.get(kind, {}).get(number) for kind in ("same_phase", other)]
             if None in both:
                 continue
+            # over the draws, by the accuracy where there is a head
             figure = "accuracy" if "accuracy" in both[0] else "cosine"
             same, across = (np.array(swaps[figure]["mean"]) for swaps in both)
             error = np.sqrt(same.var(ddof=1) / len(same) + across.var(ddof=1) / len(across))
             seen.append(len(same) > 1 and same.mean() - across.mean() > 2 * error)
-            lines.append(
-                f"{partition}: {same.mean():.3f} against {across.mean():.3f} (± {error:.3f})"
-            )
-        if not lines:
+            means = f"{same.mean():.3f} against {across.mean():.3f}"
+            texts.append(f"{partition}: {means} (± {error:.3f})")
+        if not texts:
             return None
-        return all(seen), f"{figure} with {max(SWAPPED)} layers swapped, {'; '.join(lines)}"
+        return Verdict(all(seen), f"{figure} with {number} layers swapped, {'; '.join(texts)}")
 
     return decide
 
 
-def contrast(result: dict) -> _Verdict:
-    """Decide whether phases are better than random ones."""
-    lines, seen = [], True
+def _contrast(result: dict) -> Verdict | None:
+    """Decide whether phases are tighter than random ones."""
+    seen, texts = True, []
     for partition, figures in result.get("phase_contrast", {}).items():
-        if figures["contrast"] is None or not figures["random"]:
+        contrast = figures["contrast"]
+        if contrast is None or not figures["random"]:
             continue
-        beats = {
-            kind: np.mean([c is None or figures["contrast"] > c for c in figures[kind]])
-            for kind in ("random", "shuffled")
-        }
-        seen &= min(beats.values()) >= _CLEARLY
-        lines.append(
-            f"{partition}: {figures['contrast']:.2f}, beats {100 * beats['random']:.0f} % of "
-            f"random runs, {100 * beats['shuffled']:.0f} % of shuffled layers"
+        beaten = {}
+        for kind in ("random", "shuffled"):
+            beaten[kind] = np.mean([c is None or contrast > c for c in figures[kind]])
+        seen &= min(beaten.values()) >= _CLEARLY
+        texts.append(
+            f"{partition}: {contrast:.2f}, beats {100 * beaten['random']:.0f} % of random runs, "
+            f"{100 * beaten['shuffled']:.0f} % of shuffled layers"
         )
-    return (bool(seen), "; ".join(lines)) if lines else None
+    return Verdict(seen, "; ".join(texts)) if texts else None
 
 
-def settles(result: dict) -> _Verdict:
+def _settles(result: dict) -> Verdict | None:
     """Decide whether the state comes to rest when the last block goes on."""
     held = result.get("more_time", {}).get("held")
     if not held:
         return None
     speed, cosine = (_mean_of(held, name, "patches") for name in ("speed", "convergence"))
-    line = (
+    text = (
         f"patches turn {speed[0]:.1f}° → {speed[-1]:.1f}° an application (m = 1, {len(speed)}), "
         f"cosine to x_L {cosine[-1]:.2f}"
     )
     if "accuracy" in held:
         accuracy = _mean_of(held, "accuracy")
-        line += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
-    return bool(speed[-1] < 0.1 * speed[0]), line
+        text += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
+    return Verdict(speed[-1] < 0.1 * speed[0], text)
 
 
-def linear(result: dict) -> _Verdict:
-    """Decide whether a linear map a phase predicts better than standing still."""
-    lines, ahead = [], []
+def _linear(result: dict) -> Verdict | None:
+    """Decide whether the linear map of a phase predicts its end better than the identity."""
+    seen, texts = True, []
     for group, spans in result.get("linear_modes", {}).items():
         gains = [cosines["map"][-1] - cosines["identity"][-1] for cosines in spans.values()]
-        ahead += [gain > 0 for gain in gains]
-        lines.append(f"{group} {min(gains):+.3f} to {max(gains):+.3f}")
-    if not lines:
+        seen &= min(gains) > 0
+        texts.append(f"{group} {min(gains):+.3f} to {max(gains):+.3f}")
+    if not texts:
         return None
-    return all(ahead), f"cosine over a whole phase, map − identity: {', '.join(lines)}"
+    return Verdict(seen, f"cosine over a whole phase, map − identity: {', '.join(texts)}")
 
 
-def _identity_catches_up(result: dict) -> _Verdict:
-    """Decide whether, late in depth, standing still predicts nearly as well."""
+def _identity_catches_up(result: dict) -> Verdict | None:
+    """Decide whether, late in depth, the identity predicts a step nearly as well."""
     gains = []
-    for phases in (phases for phases in result["partitions"] if len(phases) > 1):
+    for phases in result["partitions"]:
+        if len(phases) < 2:
+            continue
+        ends = (f"1-{phases[0]}", f"{sum(phases[:-1]) + 1}-{sum(phases)}")
         for spans in result.get("linear_modes", {}).values():
-            ends = (f"1-{phases[0]}", f"{sum(phases[:-1]) + 1}-{sum(phases)}")
-            first, last = (spans[end] for end in ends)
-            gains.append([cosines["map"][0] - cosines["identity"][0] for cosines in (first, last)])
+            gains.append([spans[end]["map"][0] - spans[end]["identity"][0] for end in ends])
     if not gains:
         return None
-    gains = np.array(gains)
-    later = int((gains[:, 1] < gains[:, 0]).sum())
-    return later > len(gains) / 2, (
-        f"one step, map − identity, first → last phase: {gains[:, 0].mean():+.3f} → "
-        f"{gains[:, 1].mean():+.3f}; smaller in {later} of {len(gains)} cases"
+    first, last = np.transpose(gains)
+    smaller = int((last < first).sum())
+    return Verdict(
+        smaller > len(gains) / 2,
+        f"one step, map − identity, first → last phase: {first.mean():+.3f} → {last.mean():+.3f}; "
+        f"smaller in {smaller} of {len(gains)} cases",
     )
 
 
 CLAIMS = [
-    _Claim("Directions converge: γ rises to 1", _PAPER,
+    Claim("Directions converge: γ rises to 1", _PAPER,
           "every group's γ rises at nine of ten layers", _converges),
-    _Claim("The rise is S-shaped", _PAPER,
+    Claim("The rise is S-shaped", _PAPER,
           "every group's γ rises most in the middle half of the layers", _s_shaped),
-    _Claim("Classes end in angular basins", _PAPER,
-          "the silhouette at the last layer is above 0 and above that at the first", basins),
-    _Claim("A pushed cls token bends back", _PAPER,
+    Claim("Classes end in angular basins", _PAPER,
+          "the silhouette at the last layer is above 0 and above that at the first", _basins),
+    Claim("A pushed cls token bends back", _PAPER,
           "less than the pushed angle is left at the end, at the smallest ε", _corrects("cls")),
-    _Claim("Pushed patches bend back", _PAPER,
+    Claim("Pushed patches bend back", _PAPER,
           "the same for patches", _corrects("patches")),
-    _Claim("cls turns sharply late", _PAPER,
+    Claim("cls turns sharply late", _PAPER,
           "its largest turn, the first apart, is in the last quarter", _late_cls),
-    _Claim("Registers are slow, patches between, cls fast", _PAPER,
+    Claim("Registers are slow, patches between, cls fast", _PAPER,
           "order of the mean turns after layer 1", _ordered_speeds),
-    _Claim("Speed jumps where phases meet", _PAPER,
+    Claim("Speed jumps where phases meet", _PAPER,
           "ratio above 1 and above that of 95 % of random cuts, in most cases", _piecewise),
-    _Claim("Updates lose rank with depth", _PAPER,
+    Claim("Updates lose rank with depth", _PAPER,
           "both ranks are lower in the last quarter than in the first", _loses_rank),
-    _Claim("Patches align, late", _PAPER,
+    Claim("Patches align, late", _PAPER,
           "κ is largest at the end and rises more in the second half", _coherent),
-    _Claim("Updates of patches point the same way", _PAPER,
+    Claim("Updates of patches point the same way", _PAPER,
           "κ of updates is above ½ at every layer", _coherent_updates),
-    _Claim("Layers of one phase stand in for each other", _PAPER,
+    Claim("Layers of one phase stand in for each other", _PAPER,
           "better than those of another phase, by two standard errors over the draws",
           _swaps_differ("other_phase")),
-    _Claim("… also against equally near layers of another phase", _OURS,
+    Claim("… also against equally near layers of another phase", _OURS,
           "the same, with layers no farther away than a phase is long",
           _swaps_differ("other_phase_near")),
-    _Claim("Phases are tighter than random ones", _PAPER,
-          "contrast above that of 95 % of random and of shuffled partitions", contrast),
-    _Claim("A phase is nearly linear", _FOLLOW_UP,
-          "one map a phase predicts its end better than standing still, in all phases", linear),
-    _Claim("Late, standing still predicts as well", _FOLLOW_UP,
+    Claim("Phases are tighter than random ones", _PAPER,
+          "contrast above that of 95 % of random and of shuffled partitions", _contrast),
+    Claim("A phase is nearly linear", _FOLLOW_UP,
+          "one map a phase predicts its end better than standing still, in all phases", _linear),
+    Claim("Late, standing still predicts as well", _FOLLOW_UP,
           "the map gains less in the last phase than in the first, in most cases",
           _identity_catches_up),
-    _Claim("With more time the state settles", _OURS,
+    Claim("With more time the state settles", _OURS,
           "the last block's last extra turn of the patches is below a tenth of its first, "
-          "depth held at L", settles),
+          "depth held at L", _settles),
 ]  # fmt: skip
-
-
-def evaluate_claims(results: list[dict]) -> list[dict]:
-    """Return every claim with its verdict for every model: `seen` (or None) and `figures`."""
-    judged = []
-    for claim in CLAIMS:
-        decided = {result["model"]: claim.decide(result) or (None, "") for result in results}
-        verdicts = {
-            model: {"seen": seen, "figures": text} for model, (seen, text) in decided.items()
-        }
-        said = {name: getattr(claim, name) for name in ("sentence", "source", "criterion")}
-        judged.append({**said, "verdicts": verdicts})
-    return judged

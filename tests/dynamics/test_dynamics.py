@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.dynamics.class_basins import ClassBasins, check_classes
-from evaluation.dynamics.linear_modes import LinearModes, fit_linear_map
 from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.data import ReadingArguments, make_processor
 from raptor_hf.dynamics.interventions import (
     contraction,
     draw_swaps,
@@ -26,9 +25,9 @@ from raptor_hf.dynamics.measures import (
     measure,
     update_ranks,
 )
-from raptor_hf.dynamics.systems import DepthSystem, StoredSystem, load_system
+from raptor_hf.dynamics.systems import DepthSystem, StoredSystem, load_inputs, load_system
 from raptor_hf.teachers import trajectory
-from tests.helpers import LAYOUT, randomised
+from tests.helpers import LAYOUT, randomised, save_models
 
 
 class LinearSystem(StoredSystem):
@@ -182,88 +181,6 @@ def test_speed_at_boundaries_by_hand():
         boundary_speed(speed, [3, 2])
 
 
-def fill(basins, states, labels):
-    for rows in np.split(np.arange(len(labels)), [2]):
-        basins.add(states[rows], labels[rows])
-    return basins.result()
-
-
-def test_basins_by_hand(tmp_path):
-    """Three classes: at layer 0 all alike, at layer 1 apart, one image alone in its class."""
-    degrees = torch.tensor([0.0, 20, 90, 90, 200])
-    labels = torch.tensor([4, 4, 7, 7, 9])
-    last = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
-    states = torch.stack([torch.ones(5, 2), 3 * last], dim=1)
-    result = fill(ClassBasins(5, (2, 2), tmp_path), states, labels)
-    assert (result["num_images"], result["num_classes"]) == (4, 3)
-    assert result["silhouette"]["mean"][0] == result["nearest_mean"]["mean"][0] == 0
-    # own: to the other image of the class. Other: 0° and 20° to 90°; 90° to 10°, the mean of both
-    assert result["own_angle"]["mean"][1] == pytest.approx((20 + 20 + 0 + 0) / 4, abs=1e-4)
-    assert result["other_angle"]["mean"][1] == pytest.approx((90 + 70 + 80 + 80) / 4, abs=1e-4)
-    silhouette = (70 / 90 + 50 / 70 + 1 + 1) / 4
-    assert result["silhouette"]["mean"][1] == pytest.approx(silhouette, abs=1e-5)
-    assert result["nearest_mean"]["mean"][1] == 1
-    assert result["explained"] == pytest.approx(1)  # two channels
-    paths = np.array(result["trajectories"])
-    assert paths.shape == (5, 2, 2) and sorted(result["labels"]) == labels.tolist()
-    spread = np.linalg.norm(paths[:, 1, None] - paths[:, 1], axis=-1)  # a rotation keeps distances
-    np.testing.assert_allclose(spread, torch.cdist(last, last), atol=1e-4)
-    assert not list(tmp_path.iterdir())
-
-
-def test_room_for_the_cls_tokens_is_taken_before_the_first_image(tmp_path):
-    with pytest.raises(OSError, match="File too large|No space left"):
-        ClassBasins(2**50, (2, 2), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_too_few_images_for_basins():
-    check_classes(np.array([0, 0, 1, 1]), 3)
-    for labels in ([0, 0, 1, 1], [0, 0, 0, 1, 2]):
-        with pytest.raises(ValueError, match="as many images as classes at least, and two classes"):
-            check_classes(np.array(labels), 5)
-
-
-def test_a_linear_map_recovers_a_planted_one():
-    rng = np.random.default_rng(0)
-    planted = 0.5 * rng.normal(size=(6, 6)) / np.sqrt(6) + 0.5 * np.eye(6)
-    states = torch.from_numpy(rng.normal(size=(50, 6)))
-    after = states @ torch.from_numpy(planted).T
-    found = fit_linear_map(states.T @ states, after.T @ states, energy=1, ridge=0)
-    key = lambda value: (round(value.real, 9), value.imag)  # noqa: E731
-    np.testing.assert_allclose(
-        sorted(found.eigenvalues, key=key), sorted(np.linalg.eigvals(planted), key=key), atol=1e-9
-    )
-    torch.testing.assert_close(found.power(states, 3), states @ torch.from_numpy(
-        np.linalg.matrix_power(planted, 3)).T)  # fmt: skip
-    # states in a plane: rank 2, whatever the number of channels
-    flat = states[:, :2] @ torch.from_numpy(rng.normal(size=(2, 6)))
-    assert len(fit_linear_map(flat.T @ flat, flat.T @ flat).eigenvalues) == 2
-    with pytest.raises(ValueError, match="states that are not all zero"):
-        fit_linear_map(torch.zeros(3, 3), torch.zeros(3, 3))
-    with pytest.raises(ValueError, match=r"\(D, D\); got \(3, 3\) and \(2, 3\)"):
-        fit_linear_map(torch.zeros(3, 3), torch.zeros(2, 3))
-
-
-def test_modes_of_a_rotation_predict_it_and_standing_still_does_not():
-    turn = torch.tensor(0.3)
-    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()]).reshape(2, 2)
-    linear = LinearSystem(torch.block_diag(rotation, torch.eye(1)), depth=4)
-    start = torch.zeros(40, 2, 3)
-    start[..., :2] = torch.randn(40, 2, 2, generator=torch.Generator().manual_seed(0))
-    modes = LinearModes([(0, 4), (1, 3)], 40)
-    for part in linear.run(start).split(7):
-        modes.add(part)
-    result = modes.result()
-    assert list(result) == ["1-4", "2-3"] and modes.num_evaluated == 20
-    whole = result["1-4"]
-    assert whole["rank"] == 2  # nothing is ever in the third channel
-    moduli = [abs(complex(*value)) for value in whole["eigenvalues"]]
-    assert moduli == pytest.approx([1, 1], abs=1e-3)
-    assert whole["map"] == pytest.approx([1] * 4, abs=1e-4)
-    assert whole["identity"] == pytest.approx([np.cos(0.3 * p) for p in (1, 2, 3, 4)], abs=1e-5)
-
-
 def test_stand_ins_by_hand():
     assert swap_candidates([2, 1], "same_phase") == {1: [2], 2: [1]}
     assert swap_candidates([2, 1], "other_phase") == {1: [3], 2: [3], 3: [1, 2]}
@@ -318,8 +235,6 @@ def test_systems_run_as_their_models(system, raptor, pixel_values, store):
 
 
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):
-    from tests.helpers import save_models
-
     folder = save_models(tmp_path)
     from raptor_hf import RaptorForImageClassification
 
@@ -340,3 +255,24 @@ def test_states_that_are_not_finite_are_named(teacher, pixel_values):
     message = r"of mine must be finite; from layer 4 on .* for the images \[0, 1, 2\]"
     with pytest.raises(ValueError, match=message):
         system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
+
+
+def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, store, tmp_path):
+    folders = save_models(tmp_path)
+    plain_teacher.save_pretrained(tmp_path / "plain")
+    make_processor(8).save_pretrained(tmp_path / "plain")
+    pair = [str(folders / "teacher"), str(tmp_path / "plain")]
+    message = r"'teacher': \(6, 24, 1, 2\), 'plain': \(6, 24, 1, 0\)"
+    with pytest.raises(ValueError, match=message):
+        load_inputs(pair, "digits", split="test")
+    with pytest.raises(ValueError, match="leave out --model"):
+        load_inputs(pair[:1], str(store), split="test")
+
+
+def test_a_study_at_another_resolution(store, tmp_path):
+    reading = ReadingArguments(resolution=[12])
+    teacher = str(save_models(tmp_path) / "teacher")
+    inputs = load_inputs([teacher], "digits", split="test", reading=reading)
+    assert inputs.images.__getitems__([0])["pixel_values"].shape == (1, 3, 12, 12)
+    with pytest.raises(ValueError, match="holds states, not images"):
+        load_inputs([], str(store), split="test", reading=reading)

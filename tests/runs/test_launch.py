@@ -132,7 +132,7 @@ def test_a_machine_that_knows_ascii_alone_writes_utf_8(store, tmp_path):
     command = ["-m", "evaluation.dynamics", "--data", store, "--output_dir", folder]
     command += ["--analyses", "class_basins", "phase_contrast", "--random_partitions", "5"]
     done = run(sys.executable, *command, **ASCII)
-    assert "dynamics.html" in done.stdout
+    assert "dynamics.json" in done.stdout
     assert "γ" in (folder / "what_we_see.md").read_text(encoding="utf-8")
     shown = run(sys.executable, "evaluation/probe.py", "--help", **ASCII)
     assert "NAME=FOLDER" in shown.stdout
