@@ -7,6 +7,7 @@ DINOv2-B at 224 px takes 5.2 MB an image; the size is printed before anything is
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import raptor_hf
@@ -68,8 +69,10 @@ def main() -> None:
         return dry_runs.print_extraction_plan(own, images, reading)
     state = process_state()
     teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
-    if state.is_main_process and activations.lost_shards(own.output_dir):
-        reopen_run(own.output_dir)
+    store = Path(own.output_dir)
+    finished = state.is_main_process and (store / "manifest.json").exists()
+    if finished and activations.verify_activations(store, checksums=False):
+        reopen_run(store)
     views = activations.image_views(images, crops, reading, own.teacher, own.revision)
     inputs = {"teacher": raptor_hf.weights.weights_digest(teacher)}
     read = {"images": raptor_hf.data.list_images(images.dataset, views.cells)}

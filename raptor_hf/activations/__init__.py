@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "format": ["lost_shards"],
+        "format": ["verify_activations"],
         "online": [
             "OnlineActivations",
             "check_all_layers",

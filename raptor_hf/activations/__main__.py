@@ -14,12 +14,11 @@ def main(argv: list[str] | None = None) -> None:
     verify.add_argument("path", help="folder of the activation dataset")
     path = parser.parse_args(argv).path
     try:
-        manifest = read_manifest(path)
+        manifest, problems = read_manifest(path), verify_activations(path)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    problems = verify_activations(path)
     if problems:
-        sys.exit("\n".join(problems))
+        sys.exit("\n".join(problems.values()))
     print(
         f"{path} is complete: {manifest['num_images']:,} images × {manifest['views']} views, "
         f"layers {manifest['layers']}, {len(manifest['shards'])} shards, "

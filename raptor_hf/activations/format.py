@@ -61,72 +61,50 @@ def read_manifest(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no manifest.
-        ValueError: a shard that it names lies outside the folder.
     """
-    path = Path(path)
-    if not (path / MANIFEST).exists():
+    if not (Path(path) / MANIFEST).exists():
         raise FileNotFoundError(
             f"{path} is not a finished activation dataset: it has no {MANIFEST}. "
             "Make it with training/extract_activations.py (--resume goes on with a part)."
         )
-    manifest = read_json(path / MANIFEST)
-    listed = read_json(path / "state.json")["_data_files"]  # the shards that `datasets` opens
-    names = [*manifest["shards"], *(entry["filename"] for entry in listed)]
-    foreign = [name for name in names if Path(name).name != name]
-    if foreign:
-        raise ValueError(f"{path} names shards outside the folder: {foreign[:3]}.")
-    return manifest
+    return read_json(Path(path) / MANIFEST)
 
 
-def shard_problem(path: str | Path, name: str, facts: dict) -> str | None:
-    """Return how a shard differs from the manifest, by its size; None if it does not."""
-    file = Path(path) / name
-    repair = (
-        f"Delete {name} if it is there, and run training/extract_activations.py as you did, with "
-        "--resume: it writes the missing shards."
-    )
+def shard_problem(file: Path, facts: dict, *, checksums: bool) -> str | None:
+    """Return how a shard differs from its size and checksum; None if it does not."""
     if not file.exists():
-        return f"The shard {name} of {path} is missing. {repair}"
+        return f"{file} is missing"
     size = file.stat().st_size
     if size != facts["size_bytes"]:
-        return (
-            f"The shard {name} of {path} is truncated or changed: expected "
-            f"{facts['size_bytes']:,} bytes, found {size:,}. {repair}"
-        )
+        return f"{file} has {size:,} bytes instead of {facts['size_bytes']:,}"
+    if checksums and checksum(file) != facts["xxh3_128"]:
+        return f"{file} is damaged: it has another checksum"
     return None
 
 
-def lost_shards(path: str | Path) -> list[str]:
-    """Return the shards of a finished dataset that are missing or truncated."""
-    shards = read_manifest(path)["shards"] if (Path(path) / MANIFEST).exists() else {}
-    return [name for name, facts in shards.items() if shard_problem(path, name, facts)]
+def verify_activations(path: str | Path, *, checksums: bool = True) -> dict[str, str]:
+    """Return the problem of every shard that is missing, truncated or damaged, by its name.
 
-
-def verify_activations(path: str | Path) -> list[str]:
-    """Return the problems of an activation dataset: shards missing, truncated or damaged.
-
-    Reads all of it and compares sizes and checksums with the manifest.
+    Args:
+        checksums: read all of it and compare checksums, not only sizes.
 
     Raises:
         FileNotFoundError: there is no manifest.
     """
-    problems = []
+    problems = {}
     for name, facts in read_manifest(path)["shards"].items():
-        problem = shard_problem(path, name, facts)
-        if problem is None and checksum(Path(path) / name) != facts["xxh3_128"]:
-            problem = (
-                f"The shard {name} of {path} is damaged: it has another checksum. Delete it, and "
-                "run training/extract_activations.py as you did, with --resume."
-            )
+        problem = shard_problem(Path(path) / name, facts, checksums=checksums)
         if problem:
-            problems.append(problem)
+            problems[name] = (
+                f"{problem}. Delete it if it is there, and run training/extract_activations.py as "
+                "you did, with --resume: it writes missing shards."
+            )
     return problems
 
 
 def dataset_card(manifest: dict) -> str:
     """Return the README.md of an activation dataset; it tells the Hub where the data are."""
     teacher, layers = manifest["teacher"], manifest["layers"]
-    tokens = f"{manifest['num_cls']} cls, {manifest['num_registers']} registers, then all patches"
     size = sum(facts["size_bytes"] for facts in manifest["shards"].values())
     return f"""---
 tags:
@@ -144,7 +122,7 @@ configs:
 | teacher | {teacher["name"]}, commit {teacher["revision"]}, weights {teacher["weights_sha256"]} |
 | images | {manifest["num_images"]:,} in {manifest["views"]} views of {manifest["image_size"]} |
 | layers | {layers}; 0 is the embeddings, each before the final norm |
-| tokens | {tokens} |
+| tokens | {manifest["num_cls"]} cls, {manifest["num_registers"]} registers, then all patches |
 | a state | {manifest["num_tokens"]} × {manifest["num_channels"]}, {manifest["dtype"]} |
 | size | {size / 1e9:.3g} GB in {len(manifest["shards"])} files |
 

@@ -5,6 +5,7 @@ states (B, layers, N, D) of such a batch. `layers`, `layout`, `identity()` and `
 them. `StoredActivations` reads states (`store.py`), `OnlineActivations` computes them.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -117,10 +118,10 @@ class OnlineActivations(Dataset):
         """The processor's values of bytes (`pixel_table`), on the teacher's device."""
         return torch.from_numpy(self.images.table).to(self.teacher.device)
 
-    @property
+    @cached_property
     def resolution(self) -> list[int]:
         """Height and width of the images in pixels."""
-        return list(image_size(self.images.processor))
+        return list(first_batch(self.images)["pixel_values"].shape[-2:])
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -202,7 +203,24 @@ def open_source(
             f"{source.activations} holds the states of images of {stored.resolution} "
             f"pixels; --resolution asks for {reading.resolution}. Leave it out."
         )
+    _check_processor(source, stored)
     return stored
+
+
+def _check_processor(source: ActivationArguments, stored: StoredActivations) -> None:
+    """Refuse a store of images that another image processor prepared than the teacher's."""
+    before = stored.manifest["transform"]
+    for resolution in (None, stored.resolution):  # its own, or that of an extraction's --resolution
+        processor = load_processor(source.teacher, source.revision, resolution)
+        now = json.loads(json.dumps(processor.to_dict()))
+        if now == before:
+            return
+    name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+    raise ValueError(
+        f"{source.activations} was made with another image processor ({name} {before.get(name)}, "
+        f"now {now.get(name)}). Give the teacher the preprocessor_config.json of the extraction, "
+        "or extract again."
+    )
 
 
 def check_all_layers(activations: Activations) -> None:

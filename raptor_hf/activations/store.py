@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..configuration_raptor import TokenLayout
 from ..data.loading import Classes
 from ..teachers import teacher_identity
-from .format import SCALARS, layer_column, read_manifest, shard_problem, states_of
+from .format import SCALARS, layer_column, read_manifest, states_of, verify_activations
 
 _COPYING_THREADS = 4  # a page that is not in memory is waited for; threads wait side by side
 WORTH_A_THREAD = 2**16  # bytes of a state; smaller ones are copied faster than threads start
@@ -37,8 +37,9 @@ class StoredActivations(Dataset):
         dtype: of the states; default: as they are stored.
 
     Raises:
-        FileNotFoundError: no manifest, or a shard is missing.
-        ValueError: a shard has another size than the manifest says, or a layer is not stored.
+        FileNotFoundError: no manifest.
+        ValueError: a shard is missing or has another size than the manifest says, or a layer is
+            not stored.
     """
 
     def __init__(
@@ -53,11 +54,8 @@ class StoredActivations(Dataset):
         self.layers = list(stored if layers is None else layers)
         if not self.layers or not set(self.layers) <= set(stored):
             raise ValueError(f"{path} holds the layers {stored}; asked for {self.layers}.")
-        for name, facts in self.manifest["shards"].items():
-            problem = shard_problem(path, name, facts)
-            if problem:
-                kind = ValueError if (self.path / name).exists() else FileNotFoundError
-                raise kind(problem)
+        for problem in verify_activations(path, checksums=False).values():
+            raise ValueError(problem)
         self.layout = TokenLayout(self.manifest["num_cls"], self.manifest["num_registers"])
 
         # a view (rows, N, D) of every layer and record batch; `ends` are the batches' last rows + 1

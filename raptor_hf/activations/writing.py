@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -51,7 +52,7 @@ def write_activations(
 ) -> None:
     """Write the trajectories of all images and views, those shards that are not there yet.
 
-    All processes work together: of the missing shards, process p of P writes p, p + P, ….
+    All processes work together: process p of P writes the shards p, p + P, ….
     A second call with the same arguments ends in the same bytes as one that was not interrupted.
 
     Args:
@@ -78,31 +79,33 @@ def write_activations(
     # a shard holds whole batches, at least one
     batches_a_shard = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size))
     shards = plan_shards(len(images), batches_a_shard * batch_size)
-    missing = _missing_shards(path, shards)
-    state.print(
-        f"{len(images):,} trajectories of {' × '.join(map(str, shape))} {dtype}: "
-        f"{size(row_bytes * len(images))} in {len(shards)} shards, {len(missing)} to write",
-        flush=True,
-    )
+
+    # each process looks after its share: what an earlier run wrote is compared with its checksum
+    facts, missing = _shard_facts(path), {}
+    for name in list(shards)[state.process_index :: state.num_processes]:
+        if name not in facts or shard_problem(path / name, facts[name], checksums=True):
+            missing[name] = shards[name]
+    needed = row_bytes * sum(gather_object([sum(map(len, missing.values()))]))
     if state.is_main_process:
         for leftover in path.glob("*.tmp"):  # of a run that was killed
             leftover.unlink()
-        _check_disk(path, row_bytes * sum(map(len, missing.values())))
+        free = shutil.disk_usage(path).free
+        print(
+            f"{len(images):,} trajectories of {' × '.join(map(str, shape))} {dtype} in "
+            f"{len(shards)} shards; {size(needed)} to write to {path}, {size(free)} free",
+            flush=True,
+        )
+        if needed > 0.98 * free:
+            raise OSError(
+                f"{size(needed)} are to be written to {path}, but only {size(free)} are free. "
+                "Store less (--layers, --num_images, --views), take another disk, or train with "
+                "--activations online, which stores nothing."
+            )
     state.wait_for_everyone()
-
-    # this process' share, then all of them
-    names = list(missing)[state.process_index :: state.num_processes]
-    write_shards(path, {name: missing[name] for name in names}, source, features, batch_size,
-                 num_workers)  # fmt: skip
+    write_shards(path, missing, source, features, batch_size, num_workers)
     state.wait_for_everyone()
     if state.is_main_process:
-        facts = {
-            "teacher": teacher_identity(teacher, revision),
-            "num_tokens": shape[1],
-            "num_channels": shape[2],
-            "dtype": dtype,
-        }
-        _complete(path, list(shards), features, source, facts)
+        _complete(path, list(shards), features, source, revision)
     state.wait_for_everyone()
 
 
@@ -116,16 +119,6 @@ def plan_shards(number: int, rows: int) -> dict[str, range]:
     return shards
 
 
-def _missing_shards(path: Path, shards: dict[str, range]) -> dict[str, range]:
-    """Return the shards that are not there, or not in their size."""
-    facts = _shard_facts(path)
-    missing = {}
-    for name, rows in shards.items():
-        if name not in facts or shard_problem(path, name, facts[name]):
-            missing[name] = rows
-    return missing
-
-
 def _shard_facts(path: Path) -> dict[str, dict]:
     """Return rows, size and checksum of every shard that was finished, by its name."""
     manifest = path / MANIFEST
@@ -133,18 +126,6 @@ def _shard_facts(path: Path) -> dict[str, dict]:
     for file in path.glob("data-*.json"):  # newer than the manifest: a shard written again
         facts[f"{file.stem}.arrow"] = read_json(file)
     return facts
-
-
-def _check_disk(path: Path, needed_bytes: int) -> None:
-    """Refuse to begin with a dataset that the disk can't hold."""
-    free_bytes = shutil.disk_usage(path).free
-    print(f"{size(needed_bytes)} to write, {size(free_bytes)} free in {path}", flush=True)
-    if needed_bytes > 0.98 * free_bytes:
-        raise OSError(
-            f"{size(needed_bytes)} are to be written to {path}, but only {size(free_bytes)} are "
-            "free. Store less (--layers, --num_images, --views), take another disk, or train with "
-            "--activations online, which stores nothing."
-        )
 
 
 def write_shards(
@@ -237,11 +218,11 @@ def _complete(
     names: list[str],
     features: datasets.Features,
     source: OnlineActivations,
-    facts: dict,
+    revision: str | None,
 ) -> None:
     """Write `datasets`' own files, the card and the manifest beside shards that are all there."""
-    known, images = _shard_facts(path), source.images
-    shards = {name: known[name] for name in names}
+    facts, images = _shard_facts(path), source.images
+    shards = {name: facts[name] for name in names}
     datasets.DatasetInfo(features=features).write_to_directory(str(path))
     state = {
         "_data_files": [{"filename": name} for name in names],
@@ -259,8 +240,9 @@ def _complete(
     if sum(shard["rows"] for shard in shards.values()) < len(images):
         stored = np.unique(datasets.load_from_disk(str(path))["image_id"][:])
     skipped = np.setdiff1d(images.image_ids, stored).tolist()
+    column = features[layer_column(source.layers[0])]
     manifest = {
-        **facts,
+        "teacher": teacher_identity(source.whole_teacher, revision),
         "num_images": len(images.image_ids) - len(skipped),
         "skipped_images": [{"image_id": i, "path": images.public_path(i)} for i in skipped],
         "class_names": images.class_names,
@@ -270,6 +252,9 @@ def _complete(
         "transform": images.processor.to_dict(),
         "depth": source.depth,
         "layers": source.layers,
+        "num_tokens": column.shape[0],
+        "num_channels": column.shape[1],
+        "dtype": column.dtype,
         "num_cls": source.layout.num_cls,
         "num_registers": source.layout.num_registers,
         "precision": source.precision,

@@ -16,13 +16,14 @@ from PIL import Image
 
 from .transforms import resize_pair
 
-# what Pillow raises for files that are missing, cut off, damaged, of another kind, or too large
+# exceptions of Pillow for files that are missing, cut off, damaged, of another kind, or too large
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
     MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # EXIF tag
-_TURNS = {  # what makes an image upright, by the value of that tag
+# the turn that makes an image upright, by the value of that tag
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -32,10 +33,14 @@ _PPM = re.compile(rb"P6\n(\d+) (\d+)\n255\n")  # as `to_ppm` writes it
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     """Return the same dataset with images as `{"path", "bytes"}`."""
-    for name, kind in dataset.features.items():
-        if isinstance(kind, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    for name in image_columns(dataset):
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
+
+
+def image_columns(dataset: datasets.Dataset) -> list[str]:
+    """Return the names of a dataset's columns of images."""
+    return [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
 
 
 def open_image(
@@ -62,13 +67,17 @@ def open_image(
     """
     if source is None or source == {"bytes": None, "path": None}:
         raise ValueError(f"{name} is empty: there is no image in this row.")
+
+    # a cell holds the bytes of a file, or its path
     if isinstance(source, dict):
-        name = source["path"] or name
-        source = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
+        content, source = source["bytes"], source["path"]
+        name = source or name
+        if content is not None:
+            source = io.BytesIO(content)
     elif isinstance(source, str):
         name = source
 
-    # Pillow's own bound must not be in the way of ours
+    # Pillow's own bound on the size must not be in the way of ours
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(max_megapixels * 1e6))
     try:
@@ -81,14 +90,26 @@ def open_image(
         # JPEG can be decoded at a half, a quarter or an eighth of its size
         if shorter_side:
             times = 2 * shorter_side / min(image.size)
-            image.draft(None, tuple(round(times * length) for length in image.size))
-        image.load()  # before the tag is read: TIFF turns the pixels itself, and drops it
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-        image = image if turn is None else image.transpose(turn)
-        image = to_rgb(image) if rgb else image
-        return shrink(image, shorter_side) if shorter_side else image
+            image.draft(None, (round(times * image.width), round(times * image.height)))
+        # before the tag is read: TIFF turns the pixels itself, and drops it
+        image.load()
+        image = _upright(image)
+        if rgb:
+            image = to_rgb(image)
+        if shorter_side:
+            image = shrink(image, shorter_side)
+        return image
     except UNREADABLE as error:
         raise ValueError(f"{name} can't be decoded: {error or type(error).__name__}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return an image turned by its EXIF orientation; a tag that can't be read is no tag."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except UNREADABLE:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def read_pixels(
@@ -100,8 +121,8 @@ def read_pixels(
         ValueError: as `open_image`.
     """
     # the image cache holds uncompressed files, whose pixels need no decoder and no copy
-    content = cell and cell["bytes"]
-    header = _PPM.match(content) if content else None
+    content = (cell and cell["bytes"]) or b""
+    header = _PPM.match(content)
     if header:
         width, height = int(header[1]), int(header[2])
         complete = len(content) - header.end() == 3 * width * height <= 3e6 * max_megapixels
@@ -122,7 +143,7 @@ def shrink(image: Image.Image, shorter_side: int) -> Image.Image:
     times = shorter_side / min(image.size)
     if times >= 1:
         return image
-    height, width = (max(1, round(times * length)) for length in (image.height, image.width))
+    height, width = max(1, round(times * image.height)), max(1, round(times * image.width))
     return Image.fromarray(resize_pair(np.asarray(image), None, (height, width))[0])
 
 
@@ -136,6 +157,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.split(";")[0] not in ("I", "F"):
         return image.convert("RGB")
+    # 16 bits, in an image of 16 or of 32 bits; or floats up to 1; or greys that fit into a byte
     grey = np.asarray(image)
     low, high = float(grey.min()), float(grey.max())
     if image.mode.startswith("I;16") or (image.mode == "I" and 255 < high <= 65_535 and low >= 0):
@@ -143,8 +165,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F" and 0 <= low <= high <= 1:
         grey = (grey * 255).round()
     elif not 0 <= low <= high <= 255:  # NaN too
-        ranges = "0 … 1 or 0 … 255" if image.mode == "F" else "0 … 255 or 0 … 65535"
-        raise ValueError(f"greys lie in {ranges}; these lie in {low:g} … {high:g}")
+        limit = {"F": 1}.get(image.mode, 65_535)
+        raise ValueError(f"greys lie in 0 … 255 or 0 … {limit}; these lie in {low:g} … {high:g}")
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
@@ -160,18 +182,23 @@ def to_pixel_values(
     Raises:
         ValueError: images that have several sizes after it.
     """
-    # of an array whose height is 3 a processor would think that its channels come first
-    images = [Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in images]
-    pixels = processor(images, **options)["pixel_values"]
-    sizes = {tuple(image.shape[-2:]) for image in pixels}
+    # a processor would take an array whose height is 3 for one whose channels come first
+    prepared = []
+    for image in images:
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        prepared.append(image)
+    pixels = processor(prepared, **options)["pixel_values"]
+
+    sizes = sorted({tuple(image.shape[-2:]) for image in pixels})
     if len(sizes) > 1:
-        listed = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
+        listed = ", ".join(f"{height}×{width}" for height, width in sizes[:4])
         raise ValueError(
             f"The images have several sizes once they are prepared ({listed}), and a batch has "
             "one. Let the image processor (preprocessor_config.json) crop them (do_center_crop, "
             "crop_size) or give them one size (height and width)."
         )
-    return torch.stack([torch.as_tensor(image) for image in pixels])
+    return torch.stack(list(map(torch.as_tensor, pixels)))
 
 
 def pixel_table(processor) -> np.ndarray | None:

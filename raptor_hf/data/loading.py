@@ -1,7 +1,6 @@
 """Load image datasets by name: embedded digits, folders, the Hub."""
 
 import hashlib
-import itertools
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub.errors import HFValidationError
 
 from ..runs.file_list import FileList
 from ..runs.processes import process_state
 from .arguments import ReadingArguments
-from .decoding import open_image, to_ppm, undecoded
+from .decoding import image_columns, open_image, to_ppm, undecoded
 from .folders import list_folder
 
 logger = logging.getLogger(__name__)
@@ -57,20 +57,8 @@ def warn_of_folder(name: str) -> None:
 
 
 def is_folder(name: str) -> bool:
-    """Return whether a dataset is a folder, and not one of the Hub.
-
-    Raises:
-        FileNotFoundError: a path that is no folder, and can't be a name on the Hub.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return True
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        problem = "a file, not a folder" if path.exists() else "no such folder"
-        raise FileNotFoundError(
-            f"{name}: {problem}. Expected a folder {name}/<split>/<class>/<image>."
-        )
-    return False
+    """Return whether a dataset is a folder, and not one of the Hub."""
+    return Path(name).expanduser().is_dir()
 
 
 def _load_folder(name: str, split: str) -> datasets.Dataset:
@@ -100,7 +88,11 @@ def dataset_of_files(
     features = {name: datasets.Image() for name in columns}
     arrays = []
     for paths in columns.values():
-        cells = [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())]
+        try:
+            cells = [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())]
+        except UnicodeEncodeError as error:
+            name = os.fsencode(error.object)
+            raise ValueError(f"{name!r}: names must be UTF-8. Rename this file.") from error
         arrays.append(pa.StructArray.from_arrays(cells, ["bytes", "path"]))
     if labels is not None:
         features["label"] = datasets.ClassLabel(names=class_names)
@@ -116,7 +108,7 @@ def load_columns(name: str, split: str, reading: ReadingArguments) -> datasets.D
     """Load a dataset of the Hub with all its columns; errors as `load_images`."""
     try:
         return datasets.load_dataset(name, reading.dataset_config, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+    except (FileNotFoundError, ConnectionError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{name}: no such folder, and no such dataset on the Hub that can be read ({error})."
         ) from error
@@ -127,6 +119,8 @@ def load_columns(name: str, split: str, reading: ReadingArguments) -> datasets.D
 def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets.Dataset:
     """Load images and labels of a dataset of the Hub; errors as `load_images`."""
     dataset = load_columns(name, split, reading)
+
+    # check the columns, and list them if one is missing
     kinds = ", ".join(f"{c} ({type(f).__name__})" for c, f in dataset.features.items())
     described = f"{name} ({split}) has the columns {kinds}"
     columns = {reading.image_column: "image"}
@@ -138,6 +132,8 @@ def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets
         columns[reading.label_column] = "label"
     elif reading.label_column != ReadingArguments.label_column:
         raise ValueError(f"{described}, and no {reading.label_column!r}: give --label_column.")
+
+    # call them by our names
     dataset = dataset.select_columns(list(columns))
     return dataset.rename_columns({old: new for old, new in columns.items() if old != new})
 
@@ -155,14 +151,13 @@ def _cached(
         identity: digest of the images; other images get another file.
     """
     files = undecoded(dataset)
-    paths = files[:1]["image"][0]["path"]
-    key = f"{identity} {paths} {reading.sizes}"
+    key = f"{identity} {files[0]['image']['path']} {reading.sizes}"  # cells hold absolute paths
     folder = Path(reading.image_cache).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
 
-    # Arrow tables go in and out, because `datasets` would drop the bytes of an image with a path;
-    # decoding runs beside Python, in threads
+    # Arrow tables go in and out, because `datasets` would drop the bytes of an image with a path.
+    # Decoding runs in threads, as Pillow needs no lock of Python for it.
     with ThreadPoolExecutor() as pool, process_state().local_main_process_first():
         cached = files.with_format("arrow").map(
             lambda table: _decoded(table, pool, reading),
@@ -171,6 +166,7 @@ def _cached(
             features=dataset.features,
             cache_file_name=str(file),
             load_from_cache_file=True,
+            new_fingerprint=dataset._fingerprint,
             desc="image cache",
         )
     cached = cached.with_format(None)
@@ -208,13 +204,16 @@ class Classes(NamedTuple):
 def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None]:
     """Return the label of every image (n,), −1 where it has none, and the names of the classes.
 
-    Words become classes in the order of the alphabet; numbers have no names.
+    Words become classes in the order of the alphabet. Numbers are classes without names, unless
+    most of them never occur: then they are ids, and those that occur are the names, in their order.
     """
     kind = dataset.features.get("label")
     names, nothing = getattr(kind, "names", None), np.full(len(dataset), -1)
     if kind is None:
         return nothing, None
     labels = dataset.select_columns("label").with_format("arrow")[:]["label"]
+
+    # words
     if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
         words = labels.to_pylist()
         names = sorted(set(words) - {None})
@@ -222,7 +221,13 @@ def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None
         return np.array([numbers.get(word, -1) for word in words]), names
     if not pa.types.is_integer(labels.type):  # scores, boxes, …
         return nothing, None
-    return pc.fill_null(labels.cast(pa.int64()), -1).to_numpy(), names
+
+    # numbers of classes, or ids
+    labels = pc.fill_null(labels.cast(pa.int64()), -1).to_numpy()
+    ids = np.unique(labels[labels >= 0])
+    if names is None and len(ids) and ids[-1] >= 2 * len(ids):
+        return np.where(labels < 0, -1, np.searchsorted(ids, labels)), ids.astype(str).tolist()
+    return labels, names
 
 
 def list_images(name: str, dataset: datasets.Dataset) -> FileList:
@@ -235,10 +240,11 @@ def list_images(name: str, dataset: datasets.Dataset) -> FileList:
     folder = Path(name).expanduser()
     if not folder.is_dir() or name in EMBEDDED:
         return FileList(fingerprint=dataset._fingerprint)
-    images = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     table = undecoded(dataset).with_format("arrow")[:]
-    paths = [pc.struct_field(table[column], "path").to_pylist() for column in images]
-    return FileList.of_files(itertools.chain(*paths), _real_folder(name))
+    paths = []
+    for column in image_columns(dataset):
+        paths += pc.struct_field(table[column], "path").to_pylist()
+    return FileList.of_files(paths, _real_folder(name))
 
 
 def load_digits(split: str) -> datasets.Dataset:

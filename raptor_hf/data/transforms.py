@@ -41,26 +41,22 @@ class Augmentation:
     def __call__(
         self, pixels: np.ndarray, target: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a random view (height, width, 3) of an image (H, W, 3), in bytes, and of the
-        target (H, W) of its pixels, if it has one.
-
-        Resized as by `resize_pair`.
+        """Return a random view (height, width, 3) of an image (H, W, 3) in bytes, and of the target
+        (H, W) of its pixels, if it has one; `resize_pair` resizes both.
         """
         box = self.draw_box(pixels.shape[1], pixels.shape[0], rng)
         pixels, target = resize_pair(pixels, target, self.size, box=box)
         if rng.random() < self.flip:
             pixels = pixels[:, ::-1]
-            target = None if target is None else target[:, ::-1].copy()
+            if target is not None:
+                target = target[:, ::-1].copy()
         return pixels, target
 
     def draw_box(
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """Return left, top, width and height of a crop.
-
-        As in torchvision: ten draws of area and ratio; if none fits into the image, the largest
-        crop in its middle with an allowed ratio.
-        """
+        """Return left, top, width and height of a crop, drawn as torchvision does."""
+        # ten draws of area and ratio, until one fits into the image
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
@@ -68,6 +64,8 @@ class Augmentation:
             if 0 < w <= width and 0 < h <= height:
                 left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
                 return int(left), int(top), w, h
+
+        # none fits: the largest crop in the middle with an allowed ratio
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (width - w) // 2, (height - h) // 2, w, h
@@ -80,27 +78,29 @@ def resize_pair(
     *,
     box: tuple[int, int, int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the bytes (H, W, 3) of an image, and the target (H, W) of its pixels, if it has one,
-    at another size.
+    """Resize an image (H, W, 3) in bytes, and the target (H, W) of its pixels, if it has one.
 
-    The image is interpolated (bicubic), the target takes the nearest pixel. The bytes are Pillow's
-    of the part that is taken, to ±2, in a third of the time.
+    The result is Pillow's bicubic resize of the part that is taken, to ±2, in a third of the time.
 
     Args:
         size: height and width of the result.
         box: left, top, width and height of the part that is taken; default: all.
     """
     left, top, width, height = box or (0, 0, pixels.shape[1], pixels.shape[0])
+
+    # the image is interpolated
     pixels = pixels[top : top + height, left : left + width]
     if (height, width) != tuple(size):
         planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
         options = {"mode": "bicubic", "antialias": True}
         pixels = functional.interpolate(planes, size, **options)[0].permute(1, 2, 0).numpy()
+
+    # a target takes the nearest pixel: there is nothing between two classes
     if target is not None:
         target = target[top + nearest(height, size[0])][:, left + nearest(width, size[1])]
     return pixels, target
 
 
 def nearest(length: int, number: int) -> np.ndarray:
-    """Return the pixels of a row of `length` that a row of `number` takes: those at its centres."""
+    """Return the indices (number,) of the pixels of a row that are nearest to those of another."""
     return ((np.arange(number) + 0.5) * length / number).astype(int)

@@ -63,10 +63,14 @@ class ImageViews(Dataset):
         if views < 1:
             raise ValueError(f"views must be at least 1; got {views}.")
         self.reading = reading or ReadingArguments()
-        self.image_ids = np.arange(len(dataset)) if image_ids is None else image_ids
+        if image_ids is None:
+            image_ids = np.arange(len(dataset))
+        self.image_ids = image_ids
         self.cells = undecoded(dataset.select_columns("image"))
         self.processor, self.crops = processor, crops
-        self.table = pixel_table(processor) if as_bytes and crops else None
+        self.table = None
+        if as_bytes and crops:
+            self.table = pixel_table(processor)
         self.views, self.seed, self.plain_first = views, seed, plain_first
         labels, self.class_names = read_labels(dataset)
         self.labels = torch.tensor(labels)
@@ -84,16 +88,19 @@ class ImageViews(Dataset):
         Raises:
             ValueError: an image that can't be read, or images of several sizes.
         """
-        numbers = np.asarray(rows, dtype=np.int64)
-        image_ids = self.image_ids[numbers % len(self.image_ids)].tolist()
-        views = (numbers // len(self.image_ids)).tolist()
-        images = [self.read(image_id) for image_id in image_ids]
-        keys = [(self.seed, *key) for key in zip(views, image_ids, strict=True)]
+        # the images and views of the rows
+        views, places = np.divmod(np.asarray(rows, dtype=np.int64), len(self.image_ids))
+        image_ids = self.image_ids[places]
+        keys = [(self.seed, *key) for key in zip(views.tolist(), image_ids.tolist(), strict=True)]
+
+        # decode, and transform
+        images = list(map(self.read, image_ids.tolist()))
+        pixel_values = self._make_views(images, keys) if images else torch.empty(0)
         return {
-            "pixel_values": self._make_views(images, keys) if images else torch.empty(0),
+            "pixel_values": pixel_values,
             "label": self.labels[image_ids],
-            "image_id": torch.tensor(image_ids, dtype=torch.long),
-            "view": torch.tensor(views, dtype=torch.long),
+            "image_id": torch.tensor(image_ids),
+            "view": torch.tensor(views),
         }
 
     def read(self, image_id: int) -> np.ndarray:
@@ -105,7 +112,12 @@ class ImageViews(Dataset):
         self, images: list[np.ndarray], keys: list[tuple[int, int, int]]
     ) -> torch.Tensor:
         """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
-        random = [i for i, (_, view, _) in enumerate(keys) if view > 0 or not self.plain_first]
+        plain, random = [], []
+        for i, (_, view, _) in enumerate(keys):
+            group = plain if view == 0 and self.plain_first else random
+            group.append(i)
+
+        # small images: affine maps of their pixel values
         if self.crops is None:
             pixel_values = to_pixel_values(images, self.processor)
             if random:
@@ -113,15 +125,16 @@ class ImageViews(Dataset):
                 pixel_values[random] = maps
             return pixel_values
 
-        # the processor resizes whole images; a random crop has its size already
-        images = list(images)
-        for i in random:
-            images[i], _ = self.crops(images[i], None, np.random.default_rng(keys[i]))
-        plain = sorted(set(range(len(images))) - set(random))
+        # photographs: the processor resizes whole images; a random crop has its size already
         parts = []
-        for rows, resize in ((plain, True), (random, False)):
-            if rows:
-                parts.append((rows, self._prepare([images[i] for i in rows], resize=resize)))
+        if plain:
+            parts.append((plain, self._prepare([images[i] for i in plain], resize=True)))
+        if random:
+            crops = []
+            for i in random:
+                crop, _ = self.crops(images[i], None, np.random.default_rng(keys[i]))
+                crops.append(crop)
+            parts.append((random, self._prepare(crops, resize=False)))
         if len(parts) == 1:
             return parts[0][1]
         pixel_values = parts[0][1].new_empty(len(images), *parts[0][1].shape[1:])
@@ -131,13 +144,15 @@ class ImageViews(Dataset):
 
     def _prepare(self, images: list[np.ndarray], *, resize: bool) -> torch.Tensor:
         """Return images as the processor prepares them, or as bytes where there is a table."""
+        if self.table is not None and not resize:
+            return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        options = {}
+        if not resize:
+            options |= {"do_resize": False, "do_center_crop": False}
         if self.table is None:
-            options = {} if resize else {"do_resize": False, "do_center_crop": False}
             return to_pixel_values(images, self.processor, **options)
-        if resize:
-            options = {"do_rescale": False, "do_normalize": False}
-            return to_pixel_values(images, self.processor, **options).to(torch.uint8)
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        options |= {"do_rescale": False, "do_normalize": False}
+        return to_pixel_values(images, self.processor, **options).to(torch.uint8)
 
     @property
     def classes(self) -> Classes:
@@ -151,8 +166,9 @@ class ImageViews(Dataset):
 
 def public_path(cell: dict | None, image_id: int) -> str:
     """Return `<split>/<class>/<image>` of a cell, or its number where it is not a file."""
-    path = cell and cell["path"]
-    return "/".join(Path(path).parts[-3:]) if path else f"image {image_id} of the dataset"
+    if cell and cell["path"]:
+        return "/".join(Path(cell["path"]).parts[-3:])
+    return f"image {image_id} of the dataset"
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
@@ -202,16 +218,22 @@ class SkipCorrupt(Dataset):
         Raises:
             ValueError: more unreadable images than the limit, or no readable one.
         """
+        # leave out, or replace, the images that are known to be unreadable
         readable = [row for row in map(self._readable_row, rows) if row is not None]
         try:
             batch = self.dataset.__getitems__(readable)
         except ValueError:
+            # find out which of the others are unreadable, and begin anew
             if not any([self._skip_unreadable(row) for row in readable]):
                 raise  # it is an error of the whole batch
             return self.__getitems__(rows)
+
+        # tell the training loop, which lists them
         numbers = np.asarray(rows) % len(self.skipped)
         skipped = self.image_ids[numbers[self.skipped[numbers].numpy()]]
-        return {**batch, "skipped": torch.from_numpy(skipped)} if len(skipped) else batch
+        if len(skipped):
+            batch["skipped"] = torch.from_numpy(skipped)
+        return batch
 
     def _readable_row(self, row: int) -> int | None:
         """Return a row, or the one that takes its place, as far as it is known by now."""

@@ -55,7 +55,7 @@ def check_activations(path: str | Path) -> None:
     """
     problems = verify_activations(path)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(problems.values()))
 
 
 def publish_activations(path: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -161,25 +161,56 @@ def test_images_are_chosen_once_and_for_all():
 
 
 def test_arguments_that_contradict_each_other_are_refused(teacher, store):
-    online = ActivationArguments(teacher="t", activations="online")
-    crops, reading = CropArguments(), ReadingArguments()
-    with pytest.raises(ValueError, match="online needs images: give --dataset"):
-        open_source(online, ImageArguments(), crops, reading, teacher, [0])
-    stored = ActivationArguments(teacher="t", activations=str(store))
-    with pytest.raises(ValueError, match="--views is for --activations online"):
-        open_source(stored, ImageArguments(views=3), crops, reading, teacher, [0])
-    with pytest.raises(ValueError, match="--flip is for --activations online"):
-        open_source(stored, ImageArguments(), CropArguments(flip=0.1), reading, teacher, [0])
-    other = ReadingArguments(resolution=[12])
-    with pytest.raises(ValueError, match=r"images of \[8, 8\] pixels; --resolution asks for \[12"):
-        open_source(stored, ImageArguments(), crops, other, teacher, [0])
+    def refused(word, activations, images=None, crops=None, reading=None):
+        source = ActivationArguments(teacher="t", activations=activations)
+        parts = (
+            images or ImageArguments(),
+            crops or CropArguments(),
+            reading or ReadingArguments(),
+        )
+        with pytest.raises(ValueError, match=word):
+            open_source(source, *parts, teacher, [0])
+
+    refused("online needs images: give --dataset", "online")
+    refused("--views is for --activations online", str(store), images=ImageArguments(views=3))
+    refused("--flip is for --activations online", str(store), crops=CropArguments(flip=0.1))
+    refused(r"of \[8, 8\] pixels", str(store), reading=ReadingArguments(resolution=[12]))
+
+
+def save_with_processor(teacher, folder, **changes):
+    teacher.save_pretrained(folder)
+    processor = make_processor(8)
+    for name, value in changes.items():
+        setattr(processor, name, value)
+    processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_mean": [0, 0, 0]}, {"do_normalize": False}, {"resample": 2}]
+)
+def test_a_store_of_another_image_processor_is_refused(teacher, store, tmp_path, changes):
+    folder = tmp_path / "teacher"
+    parts = (ImageArguments(), CropArguments(), ReadingArguments(), teacher, [0])
+    source = ActivationArguments(teacher=str(folder), activations=str(store))
+    save_with_processor(teacher, folder)
+    assert open_source(source, *parts).resolution == [8, 8]
+    save_with_processor(teacher, folder, **changes)
+    with pytest.raises(ValueError, match=f"another image processor .{next(iter(changes))} "):
+        open_source(source, *parts)
 
 
 def test_the_programs_online_source(teacher, tmp_path):
-    teacher.save_pretrained(tmp_path)
-    make_processor(8).save_pretrained(tmp_path)
+    save_with_processor(teacher, tmp_path)
     arguments = ActivationArguments(teacher=str(tmp_path), activations="online")
     images = ImageArguments(dataset="digits", num_images=20, views=0)
     source = open_source(arguments, images, CropArguments(), ReadingArguments(), teacher, range(3))
     assert len(source) == 20 and source.layers == [0, 1, 2]
     assert source.states(source.__getitems__([0, 45])).shape == (2, 3, 7, 24)
+
+
+def test_the_resolution_is_that_of_the_images(teacher):
+    """Without a centre crop the processor does not say it."""
+    images = grey_images(3, size=12)
+    images.processor = make_processor(8)
+    images.processor.do_center_crop = False
+    assert OnlineActivations(teacher, images).resolution == [8, 8]

@@ -58,20 +58,6 @@ def test_the_manifest_says_where_it_comes_from(store, images):
     assert manifest["dtype"] == "float16"
 
 
-def test_damage_is_named(store, tmp_path):
-    shard = store / "data-00002-of-00005.arrow"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match="data-00002-of-00005.arrow .* is truncated or changed"):
-        load_activations(store)
-    shard.unlink()
-    with pytest.raises(FileNotFoundError, match="data-00002-of-00005.arrow .* is missing"):
-        load_activations(store)
-    shutil.rmtree(store)
-    with pytest.raises(FileNotFoundError, match="no manifest.json"):
-        load_activations(store)
-
-
 def test_another_teacher_is_refused(store, teacher):
     with torch.no_grad():
         teacher.layernorm.bias[0] += 1
@@ -129,26 +115,28 @@ def flip_a_bit(shard):
 
 DAMAGES = {
     "is damaged": flip_a_bit,
-    "is truncated or changed": lambda shard: shard.write_bytes(shard.read_bytes()[:-1]),
+    "instead of": lambda shard: shard.write_bytes(shard.read_bytes()[:-1]),
     "is missing": lambda shard: shard.unlink(),
 }
 
 
 def test_every_damage_is_named_with_its_repair(store, capsys):
     main(["verify", str(store)])
-    assert (
-        "is complete: 5 images × 2 views, layers [0, 1, 2, 3, 4, 5, 6]" in capsys.readouterr().out
-    )
-    assert verify_activations(store) == []
+    assert "is complete: 5 images × 2 views, layers [0, 1, 2, " in capsys.readouterr().out
+    assert verify_activations(store) == {}
     shards = sorted(store.glob("data-*.arrow"))[1:4]
     for damage, shard in zip(DAMAGES.values(), shards, strict=True):
         damage(shard)
     problems = verify_activations(store)
-    for problem, shard, words in zip(problems, shards, DAMAGES, strict=True):
-        assert f"{shard.name} of {store} {words}" in problem and "--resume" in problem
+    assert list(problems) == [shard.name for shard in shards]
+    for problem, words in zip(problems.values(), DAMAGES, strict=True):
+        assert words in problem and "--resume" in problem
+    assert list(verify_activations(store, checksums=False)) == list(problems)[1:]
+    with pytest.raises(ValueError, match="instead of"):
+        load_activations(store)
     with pytest.raises(SystemExit) as stopped:
         main(["verify", str(store)])
-    assert str(stopped.value).splitlines() == problems
+    assert str(stopped.value).splitlines() == list(problems.values())
     (store / "manifest.json").unlink()
     with pytest.raises(SystemExit, match="no manifest.json"):
         main(["verify", str(store)])

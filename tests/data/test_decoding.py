@@ -69,6 +69,14 @@ def test_all_programs_see_a_photo_upright(kind, tmp_path):
         assert torch.equal(reader.__getitems__(rows)["pixel_values"], expected)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("tags", [b"Exif\x00\x00garbage!", b"Exif\x00\x00II*\x00\xff\xff\xff\x7f"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_tags_that_cannot_be_read_are_no_tags(kind, tags):
+    plain = pixels_of(encoded(picture(), kind))
+    assert np.array_equal(pixels_of(encoded(picture(), kind, exif=tags)), plain)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_greys_of_16_bits_are_scaled(kind):
     eight = np.asarray(picture().convert("L"))

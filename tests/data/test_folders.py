@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import datasets
@@ -22,9 +23,9 @@ def tidy(tmp_path):
     return tmp_path / "tidy"
 
 
-@pytest.mark.parametrize("name", ["photos[1]", "v1?", "a*b", "[D]", "x{1,2}", "größe 蝙蝠 #1"])
+@pytest.mark.parametrize("name", ["photos[1]", "v1?", "a*b", "größe 蝙蝠 #1"])
 def test_names_of_folders_are_no_patterns(tmp_path, name):
-    for other in ("photos1", "v10", "aXb", "D", "x1"):
+    for other in ("photos1", "v10", "aXb"):
         photo(tmp_path / other / "train" / "a" / "x.png", 0)
     photo(tmp_path / name / "train" / "[a-b]" / "x.png", 200)
     images = load_images(str(tmp_path / name), "train")
@@ -66,45 +67,42 @@ def test_hidden_files_leftovers_and_texts_are_left_out(tidy, caplog):
     assert "metadata.csv" in caplog.text
 
 
-@pytest.mark.parametrize("ending", [".PNG", ".JPEG", ".webp", ".Tif", ".avif", ".jp2", ".qoi"])
-def test_all_endings_of_pillow_are_read(tidy, ending):
-    assert ending.lower() in image_endings()
-    photo(tidy / "train" / "ant" / f"y{ending}")
-    assert len(load_images(str(tidy), "train")) == 3
-
-
-def test_programs_and_formats_without_a_decoder_are_no_images():
+def test_all_formats_that_pillow_decodes_are_read(tidy):
+    for ending in (".PNG", ".JPEG", ".webp", ".Tif", ".avif", ".jp2", ".qoi"):
+        assert ending.lower() in image_endings()
+        photo(tidy / "train" / "ant" / f"y{ending}")
+    assert len(load_images(str(tidy), "train")) == 2 + 7
     assert not {".eps", ".ps", ".pdf", ".h5", ".mpg", ".wmf", ".zip"} & image_endings()
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("path", "split", "error", "word"),
     [
-        ("train/stray.png", r"train/stray\.png lies beside folders of classes \(ant, …\)"),
-        ("train/ant/deep/x.png", r"ant/deep/x\.png lies too deep: expected .*<class>/<image>"),
-        ("train/ant/all.zip", r"all\.zip is no image that can be read.*Unpack or convert it"),
-        ("train/ant/y.heic", r"y\.heic is no image that can be read"),
+        ("train/stray.png", "train", ValueError, r"train/stray\.png lies beside folders"),
+        ("train/ant/deep/x.png", "train", ValueError, r"ant/deep/x\.png lies too deep"),
+        ("train/ant/all.zip", "train", ValueError, r"all\.zip is no image"),
+        ("train/ant/y.heic", "train", ValueError, r"y\.heic is no image"),
+        ("empty/.hidden", "empty", ValueError, "holds no images"),
+        ("test/ant/x.png", "val", FileNotFoundError, "no split 'val'.*: test, train"),
     ],
 )
-def test_what_does_not_fit_is_named(tidy, path, message):
+def test_errors_name_the_file(tidy, path, split, error, word):
     photo(tidy / path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=word):
+        load_images(str(tidy), split)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub(tmp_path):
+    for name in ("tidi", "a/b/c", str(tmp_path / "tidi"), str(photo(tmp_path / "x.png"))):
+        with pytest.raises(FileNotFoundError, match="no such folder, and no such dataset on the"):
+            load_images(name, "train")
+
+
+@pytest.mark.parametrize("path", [b"train/ant/caf\xe9.png", b"train/caf\xe9/x.png"])
+def test_names_that_are_not_utf8_are_named(tidy, path):
+    photo(tidy / os.fsdecode(path))
+    with pytest.raises(ValueError, match=r"caf\\xe9.*names must be UTF-8"):
         load_images(str(tidy), "train")
-
-
-def test_what_is_not_there_is_named(tidy, tmp_path):
-    photo(tidy / "test" / "ant" / "x.png")
-    with pytest.raises(FileNotFoundError, match=r"no split 'val'.*<class>/<image>.*: test, train"):
-        load_images(str(tidy), "val")
-    (tidy / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"tidy/empty holds no images: the split is empty"):
-        load_images(str(tidy), "empty")
-    with pytest.raises(FileNotFoundError, match="tidi: no such folder"):
-        load_images(str(tmp_path / "tidi"), "train")
-    with pytest.raises(FileNotFoundError, match="no such folder, and no such dataset on the Hub"):
-        load_images("tidi", "train")
-    with pytest.raises(FileNotFoundError, match="a file, not a folder"):
-        load_images(str(photo(tmp_path / "x.png")), "train")
 
 
 def test_a_folder_needs_no_classes(tmp_path):
@@ -132,6 +130,8 @@ def test_an_embedded_name_hides_a_folder_and_says_so(tmp_path, monkeypatch, capl
         (datasets.ClassLabel(names=["cat", "dog"]), [1, -1, 0], [1, -1, 0], ["cat", "dog"]),
         (datasets.Value("string"), ["dog", "cat", None], [1, 0, -1], ["cat", "dog"]),
         (datasets.Value("int32"), [3, None, 1], [3, -1, 1], None),
+        (datasets.Value("int64"), [5_000_000, None, 5], [1, -1, 0], ["5", "5000000"]),
+        (datasets.Value("int64"), [10**12, 7, 10**12], [1, 0, 1], ["7", "1000000000000"]),
         (datasets.Value("float32"), [0.5, 1.5, 2.5], [-1, -1, -1], None),
     ],
 )
