@@ -137,5 +137,5 @@ def publish_atlas(folder: str | Path, repo_id: str, *, private: bool = False) ->
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)
         return upload_files(
-            scratch, repo_id, ["*"], repo_type="dataset", private=private, message="Phases"
+            scratch, repo_id, ["**/*"], repo_type="dataset", private=private, message="Phases"
         )

@@ -12,8 +12,8 @@ from ..activations.format import verify_activations
 from .model_card import COMMIT
 
 # the files of a repository; logs, checkpoints and run.json stay here
-MODEL_FILES = ["*.py", "*.safetensors", "*.safetensors.index.json", "config.json"]
-MODEL_FILES += ["preprocessor_config.json", "training.json"]
+MODEL_FILES = ["configuration_raptor.py", "modeling_raptor*.py", "config.json", "*.safetensors"]
+MODEL_FILES += ["*.safetensors.index.json", "preprocessor_config.json", "training.json"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
 # a new version replaces the weights or shards of the one before
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
@@ -80,14 +80,23 @@ def upload_files(
     private: bool = False,
     message: str,
 ) -> str:
-    """Upload the files of a folder that match the patterns; return the commit.
+    """Upload the files of a folder that match one of the patterns; return the commit.
 
     Weights and shards of an earlier version are deleted.
+
+    Args:
+        folder: of the files.
+        repo_id: `NAME/repository`.
+        patterns: as of `Path.glob`: `*` stays inside the folder.
+        repo_type: `"model"` or `"dataset"`.
+        private: create a private repository.
+        message: of the commit.
 
     Raises:
         ValueError: the repository is public, but a private one was asked for.
     """
-    api = HfApi()
+    folder, api = Path(folder), HfApi()
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
@@ -98,7 +107,7 @@ def upload_files(
         repo_id=repo_id,
         repo_type=repo_type,
         folder_path=folder,
-        allow_patterns=patterns,
+        allow_patterns=sorted(file.relative_to(folder).as_posix() for file in files),
         delete_patterns=_REPLACED,
         commit_message=message,
     )
