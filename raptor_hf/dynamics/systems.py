@@ -25,6 +25,7 @@ from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
 from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory
 from ..teachers.states import run_layers
+from ..teachers.trunks import differing_weights
 
 
 @dataclass
@@ -171,7 +172,8 @@ def load_inputs(
 
     Raises:
         ValueError: no model for images, two models of one name, models with other layers, channels
-            or tokens; models for an activation dataset, or one without some layers.
+            or tokens, a Raptor of another teacher than the first model; models for an activation
+            dataset, or one without some layers.
     """
     sources = named_folders("--model", models)
     reading = reading or ReadingArguments()
@@ -237,13 +239,23 @@ def is_store(data: str | Path) -> bool:
 
 
 def _check_alike(systems: Sequence[DepthSystem]) -> None:
-    """Refuse models with states that can't be compared."""
+    """Refuse models with states that can't be compared, and Raptors of another teacher."""
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
     if len(set(shapes.values())) > 1:
         raise ValueError(
             "Models of one study must have the same layers, channels, cls and register tokens: a "
             f"teacher and its own Raptors. Got {shapes}."
         )
+    teacher = systems[0]
+    for system in systems[1:]:
+        if not system.is_raptor or teacher.is_raptor or not teacher.can_run_on:
+            continue
+        differing = differing_weights(system.model, teacher.model)
+        if differing:
+            raise ValueError(
+                f"{system.name} was made from another teacher than {teacher.name}: their "
+                f"{', '.join(differing[:3])} differ. Give its own teacher."
+            )
 
 
 def find_partitions(phases_file: str | None, systems: list[System]) -> list[list[int]]:

@@ -285,10 +285,10 @@ def _tower_facts(config: PreTrainedConfig) -> dict[str, object]:
 
 
 @torch.no_grad()
-def _compare_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Warn where the weights around the layers are not those that the blocks were distilled with.
+def differing_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> list[str]:
+    """Return the names of the weights around the layers in which a Raptor and a teacher differ.
 
-    It is no error: a model that was fine-tuned from this teacher has moved its embeddings, too.
+    There are none where the Raptor was made from this teacher, but for the rounding of bfloat16.
     """
     weights = raptor.shell.state_dict()
     differing = []
@@ -300,10 +300,19 @@ def _compare_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> None:
         # 2⁻⁸: one of the two may be in bfloat16
         if ours.shape != theirs.shape or (ours - theirs).norm() > 2**-8 * theirs.norm():
             differing.append(name)
+    return differing
+
+
+def _compare_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Warn where the weights around the layers are not those that the blocks were distilled with.
+
+    It is no error: a model that was fine-tuned from this teacher has moved its embeddings, too.
+    """
+    differing = differing_weights(raptor, teacher)
     if differing:
         warnings.warn(
             f"The weights around the layers of this {type(teacher).__name__} are not those that "
-            f"the blocks were distilled with: {len(differing)} of {len(weights)} differ "
+            f"the blocks were distilled with: {len(differing)} differ "
             f"({', '.join(differing[:3])} …). Go on if the model was fine-tuned from the blocks' "
             "teacher; blocks of another teacher make nothing of its states.",
             stacklevel=3,

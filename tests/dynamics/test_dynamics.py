@@ -27,7 +27,7 @@ from raptor_hf.dynamics.measures import (
 )
 from raptor_hf.dynamics.systems import DepthSystem, StoredSystem, load_inputs, load_system
 from raptor_hf.teachers import trajectory
-from tests.helpers import LAYOUT, randomised, save_models
+from tests.helpers import LAYOUT, randomised, save_models, tiny_teacher
 
 
 class LinearSystem(StoredSystem):
@@ -265,6 +265,12 @@ def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, store, tmp_p
     message = r"'teacher': \(6, 24, 1, 2\), 'plain': \(6, 24, 1, 0\)"
     with pytest.raises(ValueError, match=message):
         load_inputs(pair, "digits", split="test")
+    other = tiny_teacher()
+    other.embeddings.cls_token += 0.1
+    other.save_pretrained(tmp_path / "other")
+    make_processor(8).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="raptor was made from another teacher than other"):
+        load_inputs([str(tmp_path / "other"), str(folders / "raptor")], "digits", split="test")
     with pytest.raises(ValueError, match="leave out --model"):
         load_inputs(pair[:1], str(store), split="test")
 
