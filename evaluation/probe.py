@@ -42,9 +42,9 @@ PARTS += (LoopArguments,)
 DEFAULTS = {"crop_scale": [], "flip": 0.0, "steps": None}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Probe the teacher and every model, write the results."""
-    parts = parse_arguments(*PARTS, defaults=DEFAULTS)
+    parts = parse_arguments(*PARTS, argv=argv, defaults=DEFAULTS)
     own, recipe, crops, dense, reading, training = parts
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}

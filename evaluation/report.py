@@ -36,9 +36,9 @@ class Arguments:
     ablation: str | None = field(default=None, metadata={"help": "folder of training/ablate.sh"})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read, write, print the table; a report is cheap and always made anew."""
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments, argv=argv)
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if arguments.phases:

@@ -39,9 +39,9 @@ class Arguments:
     dry_run: bool = field(default=False, metadata={"help": "check, but upload nothing"})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check, write the card, and upload unless it is a dry run."""
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments, argv=argv)
     if bool(arguments.model) == bool(arguments.activations):
         raise ValueError("Give either --model FOLDER or --activations FOLDER.")
     if bool(arguments.model) != bool(arguments.results):

@@ -25,9 +25,9 @@ class Arguments:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write every card and print where."""
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments, argv=argv)
     results = reports.load_results(arguments.results)
     for model in arguments.models:
         print(f"model:   {model}")

@@ -55,8 +55,10 @@ def program_of(recipe):
     """The program that the command in a recipe's head runs."""
     head = recipe.read_text().split("\n\n")[0]
     assert f"training/recipes/{recipe.name}" in head, "the head shows the command of this recipe"
-    folder, name = re.search(r"(training|evaluation)/(\w+)\.py", head).groups()
-    return importlib.import_module(f"{folder}.{name}")
+    script, module = re.search(r"(\w+/\w+)\.py|-m ([\w.]+)", head).groups()
+    name = module or script.replace("/", ".")
+    package = ROOT / name.replace(".", "/")
+    return importlib.import_module(f"{name}.__main__" if package.is_dir() else name)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -26,14 +26,14 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import Checked, Positive, parse_arguments
+from raptor_hf.runs.arguments import check_positive, parse_arguments
 from raptor_hf.runs.files import folder_digest, read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass(kw_only=True)
-class Arguments(Checked):
+class Arguments:
     """Which layers each block makes, and which blocks to start from."""
 
     _argument_group_name = "phases"
@@ -42,15 +42,14 @@ class Arguments(Checked):
         default=None,
         metadata={"help": "folder of pretrain_blocks.py; without it blocks are new (init, ffn, …)"},
     )
-    phases: list[Positive[int]] = field(
-        default_factory=list, metadata={"help": "layers of each phase"}
-    )
+    phases: list[int] = field(default_factory=list, metadata={"help": "layers of each phase"})
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
-    k: Positive[int] | None = field(
-        default=None, metadata={"help": "which partition of phases_file"}
-    )
+    k: int | None = field(default=None, metadata={"help": "which partition of phases_file"})
+
+    def __post_init__(self):
+        check_positive(self, "phases", "k")
 
 
 PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments)
@@ -80,9 +79,9 @@ def read_phases(
     return read_json(own.phases_file)["phases"][str(own.k)] if from_file else own.phases
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Chain the blocks, train them, save the model with the teacher's image processor."""
-    parts = parse_arguments(*PARTS, defaults=DEFAULTS)
+    parts = parse_arguments(*PARTS, argv=argv, defaults=DEFAULTS)
     own, source, images, blocks, crops, reading, objective = parts[:7]
     compute, validation, training = parts[7:]
     if own.blocks and blocks != BlockArguments():
@@ -134,6 +133,11 @@ def main() -> None:
             source.teacher, source.revision, states.resolution
         )
         processor.save_pretrained(training.output_dir)
+        distillation.write_training(
+            teacher, training, objective, *([] if own.blocks else [blocks]),
+            revision=source.revision, dataset=images.dataset or states.manifest["dataset"],
+            blocks=own.blocks,
+        )  # fmt: skip
         finish_run(training.output_dir)
         loop.remove_checkpoints(training.output_dir)
 

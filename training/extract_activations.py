@@ -14,46 +14,41 @@ import raptor_hf
 from raptor_hf import activations, dry_runs
 from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
-from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
+from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass(kw_only=True)
-class Arguments(Checked):
+class Arguments:
     """What to extract, and where to."""
 
     _argument_group_name = "extraction"
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    output_dir: Watching[str] = field(metadata={"help": "folder of the activation dataset"})
+    output_dir: str = field(metadata={"help": "folder of the activation dataset"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
-    layers: list[NonNegative[int]] = field(
+    layers: list[int] = field(
         default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
     dtype: Literal["float16", "float32"] = "float16"
-    batch_size: Positive[int] = field(default=64, metadata={"help": "images in one forward pass"})
-    shard_megabytes: NonNegative[int] = field(
-        default=256, metadata={"help": "size of one file of the dataset"}
-    )
-    num_workers: Watching[NonNegative[int]] = field(
-        default=0, metadata={"help": "processes that decode images ahead"}
-    )
-    resume: Watching[bool] = field(
-        default=False, metadata={"help": "go on with an unfinished dataset"}
-    )
-    dry_run: Watching[bool] = field(
+    batch_size: int = field(default=64, metadata={"help": "images in one forward pass"})
+    shard_megabytes: int = field(default=256, metadata={"help": "size of one file of the dataset"})
+    num_workers: int = field(default=0, metadata={"help": "processes that decode images ahead"})
+    resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
+    dry_run: bool = field(
         default=False, metadata={"help": "measure for a few seconds, advise stored or online"}
     )
-    planned_epochs: Watching[Positive[float]] = field(
+    planned_epochs: float = field(
         default=16, metadata={"help": "dry_run: epochs over it in all training together"}
     )
-    planned_spans: Watching[list[str]] = field(
+    planned_spans: list[str] = field(
         default_factory=list, metadata={"help": "dry_run: spans to train (7-10); default: all"}
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        check_positive(self, "batch_size", "planned_epochs")
+        check_not_negative(self, "shard_megabytes")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers takes each layer once; got {self.layers}.")
 
@@ -61,9 +56,9 @@ class Arguments(Checked):
 PARTS = (Arguments, ImageArguments, CropArguments, ReadingArguments)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write the shards that are missing, then the manifest."""
-    parts = parse_arguments(*PARTS, defaults={"dataset": "digits"})
+    parts = parse_arguments(*PARTS, argv=argv, defaults={"dataset": "digits"})
     own, images, crops, reading = parts
     if own.dry_run:
         return dry_runs.print_extraction_plan(own, images, reading)
@@ -89,6 +84,7 @@ def main() -> None:
         shard_megabytes=own.shard_megabytes,
         num_workers=own.num_workers,
         revision=own.revision,
+        dataset=images.dataset,
     )
     if state.is_main_process:
         finish_run(own.output_dir)

@@ -21,7 +21,7 @@ import transformers
 import raptor_hf
 from raptor_hf import activations, phases, reports
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
+from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
@@ -30,36 +30,28 @@ OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a 
 
 
 @dataclass
-class Arguments(Checked):
+class Arguments:
     """Which layers to cut, and how."""
 
-    output_dir: Watching[str] = field(
-        metadata={"help": "folder of phases.json and layer_distance.png"}
-    )
+    output_dir: str = field(metadata={"help": "folder of phases.json and layer_distance.png"})
     activations: str | None = field(default=None, metadata={"help": "activation dataset's folder"})
     teacher: str | None = field(default=None, metadata={"help": "vision model, to run on images"})
     distance: str | None = field(default=None, metadata={"help": "JSON file with a matrix"})
     revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     split: str = "train"
-    num_images: Positive[int] = field(
-        default=10_000, metadata={"help": "images to look at, at most"}
-    )
-    batch_size: Positive[int] = 64
-    num_workers: Watching[NonNegative[int]] = field(
-        default=0, metadata={"help": "processes that read images"}
-    )
-    k: list[Positive[int]] = field(
-        default_factory=list, metadata={"help": "numbers of phases (2 3 4)"}
-    )
-    thresholds: list[NonNegative[float]] = field(
-        default_factory=list, metadata={"help": "instead of --k"}
-    )
+    num_images: int = field(default=10_000, metadata={"help": "images to look at, at most"})
+    batch_size: int = 64
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    k: list[int] = field(default_factory=list, metadata={"help": "numbers of phases (2 3 4)"})
+    thresholds: list[float] = field(default_factory=list, metadata={"help": "instead of --k"})
     method: str = field(default="recursive", metadata={"help": "recursive, maxcut, ncut …"})
-    seed: NonNegative[int] = field(
-        default=0, metadata={"help": "seed of the images and of random phases"}
-    )
-    resume: Watching[bool] = field(default=False, metadata={"help": "go on with an unfinished run"})
+    seed: int = field(default=0, metadata={"help": "seed of the images and of random phases"})
+    resume: bool = field(default=False, metadata={"help": "go on with an unfinished run"})
+
+    def __post_init__(self):
+        check_positive(self, "num_images", "batch_size", "k")
+        check_not_negative(self, "thresholds")
 
 
 PARTS = (Arguments, ReadingArguments)
@@ -96,9 +88,9 @@ def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
     return {str(len(lengths)): lengths for lengths, _ in cuts}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure or read the matrix, cut, write, print."""
-    arguments, reading = parse_arguments(*PARTS)
+    arguments, reading = parse_arguments(*PARTS, argv=argv)
     given = [name for name in ("activations", "teacher", "distance") if getattr(arguments, name)]
     if len(given) != 1:
         raise ValueError(f"Give one of --activations, --teacher and --distance; got {given}.")

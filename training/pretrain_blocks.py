@@ -47,9 +47,9 @@ def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
     return sorted(spans)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Build one block per span, train them together, save them in one file."""
-    parts = parse_arguments(*PARTS)
+    parts = parse_arguments(*PARTS, argv=argv)
     own, source, images, blocks, crops, reading, objective = parts[:7]
     compute, validation, training = parts[7:]
     weights = parse_token_weights(objective.token_weights)
@@ -81,6 +81,10 @@ def main() -> None:
     )  # fmt: skip
     if process_state().is_main_process:
         distillation.save_blocks(made, training.output_dir)
+        distillation.write_training(
+            teacher, training, objective, blocks, own, revision=source.revision,
+            dataset=images.dataset or states.manifest["dataset"],
+        )  # fmt: skip
         finish_run(training.output_dir)
         loop.remove_checkpoints(training.output_dir)
 

@@ -13,37 +13,39 @@ import raptor_hf
 from raptor_hf import dry_runs, loop
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import (
-    Checked,
-    NonNegative,
-    Positive,
-    Share,
-    parse_arguments,
-)
+from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
 
 @dataclass
-class Arguments(Checked):
+class Arguments:
     """A teacher's architecture and its data."""
 
     _argument_group_name = "teacher"
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
-    image_size: Positive[int] = field(default=16, metadata={"help": "pixels"})
-    patch_size: Positive[int] = field(default=4, metadata={"help": "pixels"})
-    hidden_size: Positive[int] = 64
-    num_hidden_layers: Positive[int] = 12
-    num_attention_heads: Positive[int] = 4
-    num_register_tokens: NonNegative[int] = 4
-    layerscale_value: NonNegative[float] = 0.1
-    drop_path_rate: Share[float] = field(default=0.1, metadata={"help": "stochastic depth"})
-    label_smoothing: Share[float] = 0.1
-    views: NonNegative[int] = field(
+    image_size: int = field(default=16, metadata={"help": "pixels"})
+    patch_size: int = field(default=4, metadata={"help": "pixels"})
+    hidden_size: int = 64
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 4
+    num_register_tokens: int = 4
+    layerscale_value: float = 0.1
+    drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
+    label_smoothing: float = 0.1
+    views: int = field(
         default=0,
         metadata={"help": "of every image: 0, a random one in each epoch; 1, the image as it is"},
     )
+
+    def __post_init__(self):
+        check_positive(self, "image_size", "num_hidden_layers")
+        check_not_negative(self, "views")
+        if not 0 <= self.drop_path_rate <= 1:
+            raise ValueError(f"--drop_path_rate must lie in [0, 1]; got {self.drop_path_rate}.")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"--label_smoothing must lie in [0, 1]; got {self.label_smoothing}.")
 
 
 PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArguments)
@@ -77,9 +79,9 @@ def random_views(images, processor, own: Arguments, crops, reading, training):
     return skip_corrupt(dataset, reading.skip_corrupt, replace=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train the teacher and save it with its image processor."""
-    parts = parse_arguments(*PARTS)
+    parts = parse_arguments(*PARTS, argv=argv)
     import torch  # not before: `--help` does without
 
     own, crops, reading, compute, training = parts

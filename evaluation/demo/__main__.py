@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from evaluation.demo.analysis import load_pair, pick_examples
 from evaluation.demo.page import build_page, serve
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.runs.arguments import Checked, NonNegative, Positive, parse_arguments
+from raptor_hf.runs.arguments import check_positive, parse_arguments
 from raptor_hf.runs.files import public_name
 from raptor_hf.runs.processes import run_program
 
@@ -31,7 +31,7 @@ def variable(name: str, default: str) -> str:
 
 
 @dataclass
-class Arguments(Checked):
+class Arguments:
     """Which models, which examples, and who may look."""
 
     model: str = field(
@@ -57,19 +57,20 @@ class Arguments(Checked):
         default=variable("GRADIO_SERVER_NAME", "127.0.0.1"),
         metadata={"help": "address to listen on; 0.0.0.0 lets other machines in"},
     )
-    port: NonNegative[int] = int(variable("GRADIO_SERVER_PORT", "7860"))
+    port: int = int(variable("GRADIO_SERVER_PORT", "7860"))
     share: bool = field(default=False, metadata={"help": "a public address through gradio.live"})
-    max_upload_megabytes: Positive[float] = field(
-        default=5.0, metadata={"help": "larger files are refused"}
-    )
+    max_upload_megabytes: float = field(default=5.0, metadata={"help": "larger files are refused"})
+
+    def __post_init__(self):
+        check_positive(self, "max_upload_megabytes")
 
 
 PARTS = (Arguments, ReadingArguments)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Load both models, build the page, serve it."""
-    arguments, reading = parse_arguments(*PARTS, defaults={"max_megapixels": 25.0})
+    arguments, reading = parse_arguments(*PARTS, argv=argv, defaults={"max_megapixels": 25.0})
     pair = load_pair(
         arguments.model,
         arguments.teacher,

@@ -21,10 +21,10 @@ from evaluation.dynamics.study import StudyArguments, study_models
 from raptor_hf import dynamics
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.systems import Inputs
-from raptor_hf.runs.arguments import Watching, named_folders, parse_arguments
+from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
-from raptor_hf.runs.processes import require_one_process, run_program
+from raptor_hf.runs.processes import run_program
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class Arguments:
     data: str = field(
         metadata={"help": "digits, an image folder, a Hub id, or an activation dataset's folder"}
     )
-    output_dir: Watching[str] = field(metadata={"help": "folder of dynamics.json and figures"})
+    output_dir: str = field(metadata={"help": "folder of dynamics.json and figures"})
     split: str = field(default="test", metadata={"help": "of the images"})
     num_images: int = field(default=2000, metadata={"help": "at most, drawn at random"})
     phases_file: str | None = field(
@@ -50,10 +50,8 @@ class Arguments:
         default=None,
         metadata={"help": "linear head of the first model, if it has none of its own"},
     )
-    num_workers: Watching[int] = field(default=0, metadata={"help": "processes that read images"})
-    resume: Watching[bool] = field(
-        default=False, metadata={"help": "leave a finished run as it is"}
-    )
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
 
 
 def digests(models: dict[str, str], data: str) -> dict[str, str]:
@@ -83,10 +81,9 @@ def write_study(folder: Path, results: list[dict], inputs: Inputs, **about) -> N
             figure.savefig(folder / f"{name}.png", dpi=110)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them, write the results."""
-    own, reading, options = parse_arguments(Arguments, ReadingArguments, StudyArguments)
-    require_one_process()
+    own, reading, options = parse_arguments(Arguments, ReadingArguments, StudyArguments, argv=argv)
     models = named_folders("--model", own.model)
 
     # a run is its arguments, its models and its images
@@ -128,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, alone=True)

@@ -21,14 +21,14 @@ from evaluation.recurrence.maps import map_teachers, named_teachers
 from evaluation.recurrence.page import write_page
 from evaluation.recurrence.workbench import default_settings
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.runs.arguments import Checked, NonNegative, Positive, Watching, parse_arguments
-from raptor_hf.runs.processes import require_one_process, run_program
+from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "atlas.html"
 
 
 @dataclass(kw_only=True)
-class Arguments(Checked):
+class Arguments:
     """Which teachers, which images, and where the maps go."""
 
     _argument_group_name = "inputs and outputs"
@@ -41,29 +41,27 @@ class Arguments(Checked):
         default=None, metadata={"help": "digits, an image folder or a Hub id"}
     )
     split: str = field(default="train", metadata={"help": "of the images"})
-    output_dir: Watching[str] = field(
+    output_dir: str = field(
         metadata={"help": "folder of atlas.html and <name>.json, which other teachers may be in"}
     )
-    resume: Watching[bool] = field(
-        default=False, metadata={"help": "go on after a run that was cut off"}
-    )
-    gap_units: Watching[NonNegative[float]] = field(
+    resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
+    gap_units: float = field(
         default=0,
         metadata={
             "help": "measure ε(k) too: a Raptor for every k, each with so much compute (steps of "
             "64 images through all layers; 40 or more); 0: no"
         },
     )
-    gap_split: Watching[str] = field(
+    gap_split: str = field(
         default="test", metadata={"help": "images that these Raptors do not learn from"}
     )
-    gap_processes: Watching[Positive[int]] = field(
+    gap_processes: int = field(
         default=1, metadata={"help": "Raptors that are trained at the same time"}
     )
-    push_to_hub: Watching[str | None] = field(
+    push_to_hub: str | None = field(
         default=None, metadata={"help": "dataset on the Hub that the whole atlas goes to: NAME/set"}
     )
-    private: Watching[bool] = field(
+    private: bool = field(
         default=False, metadata={"help": "only its owner sees the dataset on the Hub"}
     )
 
@@ -96,10 +94,9 @@ def measure(own: Arguments, reading: ReadingArguments, options: AtlasArguments) 
     return failed
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, write the page, publish, and say what failed."""
-    own, reading, options = parse_arguments(*PARTS)
-    require_one_process()
+    own, reading, options = parse_arguments(*PARTS, argv=argv)
     failed = measure(own, reading, options)
     page = write_page(own.output_dir, TEMPLATE)
     if page is not None:
@@ -116,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, alone=True)

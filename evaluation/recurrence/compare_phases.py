@@ -16,7 +16,7 @@ import numpy as np
 
 import raptor_hf
 from raptor_hf import phases, reports
-from raptor_hf.runs.arguments import Checked, Positive, parse_arguments
+from raptor_hf.runs.arguments import check_positive, parse_arguments
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import run_program
 
@@ -24,17 +24,16 @@ MEASURES = ("cut_share", "within", "between", "contrast")
 
 
 @dataclass
-class Arguments(Checked):
+class Arguments:
     """Which matrix, which numbers of phases."""
 
     distance: str = field(metadata={"help": "JSON file with the key 'distance'"})
     output_dir: str = field(metadata={"help": "folder of comparison.json and partitions.png"})
-    k: list[Positive[int]] = field(
-        default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of phases"}
-    )
-    random_draws: Positive[int] = field(
-        default=20, metadata={"help": "partitions of the method random"}
-    )
+    k: list[int] = field(default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of phases"})
+    random_draws: int = field(default=20, metadata={"help": "partitions of the method random"})
+
+    def __post_init__(self):
+        check_positive(self, "k")
 
 
 def compare(distance: np.ndarray, k: int, method: str, draws: int) -> dict:
@@ -83,9 +82,9 @@ def plot_partitions(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Cut with every method, measure, print, write; it is cheap and always made anew."""
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments, argv=argv)
     distance, output_dir = phases.load_distance(arguments.distance), Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     draws = arguments.random_draws

@@ -24,16 +24,16 @@ from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import ObjectiveArguments, ValidationArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import Checked, Positive, Watching, named_folders, parse_arguments
+from raptor_hf.runs.arguments import check_positive, named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
-from raptor_hf.runs.processes import require_one_process, run_program
+from raptor_hf.runs.processes import run_program
 
 EXPERIMENTS = ["gap", "partitions", "alternatives", "training"]
 
 
 @dataclass(kw_only=True)
-class Arguments(Checked):
+class Arguments:
     """Which experiments, and how much of each."""
 
     _argument_group_name = "study"
@@ -45,31 +45,31 @@ class Arguments(Checked):
         default_factory=list,
         metadata={"help": "NAME=FOLDER of other teachers, for training and the phase maps"},
     )
-    units: Positive[float] = field(
+    units: float = field(
         default=100,
         metadata={"help": "compute of a student, in steps of 64 images through all layers"},
     )
-    ks: list[Positive[int]] = field(
+    ks: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 5, 6], metadata={"help": "numbers of blocks of gap"}
     )
-    partition_ks: list[Positive[int]] = field(
+    partition_ks: list[int] = field(
         default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
     )
-    seeds: Positive[int] = field(default=5, metadata={"help": "of gap and partitions"})
-    other_seeds: Positive[int] = field(default=3, metadata={"help": "of the other experiments"})
-    map_images: Positive[int] = field(
+    seeds: int = field(default=5, metadata={"help": "of gap and partitions"})
+    other_seeds: int = field(default=3, metadata={"help": "of the other experiments"})
+    map_images: int = field(
         default=500, metadata={"help": "images whose states say where phases are"}
     )
-    map_sizes: list[Positive[int]] = field(
+    map_sizes: list[int] = field(
         default_factory=list,
         metadata={"help": "other sizes of images in pixels: are the phases the same?"},
     )
-    processes: Watching[Positive[int]] = field(
+    processes: int = field(
         default=2, metadata={"help": "students that are trained at the same time"}
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        check_positive(self, "units", "ks", "seeds", "map_images")
         unknown = [name for name in self.experiments if name not in EXPERIMENTS]
         if unknown:
             raise ValueError(
@@ -82,12 +82,11 @@ PARTS += (ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArgumen
 DEFAULTS = {"objective": "autoregressive", "optimizer": "muon", "normalize": "group"}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure the teachers, train the students, write what was found."""
     own, source, images, crops, reading, objective, compute, validation, loop = parse_arguments(
-        *PARTS, defaults=DEFAULTS
+        *PARTS, argv=argv, defaults=DEFAULTS
     )
-    require_one_process()
     others = named_folders("--teachers", own.teachers, reserved=["teacher"])
     teachers = {"teacher": source.teacher, **others}
     settings = Settings(
@@ -125,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, alone=True)

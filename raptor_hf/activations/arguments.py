@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..data.arguments import CropArguments
-from ..runs.arguments import Checked, NonNegative, OnCard, Positive
+from ..runs.arguments import check_not_negative, check_positive
 
 
 @dataclass(kw_only=True)
-class ImageArguments(Checked):
+class ImageArguments:
     """The images that a teacher sees, in which views, and how it computes."""
 
     _argument_group_name = "images"
@@ -17,27 +17,31 @@ class ImageArguments(Checked):
         default=None, metadata={"help": "digits, an image folder or a Hub id"}
     )
     split: str = "train"
-    num_images: Positive[int] | None = field(
+    num_images: int | None = field(
         default=None, metadata={"help": "so many images, chosen at random; default: all"}
     )
-    views: NonNegative[int] = field(
+    views: int = field(
         default=1,
         metadata={
             "help": "views per image, all but the first are random; 0, where the teacher computes "
             "online: another random view in every epoch"
         },
     )
-    view_seed: NonNegative[int] = field(
+    view_seed: int = field(
         default=0, metadata={"help": "seed of the random views and of the choice of images"}
     )
-    precision: OnCard[Literal["float32", "bfloat16"]] = field(
+    precision: Literal["float32", "bfloat16"] = field(
         default="float32",
         metadata={"help": "precision of the teacher's forward pass; bfloat16 is for GPUs"},
     )
 
+    def __post_init__(self):
+        check_positive(self, "num_images")
+        check_not_negative(self, "views")
+
 
 @dataclass(kw_only=True)
-class ActivationArguments(Checked):
+class ActivationArguments:
     """The teacher, and whether its states are stored or computed during training."""
 
     _argument_group_name = "activations"

@@ -32,7 +32,7 @@ from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
 from ..data.views import first_batch, skip_corrupt
-from ..runs.file_list import FileList
+from ..runs.files import Fingerprint
 from ..runs.processes import compiled, process_state
 from ..teachers import image_size, load_processor, trajectory
 from ..teachers.states import infer_token_layout, up_to_layer
@@ -138,7 +138,7 @@ class OnlineActivations(Dataset):
         """Return the digest of the teacher's weights."""
         return weights_digest(self.whole_teacher)
 
-    def files(self, dataset: str) -> dict[str, FileList]:
+    def files(self, dataset: str) -> dict[str, Fingerprint]:
         """Return the images of a dataset that are read, as `start_run` takes them."""
         return {"images": list_images(dataset, self.images.cells)}
 

@@ -49,6 +49,7 @@ def write_activations(
     shard_megabytes: int = 256,
     num_workers: int = 0,
     revision: str | None = None,
+    dataset: str | None = None,
 ) -> None:
     """Write the trajectories of all images and views, those shards that are not there yet.
 
@@ -64,6 +65,7 @@ def write_activations(
         shard_megabytes: size of a file.
         num_workers: processes that decode images ahead.
         revision: the Hub revision that the teacher was loaded at; its commit is noted.
+        dataset: name of the images, for the manifest.
 
     Raises:
         ValueError: a state that the dtype can't hold (layer and image are named), or a layer that

@@ -1,13 +1,17 @@
 """Image datasets: which images a run reads, how they are read, and their views for models."""
 
-import lazy_loader
+from .arguments import ReadingArguments
+from .batching import batches, keep_batch
+from .loading import list_images, load_images
+from .views import ImageViews, choose_images, make_processor
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "arguments": ["ReadingArguments"],
-        "batching": ["batches", "keep_batch"],
-        "loading": ["list_images", "load_images"],
-        "views": ["ImageViews", "choose_images", "make_processor"],
-    },
-)
+__all__ = [
+    "ImageViews",
+    "ReadingArguments",
+    "batches",
+    "choose_images",
+    "keep_batch",
+    "list_images",
+    "load_images",
+    "make_processor",
+]

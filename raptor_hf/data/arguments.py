@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from ..runs.arguments import Checked, NonNegative, Positive, Share, Watching
+from ..runs.arguments import check_not_negative, check_positive
 
 
 @dataclass(kw_only=True)
-class ReadingArguments(Checked):
+class ReadingArguments:
     """Where images lie in a dataset, and how they are read."""
 
     _argument_group_name = "reading images"
@@ -18,24 +18,24 @@ class ReadingArguments(Checked):
     label_column: str = field(
         default="label", metadata={"help": "column of a Hub dataset; without it: no labels"}
     )
-    skip_corrupt: Watching[NonNegative[int]] = field(
+    skip_corrupt: int = field(
         default=0, metadata={"help": "leave out up to so many unreadable images, with a warning"}
     )
-    max_megapixels: Positive[float] = field(
+    max_megapixels: float = field(
         default=89.0, metadata={"help": "larger images can't be read: a bound on memory"}
     )
-    shorter_side: NonNegative[int] = field(
+    shorter_side: int = field(
         default=0,
         metadata={
             "help": "shrink larger images to so many pixels on their shorter side before anything "
             "else, JPEG files while they are decoded; 0: they keep their size"
         },
     )
-    image_cache: Watching[str | None] = field(
+    image_cache: str | None = field(
         default=None,
         metadata={"help": "folder of decoded (and shrunk) images: written once, then read"},
     )
-    resolution: list[Positive[int]] = field(
+    resolution: list[int] = field(
         default_factory=list,
         metadata={
             "help": "height and width in pixels that models get, or one number for both; default: "
@@ -44,7 +44,8 @@ class ReadingArguments(Checked):
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        check_positive(self, "max_megapixels", "resolution")
+        check_not_negative(self, "skip_corrupt", "shorter_side")
         if len(self.resolution) > 2:
             raise ValueError(f"resolution takes one or two numbers; got {self.resolution}.")
         if len(self.resolution) == 1:
@@ -57,23 +58,25 @@ class ReadingArguments(Checked):
 
 
 @dataclass(kw_only=True)
-class CropArguments(Checked):
+class CropArguments:
     """Random views of photographs, see `Augmentation`."""
 
     _argument_group_name = "random views"
 
-    crop_scale: list[Positive[float]] = field(
+    crop_scale: list[float] = field(
         default_factory=lambda: [0.35, 1.0],
         metadata={"help": "random crops: smallest and largest share of the image; none: no crops"},
     )
-    crop_ratio: list[Positive[float]] = field(
+    crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3],
         metadata={"help": "smallest and largest width / height of random crops"},
     )
-    flip: Share[float] = field(default=0.5, metadata={"help": "probability of a horizontal flip"})
+    flip: float = field(default=0.5, metadata={"help": "probability of a horizontal flip"})
 
     def __post_init__(self):
-        super().__post_init__()
+        check_positive(self, "crop_scale", "crop_ratio")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"--flip must lie in [0, 1]; got {self.flip}.")
         for name in ("crop_scale", "crop_ratio"):
             pair = getattr(self, name)
             if len(pair) not in (0, 2) or pair != sorted(pair):

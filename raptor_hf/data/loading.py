@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub.errors import HFValidationError
 
-from ..runs.file_list import FileList
+from ..runs.files import Fingerprint, files_fingerprint
 from ..runs.processes import process_state
 from .arguments import ReadingArguments
 from .decoding import image_columns, open_image, to_ppm, undecoded
@@ -230,7 +230,7 @@ def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None
     return labels, names
 
 
-def list_images(name: str, dataset: datasets.Dataset) -> FileList:
+def list_images(name: str, dataset: datasets.Dataset) -> Fingerprint:
     """Return which images a dataset holds, as a part of what a run is.
 
     Args:
@@ -239,12 +239,12 @@ def list_images(name: str, dataset: datasets.Dataset) -> FileList:
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() or name in EMBEDDED:
-        return FileList(fingerprint=dataset._fingerprint)
+        return Fingerprint(len(dataset), dataset._fingerprint, dataset._fingerprint)
     table = undecoded(dataset).with_format("arrow")[:]
     paths = []
     for column in image_columns(dataset):
         paths += pc.struct_field(table[column], "path").to_pylist()
-    return FileList.of_files(paths, _real_folder(name))
+    return files_fingerprint(paths, _real_folder(name))
 
 
 def load_digits(split: str) -> datasets.Dataset:

@@ -1,18 +1,15 @@
 """How blocks learn to follow a teacher, and how well they do."""
 
-import lazy_loader
+from .blocks import chain_of, covered_layers, make_chains, raptor_from_blocks, save_blocks
+from .provenance import write_training
+from .training import train_chains
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "blocks": [
-            "chain_of",
-            "covered_layers",
-            "make_chains",
-            "raptor_from_blocks",
-            "save_blocks",
-        ],
-        "provenance": ["model_facts"],
-        "training": ["train_chains"],
-    },
-)
+__all__ = [
+    "chain_of",
+    "covered_layers",
+    "make_chains",
+    "raptor_from_blocks",
+    "save_blocks",
+    "train_chains",
+    "write_training",
+]

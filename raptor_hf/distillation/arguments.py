@@ -4,41 +4,44 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..runs.arguments import Checked, NonNegative, OnCard, Positive, Share, Watching
+from ..runs.arguments import check_not_negative, check_positive
 
 _TOKEN_GROUPS = ("cls", "registers", "patches")
 
 
 @dataclass(kw_only=True)
-class BlockArguments(Checked):
+class BlockArguments:
     """What new blocks look like and start from, see `make_raptor`."""
 
     _argument_group_name = "blocks"
 
-    init: OnCard[Literal["teacher", "random"]] = field(
+    init: Literal["teacher", "random"] = field(
         default="teacher",
         metadata={"help": "start of blocks: the mean of their phase's layers, or random weights"},
     )
-    ffn: OnCard[str | None] = field(
+    ffn: str | None = field(
         default=None,
         metadata={
             "help": "swiglu, or the activation of an FFN without a gate; default: as the teacher's"
         },
     )
-    intermediate_size: Positive[int] | None = field(
+    intermediate_size: int | None = field(
         default=None, metadata={"help": "hidden width of the FFN; default: as the teacher's"}
     )
-    depth_scaling: OnCard[bool] = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: NonNegative[float] | None = field(
+    depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
+    layerscale_value: float | None = field(
         default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
     )
-    block_norm_eps: Positive[float] | None = field(
+    block_norm_eps: float | None = field(
         default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}
     )
 
+    def __post_init__(self):
+        check_positive(self, "intermediate_size", "block_norm_eps")
+
 
 @dataclass(kw_only=True)
-class SpanArguments(Checked):
+class SpanArguments:
     """Which spans stage 1 trains blocks for."""
 
     _argument_group_name = "spans"
@@ -49,74 +52,79 @@ class SpanArguments(Checked):
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py"}
     )
-    k: list[Positive[int]] = field(
+    k: list[int] = field(
         default_factory=list, metadata={"help": "partitions of phases_file to cover"}
     )
-    last_block_weights: OnCard[str] = field(
+    last_block_weights: str = field(
         default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
     )
 
+    def __post_init__(self):
+        check_positive(self, "k")
+
 
 @dataclass(kw_only=True)
-class ObjectiveArguments(Checked):
+class ObjectiveArguments:
     """What a block is trained to do; every option of the reference trainer."""
 
     _argument_group_name = "objective"
 
-    objective: OnCard[Literal["annealed", "autoregressive", "teacher_forcing"]] = field(
+    objective: Literal["annealed", "autoregressive", "teacher_forcing"] = field(
         default="annealed",
         metadata={"help": "annealed goes from teacher forcing to autoregressive (rollouts)"},
     )
-    teacher_forcing_fraction: Share[float] | None = field(
+    teacher_forcing_fraction: float | None = field(
         default=None,
         metadata={"help": "annealed: share of the steps over which forcing fades; default 0.25"},
     )
-    teacher_forcing_floor: Share[float] | None = field(
+    teacher_forcing_floor: float | None = field(
         default=None,
         metadata={"help": "annealed: least weight of forcing; default 0"},
     )
-    annealing: OnCard[Literal["weighted", "drawn"]] = field(
+    annealing: Literal["weighted", "drawn"] = field(
         default="weighted",
         metadata={
             "help": "annealed: both losses at every step and their weighted mean, or one of them, "
             "drawn with its weight as the probability (the same on average, for less compute)"
         },
     )
-    phase_fraction: OnCard[Share[float]] = field(
+    phase_fraction: float = field(
         default=0.0,
         metadata={
             "help": "share of the steps, the first ones, in which every block of a Raptor rolls "
             "out from the teacher's state at the start of its phase; then from the first layer"
         },
     )
-    layers_learned: OnCard[Literal["all", "last"]] = field(
+    layers_learned: Literal["all", "last"] = field(
         default="all",
         metadata={
             "help": "whose states count: of all layers, or of the last alone, as in plain "
             "distillation; for comparison"
         },
     )
-    loss: OnCard[Literal["mse", "cosine", "mse+cosine"]] = field(
+    loss: Literal["mse", "cosine", "mse+cosine"] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
     )
-    normalize: OnCard[Literal["none", "layer", "group"]] = field(
+    normalize: Literal["none", "layer", "group"] = field(
         default="none",
         metadata={
             "help": "divide the mse of a layer by the variance of the teacher's states there: "
             "of all tokens together (layer), or of every token group apart (group)"
         },
     )
-    token_weights: OnCard[str] = field(
+    token_weights: str = field(
         default="none",
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
     )
-    noise_std: OnCard[NonNegative[float]] = field(
+    noise_std: float = field(
         default=0.0,
         metadata={"help": "σ of Gaussian noise on every block's input"},
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        check_not_negative(self, "noise_std")
+        if not 0 <= self.phase_fraction <= 1:
+            raise ValueError(f"--phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
         self.check_objective()
 
     def forcing(self, progress: float) -> float:
@@ -188,25 +196,28 @@ class ObjectiveArguments(Checked):
 
 
 @dataclass(kw_only=True)
-class ValidationArguments(Checked):
+class ValidationArguments:
     """On what, and how often, a training program validates; without a dataset it does not."""
 
     _argument_group_name = "validation"
 
-    validation_dataset: Watching[str | None] = field(
+    validation_dataset: str | None = field(
         default=None, metadata={"help": "digits, an image folder or a Hub id; none: no validation"}
     )
-    validation_split: Watching[str] = "test"
-    validation_images: Watching[NonNegative[int]] = field(
+    validation_split: str = "test"
+    validation_images: int = field(
         default=2048, metadata={"help": "images to look at, at most; 0: all"}
     )
-    validation_head: Watching[str | None] = field(
+    validation_head: str | None = field(
         default=None,
         metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
     )
-    validate_every: Watching[NonNegative[int]] = field(
+    validate_every: int = field(
         default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
     )
+
+    def __post_init__(self):
+        check_not_negative(self, "validation_images")
 
 
 def parse_token_weights(text: str) -> dict[str, float] | None:

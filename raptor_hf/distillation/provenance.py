@@ -1,85 +1,71 @@
-"""How a model was made: what its card tells, read off the folders of the runs that made it."""
+"""How a Raptor was trained, in a file beside its weights: `training.json`."""
 
 import json
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ..activations.arguments import ImageArguments
 from ..configuration_raptor import teacher_family
 from ..loop.arguments import LoopArguments
-from ..runs.arguments import OnCard, marked_names
-from ..runs.files import public_name, read_json
+from ..runs.files import public_name, read_json, write_json
+from ..runs.folder import identity_values, program_name
+from ..runs.processes import process_state
 from ..teachers import teacher_identity
-from .arguments import BlockArguments, ObjectiveArguments, SpanArguments
 
-# the arguments of a training that make its recipe; the others are names of files, or say how a run
-# is watched
-RECIPE = marked_names(OnCard, LoopArguments, ObjectiveArguments, SpanArguments, ImageArguments)
-# say nothing of blocks that are there already
-_OF_NEW_BLOCKS = marked_names(OnCard, BlockArguments)
+_FILE = "training.json"
 
 
-def training_facts(folder: str | Path, teacher: PreTrainedModel) -> dict | None:
-    """Return the teacher and stages of a Raptor that the training programs made.
+def write_training(
+    teacher: PreTrainedModel,
+    loop: LoopArguments,
+    *parts,
+    revision: str | None,
+    dataset: str | None,
+    blocks: str | None = None,
+) -> None:
+    """Write how a model was trained into its folder, `loop.output_dir`.
+
+    The file has the keys `teacher` (name, revision, SHA-256 of its weights), `dataset` and
+    `stages`. Each stage has `program`, `arguments`, `images` (seen in all steps), `seconds` and
+    `num_processes`.
 
     Args:
-        folder: of `distill_raptor.py`; its `run.json` leads to that of the blocks.
-
-    Returns:
-        `teacher` (name, commit on the Hub or None, digest of the weights), `dataset`, and `stages`,
-        first to last: program, arguments, images that were seen, seconds, number of processes.
-        None of a model that was made otherwise, or whose earlier runs are not there any more.
+        teacher: as it was loaded.
+        loop, parts: the arguments that are the recipe of this stage.
+        revision: of the teacher on the Hub.
+        dataset: the images, by name; paths are shortened.
+        blocks: folder of the stage before, if there was one.
     """
-    stages: list[dict] = []
-    run_folder, arguments = folder, {}
-    while run_folder:
-        if not (Path(run_folder) / "run.json").is_file():
-            return None
-        run = read_json(Path(run_folder) / "run.json")
-        arguments = run["arguments"]
-        stages.insert(0, _stage_facts(Path(run_folder), run))
-        run_folder = arguments.get("blocks")
-    identity = teacher_identity(teacher, arguments.get("revision"))
-    return {
+    identity = teacher_identity(teacher, revision)
+    stages = training_facts(blocks)["stages"] if blocks else []
+    stage = {
+        "program": program_name(),
+        "arguments": identity_values(*parts, loop),
+        "images": loop.steps * loop.batch_size,
+        "seconds": _training_seconds(Path(loop.output_dir)),
+        "num_processes": process_state().num_processes,
+    }
+    content = {
         "teacher": {**identity, "name": public_name(identity["name"])},
-        "dataset": _training_dataset(arguments),
-        "stages": stages,
+        "dataset": public_name(dataset) if dataset else None,
+        "stages": [*stages, stage],
     }
+    write_json(Path(loop.output_dir) / _FILE, content)
 
 
-def _training_dataset(arguments: dict) -> str | None:
-    """Return the images that a training saw, itself or by way of its stored activations."""
-    if arguments.get("dataset"):
-        return public_name(arguments["dataset"])
-    extraction = Path(arguments["activations"]) / "run.json"
-    if not extraction.is_file():
-        return None
-    return public_name(read_json(extraction)["arguments"]["dataset"])
-
-
-def _stage_facts(folder: Path, run: dict) -> dict:
-    """Return what one training took."""
-    arguments = run["arguments"]
-    names = RECIPE if arguments.get("blocks") else RECIPE + _OF_NEW_BLOCKS
-    return {
-        "program": run["program"],
-        "arguments": {name: arguments[name] for name in names if name in arguments},
-        "images": arguments["steps"] * arguments["batch_size"],
-        "seconds": _training_seconds(folder),
-        "num_processes": run["environment"].get("num_processes", 1),
-    }
+def training_facts(folder: str | Path) -> dict | None:
+    """Return what `write_training` wrote; None of a model that was made otherwise."""
+    path = Path(folder) / _FILE
+    return read_json(path) if path.is_file() else None
 
 
 def _training_seconds(folder: Path) -> float:
-    """Return the time that a run trained, all its resumed parts together; each counts its own
-    seconds.
-    """
+    """Return the seconds that a run has trained, all its resumed parts together."""
     log = folder / "log.jsonl"
     total = last = 0.0
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
         seconds = json.loads(line)["seconds"]
-        if seconds < last:
+        if seconds < last:  # a resumed part counts its own seconds
             total += last
         last = seconds
     return round(total + last, 1)

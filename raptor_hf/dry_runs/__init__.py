@@ -1,17 +1,15 @@
 """Dry runs: what a program would read, train and write."""
 
-import lazy_loader
+from .describe import describe_images, teacher_facts
+from .extraction import print_extraction_plan
+from .plans import print_probe_plan, print_study_plan, print_teacher_plan, print_training_plan
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "extraction": ["print_extraction_plan"],
-        "describe": ["describe_images", "teacher_facts"],
-        "plans": [
-            "print_probe_plan",
-            "print_study_plan",
-            "print_teacher_plan",
-            "print_training_plan",
-        ],
-    },
-)
+__all__ = [
+    "describe_images",
+    "print_extraction_plan",
+    "print_probe_plan",
+    "print_study_plan",
+    "print_teacher_plan",
+    "print_training_plan",
+    "teacher_facts",
+]

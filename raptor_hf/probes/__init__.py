@@ -1,10 +1,5 @@
 """Linear probes on frozen backbones, and what is measured beside them."""
 
-import lazy_loader
+from .evaluation import Evaluation
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "evaluation": ["Evaluation"],
-    },
-)
+__all__ = ["Evaluation"]

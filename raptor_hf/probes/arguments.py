@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..runs.arguments import Checked, NonNegative, Positive, Share, Watching
+from ..runs.arguments import check_not_negative, check_positive
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(Checked):
+class ProbeArguments:
     """A recipe of a task: its images, how they are augmented, and the heads that are trained."""
 
     _argument_group_name = "probe"
@@ -19,23 +19,15 @@ class ProbeArguments(Checked):
     )
     train_split: str = "train"
     test_split: str = "test"
-    train_images: NonNegative[int] = field(
-        default=0, metadata={"help": "a random choice of so many; 0: all"}
-    )
-    test_images: NonNegative[int] = field(
-        default=0, metadata={"help": "the same for all seeds; 0: all"}
-    )
-    epochs: Positive[int] = field(
-        default=10, metadata={"help": "times that the training images are seen"}
-    )
-    validate_epochs: Positive[int] = field(
-        default=1, metadata={"help": "epochs between two validations"}
-    )
+    train_images: int = field(default=0, metadata={"help": "a random choice of so many; 0: all"})
+    test_images: int = field(default=0, metadata={"help": "the same for all seeds; 0: all"})
+    epochs: int = field(default=10, metadata={"help": "times that the training images are seen"})
+    validate_epochs: int = field(default=1, metadata={"help": "epochs between two validations"})
     head: str | None = field(
         default=None,
         metadata={"help": "linear head (file, folder, Hub id) to start from; --steps 0 judges it"},
     )
-    learning_rate_grid: list[Positive[float]] = field(
+    learning_rate_grid: list[float] = field(
         default_factory=lambda: [1.0],
         metadata={"help": "multiples of learning_rate, heads that are trained side by side"},
     )
@@ -43,32 +35,29 @@ class ProbeArguments(Checked):
         default_factory=list,
         metadata={"help": "tokens that a head looks at: cls_patches, cls, patches (the grid too)"},
     )
-    held_out: Share[float] = field(
+    held_out: float = field(
         default=0.1, metadata={"help": "share of the training images that select among heads"}
     )
-    depth_bins: Positive[int] = 256
-    min_depth: NonNegative[float] = field(
-        default=0.001, metadata={"help": "metres; nearer pixels don't count"}
-    )
-    max_depth: Positive[float] = field(
-        default=10.0, metadata={"help": "metres; farther pixels don't count"}
-    )
-    eval_crop: list[NonNegative[int]] = field(
+    depth_bins: int = 256
+    min_depth: float = field(default=0.001, metadata={"help": "metres; nearer pixels don't count"})
+    max_depth: float = field(default=10.0, metadata={"help": "metres; farther pixels don't count"})
+    eval_crop: list[int] = field(
         default_factory=list,
         metadata={"help": "depth: rows and columns that are judged: top, bottom, left, right"},
     )
-    eval_batch_size: Positive[int] = field(
-        default=64, metadata={"help": "images at a time in evaluation"}
-    )
-    knn_images: NonNegative[int] = field(
+    eval_batch_size: int = field(default=64, metadata={"help": "images at a time in evaluation"})
+    knn_images: int = field(
         default=100_000, metadata={"help": "classification: images that vote in k-NN; 0: no k-NN"}
     )
-    features_dir: Watching[str | None] = field(
+    features_dir: str | None = field(
         default=None, metadata={"help": "where features are kept; default: only while needed"}
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        check_positive(
+            self, "epochs", "validate_epochs", "learning_rate_grid", "max_depth", "eval_batch_size"
+        )
+        check_not_negative(self, "train_images", "test_images", "min_depth", "knn_images")
         if len(self.eval_crop) not in (0, 4):
             raise ValueError(f"eval_crop takes 4 numbers; got {self.eval_crop}.")
         if self.task != "depth" and self.eval_crop:

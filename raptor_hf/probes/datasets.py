@@ -13,7 +13,7 @@ from ..data.arguments import CropArguments, ReadingArguments
 from ..data.transforms import Augmentation
 from ..data.views import skip_corrupt
 from ..loop.arguments import LoopArguments
-from ..runs.file_list import FileList
+from ..runs.files import Fingerprint
 from ..tasks.arguments import DenseArguments
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import TASKS, Depth, Task
@@ -125,7 +125,7 @@ class ProbeImageSets:
         # not of the run's seed: all seeds are judged on the same images
         self.validation_rows = np.sort(choose(len(self.validation), recipe.test_images, 0))
 
-    def files(self) -> dict[str, FileList]:
+    def files(self) -> dict[str, Fingerprint]:
         """Return which images these are, as a part of what a run is."""
         return {"train_images": self.train.files, "test_images": self.validation.files}
 

@@ -91,7 +91,7 @@ class Evaluation:
             (self.output_dir / made).mkdir(exist_ok=True)
         model = load_backbone(folder).to(self.state.device)
         facts = model_facts(model)
-        if facts["phases"] and (training := training_facts(folder, self.teacher_model)):
+        if facts["phases"] and (training := training_facts(folder)):
             facts["training"] = training
         probed = self.probe_model(name, model)
         if name == "teacher":

@@ -34,10 +34,10 @@ class Arguments:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Convert, save, and print how to load the Raptor."""
     print_anything()
-    (arguments,) = parse_arguments(Arguments)
+    (arguments,) = parse_arguments(Arguments, argv=argv)
     checkpoint, output = arguments.checkpoint, Path(arguments.output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")

@@ -1,12 +1,14 @@
 """Result files as tables, figures and pages."""
 
-import lazy_loader
+from .figures import plot_layer_distance
+from .report import write_report
+from .tables import COLUMNS, load_results, markdown_table, mean_std
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "figures": ["plot_layer_distance"],
-        "report": ["write_report"],
-        "tables": ["COLUMNS", "load_results", "markdown_table", "mean_std"],
-    },
-)
+__all__ = [
+    "COLUMNS",
+    "load_results",
+    "markdown_table",
+    "mean_std",
+    "plot_layer_distance",
+    "write_report",
+]

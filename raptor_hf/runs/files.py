@@ -1,11 +1,13 @@
-"""Small files: JSON that is written whole, digests, sizes in words."""
+"""Small files: JSON that is written whole, digests, readable sizes."""
 
 import hashlib
 import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 # a list of numbers, as json writes it over several lines; no string holds a line break
 _NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))*)\n\s+\]")
@@ -23,9 +25,9 @@ def size(num_bytes: float) -> str:
 def write_json(path: str | Path, content: dict) -> None:
     """Write a JSON file whole or not at all; a list of numbers takes one line."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
@@ -70,6 +72,37 @@ def folder_digest(path: str | Path) -> str:
         )
     lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+class Fingerprint(NamedTuple):
+    """Which files a dataset consists of.
+
+    Attributes:
+        num_files: their number.
+        digest: SHA-256 of paths, sizes and times: equal where nothing was touched.
+        content_digest: SHA-256 of paths and sizes: equal for copies, on any machine.
+    """
+
+    num_files: int
+    digest: str
+    content_digest: str
+
+
+def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
+    """Fingerprint files by their paths below a folder; one that is missing has the size −1."""
+    number, start = 0, len(os.path.join(root, ""))
+    times, contents = hashlib.sha256(), hashlib.sha256()
+    for path in paths:
+        number += 1
+        try:
+            status = os.stat(path)
+            size, time = status.st_size, status.st_mtime_ns
+        except OSError:
+            size, time = -1, 0
+        name = os.fsencode(path[start:])
+        contents.update(b"%d\t%s\0" % (size, name))
+        times.update(b"%d\t%d\t%s\0" % (size, time, name))
+    return Fingerprint(number, times.hexdigest(), contents.hexdigest())
 
 
 def public_name(name_or_path: str) -> str:

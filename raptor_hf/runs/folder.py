@@ -1,26 +1,38 @@
-"""Output folders that describe themselves: made by whom, from what, and whether finished."""
+"""Output folders that describe themselves: the arguments and inputs of a run, and its state."""
 
-import dataclasses
 import json
+import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
-from .arguments import Watching, all_values, marked_names
-from .file_list import FileList
-from .files import read_json, write_json
+from filelock import FileLock, Timeout
+
+from .arguments import all_values
+from .files import Fingerprint, read_json, write_json
 from .processes import process_state
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
-# arguments of earlier versions, with the value that is all there is now, or that was the default
-# when the default said less
-_REMOVED = {"forcing_patches": 0, "refit": "none", "refit_images": 256, "ffn": "gelu"}
+# Arguments that say how a run is watched, stored or sped up. They change nothing that is computed,
+# so a run may be resumed with others.
+NOT_IDENTITY = (
+    "output_dir", "resume", "dry_run", "num_workers", "per_device_batch_size", "log_every",
+    "checkpoint_every", "keep", "cuda_graphs", "gradient_checkpointing", "report_to",
+    "skip_corrupt", "image_cache", "features_dir", "processes",
+    "validation_dataset", "validation_split", "validation_images", "validation_head",
+    "validate_every", "push_to_hub", "private", "gap_units", "gap_split", "gap_processes",
+)  # fmt: skip
+# Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
+_LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")
+_LOCKS: dict[Path, FileLock] = {}  # held by this process
 
 
-def _program_name() -> str:
-    """Return the name of the program: of its file, or of its package."""
+def program_name() -> str:
+    """Return the name of the program that runs: of its file, or of its package."""
     path = Path(sys.argv[0])
     return path.parent.name if path.stem == "__main__" else path.stem
 
@@ -40,8 +52,14 @@ def environment() -> dict:
     }
 
 
+def identity_values(*parts) -> dict:
+    """Return the arguments that change what is computed, as one flat dict."""
+    values = all_values(*parts)
+    return {name: value for name, value in values.items() if name not in NOT_IDENTITY}
+
+
 def start_run(
-    *parts, inputs: dict[str, str] | None = None, images: dict[str, FileList] | None = None
+    *parts, inputs: dict[str, str] | None = None, images: dict[str, Fingerprint] | None = None
 ) -> bool:
     """Claim an output folder for a run; True where the same run is finished there already.
 
@@ -51,122 +69,120 @@ def start_run(
         parts: the program's arguments, instances of dataclasses; `output_dir` is the folder, and
             `resume` says whether to go on with an unfinished run.
         inputs: digests of what the run reads, by name: other inputs make another run.
-        images: which images it reads, by what they are for. Their lists are kept in the folder
-            (`<name>.files.gz`), to say which file differs.
+        images: which images it reads, by what they are for.
 
     Raises:
         ValueError: the folder holds something else, a run with other arguments, inputs or images,
-            or an unfinished run while `resume` is off.
+            an unfinished run while `resume` is off, or another process writes to it.
     """
-    state = process_state()
+    state, values = process_state(), all_values(*parts)
+    output_dir = Path(values["output_dir"])
     if state.is_main_process:
-        _claim_output_dir(parts, inputs or {}, images or {})
+        run = {
+            "program": program_name(),
+            "arguments": identity_values(*parts),
+            "inputs": inputs or {},
+            "images": {name: one._asdict() for name, one in (images or {}).items()},
+        }
+        _claim_folder(output_dir, json.loads(json.dumps(run)), resume=values["resume"])
     state.wait_for_everyone()
-    output_dir = all_values(*parts)["output_dir"]
-    finished = read_json(Path(output_dir) / "run.json")["finished"]
+    finished = read_json(output_dir / "run.json")["finished"]
     if finished:
         state.print(f"{output_dir}: finished already, nothing to do", flush=True)
+        unlock_folder(output_dir)
     return finished
 
 
-def _claim_output_dir(parts: tuple, inputs: dict[str, str], images: dict[str, FileList]) -> None:
-    """Write `run.json` into an empty folder, or check what is there; errors as `start_run`."""
-    values, watching = all_values(*parts), marked_names(Watching, *parts)
-    output_dir = Path(values["output_dir"])
+def _claim_folder(output_dir: Path, run: dict, *, resume: bool) -> None:
+    """Write `run.json` into an empty folder, or check the one that is there."""
     record = output_dir / "run.json"
-    run = {
-        "program": _program_name(),
-        "arguments": {name: value for name, value in values.items() if name not in watching},
-        "inputs": inputs,
-        "images": {name: listed.digest for name, listed in images.items()},
-    }
-    files = {file.name for file in output_dir.iterdir()} if output_dir.exists() else set()
-    files -= {"run.json.tmp"}  # of a run that was killed in the act of writing it
-    files -= {_list_of(output_dir, name).name for name in images}
-    if files and not record.exists():
+    made = []
+    if output_dir.exists():
+        made = [path for path in output_dir.iterdir() if not _is_record(path)]
+    if made and not record.exists():
         raise ValueError(
             f"{output_dir} is not empty and was not made by this program. "
             "Choose another --output_dir, or delete it."
         )
-    if files <= {record.name} and not (files and read_json(record)["finished"]):
-        # empty, or claimed by a run that stopped before it made anything
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for name, listed in images.items():
-            if listed.lines is not None:
-                listed.save(_list_of(output_dir, name))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock_folder(output_dir)
+    before = read_json(record) if record.exists() else {"finished": False}
+
+    # empty, or claimed by a run that stopped before it made anything
+    if not made and not before["finished"]:
         write_json(record, {**run, "environment": environment(), "finished": False})
         return
-    before = read_json(record)
-    _check_program_and_inputs(output_dir, before, run, parts)
-    _check_images(output_dir, before, images)
-    if not before["finished"] and not values["resume"]:
+    _check_same_run(output_dir, before, run)
+    if not before["finished"] and not resume:
         raise ValueError(
             f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
         )
 
 
-def _check_program_and_inputs(output_dir: Path, before: dict, run: dict, parts: tuple) -> None:
-    """Refuse another program than before, or other arguments or inputs; each is named."""
+def _is_record(path: Path) -> bool:
+    """Return whether a file only says who works in its folder."""
+    return path.name.startswith(("run.json", ".lock"))
+
+
+def _check_same_run(output_dir: Path, before: dict, run: dict) -> None:
+    """Refuse another program than before, other arguments, inputs or images; each is named."""
     if before["program"] != run["program"]:
         raise ValueError(
             f"{output_dir} was made by {before['program']}, not by {run['program']}. "
             "Choose another --output_dir."
         )
-    watching = marked_names(Watching, *parts)
-    # arguments that did not exist yet when it was made had what is now their default
-    asked = run["arguments"]
-    noted = {
-        name: value
-        for name, value in before["arguments"].items()
-        if _REMOVED.get(name, ...) != value or asked.get(name) == value
-    }
-    noted = {k: v for k, v in {**_defaults_of(*parts), **noted}.items() if k not in watching}
-    differences = [
-        f"  {name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
-        for old, new in ((noted, asked), (before["inputs"], run["inputs"]))
-        for name in sorted({*old, *new})
-        if old.get(name) != json.loads(json.dumps(new.get(name)))
-    ]
+    differences = []
+    for kind, ignored in (("arguments", _LOCATIONS), ("inputs", ())):
+        old, new = before[kind], run[kind]
+        for name in sorted({*old, *new} - {*ignored}):
+            if old.get(name) != new.get(name):
+                differences.append(
+                    f"{name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
+                )
+    for name in sorted({*before["images"], *run["images"]}):
+        old, new = before["images"].get(name), run["images"].get(name)
+        if old != new:
+            now, then = (one["num_files"] if one else 0 for one in (new, old))
+            differences.append(
+                f"other images ({name}) than the run was made with: {now:,} files, {then:,} before"
+            )
     if differences:
         raise ValueError(
-            f"{output_dir} was made with other arguments or inputs:\n"
-            + "\n".join(differences)
+            f"{output_dir} was made with other arguments or inputs:\n  "
+            + "\n  ".join(differences)
             + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
         )
 
 
-def _check_images(output_dir: Path, before: dict, images: dict[str, FileList]) -> None:
-    """Refuse other images than before; a run of an earlier version did not note them."""
-    for name, listed in images.items():
-        if before.get("images", {}).get(name, listed.digest) != listed.digest:
-            raise ValueError(
-                f"{output_dir} was made with other images ({name}): "
-                f"{_first_difference(_list_of(output_dir, name), listed)}. Bring them back, choose "
-                "another --output_dir, or delete the folder to redo it."
-            )
+def lock_folder(folder: str | Path) -> None:
+    """Let this process alone write to a folder, until it ends or `unlock_folder`.
+
+    Raises:
+        ValueError: another process writes to it; the error says which, and since when.
+    """
+    folder = Path(folder).resolve()
+    if folder in _LOCKS:
+        return
+    lock, owner = FileLock(folder / ".lock"), folder / ".lock.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = read_json(owner) if owner.exists() else {}
+        raise ValueError(
+            f"{folder} is being written by another process ({holder}). Wait until it has ended, "
+            "or choose another folder."
+        ) from error
+    _LOCKS[folder] = lock
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    write_json(owner, {"host": socket.gethostname(), "process": os.getpid(), "since": since})
 
 
-def _list_of(output_dir: Path, name: str) -> Path:
-    """Return the file that lists the images of a run."""
-    return output_dir / f"{name}.files.gz"
-
-
-def _first_difference(path: Path, images: FileList) -> str:
-    """Say what is another image than before."""
-    if images.lines is None or not path.exists():
-        return "the dataset is another version of itself"
-    return images.first_difference(FileList.load(path))
-
-
-def _defaults_of(*parts) -> dict:
-    """Return the default of every argument that has one."""
-    missing, defaults = dataclasses.MISSING, {}
-    for field in (field for part in parts for field in dataclasses.fields(part)):
-        if field.default is not missing:
-            defaults[field.name] = field.default
-        elif field.default_factory is not missing:
-            defaults[field.name] = field.default_factory()
-    return defaults
+def unlock_folder(folder: str | Path) -> None:
+    """Let other processes write to a folder again."""
+    folder = Path(folder).resolve()
+    if folder in _LOCKS:
+        (folder / ".lock.json").unlink(missing_ok=True)
+        _LOCKS.pop(folder).release()
 
 
 def reopen_run(output_dir: str | Path) -> None:
@@ -177,6 +193,7 @@ def reopen_run(output_dir: str | Path) -> None:
 def finish_run(output_dir: str | Path) -> None:
     """Mark a run as finished."""
     _mark_run(output_dir, finished=True)
+    unlock_folder(output_dir)
 
 
 def _mark_run(output_dir: str | Path, *, finished: bool) -> None:

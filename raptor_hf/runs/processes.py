@@ -1,33 +1,23 @@
 """How a program runs: on which processes, and how it stops when it is told to."""
 
-import logging
 import os
 import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:  # loaded when it is first needed: `--help` does not
-    from accelerate import PartialState
-
-logger = logging.getLogger(__name__)
 
 # what Ctrl-C, schedulers and `#SBATCH --signal=USR1@…` send; Windows has no SIGUSR1
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
-# who says in which variable that it started several processes
-_PROCESS_COUNTS = {
-    "WORLD_SIZE": "the environment (WORLD_SIZE)",
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-}
-_SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 PROGRAM …"
 
 
 class Interrupted(Exception):
@@ -79,22 +69,18 @@ def ignore_stop_signals(_worker: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def process_state() -> "PartialState":
+def process_state() -> PartialState:
     """Return which of how many processes this is, as `accelerate launch` or `torchrun` set up.
 
     Several processes on the CPU (`torchrun …` where there is no GPU, or with ACCELERATE_USE_CPU)
     are only seen by a `PartialState` that is told of the CPU. The timeout is long: one process may
     well wait for hours until another has written its last shard.
     """
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
-def describe_processes(state: "PartialState") -> str:
+def describe_processes(state: PartialState) -> str:
     """Describe how many processes run on what, like `8 processes on 2 machines, cuda, bf16`."""
     number = state.num_processes
     machines = number // int(os.environ.get("LOCAL_WORLD_SIZE", number))
@@ -107,48 +93,12 @@ def describe_processes(state: "PartialState") -> str:
     )
 
 
-def launcher_warnings(state: "PartialState") -> list[str]:
-    """Return what the launcher or the environment asked for in vain, in words."""
-    from accelerate.utils import parse_flag_from_env
-
-    wishes, environment = [], os.environ
-    # accelerate launch sets the port for several processes only, and ranks where it starts them
-    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= set(environment)
-    if state.num_processes == 1 and launched and "RANK" not in environment:
-        wishes.append(
-            "accelerate launch was asked for several processes and started one, as it does on the "
-            f"CPU. For several: {_SEVERAL_ON_CPU}"
-        )
-    for variable, who in _PROCESS_COUNTS.items():
-        asked = environment.get(variable, "")
-        if state.num_processes == 1 and asked not in ("", "1"):
-            wishes.append(
-                f"{who} asked for {asked} processes, but this one knows of no other: each does the "
-                "whole work. Start it with accelerate launch or torchrun."
-            )
-    if state.device.type == "cpu":
-        needs_gpu = {
-            "fp16": environment.get("ACCELERATE_MIXED_PRECISION") == "fp16",
-            "FSDP": parse_flag_from_env("ACCELERATE_USE_FSDP"),
-            "DeepSpeed": parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        }
-        wishes += [
-            f"{what} was asked for and needs a GPU: on the CPU this does without."
-            for what, asked in needs_gpu.items()
-            if asked
-        ]
-    return wishes
-
-
 def compiled(function: Callable) -> Callable:
     """Return a function compiled as `accelerate launch --dynamo_backend` asks; itself without that.
 
     What is compiled is small and serves many calls: a block all its applications. A rollout as a
     whole takes many times as long, and would be compiled anew whenever its resets change.
     """
-    import torch
-    from accelerate.utils import TorchDynamoPlugin
-
     plugin = TorchDynamoPlugin()  # as the launcher's environment says
     if plugin.backend.value == "NO":
         return function
@@ -167,19 +117,17 @@ def print_anything() -> None:
 def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     """Run a program's `main` under any launcher; say on how many processes, and how to go on.
 
-    A signal that asks to stop ends it with the exit code 128 + its number, as shells expect.
+    A signal that asks to stop ends it with the exit code 128 + its number, as shells expect; an
+    error that its user can mend with one line and the exit code 2. A bug keeps its traceback.
 
     Args:
-        alone: the work is that of one process; others that were started do nothing.
+        alone: refuse several processes, for work that they would not share.
     """
     print_anything()
     if {"-h", "--help"} & set(sys.argv):
         return main()
     state = process_state()
-    state.print(f"{describe_processes(state)}", file=sys.stderr, flush=True)
-    for wish in launcher_warnings(state) if state.is_main_process else ():
-        logger.warning(wish)
-
+    state.print(describe_processes(state), file=sys.stderr, flush=True)
     main_process, raised = os.getpid(), []
 
     def stop(number: int, _frame) -> None:
@@ -189,33 +137,36 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
 
     _handle_stop_signals(stop)
     try:
-        if state.is_main_process or not alone:
-            main()
+        if alone and state.num_processes > 1:
+            raise ValueError(
+                f"{sys.argv[0]} works on one process; {state.num_processes} were started. Start it "
+                "with python, or with accelerate launch --num_processes 1."
+            )
+        main()
     except BaseException as error:
         # raised in a function that a library calls back, such as Arrow, it becomes another error
-        if not raised and not isinstance(error, Interrupted):
-            raise
-        interruption = error if isinstance(error, Interrupted) else raised[0]
-        ignore_stop_signals()
-        how = "" if alone else _how_to_resume()
-        state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
-        sys.exit(128 + interruption.signal_number)
+        interruption = raised[0] if raised else error
+        if isinstance(interruption, Interrupted):
+            ignore_stop_signals()
+            how = "" if alone else _how_to_resume()
+            state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
+            sys.exit(128 + interruption.signal_number)
+        if _is_users_error(error):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        raise
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
-def require_one_process() -> None:
-    """Refuse several processes for work that is not shared: each would see a share of images.
-
-    Raises:
-        ValueError: several were started.
-    """
-    number = process_state().num_processes
-    if number > 1:
-        raise ValueError(
-            f"{sys.argv[0]} works on one process; {number} were started. Start it with python, or "
-            "with accelerate launch --num_processes 1."
-        )
+def _is_users_error(error: BaseException) -> bool:
+    """Return whether the user can mend an error: of files or the Hub, or raised by our own code."""
+    if isinstance(error, OSError):
+        return True
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    ours = frame.f_globals["__name__"].partition(".")[0] in ("raptor_hf", "evaluation", "__main__")
+    statement = traceback.extract_tb(error.__traceback__)[-1].line
+    return isinstance(error, ValueError) and ours and statement.startswith("raise ")
 
 
 def _how_to_resume() -> str:

@@ -1,11 +1,6 @@
 """The tasks that backbones are judged by: classification, segmentation, depth."""
 
-import lazy_loader
+from .heads import arrange_head, attach_head, load_linear_head
+from .task import TASKS, Task
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "heads": ["arrange_head", "attach_head", "load_linear_head"],
-        "task": ["TASKS", "Task"],
-    },
-)
+__all__ = ["TASKS", "Task", "arrange_head", "attach_head", "load_linear_head"]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from ..runs.arguments import Checked, NonNegative, Positive
+from ..runs.arguments import check_not_negative, check_positive
 
 
 @dataclass(kw_only=True)
-class DenseArguments(Checked):
+class DenseArguments:
     """Where masks and depth are in a dataset, and what their numbers stand for."""
 
     _argument_group_name = "masks and depth"
@@ -18,13 +18,15 @@ class DenseArguments(Checked):
         default=None,
         metadata={"help": "file with the classes of masks: a name a line, or an id2label.json"},
     )
-    first_label: NonNegative[int] | None = field(
+    first_label: int | None = field(
         default=None,
         metadata={"help": "number of the first class in masks, default 0, of ADE20k's layout 1"},
     )
-    ignore_label: NonNegative[int] = field(
-        default=255, metadata={"help": "number in masks that is no class"}
-    )
-    depth_unit_m: Positive[float] | None = field(
+    ignore_label: int = field(default=255, metadata={"help": "number in masks that is no class"})
+    depth_unit_m: float | None = field(
         default=None, metadata={"help": "metres in one unit of depth images; 0.001: millimetres"}
     )
+
+    def __post_init__(self):
+        check_positive(self, "depth_unit_m")
+        check_not_negative(self, "first_label", "ignore_label")

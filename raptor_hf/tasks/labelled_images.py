@@ -10,7 +10,7 @@ import numpy as np
 from ..data.arguments import ReadingArguments
 from ..data.decoding import read_pixels, undecoded
 from ..data.loading import list_images, load_images, read_labels
-from ..runs.file_list import FileList
+from ..runs.files import Fingerprint
 from .arguments import DenseArguments
 
 
@@ -33,7 +33,7 @@ class LabelledImages:
     reading: ReadingArguments = field(default_factory=ReadingArguments)
 
     @cached_property
-    def files(self) -> FileList:
+    def files(self) -> Fingerprint:
         """Which images and targets these are."""
         return list_images(self.name, self.cells)
 

@@ -1,0 +1,32 @@
+"""The file that says how a Raptor was trained."""
+
+import json
+
+from raptor_hf.distillation.arguments import BlockArguments, ObjectiveArguments
+from raptor_hf.distillation.provenance import training_facts, write_training
+from raptor_hf.loop.arguments import LoopArguments
+
+
+def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
+    teacher.name_or_path = "/home/somebody/teacher"
+    blocks, raptor = tmp_path / "blocks", tmp_path / "raptor"
+    for folder in (blocks, raptor):
+        folder.mkdir()
+        # three parts: the second one was resumed after 5 s, the third after 7
+        seconds = (2.5, 5.0, 3.0, 7.0, 1.0)
+        lines = (json.dumps({"step": n, "seconds": s}) for n, s in enumerate(seconds))
+        (folder / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    loop = {"steps": 10, "batch_size": 4, "learning_rate": 0.1, "seed": 3}
+    options = {"revision": None, "dataset": "/home/somebody/trees"}
+    first = LoopArguments(output_dir=str(blocks), **loop)
+    write_training(teacher, first, ObjectiveArguments(), BlockArguments(), **options)
+    second = LoopArguments(output_dir=str(raptor), **loop)
+    write_training(teacher, second, ObjectiveArguments(), blocks=str(blocks), **options)
+    facts = training_facts(raptor)
+    assert facts["teacher"]["name"] == "teacher" and len(facts["teacher"]["weights_sha256"]) == 64
+    assert facts["dataset"] == "trees" and "somebody" not in json.dumps(facts)
+    before, last = facts["stages"]
+    assert loop.items() <= last["arguments"].items() and "init" not in last["arguments"]
+    assert "init" in before["arguments"]
+    assert (last["images"], last["seconds"], last["num_processes"]) == (40, 13.0, 1)
+    assert training_facts(tmp_path) is None
