@@ -16,8 +16,6 @@ from transformers import AutoModel, AutoModelForImageClassification
 import raptor_hf  # noqa: F401
 from raptor_hf.distillation.blocks import make_span, save_blocks
 from raptor_hf.hub.model_card import run_snippet
-from raptor_hf.runs.arguments import parse_arguments
-from raptor_hf.runs.folder import start_run
 from raptor_hf.teachers import load_backbone
 from tests.pages import block
 from tests.programs import ENVIRONMENT, ROOT, run
@@ -247,30 +245,6 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
     for number, span in enumerate(spans):
         name = "attention.qkv.weight"
         assert torch.equal(blocks[f"{span}.{name}"], chained[f"blocks.{number}.{name}"])
-
-
-def test_a_run_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
-    """Its `run.json` was written when arguments were inherited, and had one that is gone."""
-    from training import distill_raptor
-
-    record = json.loads((ROOT / "tests/fixtures/run_of_an_earlier_version.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    flags = ["tests/recipes/digits_raptor.yaml", "--teacher", "teacher", "--activations"]
-    flags += ["activations", "--phases_file", "phases.json", "--k", "3", "--output_dir", tmp_path]
-    flags += ["--resume", "--log_every", "7"]  # it may be watched in another way
-
-    def parsed(*more):
-        monkeypatch.setattr(sys, "argv", ["distill_raptor.py", *map(str, [*flags, *more])])
-        return parse_arguments(*distill_raptor.PARTS, defaults=distill_raptor.DEFAULTS)
-
-    monkeypatch.chdir(ROOT)
-    assert start_run(*parsed(), inputs=record["inputs"]) is True
-    with pytest.raises(ValueError, match="noise_std: made with 0.0, now asked for 0.5"):
-        start_run(*parsed("--noise_std", "0.5"), inputs=record["inputs"])
-    record["arguments"]["forcing_patches"] = 8
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="forcing_patches: made with 8, now asked for None"):
-        start_run(*parsed(), inputs=record["inputs"])
 
 
 @pytest.mark.slow

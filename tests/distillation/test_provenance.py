@@ -8,7 +8,8 @@ from raptor_hf.loop.arguments import LoopArguments
 
 
 def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
-    teacher.name_or_path = "/home/somebody/teacher"
+    teacher.name_or_path = str(tmp_path / "somebody" / "teacher")
+    (tmp_path / "somebody" / "teacher").mkdir(parents=True)
     blocks, raptor = tmp_path / "blocks", tmp_path / "raptor"
     for folder in (blocks, raptor):
         folder.mkdir()
