@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data import ImageViews, keep_batch
 from ..data.views import first_batch
-from ..runs.files import read_json, size, write_json
+from ..runs.files import public_name, read_json, size, write_json
 from ..runs.folder import environment
 from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
@@ -107,7 +107,7 @@ def write_activations(
     write_shards(path, missing, source, features, batch_size, num_workers)
     state.wait_for_everyone()
     if state.is_main_process:
-        _complete(path, list(shards), features, source, revision)
+        _complete(path, list(shards), features, source, revision, dataset)
     state.wait_for_everyone()
 
 
@@ -221,6 +221,7 @@ def _complete(
     features: datasets.Features,
     source: OnlineActivations,
     revision: str | None,
+    dataset: str | None,
 ) -> None:
     """Write `datasets`' own files, the card and the manifest beside shards that are all there."""
     facts, images = _shard_facts(path), source.images
@@ -245,6 +246,7 @@ def _complete(
     column = features[layer_column(source.layers[0])]
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
+        "dataset": public_name(dataset) if dataset else None,
         "num_images": len(images.image_ids) - len(skipped),
         "skipped_images": [{"image_id": i, "path": images.public_path(i)} for i in skipped],
         "class_names": images.class_names,

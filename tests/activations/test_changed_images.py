@@ -51,11 +51,6 @@ CHANGES = {
     "renamed": lambda folder: (folder / "a" / "02.png").rename(folder / "b" / "02.png"),
     "replaced": lambda folder: photo(folder / "a" / "05.png", 85),
 }
-<<<<<<< HEAD
-=======
-NAMED = {"deleted": "15 files, 16", "added": "17 files, 16", "renamed": "16 files, 16",
-         "replaced": "16 files, 16"}  # fmt: skip
->>>>>>> a22ec95 (Other images are counted, not listed, in tests too)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -110,11 +105,3 @@ def test_online_training_leaves_them_out_and_lists_them(roll):
     (skipped,) = read_json(folder / "skipped_images.json")["images"]
     assert skipped["image_id"] == 5 and skipped["path"].endswith("a/05.png")
     assert read_log(folder)[-1]["step"] == 8
-<<<<<<< HEAD
-=======
-    (roll / "train" / "b" / "08.png").unlink()
-    refused = run(
-        sys.executable, *command, "--output_dir", folder, "--skip_corrupt", "3", check=False
-    )
-    assert "15 files, 16 before" in refused.stderr
->>>>>>> a22ec95 (Other images are counted, not listed, in tests too)
