@@ -76,38 +76,48 @@ def arrange_head(
 ) -> list[int]:
     """Put the outputs of a head, in place, into the order of a dataset's classes; others follow.
 
-    Classes are matched by name where both sides have names. Else, and where the folders of a
-    dataset are ImageNet's numbers (n01440764), their number must be that of the outputs.
+    Classes are matched by name where both sides have names, in whatever order; classes that are
+    called by numbers are the outputs of these numbers. Else, and where the folders of a dataset are
+    ImageNet's (n01440764), their number must be that of the outputs.
 
     Args:
         source: of the head, for errors.
 
     Returns:
-        Which output of before each output is.
+        The permutation: new output i was output `order[i]`.
 
     Raises:
-        ValueError: a class that the head has not, or another number of classes; what differs is
-            named.
+        ValueError: a class that the head has not, or another number of classes; the error names it.
     """
     number, names = head.out_features, classes.names
     if not classes.number:  # no labels
         return list(range(number))
-    if not _are_names(head_names) or not _are_names(names) or all(map(_WORDNET.fullmatch, names)):
+    named = _are_names(head_names)
+    numbered = bool(names) and all(map(str.isdecimal, names))
+
+    # numbers are places, but for a head whose own names are these numbers
+    if numbered and not (named and set(names) <= set(head_names)):
+        names, head_names = [str(int(name)) for name in names], list(map(str, range(number)))
+    elif not named or not names or all(map(_WORDNET.fullmatch, names)):
         if classes.number > number or (names and classes.number < number):
             raise ValueError(
                 f"{source} has {number} classes and the images have {classes.number}. Give a head "
                 "for these classes."
             )
         return list(range(number))
+
+    # a few names may be spelt differently, where their places are taken by no other name
     outputs = {name: output for output, name in reversed(list(enumerate(head_names)))}
-    differing = [n for n, name in enumerate(names) if head_names[n : n + 1] != [name]]
-    if len(names) == number and len(differing) <= _SPELT_OTHERWISE * number:
-        for place in differing:
-            logger.warning(
-                "%s: class %d is %r, of the images %r; taken for one class",
-                source, place, head_names[place], names[place],
-            )  # fmt: skip
-        return list(range(number))
+    unknown = [place for place, name in enumerate(names) if name not in outputs]
+    free = set(range(number)) - {outputs[name] for name in names if name in outputs}
+    few = len(unknown) <= _SPELT_OTHERWISE * number and len(names) == number
+    for place in unknown if few and free == set(unknown) else []:
+        logger.warning(
+            "%s: class %d is %r, of the images %r; taken for one class",
+            source, place, head_names[place], names[place],
+        )  # fmt: skip
+        outputs[names[place]] = place
+
     unknown = [name for name in names if name not in outputs]
     if unknown:
         raise ValueError(
@@ -123,7 +133,7 @@ def arrange_head(
 
 
 def _are_names(names: list[str] | None) -> bool:
-    """Return whether classes have names, and not just numbers (`LABEL_0`, `0`)."""
+    """Return whether outputs have names, and not just their numbers (`LABEL_0`, `0`)."""
     return bool(names) and not all(
         name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names)
     )

@@ -32,7 +32,10 @@ def read_class_names(source: str | Path | None, *, of: str) -> list[str]:
         )
     text = Path(source).read_text(encoding="utf-8-sig")
     if str(source).endswith(".json"):
-        numbered = {int(number): str(name) for number, name in json.loads(text).items()}
+        content = json.loads(text)
+        if isinstance(content, list):  # of names, instead of numbers and names
+            content = dict(enumerate(content))
+        numbered = {int(number): str(name) for number, name in content.items()}
     else:
         cells = [line.split("\t") for line in text.splitlines() if line.strip()]
         if not all(len(row) > 1 for row in cells):
@@ -70,6 +73,10 @@ def read_mask(
         raise ValueError(
             f"{cell['path'] or name}: a mask has one channel, whose numbers are the classes (with "
             f"or without a palette); got {image.mode}, {mask.shape}. Convert colours to numbers."
+        )
+    if mask.dtype.kind == "f" and not np.array_equal(mask, np.round(mask)):  # NaN is none either
+        raise ValueError(
+            f"{cell['path'] or name}: a mask holds whole numbers; these are fractions."
         )
     labels = mask.astype(np.int64)
     nothing = (labels < first_label) | (labels == ignore_label)

@@ -178,6 +178,31 @@ def test_classes_are_matched_by_name():
         arranged(pets, ["bee", "cat"])
 
 
+BIRDS = [f"bird {n:03d}" for n in range(200)]
+SWAPPED = [*BIRDS[:7], BIRDS[8], BIRDS[7], *BIRDS[9:]]
+AS_TEXT = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …: as a folder lists them
+
+
+@pytest.mark.parametrize(
+    ("head_names", "class_names", "order"),
+    [
+        (BIRDS, SWAPPED, [*range(7), 8, 7, *range(9, 200)]),
+        ([f"LABEL_{n}" for n in range(12)], AS_TEXT, [int(name) for name in AS_TEXT]),
+        ([f"word {n}" for n in range(12)], AS_TEXT, [int(name) for name in AS_TEXT]),
+        (AS_TEXT, AS_TEXT, list(range(12))),  # a head of these folders, saved with their names
+        (["7", "5000000"], ["5000000", "7"], [1, 0]),
+        ([f"LABEL_{n}" for n in range(3)], ["00", "02", "01"], [0, 2, 1]),
+    ],
+)
+def test_names_decide_and_places_do_not(head_names, class_names, order):
+    assert arranged(head_names, class_names) == order
+
+
+def test_a_number_beyond_the_outputs_is_no_class():
+    with pytest.raises(ValueError, match="knows no class '12'"):
+        arranged([f"LABEL_{n}" for n in range(12)], [str(n + 1) for n in range(12)])
+
+
 def test_without_names_the_number_counts():
     numbers = [f"LABEL_{n}" for n in range(3)]
     assert arranged(numbers, ["ant", "bee", "cat"]) == [0, 1, 2]

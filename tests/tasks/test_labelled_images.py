@@ -141,6 +141,7 @@ def test_anyones_masks_have_their_own_classes(tmp_path):
         "names.txt": "\n".join(names),
         "table.txt": "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(names)),
         "id2label.json": json.dumps({str(n): name for n, name in enumerate(names)}),
+        "names.json": json.dumps(names),
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -162,6 +163,11 @@ def test_anyones_masks_have_their_own_classes(tmp_path):
     small = write_pairs(tmp_path / "small", [mask.resize((2, 2))])
     with pytest.raises(ValueError, match="must have the same size; got 3×4 and 2×2"):
         load_segmentation(small, "train", dense=dense).read(0)
+    for number, fraction in enumerate((0.6, np.nan)):
+        values = Image.fromarray(np.full((3, 4), fraction, np.float32))
+        masks = write_pairs(tmp_path / f"fractions_{number}", [values], kind="tif")
+        with pytest.raises(ValueError, match=r"0\.tif: a mask holds whole numbers"):
+            load_segmentation(masks, "train", dense=dense).read(0)
     many = tmp_path / "many.txt"
     many.write_text("\n".join(map(str, range(256))))
     with pytest.raises(ValueError, match="at most 255 classes; got 256"):
