@@ -36,6 +36,7 @@ def activation_features(
 
 def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
     """Return (B, N, D) as Arrow's nested lists under `datasets`' Array2D type."""
+    # the offsets of the tokens in the numbers, and of the rows in the tokens
     num_rows, num_tokens, num_channels = values.shape
     inner = np.arange(0, num_rows * num_tokens + 1, dtype=np.int32) * num_channels
     outer = np.arange(0, num_rows + 1, dtype=np.int32) * num_tokens

@@ -67,6 +67,8 @@ class OnlineActivations(Dataset):
     ):
         self.whole_teacher = self.teacher = teacher
         self.images, self.precision = images, precision
+
+        # the layers that there are, and those that are asked for
         self.depth = getattr(teacher.config, "num_hidden_layers", None)
         if self.depth is None:  # not a model of transformers' usual kind
             pixel_values = self.pixel_values(first_batch(images))
@@ -76,6 +78,8 @@ class OnlineActivations(Dataset):
             raise ValueError(
                 f"The teacher has the layers 0 to {self.depth}; asked for {self.layers}."
             )
+
+        # no layer runs that nobody needs; those that run are compiled where the launcher asks
         self.teacher = up_to_layer(teacher, max(self.layers))
         if teacher.config.model_type in TEACHER_FAMILIES:
             for layer in self.teacher.get_submodule(teacher_family(teacher.config).layers):
@@ -103,15 +107,16 @@ class OnlineActivations(Dataset):
         pixel_values = self.pixel_values(batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             states = trajectory(self.teacher, pixel_values).float()
-        in_order = self.layers == list(range(states.shape[1]))
-        return states if in_order else states[:, self.layers]
+        if self.layers == list(range(states.shape[1])):
+            return states  # without a copy
+        return states[:, self.layers]
 
     def pixel_values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the images (B, C, H, W) of a batch on the teacher's device, normalised."""
         pixel_values = batch["pixel_values"].to(self.teacher.device)
-        if pixel_values.dtype != torch.uint8:
-            return pixel_values
-        return look_up(pixel_values, self._pixel_table)
+        if pixel_values.dtype == torch.uint8:  # random crops in training travel as bytes
+            return look_up(pixel_values, self._pixel_table)
+        return pixel_values
 
     @cached_property
     def _pixel_table(self) -> torch.Tensor:
@@ -129,6 +134,8 @@ class OnlineActivations(Dataset):
         config = self.teacher.config
         if config.model_type in TEACHER_FAMILIES:
             return token_layout(config)
+
+        # of another model: from the number of tokens that an image becomes
         batch = first_batch(self.images)
         height, width = batch["pixel_values"].shape[-2:]
         num_tokens = self.states(batch).shape[2]
@@ -164,14 +171,18 @@ def image_views(
     """
     dataset = load_images(images.dataset, images.split, reading)
     processor = load_processor(teacher, revision, reading.resolution)
-    photographs = images.dataset not in EMBEDDED
+
+    # random views: crops of photographs, small affine maps of digits
+    augmentation = None
+    if images.dataset not in EMBEDDED:
+        augmentation = Augmentation.of(crops, image_size(processor))
     views = ImageViews(
         dataset,
         processor,
         views=max(1, images.views) if training else images.views,
         seed=images.view_seed,
         image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
-        crops=Augmentation.of(crops, image_size(processor)) if photographs else None,
+        crops=augmentation,
         reading=reading,
         as_bytes=training,
     )
@@ -193,10 +204,14 @@ def open_source(
             another resolution or another teacher.
     """
     check_source(source, images, crops)
+
+    # computed
     if source.online:
         views = image_views(images, crops, reading, source.teacher, source.revision, training=True)
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
+
+    # stored: of this teacher, these layers and images of this size and preparation
     stored = load_activations(source.activations, layers=layers, teacher=teacher)
     if reading.resolution and reading.resolution != stored.resolution:
         raise ValueError(

@@ -72,6 +72,7 @@ def write_activations(
             the teacher has not.
         OSError: less free disk than the dataset takes, or a disk that fills up.
     """
+    # the first image shows how large a state is
     path, state = Path(path), process_state()
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     shape = source.states(first_batch(images)).shape[1:]
@@ -87,6 +88,8 @@ def write_activations(
     for name in list(shards)[state.process_index :: state.num_processes]:
         if name not in facts or shard_problem(path / name, facts[name], checksums=True):
             missing[name] = shards[name]
+
+    # clean up, and look at the disk
     needed = row_bytes * sum(gather_object([sum(map(len, missing.values()))]))
     if state.is_main_process:
         for leftover in path.glob("*.tmp"):  # of a run that was killed
@@ -139,6 +142,7 @@ def write_shards(
     num_workers: int = 0,
 ) -> None:
     """Compute and write some shards, one after the other."""
+    # the rows of every batch of every shard
     parts = {}
     for name, rows in shards.items():
         starts = range(0, len(rows), batch_size)
@@ -168,6 +172,7 @@ def _write_shard(path: Path, schema: pa.Schema, records: Iterator[pa.RecordBatch
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     rows = 0
     try:
+        # all of it is on the disk before anything says that it is there
         with open(temporary, "wb") as file:
             with pa.ipc.new_stream(file, schema) as writer:
                 for record in records:
@@ -175,6 +180,8 @@ def _write_shard(path: Path, schema: pa.Schema, records: Iterator[pa.RecordBatch
                     rows += len(record)
             file.flush()
             os.fsync(file.fileno())
+
+        # the checksum first: a shard that has its name has one
         facts = {"rows": rows, "size_bytes": temporary.stat().st_size}
         write_json(path.with_suffix(".json"), {**facts, "xxh3_128": checksum(temporary)})
         os.replace(temporary, path)
@@ -224,6 +231,7 @@ def _complete(
     dataset: str | None,
 ) -> None:
     """Write `datasets`' own files, the card and the manifest beside shards that are all there."""
+    # the files that `datasets.load_from_disk` reads
     facts, images = _shard_facts(path), source.images
     shards = {name: facts[name] for name in names}
     datasets.DatasetInfo(features=features).write_to_directory(str(path))
@@ -243,6 +251,8 @@ def _complete(
     if sum(shard["rows"] for shard in shards.values()) < len(images):
         stored = np.unique(datasets.load_from_disk(str(path))["image_id"][:])
     skipped = np.setdiff1d(images.image_ids, stored).tolist()
+
+    # the manifest comes last: with it the dataset is finished
     column = features[layer_column(source.layers[0])]
     manifest = {
         "teacher": teacher_identity(source.whole_teacher, revision),
