@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..data import ImageViews, keep_batch
 from ..data.views import first_batch
 from ..runs.files import public_name, read_json, size, write_json
-from ..runs.folder import environment
+from ..runs.folder import environment, lock_folder, unlock_folder
 from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
 from .format import (
@@ -69,11 +69,17 @@ def write_activations(
 
     Raises:
         ValueError: a state that the dtype can't hold (layer and image are named), or a layer that
-            the teacher has not.
+            the teacher has not; or another process writes to the folder.
         OSError: less free disk than the dataset takes, or a disk that fills up.
     """
-    # the first image shows how large a state is
+    # one writer a folder, of all its processes
     path, state = Path(path), process_state()
+    if state.is_main_process:
+        path.mkdir(parents=True, exist_ok=True)
+        lock_folder(path)
+    state.wait_for_everyone()
+
+    # the first image shows how large a state is
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     shape = source.states(first_batch(images)).shape[1:]
     features = activation_features(source.layers, *shape[1:], dtype)
@@ -111,6 +117,7 @@ def write_activations(
     state.wait_for_everyone()
     if state.is_main_process:
         _complete(path, list(shards), features, source, revision, dataset)
+        unlock_folder(path)
     state.wait_for_everyone()
 
 

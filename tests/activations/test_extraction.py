@@ -10,6 +10,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from evaluation.benchmarks.activations import extract, grey_images, read_all
 from evaluation.benchmarks.timing import PROCESSES, peak_memory
@@ -54,12 +55,20 @@ def test_values_beyond_float16_are_an_error_with_layer_and_image(teacher, images
     assert not list(tmp_path.glob("*.arrow"))
 
 
+def test_a_folder_has_one_writer(teacher, images, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(ValueError, match="is being written by another process"):
+            write_activations(teacher, images, tmp_path)
+    write_activations(teacher, images, tmp_path)
+    write_activations(teacher, images, tmp_path)  # it is free again
+
+
 def test_a_full_disk_is_noticed_before_writing(teacher, images, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="only 1 kB are free. Store less"):
         write_activations(teacher, images, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("data-*"))
 
 
 def test_some_layers_of_some_images(teacher, images, tmp_path):
@@ -118,7 +127,8 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
         start_extraction(path).join()
         assert checksums(path) == expected
         assert sorted(load_activations(path).scalars["image_id"].tolist()) == list(range(160))
-        assert {file.suffix for file in path.iterdir()} == {".arrow", ".json", ".md"}
+        files = [file for file in path.iterdir() if file.name != ".lock"]
+        assert {file.suffix for file in files} == {".arrow", ".json", ".md"}
         assert not list(path.glob("data-*.json")) and verify_activations(path) == {}
 
 
