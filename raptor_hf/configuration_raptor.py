@@ -184,6 +184,21 @@ _REMOVED = {
 _WITHOUT_EFFECT = ("correction_on", "initializer_range", "qk_norm")
 
 
+def _of_teacher(name: str, doc: str) -> property:
+    """Return a read-only field that is kept in `teacher_config` only."""
+
+    def read(config: "RaptorConfig") -> object:
+        return getattr(config.teacher_config, name)
+
+    def refuse(config: "RaptorConfig", value: object) -> None:
+        raise ValueError(
+            f"A Raptor's {name} is its teacher's, and can't be set (to {value!r}). "
+            "raptor_hf.make_raptor makes a Raptor of a teacher."
+        )
+
+    return property(read, refuse, doc=doc)
+
+
 class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a `RaptorModel`.
 
@@ -243,6 +258,14 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
+    # read from the teacher's configuration
+    num_hidden_layers = _of_teacher("num_hidden_layers", "Number of applications L.")
+    hidden_size = _of_teacher("hidden_size", "Number of channels D.")
+    num_attention_heads = _of_teacher("num_attention_heads", "Attention heads of every block.")
+    image_size = _of_teacher("image_size", "Side length in pixels of the images, or both sides.")
+    patch_size = _of_teacher("patch_size", "Side length in pixels of a patch, or both sides.")
+    num_channels = _of_teacher("num_channels", "Colour channels of an image.")
+
     def __post_init__(self, **kwargs):
         # the teacher's configuration: a copy, as a Raptor sets its attention implementation there
         if self.teacher_config is None:
@@ -295,44 +318,14 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     @property
-    def num_hidden_layers(self) -> int:
-        """Number of applications L: the teacher's depth."""
-        return sum(self.phases)
-
-    @property
     def stage_names(self) -> list[str]:
         """Names of a backbone's feature maps: "stem", then "stage1" … "stageL"."""
         return ["stem"] + [f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1)]
 
     @property
-    def hidden_size(self) -> int:
-        """Number of channels D."""
-        return self.teacher_config.hidden_size
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Number of attention heads of the teacher, and so of every block."""
-        return self.teacher_config.num_attention_heads
-
-    @property
     def qk_norm(self) -> bool:
         """Whether an RMSNorm over all channels of query and key comes before the attention."""
         return getattr(self.teacher_config, "use_qk_norm", False)
-
-    @property
-    def image_size(self) -> int | list[int] | tuple[int, int]:
-        """Side length in pixels of the images that the teacher was made for."""
-        return self.teacher_config.image_size
-
-    @property
-    def patch_size(self) -> int | list[int] | tuple[int, int]:
-        """Side length of a patch in pixels."""
-        return self.teacher_config.patch_size
-
-    @property
-    def num_channels(self) -> int:
-        """Colour channels of an image."""
-        return self.teacher_config.num_channels
 
     @property
     def ffn_size(self) -> int:

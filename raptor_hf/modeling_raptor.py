@@ -306,17 +306,20 @@ class RaptorPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the teacher's patch embedding."""
-        return self.base_model.shell.get_input_embeddings()
+        shell = self.base_model.shell
+        if shell.config.model_type == "radio":  # transformers does not find it there
+            return shell.embeddings.patch_projection
+        return shell.get_input_embeddings()
 
     def wanted_states(self, output_hidden_states: bool | int | list[int] | None) -> set[int]:
         """Return the layers (0 … L) whose states are asked for; None: as the configuration says."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         number = self.config.num_hidden_layers + 1
-        if not output_hidden_states and not isinstance(output_hidden_states, int):
+        if output_hidden_states is None or output_hidden_states is False:
             return set()
-        if isinstance(output_hidden_states, bool):
-            return set(range(number)) if output_hidden_states else set()
+        if output_hidden_states is True:
+            return set(range(number))
         layers = output_hidden_states
         if isinstance(layers, int):
             layers = [layers]
@@ -367,6 +370,7 @@ class RaptorModel(RaptorPreTrainedModel):
         config.check_values()  # `from_pretrained` sets its overrides after the constructor
         self.family = teacher_family(config.teacher_config)
         self.shell = make_shell(config.teacher_config)
+        self.phases = list(config.phases)
         self.blocks = nn.ModuleList(RaptorBlock(config) for _ in config.phases)
         self._cuda_graphs = False  # whether a forward overwrites the states of the one before
         self.post_init()
@@ -495,12 +499,14 @@ class RaptorModel(RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = True,
     ) -> BaseModelOutputWithPooling:
         """Return images (B, C, H, W) to the state after the last layer.
 
         Args:
             output_hidden_states: as everywhere in transformers; with numbers of layers (0 … L,
                 negative ones count from the end) the states of the others are None.
+            interpolate_pos_encoding: accepted as in teachers; positions are always interpolated.
 
         Returns:
             `last_hidden_state` (B, N, D) after the final norm; `pooler_output` (B, D), its cls
@@ -510,8 +516,14 @@ class RaptorModel(RaptorPreTrainedModel):
             states after that layer are the state of that layer.
 
         Raises:
-            ValueError: see `embed`.
+            ValueError: see `embed`; or wrong values that were set in the configuration.
         """
+        self.config.check_values()
+        if self.config.phases != self.phases:
+            raise ValueError(
+                f"The blocks were made for phases={self.phases}; the configuration has "
+                f"{self.config.phases}."
+            )
         wanted = self.wanted_states(output_hidden_states)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -565,22 +577,38 @@ class RaptorModel(RaptorPreTrainedModel):
         return states.clone() if self._cuda_graphs else states
 
 
-def make_shell(teacher_config: PreTrainedConfig, num_layers: int = 0) -> PreTrainedModel:
-    """Make a teacher with few layers or none: its embeddings, its final norm, its rotary angles."""
+def make_shell(teacher_config: PreTrainedConfig) -> PreTrainedModel:
+    """Make a teacher without layers: its embeddings, its final norm, its rotary angles."""
+    shell = bare_teacher(teacher_config, num_layers=0)
+    # an encoder without weights has no device, which some tools ask every module for
+    encoder = teacher_family(teacher_config).layers.rpartition(".")[0]
+    if encoder:
+        setattr(shell, encoder, None)
+    return shell
+
+
+def bare_teacher(teacher_config: PreTrainedConfig, num_layers: int) -> PreTrainedModel:
+    """Make a teacher with so many layers, without the heads that no state needs.
+
+    Its weights are random, in torch's default dtype, whatever the configuration says.
+    """
     family = teacher_family(teacher_config)
     config = copy.deepcopy(teacher_config)
     for name, value in ({"num_hidden_layers": num_layers} | family.shell).items():
         setattr(config, name, value)
+    if num_layers == 0:
+        config._attn_implementation = "eager"  # no attention, so that no other is asked for
+    dtype = torch.get_default_dtype()
     if family.model_class:
-        shell = getattr(transformers, family.model_class)._from_config(config)
+        model = getattr(transformers, family.model_class)._from_config(config, dtype=dtype)
     else:
-        shell = AutoModel.from_config(config)
-    shell.eval()  # a new model is in training mode
-    shell.config = teacher_config  # where transformers looks for it
-    for head in ("pooler", "head"):  # no state needs them
-        if getattr(shell, head, None) is not None:
-            setattr(shell, head, None)
-    return shell
+        model = AutoModel.from_config(config, dtype=dtype)
+    model.eval()  # a new model is in training mode
+    model.config = teacher_config  # where transformers looks for it
+    for head in ("pooler", "head"):
+        if getattr(model, head, None) is not None:
+            setattr(model, head, None)
+    return model
 
 
 def _dinov3_angles(

@@ -54,6 +54,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = True,
     ) -> ImageClassifierOutput:
         """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
         given.
@@ -179,7 +180,7 @@ def depth_loss(
     Returns:
         A scalar; 0 where no pixel is valid.
     """
-    bins = logits.shape[1]
+    bins, target = logits.shape[1], target.to(predicted_depth.dtype)  # labels may be integers
     valid = (target >= min_depth) & (target <= max_depth)
     if not valid.any():
         return 0.0 * (predicted_depth.sum() + logits.sum())
@@ -193,6 +194,22 @@ def depth_loss(
     labels = labels.masked_fill(~counted, -100)
     cross_entropy = nn.functional.cross_entropy(logits, labels, reduction="sum")
     return 10 * scale_invariant + cross_entropy / counted.sum().clamp(min=1)
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy over the pixels that have a label; 0 where none has.
+
+    Args:
+        logits: (B, labels, H, W).
+        labels: classes (B, H, W); `IGNORE_INDEX` is not counted.
+
+    Raises:
+        ValueError: a single label, of which every pixel would be.
+    """
+    if logits.shape[1] < 2:
+        raise ValueError("Segmentation learns from two labels or more; num_labels is 1.")
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
 class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
@@ -211,6 +228,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = True,
     ) -> SemanticSegmenterOutput:
         """Return images (B, C, H, W) of any size to the logits of every patch.
 
@@ -231,11 +249,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         logits = segmentation_logits(self.classifier, tokens, frame.grid)
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(
-                frame.interpolate(logits),
-                labels,
-                ignore_index=IGNORE_INDEX,
-            )
+            loss = segmentation_loss(frame.interpolate(logits), labels)
         if any(frame.padding):
             logits = frame.interpolate(logits)
         return SemanticSegmenterOutput(
@@ -267,6 +281,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = True,
     ) -> DepthEstimatorOutput:
         """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
 
@@ -325,6 +340,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         pixel_values: torch.Tensor,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
+        interpolate_pos_encoding: bool = True,
     ) -> BackboneOutput:
         """Return images (B, C, H, W) to `feature_maps`, one for each of `out_features`.
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import LoopArguments
-from ..modeling_raptor import make_shell
+from ..modeling_raptor import bare_teacher
 from ..teachers.layers import config_for_teacher
 from .objective import ObjectiveArguments
 
@@ -39,7 +39,7 @@ def teacher_layer(teacher_config: PreTrainedConfig, **changes) -> RaptorConfig:
         changes: how it shall differ, see `config_for_teacher`.
     """
     with torch.device("meta"):
-        teacher = make_shell(teacher_config, num_layers=1)
+        teacher = bare_teacher(teacher_config, num_layers=1)
     return config_for_teacher(teacher, [teacher_config.num_hidden_layers], **changes)
 
 

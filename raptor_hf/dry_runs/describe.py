@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..configuration_raptor import token_layout
 from ..data import ReadingArguments, load_images
-from ..modeling_raptor import image_arguments, make_shell, pair, patch_grid
+from ..modeling_raptor import bare_teacher, image_arguments, pair, patch_grid
 from ..modeling_raptor_heads import PatchFrame
 from ..runs.files import size
 from ..runs.processes import process_state
@@ -74,7 +74,7 @@ def cost(flop: float) -> str:
 def measure_teacher(facts: TeacherFacts, batch_size: int, precision: str) -> float:
     """Measure images a second through a random teacher of this architecture, no decoding."""
     state = process_state()
-    model = make_shell(facts.config, facts.config.num_hidden_layers).eval().to(state.device)
+    model = bare_teacher(facts.config, facts.config.num_hidden_layers).eval().to(state.device)
     if state.device.type == "cpu":
         batch_size = min(batch_size, 4 if facts.num_tokens > 100 else 64)
     channels = getattr(facts.config, "num_channels", 3)

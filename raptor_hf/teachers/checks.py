@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig, teacher_family, token_layout
@@ -49,10 +50,16 @@ def check_teacher(teacher: PreTrainedModel) -> None:
     config = teacher.config
     if config.model_type == "raptor":
         raise ValueError(f"{type(teacher).__name__} is a Raptor already; give its teacher.")
-    if find_part(teacher, teacher_family(config).layers) is None:
+    layers = find_part(teacher, teacher_family(config).layers)
+    if layers is None:
         raise ValueError(
             f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
             "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
+        )
+    if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"A Raptor is made of a teacher with its own {config.num_hidden_layers} layers; this "
+            f"{type(teacher).__name__} has a {type(layers).__name__} of {len(layers)}."
         )
     check_weights(teacher)
     for name, module in teacher.named_modules():

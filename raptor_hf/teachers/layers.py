@@ -160,6 +160,11 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
     if len(biases) == 6:
         fields["biases"] = None  # all
 
+    # of a backbone: its feature maps
+    for name in ("out_indices", "apply_layernorm", "reshape_hidden_states"):
+        if hasattr(teacher.config, name):
+            fields[name] = getattr(teacher.config, name)
+
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes.get("ffn", fields["ffn"]) != fields["ffn"]:
         fields["intermediate_size"] = None  # the width that suits the other kind

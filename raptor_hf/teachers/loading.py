@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
-from ..modeling_raptor import make_shell
+from ..modeling_raptor import bare_teacher
 from ..runs.files import public_name
 from ..weights import check_weight_files, weights_digest
 from .layers import find_part
@@ -119,7 +119,7 @@ def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreT
             f"({', '.join(TEACHER_FAMILIES)}); it has {len(towers)}."
         )
     weights, config = towers[0].state_dict(), towers[0].config
-    bare = make_shell(config, config.num_hidden_layers)
+    bare = bare_teacher(config, config.num_hidden_layers)
     bare.load_state_dict({key: weights[key] for key in bare.state_dict()})
     bare.name_or_path = config.name_or_path = str(name_or_path)
     return bare

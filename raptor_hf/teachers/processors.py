@@ -69,15 +69,20 @@ def _at_resolution(processor, resolution: list[int]):
         return processor
     height, width = resolution
     size, crop = dict(processor.size), getattr(processor, "crop_size", None)
+    crops = getattr(processor, "do_center_crop", False)
     processor = copy.deepcopy(processor)
+    size_class = type(processor.size)
+    if crops:
+        processor.crop_size = size_class(height=height, width=width)
     if processor.do_resize and size.get("height") and size.get("width"):
-        processor.size = type(processor.size)(height=height, width=width)
-        if getattr(processor, "do_center_crop", False):
-            processor.crop_size = type(processor.size)(height=height, width=width)
-    elif processor.do_resize and size.get("shortest_edge") and processor.do_center_crop:
+        rows, columns = height, width
+        if crops:  # as much larger than the crop as before
+            rows = round(height * size["height"] / crop["height"])
+            columns = round(width * size["width"] / crop["width"])
+        processor.size = size_class(height=rows, width=columns)
+    elif processor.do_resize and size.get("shortest_edge") and crops:
         margin = size["shortest_edge"] / max(crop["height"], crop["width"])
-        processor.size = type(processor.size)(shortest_edge=round(margin * max(resolution)))
-        processor.crop_size = type(processor.size)(height=height, width=width)
+        processor.size = size_class(shortest_edge=round(margin * max(resolution)))
     else:
         raise ValueError(
             f"--resolution needs an image processor that resizes to a height and width, or resizes "
