@@ -42,7 +42,7 @@ def command(given):
 @pytest.mark.slow
 def test_the_line_of_a_dinov2(given, tmp_path):
     out = tmp_path / "killed"
-    process = start(*command(given), OUT=str(out), new_process=True, **SMALL)
+    process = start(*command(given), OUT=str(out), **SMALL)
     while not list(out.glob("seed_0/raptor_k3/checkpoints/step_*")) and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)  # in the midst of the second Raptor

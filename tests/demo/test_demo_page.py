@@ -43,7 +43,7 @@ def server(folders, tmp_path_factory):
     process = start(
         sys.executable, "-m", "evaluation.demo", *command,
         DEMO_MODEL=str(folders / "raptor"), DEMO_TEACHER=str(folders / "teacher"),
-        GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="True", new_process=True,
+        GRADIO_TEMP_DIR=str(uploads), GRADIO_ANALYTICS_ENABLED="True",
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}/"
     while True:
