@@ -2,13 +2,12 @@
 
     python docs/render.py
 
-A table lies between the lines `<!-- table: NAME -->` and `<!-- /table -->`; `TABLES` has a function
-for every NAME. A test compares the pages with what this program gives.
+A table lies between the lines `<!-- table: NAME -->` and `<!-- /table -->`; the function NAME of
+this file makes it. A test compares the pages with what this program gives.
 """
 
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +33,8 @@ from raptor_hf.runs.files import read_json
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-PROBED = ["accuracy (%)", "of the teacher's (%)", "mIoU (%)", "depth RMSE (m)"]
-FITTED = ["R², all tokens", "R², cls", "R², patches", "R² (reference's definition)"]
-MAIN = ["phases", "accuracy (%)", "R², all tokens", "of the teacher's layers (%)"]
-WAYS = {"np.memmap": "`np.memmap` of the same bytes, the same gather",
-        "torch format": "`datasets`, torch format",
-        "reference": "the reference's zarr, 64 images that lie together, float32"}  # fmt: skip
-BLOCKS = ("reference", "exact", "matched", "teacher")
+SPEEDS = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
+BLOCKS = ("reference", "exact", "matched", "teacher")  # the same in the files
 
 
 def pages() -> list[Path]:
@@ -50,7 +44,7 @@ def pages() -> list[Path]:
 
 def render(text: str) -> str:
     """Return a page with every marked table made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+    return MARKED.sub(lambda found: f"{found[1]}{globals()[found[2]]()}\n{found[3]}", text)
 
 
 def benchmark(name: str) -> dict:
@@ -58,12 +52,30 @@ def benchmark(name: str) -> dict:
     return read_json(RESULTS / "benchmarks" / f"{name}.json")["result"]
 
 
-def digits(columns: list[str]) -> str:
-    """Return some columns of the digits' main table, for the models that have any of them."""
+def digits_columns(columns: list[str]) -> str:
+    """Return some columns of the digits' results, for the models that have any of them."""
     lines = results_table(load_results([RESULTS / "digits"])).splitlines()
     heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    rows = [[row[0], *(row[heading.index(name)] for name in columns)] for row in rows]
-    return markdown_table(["model", *columns], [row for row in rows if set(row[1:]) != {"–"}])
+    chosen = [[row[0], *(row[heading.index(name)] for name in columns)] for row in rows]
+    return markdown_table(["model", *columns], [row for row in chosen if set(row[1:]) != {"–"}])
+
+
+def digits() -> str:
+    """Return the digits' models in short."""
+    return digits_columns(
+        ["phases", "accuracy (%)", "R², all tokens", "of the teacher's layers (%)"]
+    )
+
+
+def digits_probed() -> str:
+    """Return what probes of the digits' models measure."""
+    return digits_columns(["accuracy (%)", "of the teacher's (%)", "mIoU (%)", "depth RMSE (m)"])
+
+
+def digits_fitted() -> str:
+    """Return how well the digits' Raptors follow their teacher."""
+    groups = ["R², all tokens", "R², cls", "R², patches", "R² (reference's definition)"]
+    return digits_columns(groups)
 
 
 def families() -> str:
@@ -71,29 +83,13 @@ def families() -> str:
     rows = []
     for name, found in read_json(RESULTS / "families.json").items():
         errors = [found[key] for key in ("state_0", "copied", "trunk")]
-        rows.append(
-            [
-                f"`{name}`",
-                str(found["cls"]),
-                str(found["registers"]),
-                *("=" if error == 0 else "≈" for error in errors),
-                "✓" if found["sizes"] else "its own",
-                "✓" if found["exports"] else "fixed number",
-                found["processor"],
-            ]
-        )
-    heading = [
-        "model type",
-        "cls",
-        "registers",
-        "state 0",
-        "copied",
-        "trunk",
-        "sizes",
-        "exports",
-        "processor",
-    ]
-    return markdown_table(heading, rows)
+        equal = ["=" if error == 0 else "≈" for error in errors]
+        sizes = "✓" if found["sizes"] else "its own"
+        exports = "✓" if found["exports"] else "fixed number"
+        counts = [str(found["cls"]), str(found["registers"])]
+        rows.append([f"`{name}`", *counts, *equal, sizes, exports, found["processor"]])
+    heading = ["model type", "cls", "registers", "state 0", "copied", "trunk", "sizes", "exports"]
+    return markdown_table([*heading, "processor"], rows)
 
 
 def claims() -> str:
@@ -108,10 +104,24 @@ def study() -> str:
     return textwrap.fill(paragraph(judge(found), found), 120, break_on_hyphens=False)
 
 
+def study_claims() -> str:
+    """Return the claims about block recurrence with their verdicts."""
+    return claims_table(judge(load_study(RESULTS / "study")))
+
+
+def atlas() -> str:
+    """Return the cuts of the atlas with their stability: a row a teacher and method."""
+    numbers, rows = (2, 3, 4, 5, 6), []
+    for one in load_atlas(RESULTS / "atlas"):
+        for method, cuts in one["cuts"].items():
+            rows.append([one["name"], method, *(cut_in_words(cuts.get(str(k))) for k in numbers)])
+    return markdown_table(["teacher", "method", *(f"k = {k}" for k in numbers)], rows)
+
+
 def ablation() -> str:
     """Return the ablation on digits beside the published one."""
-    published = read_json(RESULTS / "published.json")
-    return ablation_section(RESULTS / "digits" / "ablation", published)[-1]
+    published_figures = read_json(RESULTS / "published.json")
+    return ablation_section(RESULTS / "digits" / "ablation", published_figures)[-1]
 
 
 def published() -> str:
@@ -124,85 +134,73 @@ def published() -> str:
     return markdown_table(heading, rows)
 
 
-def memory() -> str:
-    """Return the peak memory of writing and reading states, in MB."""
-    rows = [[name, *(f"{row[key]:,}" for key in row)] for name, row in benchmark("memory").items()]
-    return markdown_table(["dataset", "writing", "reading", "stored"], rows)
+def dinov2_small() -> str:
+    """Return how well Raptors follow a real DINOv2-S, and what that is worth."""
+    folder, rows = RESULTS / "dinov2_small", []
+    layers = read_json(folder / "teacher_segmentation.json")["block_parameters"]
+    for name in ("teacher", "raptor_k2", "raptor_k3", "raptor_k4", "constant"):
+        segmentation = read_json(folder / f"{name}_segmentation.json")
+        fitted = ["–"] * 4
+        if segmentation["phases"]:
+            own = read_json(folder / f"{name}_r2.json")["metrics"]["mean"]
+            photos = read_json(folder / "photos" / f"{name}_r2.json")["metrics"]["mean"]
+            figures = (own["all"], own["cls"], photos["all"])
+            fitted = [str(segmentation["phases"]), *(f"{figure:.3f}" for figure in figures)]
+        size = segmentation["block_parameters"]
+        share = f"{100 * size / layers:.1f}" if size else "–"
+        rows.append([name, *fitted, f"{100 * segmentation['metrics']['miou']:.1f}", share])
+    heading = ["phases", "R², all tokens", "R², cls", "R², sharp photographs", "CamVid mIoU (%)"]
+    return markdown_table(["model", *heading, "of the teacher's layers (%)"], rows)
 
 
 def recipes() -> str:
     """Return R² against compute: a row a budget, a column a recipe, k = 2 / 3 / 4 in a cell."""
-    table = benchmark("recipe")["table"]
-    means = {(r["recipe"], r["budget"], r["k"]): f"{np.mean(r['r2']):.3f}" for r in table}
-    names = ["ours", "reference", "reference, our batches"]
+    runs = benchmark("recipe")["table"]
+    means = {(r["recipe"], r["budget"], r["k"]): f"{np.mean(r['r2']):.3f}" for r in runs}
     rows = []
-    for budget in sorted({row["budget"] for row in table}):
-        cells = [[means.get((name, budget, k), "–") for k in (2, 3, 4)] for name in names]
-        cells = [" / ".join(cell) if set(cell) != {"–"} else "–" for cell in cells]
-        rows.append([f"{budget:,}", *cells])
+    for budget in sorted({row["budget"] for row in runs}):
+        row = [f"{budget:,}"]
+        for name in ("ours", "reference", "reference, our batches"):
+            found = [means.get((name, budget, k), "–") for k in (2, 3, 4)]
+            row.append(" / ".join(found) if set(found) != {"–"} else "–")
+        rows.append(row)
     return markdown_table(["compute", "ours", "the reference", "the reference, our batches"], rows)
 
 
 def recipes_dinov2() -> str:
     """Return R² against compute on a real teacher: all tokens and cls, a row a budget."""
-    table = benchmark("recipe_dinov2_small")["table"]
-    cells = {
-        (row["recipe"], row["budget"], part): mean_std(np.array(row[part]), 2)
-        for row in table
-        for part in ("r2", "r2_cls")
-    }
-    columns = [(name, part) for name in ("ours", "reference") for part in ("r2", "r2_cls")]
-    return markdown_table(
-        ["compute", "ours", "ours, cls", "the reference", "the reference, cls"],
-        [[f"{budget:g}", *(cells[name, budget, part] for name, part in columns)]
-         for budget in sorted({row["budget"] for row in table})],
-    )  # fmt: skip
-
-
-def dinov2_small() -> str:
-    """Return how well Raptors follow a real DINOv2-S, and what that is worth."""
-    folder, rows = RESULTS / "dinov2_small", []
-    teacher = read_json(folder / "teacher_segmentation.json")
-    for name in ("teacher", "raptor_k2", "raptor_k3", "raptor_k4", "constant"):
-        segmentation = read_json(folder / f"{name}_segmentation.json")
-        cells = ["–"] * 4
-        if segmentation["phases"]:
-            own = read_json(folder / f"{name}_r2.json")["metrics"]["mean"]
-            photos = read_json(folder / "photos" / f"{name}_r2.json")["metrics"]["mean"]
-            cells = [str(segmentation["phases"]), f"{own['all']:.3f}", f"{own['cls']:.3f}",
-                     f"{photos['all']:.3f}"]  # fmt: skip
-        share = segmentation["block_parameters"]
-        share = f"{100 * share / teacher['block_parameters']:.1f}" if share else "–"
-        rows.append([name, *cells, f"{100 * segmentation['metrics']['miou']:.1f}", share])
-    heading = ["phases", "R², all tokens", "R², cls", "R², sharp photographs", "CamVid mIoU (%)"]
-    return markdown_table(["model", *heading, "of the teacher's layers (%)"], rows)
-
-
-def search() -> str:
-    """Return what one change of the recipe does on a real DINOv2."""
-    found = read_json(RESULTS / "benchmarks" / "recipe_search.json")["search"]["runs"]
-    rows = [[run["change"], *(f"{run['r2'][group]:.3f}" for group in ("all", "cls"))]
-            for run in found]  # fmt: skip
-    rows = [[f"**{row[0]}**", *row[1:]] if row[0] == "base" else row for row in rows]
-    return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
+    rows: dict[float, list[str]] = {}
+    for run in benchmark("recipe_dinov2_small")["table"]:  # ours, then the reference
+        cells = rows.setdefault(run["budget"], [f"{run['budget']:g}"])
+        cells += [mean_std(np.array(run[part]), 2) for part in ("r2", "r2_cls")]
+    heading = ["compute", "ours", "ours, cls", "the reference", "the reference, cls"]
+    return markdown_table(heading, list(rows.values()))
 
 
 def variants() -> str:
     """Return what each part of our recipe does at k = 3 and compute 100."""
-    table = [r for r in benchmark("recipe")["table"] if (r["k"], r["budget"]) == (3, 100)]
-    rows = [
-        [row["recipe"], *(mean_std(np.array(row[figure]), 3) for figure in ("r2", "r2_cls"))]
-        for row in table
-        if row["recipe"].startswith("ours")
-    ]
+    rows = []
+    for run in benchmark("recipe")["table"]:
+        if run["recipe"].startswith("ours") and (run["k"], run["budget"]) == (3, 100):
+            cells = [mean_std(np.array(run[part]), 3) for part in ("r2", "r2_cls")]
+            rows.append([run["recipe"], *cells])
     return markdown_table(["k = 3, compute 100", "R², all tokens", "R², cls"], rows)
+
+
+def search() -> str:
+    """Return what one change of the recipe does on a real DINOv2."""
+    rows = []
+    for run in read_json(RESULTS / "benchmarks" / "recipe_search.json")["search"]["runs"]:
+        name = f"**{run['change']}**" if run["change"] == "base" else run["change"]
+        rows.append([name, *(f"{run['r2'][group]:.3f}" for group in ("all", "cls"))])
+    return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
 
 
 def speed() -> str:
     """Return size and speed of base size on one CPU thread, as multiples of the reference."""
     rows = []
     for name, ratios in (benchmark("model") | benchmark("train_step")).items():
-        if ": " in name or "1 − R²" in name or not {"exact", "matched"} <= set(ratios):
+        if ": " in name or "1 − R²" in name or "matched" not in ratios or "exact" not in ratios:
             continue
         shown = {"reference": 1.0} | ratios
         cells = [f"{shown[block]:.2f}" if block in shown else "–" for block in BLOCKS]
@@ -211,28 +209,25 @@ def speed() -> str:
         if "matched, checkpointed" in shown:
             cells[2] += f"; {shown['matched, checkpointed']:.2f} with checkpointing"
         rows.append([name, *cells])
-    heading = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
-    return markdown_table(["base size, float32, one thread", *heading], rows)
+    return markdown_table(["base size, float32, one thread", *SPEEDS], rows)
 
 
 def speeds_and_shares(figures: dict, ways: tuple[str, ...]) -> list[list[str]]:
     """Return a row for each measurement: of each way images a second, and the share of the peak."""
     rows = []
     for name, speeds in figures.items():
-        if name.endswith(": images a second"):
-            title = name.removesuffix(": images a second")
+        title, _, unit = name.partition(": ")
+        if unit == "images a second":
             shares = figures[f"{title}: share of the peak"]
             cells = [f"{speeds[w]:,.0f} ({shares[w]:.2f})" if w in speeds else "–" for w in ways]
-            rows.append([title, *cells])
+            rows.append([title.replace("graphs", "CUDA graphs"), *cells])
     return rows
 
 
 def gpu_speed() -> str:
     """Return images a second of base size on a GPU, and the share of its peak."""
     rows = speeds_and_shares(benchmark("model_cuda") | benchmark("train_step_cuda"), BLOCKS)
-    rows = [[title.replace("graphs", "CUDA graphs"), *cells] for title, *cells in rows]
-    heading = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
-    return markdown_table(["base size, bfloat16", *heading], rows)
+    return markdown_table(["base size, bfloat16", *SPEEDS], rows)
 
 
 def step_speed() -> str:
@@ -242,59 +237,34 @@ def step_speed() -> str:
     return markdown_table(["online distillation, k = 3, Muon", *ways], rows)
 
 
-def image_speed() -> str:
+def images() -> str:
     """Return images a second of the ways to read image files."""
-    rows, ways = [], []
+    ways, rows = ["plain", "ours", "ours, --shorter_side", "ours, --image_cache"], []
     for name, speeds in benchmark("images").items():
-        if ": images a second" in name:
-            ways = [way for way in speeds if way != "ours again"]
-            rows.append([name.partition(":")[0], *(f"{speeds[way]:,.0f}" for way in ways)])
+        title, _, unit = name.partition(": ")
+        if unit == "images a second":
+            rows.append([title, *(f"{speeds[way]:,.0f}" for way in ways)])
     return markdown_table(["files", *ways], rows)
 
 
 def activations() -> str:
     """Return how much slower other ways read random batches of states."""
-    figures = benchmark("activations")
-    sizes = ("reading, all layers", "reading, 4 layers")
-    rows = [
-        [label, *(f"{figures[size][way]:.2g}" for size in sizes)] for way, label in WAYS.items()
-    ]
+    figures, rows = benchmark("activations"), []
+    ways = {
+        "np.memmap": "`np.memmap` of the same bytes, the same gather",
+        "torch format": "`datasets`, torch format",
+        "reference": "the reference's zarr, 64 images that lie together, float32",
+    }
+    for way, label in ways.items():
+        parts = ("reading, all layers", "reading, 4 layers")
+        rows.append([label, *(f"{figures[part][way]:.2g}" for part in parts)])
     return markdown_table(["time, divided by ours", "all 13 layers", "4 layers"], rows)
 
 
-def atlas() -> str:
-    """Return the cuts of the atlas with their stability: a row a teacher and method."""
-    rows = [
-        [one["name"], method, *(cut_in_words(cuts.get(str(k))) for k in (2, 3, 4, 5, 6))]
-        for one in load_atlas(RESULTS / "atlas")
-        for method, cuts in one["cuts"].items()
-    ]
-    return markdown_table(["teacher", "method", *(f"k = {k}" for k in (2, 3, 4, 5, 6))], rows)
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "atlas": atlas,
-    "families": families,
-    "recipes_dinov2": recipes_dinov2,
-    "digits": lambda: digits(MAIN),
-    "digits_probed": lambda: digits(PROBED),
-    "digits_fitted": lambda: digits(FITTED),
-    "claims": claims,
-    "study": study,
-    "study_claims": lambda: claims_table(judge(load_study(RESULTS / "study"))),
-    "ablation": ablation,
-    "published": published,
-    "memory": memory,
-    "recipes": recipes,
-    "dinov2_small": dinov2_small,
-    "search": search,
-    "variants": variants,
-    "speed": speed,
-    "gpu_speed": gpu_speed,
-    "step_speed": step_speed,
-    "images": image_speed,
-    "activations": activations,
-}
+def memory() -> str:
+    """Return the peak memory of writing and reading states, in MB."""
+    rows = [[name, *(f"{row[key]:,}" for key in row)] for name, row in benchmark("memory").items()]
+    return markdown_table(["dataset", "writing", "reading", "stored"], rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Weights and files are compared exactly, outputs of kernels to a tolerance.
 
 import copy
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from raptor_hf import RaptorConfig, make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import make_processor
+from raptor_hf.data import ImageViews, make_processor
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.scalars import StepResult
 from raptor_hf.tasks.heads import attach_head
@@ -142,6 +143,15 @@ class Killed(Exception):
 def noise(seed, size=(8, 8)):
     pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def grey_images(number, *, size=8):
+    """Random images of size × size pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(number, size, size), dtype=np.uint8)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    columns = {"image": list(pixels), "label": [0] * number}
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    return ImageViews(dataset, make_processor(size))
 
 
 def save_models(folder):

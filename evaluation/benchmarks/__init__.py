@@ -1,1 +1,1 @@
-"""Measurements of speed, memory and recipes."""
+"""Benchmarks of speed, memory and training recipes, each beside the reference."""

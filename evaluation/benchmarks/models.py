@@ -1,12 +1,14 @@
-"""What the benchmarks of the model compare: blocks of the reference, ours, the teacher's layers.
+"""Inference and training steps of Raptors beside the reference's blocks and the teacher's layers.
 
-All of base size (DINOv2 ViT-B/14 with registers at 224 px: 261 tokens, 768 channels, 12 layers or
-applications), weights at random, k = 3. What is compared: *reference* (the block of the research
-code, written out below), *exact* (its architecture in ours), *matched* (ours by default: what a
-layer of the teacher costs), *teacher* (transformers' own layers).
+Four candidates of one size, with random weights and k = 3: *reference* is the block of the research
+code, written out below; *exact* has its architecture and weights in our block; *matched* is our
+default, which costs as much as a layer of the teacher; *teacher* is transformers' own layers.
+Speeds are multiples of the reference's in one interleaved run.
 """
 
-from collections.abc import Callable
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -17,13 +19,18 @@ from raptor_hf.configuration_raptor import RaptorConfig
 from raptor_hf.distillation.compute import application_flops
 from raptor_hf.modeling_raptor import RaptorBlock, RaptorModel
 
-from .settings import TEACHERS
+from .timing import Row, compare, matmul_peak, speed_rows
 
 PHASES = [7, 3, 2]
-RAPTORS = ("reference", "exact", "matched")
+# DINOv2 ViT-B/14 and ViT-S/14 at 224 px, and the teacher of the digits
+SIZES = {
+    "base": dict(hidden_size=768, num_attention_heads=12, image_size=224, patch_size=14),
+    "small": dict(hidden_size=384, num_attention_heads=6, image_size=224, patch_size=14),
+    "digits": dict(hidden_size=64, num_attention_heads=4, image_size=16, patch_size=4),
+}
 
 
-class _ReferenceBlock(nn.Module):
+class ReferenceBlock(nn.Module):
     """A block as the research code has it: attention that also returns its weights, a SwiGLU of
     hidden width 4·D, and a depth MLP that is run for every sample.
     """
@@ -66,89 +73,70 @@ class _ReferenceBlock(nn.Module):
             block.layer_scale2.copy_(self.layer_scale2)
 
 
-class _ReferenceChain(nn.Module):
-    """Three reference blocks, each applied as often as its phase is long."""
-
-    def __init__(self, size: int, heads: int):
-        super().__init__()
-        self.blocks = nn.ModuleList(_ReferenceBlock(size, heads) for _ in PHASES)
-
-    def forward(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """Return the states (B, N, D) after every layer."""
-        trajectory, depth = [], 0
-        for block, length in zip(self.blocks, PHASES, strict=True):
-            for _ in range(length):
-                depth += 1
-                states = block(states, states.new_full((len(states), 1), float(depth)))
-                trajectory.append(states)
-        return trajectory
-
-
 class Candidates:
-    """The models that are compared, of one size, with what they start from.
+    """The four models of one size, and their rollouts.
 
-    LayerScales are 0.1, as a trained model's are: at their start of 1e-5 blocks do nothing, and
-    nothing could be told from the errors of fewer bits.
+    LayerScales are 0.1, as in trained models. At their initial 1e-5 blocks change nothing, and the
+    errors of int8 would not show.
     """
 
     def __init__(self, size: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32):
         torch.manual_seed(0)
-        shape = {**TEACHERS[size], "layerscale_value": 0.1}
+        shape = {**SIZES[size], "layerscale_value": 0.1}
         config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4, num_hidden_layers=12)
-        self.num_tokens = 5 + (shape["image_size"] // shape["patch_size"]) ** 2
+        self.num_tokens = 5 + (config.image_size // config.patch_size) ** 2
         self.width, self.device, self.dtype = config.hidden_size, device, dtype
-        self.teacher = self.place(Dinov2WithRegistersModel(config))
-        self.reference = self.place(_ReferenceChain(config.hidden_size, config.num_attention_heads))
-        exact = {"ffn": "swiglu", "intermediate_size": 4 * config.hidden_size}
-        self.exact, self.matched = self.raptor(config, **exact), self.raptor(config)
-        for ours, theirs in zip(self.exact.blocks, self.reference.blocks, strict=True):
+
+        # the models; exact has the weights of the reference
+        options = {"teacher_config": config, "phases": PHASES, "layerscale_value": 0.1}
+        self.matched = RaptorModel(RaptorConfig(**options))
+        options |= {"ffn": "swiglu", "intermediate_size": 4 * self.width}
+        self.exact = RaptorModel(RaptorConfig(**options))
+        sizes = (self.width, config.num_attention_heads)
+        reference = nn.ModuleList(ReferenceBlock(*sizes) for _ in PHASES)
+        for ours, theirs in zip(self.exact.blocks, reference, strict=True):
             theirs.copy_to(ours)
+        self.layers = {
+            "reference": reference, "exact": self.exact.blocks, "matched": self.matched.blocks,
+            "teacher": Dinov2WithRegistersModel(config).encoder.layer,
+        }  # fmt: skip
+        for module in (self.exact, self.matched, *self.layers.values()):
+            module.to(device, dtype).eval()
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """Return where and in what it computes."""
-        return model.to(self.device, self.dtype).eval()
-
-    def raptor(self, config: Dinov2WithRegistersConfig, **options) -> RaptorModel:
-        """Return a Raptor with random blocks."""
-        options = {"teacher_config": config, "phases": PHASES, "layerscale_value": 0.1, **options}
-        return self.place(RaptorModel(RaptorConfig(**options)))
+        # a function of each: states (B, N, D) to a list of the states after every layer
+        self.rollouts = {
+            "reference": partial(_apply_reference, reference),
+            "exact": partial(_apply_raptor, self.exact),
+            "matched": partial(_apply_raptor, self.matched),
+            "teacher": partial(_apply_layers, self.layers["teacher"]),
+        }
+        # FLOP of an image
+        exact, matched = (
+            12 * application_flops(model.config, self.num_tokens)
+            for model in (self.exact, self.matched)
+        )
+        self.flops = {"reference": exact, "exact": exact, "matched": matched, "teacher": matched}
 
     def states(self, batch: int) -> torch.Tensor:
-        """Return states (B, N, D) after the embeddings."""
+        """Return random states (B, N, D) as after the embeddings."""
         generator = torch.Generator().manual_seed(batch)
         states = torch.randn(batch, self.num_tokens, self.width, generator=generator)
         return states.to(self.device, self.dtype)
 
-    def layers(self) -> dict[str, list[nn.Module]]:
-        """Return what of each of them is applied: blocks or layers."""
-        models = {name: list(getattr(self, name).blocks) for name in RAPTORS}
-        return {**models, "teacher": list(self.teacher.encoder.layer)}
 
-    def rollouts(self) -> dict[str, Callable]:
-        """Return how each of them goes from the embeddings to the last layer: a list of states."""
-        return {
-            "reference": self.reference,
-            "exact": partial(rollout_states, self.exact),
-            "matched": partial(rollout_states, self.matched),
-            "teacher": partial(_teacher_layers, self.teacher),
-        }
-
-    def flops(self) -> dict[str, int]:
-        """Return FLOP of an image."""
-        one = {name: getattr(self, name).config for name in ("exact", "matched")}
-        flops = {n: 12 * application_flops(config, self.num_tokens) for n, config in one.items()}
-        return {"reference": flops["exact"], **flops, "teacher": flops["matched"]}
-
-    def weight_bytes(self) -> dict[str, int]:
-        """Return bytes of the weights of all blocks or layers."""
-        return {
-            name: sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-            for name, parts in self.layers().items()
-        }
+def _apply_reference(blocks: nn.ModuleList, states: torch.Tensor) -> list[torch.Tensor]:
+    """Apply each block as often as its phase is long."""
+    trajectory, depth = [], 0
+    for block, length in zip(blocks, PHASES, strict=True):
+        for _ in range(length):
+            depth += 1
+            states = block(states, states.new_full((len(states), 1), float(depth)))
+            trajectory.append(states)
+    return trajectory
 
 
-def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """Return the states (B, N, D) after every application."""
+def _apply_raptor(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
+    """Apply the blocks of a Raptor."""
     trajectory = []
     for depth in range(1, model.config.num_hidden_layers + 1):
         states = model.advance(states, depth)
@@ -156,10 +144,150 @@ def rollout_states(model: RaptorModel, states: torch.Tensor) -> list[torch.Tenso
     return trajectory
 
 
-def _teacher_layers(model: Dinov2WithRegistersModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """Return the states (B, N, D) after every layer."""
+def _apply_layers(layers: nn.ModuleList, states: torch.Tensor) -> list[torch.Tensor]:
+    """Apply the layers of the teacher."""
     trajectory = []
-    for layer in model.encoder.layer:
+    for layer in layers:
         states = layer(states)
         trajectory.append(states)
     return trajectory
+
+
+def _compile(layers: dict[str, nn.ModuleList], **options) -> None:
+    """Compile every block and every layer by itself, for one batch size."""
+    torch._dynamo.reset()  # of one function it keeps eight forms only
+    for parts in layers.values():
+        for part in parts:
+            part.compile(dynamic=False, **options)
+
+
+def _relative(values: dict[str, float], name: str) -> dict[str, float]:
+    """Return values as multiples of one of them."""
+    return {key: value / values[name] for key, value in values.items()}
+
+
+@torch.no_grad()
+def benchmark_model(size: str, batches: list[int], rounds: int, device: str) -> Iterator[Row]:
+    """Yield the speed of inference: plain, compiled, and as CUDA graphs or in int8."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    candidates = Candidates(size, device=device, dtype=dtype)
+    yield "FLOP, times the teacher's", _relative(candidates.flops, "teacher")
+    weights = {}
+    for name, layers in candidates.layers.items():
+        weights[name] = sum(weight.nbytes for weight in layers.parameters())
+    yield "bytes of the weights, times the teacher's", _relative(weights, "teacher")
+    peak = matmul_peak(device, dtype, rounds)
+    yield "TFLOP/s in large products", {"measured": peak / 1e12}
+
+    def call(rollout: Callable, states: torch.Tensor) -> None:
+        if device == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        rollout(states)
+
+    for form in ("plain", "compiled", *(["graphs"] if device == "cuda" else [])):
+        for batch in batches:
+            if form != "plain":
+                mode = "reduce-overhead" if form == "graphs" else None
+                _compile(candidates.layers, mode=mode)
+            states, calls = candidates.states(batch), {}
+            for name, rollout in candidates.rollouts.items():
+                calls[name] = partial(call, rollout, states)
+            times, title = compare(calls, rounds, device), f"inference, batch {batch}, {form}"
+            yield from speed_rows(title, times, candidates.flops, batch, peak)
+    if device == "cpu" and importlib.util.find_spec("torchao"):
+        yield from _benchmark_int8(size, batches, rounds)
+
+
+def _benchmark_int8(size: str, batches: list[int], rounds: int) -> Iterator[Row]:
+    """Yield the speed of int8 beside the reference in float32, and its error as 1 − R²."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    candidates = Candidates(size)
+    rollouts, states = candidates.rollouts, candidates.states(1)
+    quantised = {name: parts for name, parts in candidates.layers.items() if name != "reference"}
+    expected = {name: rollouts[name](states)[-1] for name in quantised}
+    for parts in quantised.values():
+        quantize_(parts, Int8DynamicActivationInt8WeightConfig())
+    for batch in batches:
+        _compile(quantised)
+        given = candidates.states(batch)
+        calls = {name: partial(rollout, given) for name, rollout in rollouts.items()}
+        times = compare(calls, rounds, "cpu")
+        title = f"inference, batch {batch}, in int8 beside the reference"
+        yield next(speed_rows(title, times, candidates.flops, batch, peak=1.0))
+    errors = {}
+    for name, exact in expected.items():
+        spread = (exact - exact.mean(dim=(0, 1))).square().sum()
+        errors[name] = ((rollouts[name](states)[-1] - exact).square().sum() / spread).item()
+    yield "1 − R² of int8 after 12 applications", errors
+
+
+def benchmark_train_step(size: str, batches: list[int], rounds: int, device: str) -> Iterator[Row]:
+    """Yield the speed of a training step, and the memory that it keeps for the backward pass.
+
+    Weights are float32; on a GPU autocast computes in bfloat16.
+    """
+    peak = matmul_peak(device, torch.bfloat16 if device == "cuda" else torch.float32, rounds)
+    yield "TFLOP/s in large products", {"measured": peak / 1e12}
+    for batch in batches:
+        for form in ("plain", "compiled"):
+            # the teacher is what the others learn from
+            candidates = Candidates(size, device=device)
+            states = candidates.states(batch)
+            with torch.no_grad():
+                target = torch.stack(candidates.rollouts.pop("teacher")(states))
+            layers, rollouts = candidates.layers, candidates.rollouts
+            saving = copy.deepcopy(candidates.matched)
+            saving.gradient_checkpointing_enable()
+            layers["matched, checkpointed"] = saving.blocks
+            rollouts["matched, checkpointed"] = partial(_apply_raptor, saving)
+            if form == "compiled":
+                _compile(layers)
+
+            losses, steps = {}, {}
+            for name, rollout in rollouts.items():
+                blocks = layers[name].train()
+                losses[name] = partial(_loss, rollout, states, target)
+                fused = name != "reference"
+                optimizer = torch.optim.AdamW(blocks.parameters(), lr=1e-4, fused=fused)
+                steps[name] = partial(_step, losses[name], blocks, optimizer)
+            if form == "plain":
+                kept = {name: kept_bytes(loss) / batch for name, loss in losses.items()}
+                megabytes = {"reference, MB an image": kept["reference"] / 1e6}
+                title = f"kept for the backward pass, batch {batch}"
+                yield title, _relative(kept, "reference") | megabytes
+            flops = {name: 3 * value for name, value in candidates.flops.items()}
+            times, title = compare(steps, rounds, device), f"training step, batch {batch}, {form}"
+            yield from speed_rows(title, times, flops, batch, peak)
+
+
+def _loss(rollout: Callable, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error over all layers."""
+    with torch.autocast(states.device.type, torch.bfloat16, enabled=states.is_cuda):
+        trajectory = torch.stack(rollout(states))
+    return (trajectory - target).square().mean()
+
+
+def _step(loss: Callable, blocks: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make one optimiser update."""
+    loss().backward()
+    nn.utils.clip_grad_norm_(blocks.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def kept_bytes(work: Callable[[], torch.Tensor]) -> int:
+    """Return the bytes that autograd keeps for the backward pass, weights not counted."""
+    kept: dict[tuple[int, int], int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        is_weight = isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+        if not is_weight:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    del result
+    return sum(kept.values())

@@ -50,7 +50,6 @@ def open_image(
     max_megapixels: float,
     rgb: bool = False,
     shorter_side: int = 0,
-    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Open and decode an image, upright.
 
@@ -60,7 +59,6 @@ def open_image(
         max_megapixels: larger images are refused before their pixels are decoded.
         rgb: convert it to RGB of 8 bits (`to_rgb`); else it keeps its mode.
         shorter_side: of an RGB image, see `shrink`; 0: it keeps its size.
-        formats: of Pillow; default: all.
 
     Raises:
         ValueError: it can't be read or converted; the error names the file.
@@ -81,7 +79,7 @@ def open_image(
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(max_megapixels * 1e6))
     try:
-        image = Image.open(source, formats=formats)
+        image = Image.open(source)
         if image.width * image.height > max_megapixels * 1e6:
             raise ValueError(
                 f"{image.width:,}×{image.height:,} pixels are more than --max_megapixels "

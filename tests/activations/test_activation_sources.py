@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
-from evaluation.benchmarks.activations import grey_images
 from raptor_hf import make_raptor
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import (
@@ -29,7 +28,7 @@ from raptor_hf.loop.fit import fit
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, grey_images
 
 
 def test_online_states_are_the_teachers(teacher, images):

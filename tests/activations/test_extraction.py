@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from evaluation.benchmarks.activations import extract, grey_images, read_all
-from evaluation.benchmarks.timing import PROCESSES, peak_memory
 from raptor_hf.activations import writing
 from raptor_hf.activations.format import checksum, verify_activations
 from raptor_hf.activations.store import load_activations
@@ -21,7 +20,8 @@ from raptor_hf.activations.writing import write_activations
 from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
-from tests.helpers import tiny_teacher
+from tests.helpers import grey_images, tiny_teacher
+from tests.memory import PROCESSES, peak_memory
 from tests.programs import TWO_PROCESSES, run
 
 
@@ -173,12 +173,30 @@ def test_an_error_while_writing_keeps_the_shards_before_it(
     assert verify_activations(tmp_path) == {}
 
 
+def extract(number, path):
+    """Write the states of random images and of a random teacher of the digits' size."""
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=64, num_attention_heads=4, image_size=16, patch_size=4, mlp_ratio=1
+    )
+    path.mkdir()
+    write_activations(Dinov2WithRegistersModel(config).eval(), grey_images(number, size=16), path)
+
+
+def read_all(path):
+    """Read random batches of an activation dataset, every image once."""
+    activations = load_activations(path)
+    order = np.random.default_rng(0).permutation(len(activations))
+    for rows in np.array_split(order, -(-len(order) // 64)):
+        activations.__getitems__(rows)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     peaks = {}
     for number in (200, 2000):
         path = tmp_path / str(number)
-        peaks[number] = peak_memory(extract, "digits", number, path), peak_memory(read_all, path)
+        peaks[number] = peak_memory(extract, number, path), peak_memory(read_all, path)
     stored = 2000 * 13 * 21 * 64 * 2  # 70 MB
     for few, many in zip(peaks[200], peaks[2000], strict=True):
         assert many - few < stored / 5

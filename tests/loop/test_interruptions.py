@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from evaluation.benchmarks.timing import PROCESSES
 from raptor_hf.loop import fit, newest_checkpoint, read_log, remove_checkpoints
 from raptor_hf.loop.checkpoints import checkpoints_of
 from tests.helpers import FeatureDataset, arguments, compute_loss, noisy_network, untimed
+from tests.memory import PROCESSES
 
 STEPS = 120
 
