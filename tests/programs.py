@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from multiprocessing import connection
 from pathlib import Path
 
@@ -176,6 +177,7 @@ def _become(words, environment, stdout, stderr):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     logging.getLogger().handlers.clear()
+    warnings.showwarning = _print_warning
     # as the interpreter runs `-c CODE`, `-m MODULE` and a file
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
@@ -187,6 +189,11 @@ def _become(words, environment, stdout, stderr):
         sys.argv = words
         sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _print_warning(message, category, filename, lineno, file=None, line=None):
+    """Print a warning, which pytest would only note."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _wait(processes):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -20,7 +21,7 @@ FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 # of `stand_ins`, and a part of what it prints
 CASES = [
     ("README.md", "states", {}, " (1, 13, 18, 16)\n"),
-    ("README.md", "distil", {"--dry_run": "--dry_run --output_dir OUT/hub"}, "nothing was pushed"),
+    ("README.md", "distil", {}, "its snippet runs without raptor_hf"),
     ("docs/activations.md", "plan", {"path/to/images": "digits"}, "16 epochs"),
     ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is whole: 1,437 images"),
     ("docs/atlas.md", "agreement", {}, "0.5 1.0\n"),
@@ -37,9 +38,7 @@ CASES = [
     ("docs/dynamics.md", "speeds", {}, "tensor(["),
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
     ("docs/hub.md", "publish",
-     {"raptor_k3 --dry_run": "raptor_k3 --dry_run --output_dir OUT/raptor_k3",
-      "digits_states --dry_run": "digits_states --dry_run --output_dir OUT/digits_states"},
-     "folder:  OUT/digits_states"),
+     {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "whole:"),
     ("docs/performance.md", "fast", {}, "torch.Size([4, 10])\n"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "scenes", {"scenes.png": "OUT/scenes.png"}, ""),
@@ -84,6 +83,9 @@ def stand_ins(line, tmp_path):
 @pytest.mark.parametrize(("page", "name", "changes", "expected"), CASES)
 def test_blocks_of_code_run(page, name, changes, expected, stand_ins, line, tmp_path):
     code = block(page, name)
+    if name == "publish":  # it writes another card
+        published = line[0] / "seed_0" / "classification" / "models" / "raptor_k3"
+        shutil.copytree(published, tmp_path / "raptor_k3")
     for written, here in changes.items():
         assert written in code, written
         code = code.replace(written, here)
@@ -94,7 +96,9 @@ def test_blocks_of_code_run(page, name, changes, expected, stand_ins, line, tmp_
     done = run(*command)
     assert expected.replace("OUT/", f"{tmp_path}/") in done.stdout + done.stderr
     if (page, name) == ("README.md", "distil"):
-        model = AutoModelForImageClassification.from_pretrained(tmp_path / "hub")
+        model = AutoModelForImageClassification.from_pretrained(
+            tmp_path / "mine/probe/models/raptor_k3"
+        )
         assert list(model.config.id2label.values()) == ["cat", "dog"]
         assert len(model.config.phases) == 3
 
@@ -141,7 +145,8 @@ def test_flags_that_pages_name_are_there():
 
 # flags of accelerate and SLURM that pages name
 LAUNCHERS = {
-    "--mixed_precision", "--dynamo_backend", "--multi_gpu", "--nodes", "--num_processes", "--signal",
+    "--mixed_precision", "--dynamo_backend", "--multi_gpu", "--nodes", "--num_processes",
+    "--signal",
 }  # fmt: skip
 
 
