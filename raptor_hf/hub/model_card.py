@@ -102,36 +102,45 @@ def write_model_card(
         The file, `README.md`.
 
     Raises:
-        ValueError: no head, or no results of this model or its teacher.
+        ValueError: no head, no results of this model or its teacher, or results of another model.
         RuntimeError: the snippet fails.
     """
     model_dir = Path(model_dir).resolve()
     name, task = model_dir.name, task_of(model_dir)
-    by_model = {row["model"]: row for row in results if row["task"] == task.name}
-    for model in (name, "teacher"):
-        if model not in by_model:
-            raise ValueError(f"The card of {model_dir} needs {task.name} results of {model!r}.")
-    result, teacher = by_model[name], by_model["teacher"]
+    rows = [row for row in results if row["model"] == name and row["task"] == task.name]
+    teachers = [row for row in results if row["model"] == "teacher" and row["task"] == task.name]
+    if not rows or not teachers:
+        raise ValueError(
+            f"The card of {model_dir} needs {task.name} results of {name!r} and of 'teacher'."
+        )
+    result = rows[0]
 
-    # the program that trained the model left its own account
-    facts = model_dir / "training.json"
-    training = read_json(facts) if facts.is_file() else None
+    # the program that trained the model wrote its account beside the weights, and into the results
+    training, file = None, model_dir / "training.json"
+    if file.is_file():
+        training = read_json(file)
+    if training not in [row.get("training") for row in rows]:
+        raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
 
+    # render
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]
+    share = result["block_parameters"] / teachers[0]["block_parameters"]
     card = ModelCard.from_template(
         card_metadata(name, task, results, training, title=title or name, license=license),
         template_path=str(template),
         title=title or name,
         snippet=usage_snippet(repo_id or name, task),
         phases=result["phases"],
-        block_share=f"{100 * result['block_parameters'] / teacher['block_parameters']:.1f}",
+        block_share=f"{100 * share:.1f}",
         num_images=f"{result['num_images']:,}",
-        num_seeds=len(values_of(results, name, task.name, task.score)),
+        num_seeds=len(rows),
         dataset=result["dataset"],
         rows=results_table(name, task, results),
         training=training,
         versions=", ".join(versions),
     )
+
+    # a card is only written if its snippet works
     run_snippet(usage_snippet(str(model_dir), task), model_dir.parent)
     card.save(model_dir / "README.md")
     return model_dir / "README.md"
@@ -156,23 +165,25 @@ def card_metadata(
         title: name of the model on the Hub.
         license: of the weights: their teacher's.
     """
-    result = next(row for row in results if (row["model"], row["task"]) == (name, task.name))
+    # a figure of the task, and R² where there is one
     pipeline_tag, metric, _ = ON_THE_HUB[task.name]
     figures = [(pipeline_tag, metric, values_of(results, name, task.name, task.score))]
     r2 = values_of(results, name, "r2", "mean", "all")
     if len(r2):
         figures.append(("image-feature-extraction", "r2", r2))
-    evaluations = [
-        EvalResult(
-            task_type=task_type,
-            dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"]),  # as the Hub demands
-            dataset_name=result["dataset"],
-            dataset_split=result["split"],
-            metric_type=metric,
-            metric_value=round(float(values.mean()), 4),
+    result = next(row for row in results if (row["model"], row["task"]) == (name, task.name))
+    evaluations = []
+    for task_type, metric_type, values in figures:
+        evaluations.append(
+            EvalResult(
+                task_type=task_type,
+                dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"]),  # as the Hub demands
+                dataset_name=result["dataset"],
+                dataset_split=result["split"],
+                metric_type=metric_type,
+                metric_value=round(float(values.mean()), 4),
+            )
         )
-        for task_type, metric, values in figures
-    ]
 
     # the Hub links to these: a local teacher has no revision, a local dataset no owner
     base_model, datasets = None, None

@@ -37,7 +37,9 @@ def results_of(task):
         facts = {"task": task, "seed": seed, "num_images": 1000, "environment": {"torch": "2"}}
         facts |= {"dataset": "leaves (2024)", "split": "val", "metrics": metrics}
         rows.append({"model": "teacher", "phases": None, "block_parameters": 400, **facts})
-        rows.append({"model": "raptor_k2", "phases": [4, 2], "block_parameters": 100, **facts})
+        training = {**TRAINING, "seed": seed} if seed else TRAINING
+        more = {"phases": [4, 2], "block_parameters": 100, "training": training}
+        rows.append({"model": "raptor_k2", **more, **facts})
     return rows
 
 
@@ -91,7 +93,8 @@ def test_local_data_and_teachers_are_no_links(teacher, tmp_path, not_run):
     folder = saved_model("depth", teacher, tmp_path / "raptor_k2")
     local = {**TRAINING, "dataset": "trees", "teacher": {**TRAINING["teacher"], "revision": None}}
     (folder / "training.json").write_text(json.dumps(local))
-    write_model_card(folder, results_of("depth"), TEMPLATE)
+    results = [row | {"training": local} for row in results_of("depth")]
+    write_model_card(folder, results, TEMPLATE)
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model is card.data.datasets is card.data.license is None
     assert "revision none (local)" in card.text and "`trees`" in card.text
@@ -103,7 +106,8 @@ def test_a_model_that_no_program_trained_has_a_card_too(teacher, tmp_path, not_r
     # training.json of the working directory is another model's
     (tmp_path / "training.json").write_text(json.dumps(TRAINING))
     monkeypatch.chdir(tmp_path)
-    write_model_card(folder, results_of("depth"), TEMPLATE)
+    results = [row | {"training": None} for row in results_of("depth")]
+    write_model_card(folder, results, TEMPLATE)
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model is card.data.datasets is None
     assert "trees" not in card.text and "stage(s)" not in card.text
@@ -113,10 +117,12 @@ def test_a_model_that_no_program_trained_has_a_card_too(teacher, tmp_path, not_r
 def test_a_card_without_results_is_refused(teacher, tmp_path, not_run):
     folder = saved_model("depth", teacher, tmp_path / "raptor_k2")
     alone = [row for row in results_of("depth") if row["model"] != "teacher"]
+    others = [row | {"training": {**TRAINING, "seed": 7}} for row in results_of("depth")]
     make(RaptorModel, teacher).save_pretrained(tmp_path / "bare")
     for model_dir, results, message in (
         (folder, results_of("segmentation"), "depth results of 'raptor_k2'"),
-        (folder, alone, "depth results of 'teacher'"),
+        (folder, alone, "and of 'teacher'"),
+        (folder, others, "are those of another model"),
         (tmp_path / "bare", results_of("depth"), "a card needs a Raptor with a head"),
     ):
         with pytest.raises(ValueError, match=message):
