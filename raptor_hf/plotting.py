@@ -61,6 +61,7 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
             f"Patch maps need the patches of all models as (layers + 1, {grid[0]} · {grid[1]}, "
             f"channels); got {', '.join(map(str, shapes))}."
         )
+    # one basis for the patches of all models, layer by layer
     colours, shares, scores = [], [], None
     for layer in zip(*states, strict=True):
         scores, share = principal_scores(np.concatenate(layer), scores)
@@ -97,6 +98,7 @@ def principal_scores(
     kept = np.sqrt(variances.clip(min=0)) > _ROUNDING * np.linalg.norm(tokens)
     scores = np.zeros((len(tokens), 3))
     scores[:, : len(kept)] = centred @ components * kept
+    # colours run on from layer to layer
     if before is not None:
         scores *= np.where((scores * before).sum(axis=0) < 0, -1, 1)
     share = variances[kept].sum() / np.square(centred).sum() if kept.any() else 0.0

@@ -42,6 +42,7 @@ def check_weight_files(
     Raises:
         ValueError: the index or the configuration names such files.
     """
+    # the names of all files of weights
     index = cached_file(
         name_or_path,
         SAFE_WEIGHTS_INDEX_NAME,
@@ -51,6 +52,8 @@ def check_weight_files(
     files = {getattr(config, "transformers_weights", None)} - {None}
     if index:
         files |= set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+
+    # safetensors in the same folder, and nothing else
     foreign = [f for f in sorted(files) if not f.endswith(".safetensors") or Path(f).name != f]
     if foreign:
         raise ValueError(

@@ -68,9 +68,11 @@ def self_correction(
     if not all(0 <= layer < system.depth for layer in layers):
         raise ValueError(f"Layers to push lie in 0 … {system.depth - 1}; got {list(layers)}.")
 
+    # u depends on the images alone
     tokens, figures = groups[group], {}
     shape = tuple(states[0, 0, tokens].shape)
     u = _random_directions(batch, shape, seed).to(states)
+    # push, run on, compare
     for layer in layers:
         untouched = states[:, layer:, tokens]
         for epsilon in epsilons:
@@ -153,6 +155,7 @@ def layer_swap(
     tokens = groups.get("cls", groups["patches"])
     untouched, columns = directions(states[:, -1, tokens]), {"cosine": [], "accuracy": []}
     for swap in swaps:
+        # run on from the first layer that is replaced
         start = min(swap) - 1
         last = system.run(states[:, start], start=start, swapped=swap)[:, -1]
         cosines = (directions(last[:, tokens]) * untouched).sum(dim=-1)
@@ -190,12 +193,15 @@ def more_time(
     groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
     rotary = system.model.position_embeddings(states[:, -1], system.image_size)
     for depth_mode in ("held", "free"):
+        # apply
         run = [states[:, -1]]
         for m in range(1, extra + 1):
             depth = system.depth + (m if depth_mode == "free" else 0)
             depth = torch.full((1,), depth, device=states.device)
             run.append(block(run[-1], depth, position_embeddings=rotary))
         run = torch.stack(run, dim=1)
+
+        # measure
         for name, group in groups.items():
             tokens = directions(run[:, :, group])
             cosines = (tokens * tokens[:, :1]).sum(dim=-1)

@@ -96,6 +96,7 @@ def update_ranks(updates: torch.Tensor) -> dict[str, torch.Tensor]:
         updates = updates.transpose(1, 2)
     # the Gram matrix of the smaller side is many times faster than singular values
     squares = torch.linalg.eigvalsh(updates @ updates.transpose(1, 2)).clamp(min=0)
+    # squares of the singular values
     stable = squares.sum(dim=-1) / squares.amax(dim=-1)
     shares = squares.sqrt() / squares.sqrt().sum(dim=-1, keepdim=True)
     entropy = torch.special.entr(shares).sum(dim=-1)
@@ -164,6 +165,7 @@ def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> di
 
     if not 1 < len(phases) < len(speed):
         return None
+    # the same ratio for random partitions
     measured, below = ratio(phases), []
     for draw in range(seed, seed + _RANDOM_PARTITIONS):
         lengths = random_phases(len(speed), len(phases), seed=draw)

@@ -165,13 +165,15 @@ def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
         (L + 1, L + 1): entry (i, j), i < j, is the score of layers i + 1 … j; the best partition
         has the largest sum over its phases.
     """
+    # entry (i, j) is the sum of the first i rows and j columns, which gives the sum of any square
     weights = 1 - distance if method == "ncut" else distance
-    # entry (i, j): sum of the first i rows and j columns
     total = np.pad(weights.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     corner, rows = total.diagonal(), total[:, -1]
     within = corner[None, :] - total - total.T + corner[:, None]
     if method == "maxcut":  # the weight that is not within a phase is cut
         return -within
+
+    # normalised cut
     degrees = np.diff(rows)
     if (degrees <= 0).any():
         raise ValueError(
@@ -235,9 +237,13 @@ def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, floa
     """
     distance = check_distance(distance)
     check_partition(phases, len(distance))
+
+    # all pairs of layers, and whether a boundary lies between
     phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.triu_indices(len(distance), 1)
     pairs, cut = distance[first, second], phase[first] != phase[second]
+
+    # means over no pair are None
     quality: dict[str, float | None] = dict.fromkeys(("cut_share", "within", "between", "contrast"))
     if pairs.sum() > 0:
         quality["cut_share"] = float(pairs[cut].sum() / pairs.sum())
@@ -273,9 +279,11 @@ def phase_contrast(
     """
     random, shuffled = [], []
     for draw in range(draws):
+        # another partition of the same layers
         runs = random_phases(len(distance), len(phases), seed=seed + draw)
         if runs != list(phases):
             random.append(partition_quality(distance, runs)["contrast"])
+        # the same partition of layers in another order
         order = np.random.default_rng((seed, draw)).permutation(len(distance))
         shuffled.append(partition_quality(distance[np.ix_(order, order)], phases)["contrast"])
     return {**partition_quality(distance, phases), "random": random, "shuffled": shuffled}

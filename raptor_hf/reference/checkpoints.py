@@ -73,6 +73,7 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
         ValueError: a broken file, a pickle that names another class (it is not run), or contents
             other than a whole model of the reference.
     """
+    # a pickled model says more of itself than a state dict
     content = load_weights(path, STUBS)
     weights, facts = content, {}
     if isinstance(content, _Stub):
@@ -100,15 +101,16 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
         raise ValueError(f"{path} must hold the blocks 0, 1, …; got {sorted(blocks)}.")
     renamed = [_rename(blocks[number]) for number in sorted(blocks)]
 
-    options = [_block_options(block) for block in renamed]
-    for option in options:
-        shown = {name: facts.get(name, value) for name, value in option.items()}
-        if option != options[0] or option != shown:
+    # one configuration serves all blocks
+    options = _block_options(renamed[0])
+    claimed = {name: facts.get(name, value) for name, value in options.items()}
+    for block in renamed:
+        if not _block_options(block) == options == claimed:
             raise ValueError(
-                f"All blocks of {path} must be built alike, and as the model says; got {options}"
-                f" in a model of {facts}."
+                f"All blocks of {path} must be built alike, and as the model says; got "
+                f"{_block_options(block)}, {options} and {claimed}."
             )
-    options = {**options[0], "block_norm_eps": facts.get("eps", 1e-5)}
+    options["block_norm_eps"] = facts.get("eps", 1e-5)
     return ReferenceModel(renamed, options, facts.get("thresholds"), facts.get("num_heads"))
 
 
@@ -131,10 +133,12 @@ def _stub_facts(stub: _Stub) -> dict:
     Raises:
         ValueError: blocks that differ, an unknown FFN, or thresholds that are no growing layers.
     """
+    # where the next block begins
     thresholds = list(stub.thresholds)
     whole = all(type(layer) is int for layer in thresholds)
     if not whole or sorted({0, *thresholds}) != [0, *thresholds]:
         raise ValueError(f"thresholds must be growing layers, like [7, 10]; got {thresholds}.")
+    # one entry for each LayerNorm of each block
     facts = []
     for block in stub._modules["blocks"]._modules.values():
         parts = block._modules
