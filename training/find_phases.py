@@ -77,15 +77,27 @@ def measure(
 
 
 def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
-    """The phases, by their number; printed."""
-    cuts = [
-        (phases.recursive_max_cut(distance, t), f" (threshold {t:g})") for t in arguments.thresholds
-    ]
-    for k in [] if cuts else arguments.k or [2, 3, 4]:
-        cuts.append((phases.find_phases(distance, k, arguments.method, seed=arguments.seed), ""))
-    for lengths, note in cuts:
-        process_state().print(f"k={len(lengths)}: phases {lengths}{note}")
-    return {str(len(lengths)): lengths for lengths, _ in cuts}
+    """The phases, by their number; printed. Numbers that nobody asked for may be impossible."""
+    partitions = {}
+    for threshold in arguments.thresholds:
+        lengths = phases.recursive_max_cut(distance, threshold)
+        partitions[str(len(lengths))] = lengths
+        process_state().print(f"k={len(lengths)}: phases {lengths} (threshold {threshold:g})")
+    if partitions:
+        return partitions
+    for k in arguments.k or [2, 3, 4]:
+        try:
+            lengths = phases.find_phases(distance, k, arguments.method, seed=arguments.seed)
+        except ValueError as error:
+            if arguments.k:
+                raise ValueError(
+                    f"{error} The distances are kept: --distance {arguments.output_dir}/phases.json"
+                ) from error
+            process_state().print(f"no {k} phases: {error}")
+            continue
+        partitions[str(k)] = lengths
+        process_state().print(f"k={k}: phases {lengths}")
+    return partitions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
     if reading.resolution and not arguments.teacher:
         raise ValueError("--resolution is for images: give --teacher, or leave it out.")
-    model = views = None
+    model = views = layers = None
     source = {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
@@ -110,18 +122,31 @@ def main(argv: list[str] | None = None) -> None:
             arguments.teacher, arguments.revision, reading.resolution
         )
         views = raptor_hf.data.ImageViews(images, processor, reading=reading)
+        layers = getattr(model.config, "num_hidden_layers", None)
+    elif arguments.distance:
+        layers = len(phases.load_distance(arguments.distance))
+    else:
+        layers = activations.load_activations(arguments.activations).depth
+    # what can't be cut is refused before it is measured
+    for k in arguments.k or [1]:
+        phases.check_cut(layers or k, k, arguments.method)
     inputs = {name: digest(it) for name, it in source.items()}
     read = {"images": raptor_hf.data.list_images(arguments.dataset, images)} if views else {}
     if start_run(arguments, reading, inputs=inputs, images=read):
         return
+    # the distances are written first: cutting them may fail
     distance, number = measure(arguments, model, views)
+    distance = distance.round(6)
+    file = f"{arguments.output_dir}/phases.json"
+    content = {"phases": {}, "method": arguments.method, "source": source}
+    content |= {"distance": distance.tolist(), "num_images": number}
+    if process_state().is_main_process:
+        write_json(file, content)
     partitions = cut(distance, arguments)
     if not process_state().is_main_process:
         return
     reports.plot_layer_distance(distance, partitions, f"{arguments.output_dir}/layer_distance.png")
-    content = {"phases": partitions, "method": arguments.method, "source": source}
-    content |= {"distance": distance.round(6).tolist(), "num_images": number}
-    write_json(f"{arguments.output_dir}/phases.json", content)
+    write_json(file, content | {"phases": partitions})
     finish_run(arguments.output_dir)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..runs.arguments import parse_arguments
 from ..runs.files import file_digest, write_json
 from ..runs.folder import environment
-from ..runs.processes import print_anything
+from ..runs.processes import run_program
 from ..tasks.heads import attach_head, load_linear_head
 from ..teachers import load_backbone, load_processor, teacher_identity
 from .convert import convert_checkpoint
@@ -36,7 +36,6 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, save, and print how to load the Raptor."""
-    print_anything()
     (arguments,) = parse_arguments(Arguments, argv=argv)
     checkpoint, output = arguments.checkpoint, Path(arguments.output)
     if output.exists() and any(output.iterdir()):
@@ -68,4 +67,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, alone=True)

@@ -10,6 +10,7 @@ import torch
 
 from evaluation.recurrence import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
+from raptor_hf.data import make_processor
 from raptor_hf.phases.cuts import (
     check_cut,
     find_phases,
@@ -183,13 +184,12 @@ def test_what_can_not_be_cut_is_known_before_the_distances():
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(capsys):
     """Run a program's main() with flags; what it printed, as (out, err)."""
 
     def call_main(program, *flags):
-        monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, flags)])
         capsys.readouterr()
-        program.main()
+        program.main([*map(str, flags)])
         return capsys.readouterr()
 
     return call_main
@@ -218,8 +218,6 @@ def test_the_program_prints_the_published_phases(program, tmp_path):
 
 def test_the_program_measures_any_vision_model(tmp_path, call):
     from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    from raptor_hf.data import make_processor
 
     torch.manual_seed(0)
     model = SiglipVisionModel(
@@ -255,6 +253,28 @@ def test_the_program_takes_one_source_and_one_way_to_cut(tmp_path, call):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="under the key 'distance'"):
         load_distance(tmp_path / "other.json")
+
+
+def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, call, teacher):
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    command = [find_phases_program, "--output_dir", tmp_path / "out"]
+    measured = [*command, "--teacher", tmp_path / "teacher", "--dataset", "digits"]
+    for flags, word in ((["--k", "5"], "at most 4 phases"), (["--method", "best"], "best")):
+        with pytest.raises(ValueError, match=word):
+            call(*measured, *flags)
+    assert not (tmp_path / "out").exists()
+    # these distances have no phases
+    (tmp_path / "none.json").write_text(json.dumps({"distance": ALTERNATING.tolist()}))
+    with pytest.raises(ValueError, match=r"The distances are kept: --distance .*phases.json"):
+        call(*command, "--distance", tmp_path / "none.json", "--k", "2")
+    np.testing.assert_array_equal(load_distance(tmp_path / "out" / "phases.json"), ALTERNATING)
+    other = [find_phases_program, "--output_dir", tmp_path / "other"]
+    printed = call(*other, "--distance", tmp_path / "out" / "phases.json")
+    assert "no 3 phases: Max-cut put the layers" in printed.out  # nobody asked for three
+    maxcut = [find_phases_program, "--output_dir", tmp_path / "maxcut", "--method", "maxcut"]
+    printed = call(*maxcut, "--distance", tmp_path / "out" / "phases.json")
+    assert [line[:12] for line in printed.out.splitlines()] == ["k=2: phases ", "k=3: phases "]
 
 
 def test_the_comparison_of_all_methods(tmp_path, call):
