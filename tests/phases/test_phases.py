@@ -274,7 +274,7 @@ def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, ca
     assert "no 3 phases: Max-cut put the layers" in printed.out  # nobody asked for three
     maxcut = [find_phases_program, "--output_dir", tmp_path / "maxcut", "--method", "maxcut"]
     printed = call(*maxcut, "--distance", tmp_path / "out" / "phases.json")
-    assert [line[:12] for line in printed.out.splitlines()] == ["k=2: phases ", "k=3: phases "]
+    assert [line[:4] for line in printed.out.splitlines()] == ["k=2:", "k=3:", "k=4:"]
 
 
 def test_the_comparison_of_all_methods(tmp_path, call):
