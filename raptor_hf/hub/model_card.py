@@ -119,7 +119,7 @@ def write_model_card(
     training, file = None, model_dir / "training.json"
     if file.is_file():
         training = read_json(file)
-    if training not in [row.get("training") for row in rows]:
+    if training and training not in [row.get("training") for row in rows]:
         raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
 
     # render
