@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     for folder in folders.values():  # a name that is no model is said now, not hours later
         transformers.AutoConfig.from_pretrained(folder)
     evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
-    if start_run(*parts, inputs=inputs, images=evaluation.images.files()):
+    if start_run(*parts, inputs=inputs, images=evaluation.files()):
         return
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)

@@ -26,7 +26,7 @@ from ..loop.arguments import LoopArguments
 from ..loop.checkpoints import ADAMW_BYTES
 from ..modeling_raptor import RaptorBlock
 from ..probes.arguments import ProbeArguments
-from ..probes.datasets import head_grid
+from ..probes.heads import head_grid
 from ..runs.files import read_json, size
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments

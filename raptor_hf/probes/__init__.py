@@ -1,4 +1,4 @@
-"""Linear probes on frozen backbones, and what is measured beside them."""
+"""Linear probes on frozen backbones: features, heads, results."""
 
 from .evaluation import Evaluation
 

@@ -39,32 +39,21 @@ class ProbeArguments:
         default=0.1, metadata={"help": "share of the training images that select among heads"}
     )
     depth_bins: int = 256
-    min_depth: float = field(default=0.001, metadata={"help": "metres; nearer pixels don't count"})
     max_depth: float = field(default=10.0, metadata={"help": "metres; farther pixels don't count"})
     eval_crop: list[int] = field(
         default_factory=list,
         metadata={"help": "depth: rows and columns that are judged: top, bottom, left, right"},
     )
     eval_batch_size: int = field(default=64, metadata={"help": "images at a time in evaluation"})
-    knn_images: int = field(
-        default=100_000, metadata={"help": "classification: images that vote in k-NN; 0: no k-NN"}
-    )
-    features_dir: str | None = field(
-        default=None, metadata={"help": "where features are kept; default: only while needed"}
-    )
 
     def __post_init__(self):
         check_positive(
             self, "epochs", "validate_epochs", "learning_rate_grid", "max_depth", "eval_batch_size"
         )
-        check_not_negative(self, "train_images", "test_images", "min_depth", "knn_images")
+        check_not_negative(self, "train_images", "test_images")
         if len(self.eval_crop) not in (0, 4):
             raise ValueError(f"eval_crop takes 4 numbers; got {self.eval_crop}.")
         if self.task != "depth" and self.eval_crop:
             raise ValueError("eval_crop is for depth alone.")
-        if not self.min_depth < self.max_depth:
-            raise ValueError(
-                f"min_depth must lie below max_depth; got {self.min_depth} and {self.max_depth}."
-            )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1; got {self.held_out}.")

@@ -1,21 +1,21 @@
-"""What needs no training: a vote of the nearest images, and the best constant answer."""
+"""Baselines without training: a vote of the nearest images, and the best constant answer."""
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..metrics import Accuracy, compute_over_processes, label_ranks
 from ..runs.processes import process_state
-from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import Classification, Task
-from .datasets import choose
-from .features import StoredFeatures
+from .features import Features
+
+NEIGHBOUR_IMAGES = 100_000  # training images that vote, at most
+_KEYS_AT_ONCE = 4096
 
 
 @torch.no_grad()
 def nearest_neighbours(
-    train: StoredFeatures,
-    test: StoredFeatures,
+    train: Features,
+    validation: Features,
     task: Classification,
     *,
     neighbours: int = 20,
@@ -28,45 +28,36 @@ def nearest_neighbours(
     """
     size, device = task.config.hidden_size, process_state().device
 
-    def image_tokens(batch):
+    def image_tokens(batch: dict) -> torch.Tensor:
         return nn.functional.normalize(batch["features"][:, :size].to(device), dim=1)
 
-    batches = list(train.batches(4096))
-    keys = torch.cat([image_tokens(batch) for batch in batches])
-    labels = torch.cat([batch["target"] for batch in batches]).to(device)
-    rows = []
-    for batch in test.batches(256, share=True):
+    # every process needs the tokens and labels of all training images
+    keys, labels = [], []
+    for start in range(0, len(train), _KEYS_AT_ONCE):
+        rows = range(start, min(start + _KEYS_AT_ONCE, len(train)))
+        batch = train.__getitems__(list(rows))
+        keys.append(image_tokens(batch))
+        labels.append(batch["target"].to(device))
+    keys, labels = torch.cat(keys), torch.cat(labels)
+
+    # the processes share the validation images
+    statistics = []
+    for batch in validation.batches(256):
         similarity, index = (image_tokens(batch) @ keys.mT).topk(min(neighbours, len(keys)), dim=1)
         votes = torch.zeros(len(index), task.num_outputs, device=device)
         votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
-        rows.append(label_ranks(logits=votes, labels=batch["target"].to(device)))
-    return compute_over_processes(Accuracy(keep_in_memory=True), rows)
+        statistics.append(label_ranks(logits=votes, labels=batch["target"].to(device)))
+    return compute_over_processes(Accuracy(keep_in_memory=True), statistics)
 
 
-def constant_metrics(
-    task: Task,
-    train: LabelledImages,
-    validation: StoredFeatures,
-    *,
-    num_images: int = 1000,
-    skip_corrupt: int = 0,
-) -> dict:
-    """Return what the best constant answer scores: the baseline that looks at no image.
+def constant_metrics(task: Task, targets: list, validation: Features) -> dict:
+    """Return the metric of the best constant answer, which looks at no image.
 
     Args:
-        num_images: training targets that it is read off, at most.
+        targets: training targets that the answer is fitted to.
     """
-    rows = choose(len(train), num_images, 0)
-    targets = []
-    for row in np.sort(rows).tolist():
-        try:
-            targets.append(train.target(row))
-        except ValueError:
-            if not skip_corrupt:  # else the images have been counted already
-                raise
-    answer = task.constant(targets)
-    rows = []
-    for batch in validation.batches(64, share=True):
+    answer, statistics = task.constant(targets), []
+    for batch in validation.batches(64):
         prediction = answer.expand(*batch["target"].shape, *answer.shape)
-        rows.append(task.statistics(prediction, batch["target"]))
-    return compute_over_processes(task.metric(keep_in_memory=True), rows)
+        statistics.append(task.statistics(prediction, batch["target"]))
+    return compute_over_processes(task.metric(keep_in_memory=True), statistics)

@@ -1,52 +1,69 @@
-"""One task for the teacher and all models: probes, results, models with heads, pictures."""
+"""Probe teacher and Raptors on one task: features, then heads, then results.
 
+Teacher and Raptor go through the same code.
+"""
+
+import copy
 import dataclasses
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DPTImageProcessorPil, PreTrainedModel
+from torch import nn
+from transformers import DPTImageProcessorPil, PreTrainedConfig, PreTrainedModel
 
 from ..activations.online import OnlineActivations
 from ..data.arguments import CropArguments, ReadingArguments
 from ..data.loading import Classes
+from ..data.transforms import Augmentation
+from ..data.views import skip_corrupt
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import model_facts, training_facts
 from ..loop.arguments import LoopArguments
 from ..loop.checkpoints import remove_checkpoints
+from ..metrics import compute_over_processes
 from ..runs.files import public_name, write_json
 from ..runs.folder import environment
 from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments
 from ..tasks.heads import attach_head, load_linear_head
 from ..tasks.pictures import plot_class_maps, plot_depth_maps
-from ..tasks.task import TASKS, Task
-from ..teachers import load_backbone, load_processor
+from ..tasks.task import TASKS, Depth, Task
+from ..teachers import image_size, load_backbone, load_processor
 from .arguments import ProbeArguments
-from .baselines import constant_metrics, nearest_neighbours
-from .datasets import ProbeData, ProbeImageSets, make_task
-from .training import Probe, check_head, original_size_metrics, train_probe
+from .baselines import NEIGHBOUR_IMAGES, constant_metrics, nearest_neighbours
+from .features import Features, compute_features
+from .heads import Probe, head_grid, train_heads
+from .images import ProbeImages, load_splits
 
 _PICTURES = 4  # validation images that are drawn
+_CONSTANT_TARGETS = 1000  # training targets that the constant baseline is fitted to
+# settings that change pixel values, beside sizes
+_PIXEL_SETTINGS = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize")
+_PIXEL_SETTINGS += ("image_mean", "image_std", "resample")
 
 
-class _ProbedModel(NamedTuple):
-    """A backbone with its head, and what it was probed on."""
-
-    task: Task
-    data: ProbeData
-    probe: Probe
-    knn: dict[str, float] | None  # accuracy of its nearest neighbours; classification alone
+def make_task(
+    recipe: ProbeArguments, config: PreTrainedConfig, class_names: list[str] | None
+) -> Task:
+    """Make the task of a recipe for a backbone of this configuration."""
+    if recipe.task != "depth":
+        return TASKS[recipe.task](config, len(class_names))
+    return Depth(
+        config,
+        recipe.depth_bins,
+        max_depth=recipe.max_depth,
+        eval_crop=recipe.eval_crop or None,
+    )
 
 
 class Evaluation:
     """A task's images, and a folder for what is measured on them.
 
-    `results/` gets a JSON a model, `models/` every Raptor with its head, `predictions/` what the
-    picture is drawn from. All processes work on the same model; the main one writes.
+    `results/` gets a JSON a model, `models/` every Raptor with its head, `predictions/` the arrays
+    of the picture. All processes work on the same model; the main one writes.
 
     Args:
         teacher: folder or Hub id.
@@ -61,176 +78,270 @@ class Evaluation:
         loop: LoopArguments,
         teacher: str,
     ):
-        self.recipe, self.reading, self.loop, self.teacher = recipe, reading, loop, teacher
+        self.recipe, self.reading, self.loop = recipe, reading, loop
+        self.teacher_name = teacher
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
-        self.features_dir = Path(recipe.features_dir or self.output_dir / "features")
         task = TASKS[recipe.task]
-        # the images of a dense task are not resized by it
+        self.num_heads = len(head_grid(recipe, loop, task))
+        self.splits = load_splits(recipe, dense, reading, num_heads=self.num_heads, seed=loop.seed)
+
+        # all models get the same images: those that the teacher's processor makes
         resolution = None if task.dense else reading.resolution
         self.processor = load_processor(teacher, resolution=resolution)
-        self.images = ProbeImageSets(recipe, crops, dense, reading, loop, task, self.processor)
+        size = tuple(reading.resolution) or image_size(self.processor)
+        self.augmentation = Augmentation.of(crops, size)
 
     @cached_property
-    def teacher_model(self) -> PreTrainedModel:
-        """The teacher, which every Raptor's states are compared with."""
-        return load_backbone(self.teacher).to(self.state.device)
+    def teacher(self) -> PreTrainedModel:
+        """The teacher, which every Raptor is compared with."""
+        return load_backbone(self.teacher_name).to(self.state.device)
 
-    def result_file(self, name: str, task: str) -> Path:
-        """Return where a model's result goes."""
-        return self.output_dir / "results" / f"{name}_{task}.json"
+    def files(self) -> dict:
+        """Return the lists of image files, as `start_run` takes them."""
+        return {
+            "train_images": self.splits.train.files,
+            "test_images": self.splits.validation.files,
+        }
 
     def evaluate_model(self, name: str, folder: str) -> None:
         """Probe one model and write its results, unless they are there already.
 
-        The teacher comes first: its features are what the constant baseline is judged on.
+        The teacher comes first: the constant baseline is judged on its validation images.
         """
-        if self.result_file(name, self.recipe.task).exists():
+        result_file = self._result_file(name, self.recipe.task)
+        if result_file.exists():
             return
         self.state.print(f"{name}: {folder}", flush=True)
-        for made in ("results", "models"):
-            (self.output_dir / made).mkdir(exist_ok=True)
-        model = load_backbone(folder).to(self.state.device)
+        model = self.teacher
+        if name != "teacher":
+            model = load_backbone(folder).to(self.state.device)
+        task = make_task(self.recipe, model.config, self.splits.train.class_names)
+        start = self._load_head(task)
+
+        # a) features
+        features_dir = self.output_dir / "features" / name
+        train, selection, validation, neighbours = self._features(model, task, features_dir)
+
+        # b) heads
+        probe_dir = self.output_dir / "probes" / name
+        loop = dataclasses.replace(self.loop, output_dir=str(probe_dir))
+        probe = train_heads(
+            task, train, selection, validation, self.recipe, loop, backbone=model, start=start
+        )
+
+        # c) results
         facts = model_facts(model)
-        if facts["phases"] and (training := training_facts(folder)):
-            facts["training"] = training
-        probed = self.probe_model(name, model)
+        if facts["phases"]:
+            facts["training"] = training_facts(folder)
+            if task.name == "classification":
+                self._write_result(name, "r2", self._compare_states(model), validation, facts)
         if name == "teacher":
-            self.write_constant(probed)
-        elif facts["phases"] and self.recipe.task == "classification":
-            self.write_result(name, "r2", self.compare_states(model), facts, probed.data)
+            self._write_constant(task, validation)
+        result = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
+        if neighbours is not None:
+            result["knn"] = nearest_neighbours(neighbours, validation, task)
+        if self.reading.resolution and task.name == "segmentation":
+            probe.metrics["original_size"] = self._original_size_metrics(task, probe, validation)
+
+        # d) the model and, last, its result, which says that the model is done
         if self.state.is_main_process:
-            self.write_model(name, model, probed, facts)
-        self.print_result(name, probed)
+            if facts["phases"]:
+                self._save_model(name, model, task, probe, validation)
+                if facts["training"]:  # for the model's card
+                    write_json(
+                        self.output_dir / "models" / name / "training.json", facts["training"]
+                    )
+            if task.dense:
+                self._save_predictions(name, task, probe.head, validation)
+        self._write_result(name, task.name, probe.metrics, validation, {**result, **facts})
+        if self.state.is_main_process:
+            remove_checkpoints(probe_dir)
+            shutil.rmtree(features_dir.parent)
+        self._print_result(name, task, probe)
         self.state.wait_for_everyone()
 
-    def probe_model(self, name: str, model: PreTrainedModel) -> _ProbedModel:
-        """Train the heads of the recipe on a model, and select one."""
-        recipe = self.recipe
-        task = make_task(recipe, model.config, self.images.train.class_names)
-        head = None
-        if recipe.head:
-            names = self.images.train.class_names
-            classes = Classes(names, len(names)) if names else None  # depth has none
-            head, _ = load_linear_head(
-                recipe.head, config=model.config, task=type(task), classes=classes
-            )
-            check_head(task, head)
-        data = self.images.data(model, task, self.features_dir)
-        own = dataclasses.replace(self.loop, output_dir=str(self.output_dir / "probes" / name))
-        probe = train_probe(task, data, recipe, own, model, head)
-        knn = None
-        if data.neighbours is not None:
-            knn = nearest_neighbours(data.neighbours, data.validation, task)
-        resolution = self.reading.resolution
-        if resolution and task.name == "segmentation":
-            probe.metrics["original_size"] = original_size_metrics(
-                task, probe.head, data.validation, self.images.validation, resolution
-            )
-        return _ProbedModel(task, data, probe, knn)
+    def _load_head(self, task: Task) -> nn.Linear | None:
+        """Load the head that training starts from, its outputs in the order of the classes."""
+        if not self.recipe.head:
+            return None
+        names = self.splits.train.class_names
+        classes = Classes(names, len(names)) if names else None
+        head, _ = load_linear_head(
+            self.recipe.head, config=task.config, task=type(task), classes=classes
+        )
+        task.check_head(head)
+        return head
 
-    def compare_states(self, model: PreTrainedModel) -> dict:
+    def _images(self, images, rows: np.ndarray | None = None, **options) -> ProbeImages:
+        """Return images of a split as tensors; without further options as they are judged."""
+        return ProbeImages(
+            images,
+            self.processor,
+            rows=rows,
+            resolution=tuple(self.reading.resolution) or None,
+            **options,
+        )
+
+    def _features(self, model: PreTrainedModel, task: Task, folder: Path):
+        """Return the images that heads learn from, and features that select, validate and vote.
+
+        Returns:
+            train: features, or images in random views.
+            selection: None for one head.
+            validation: features.
+            neighbours: features of training images for k-NN, None for dense tasks.
+        """
+        splits = self.splits
+
+        def compute(name: str, images, rows: np.ndarray) -> Features:
+            return compute_features(
+                model,
+                task,
+                skip_corrupt(self._images(images, rows), self.reading.skip_corrupt),
+                folder / name,
+                batch_size=self.recipe.eval_batch_size,
+                num_workers=self.loop.num_workers,
+            )
+
+        step = -(-len(splits.train_rows) // NEIGHBOUR_IMAGES)
+        neighbour_rows = splits.train_rows[::step]
+        neighbours = selection = None
+        if self.augmentation is None:
+            train = compute("train", splits.train, splits.train_rows)
+            if not task.dense:
+                neighbours = train.choose(neighbour_rows)
+        else:
+            options = {"augmentation": self.augmentation, "seed": self.loop.seed}
+            views = self._images(splits.train, splits.train_rows, **options)
+            train = skip_corrupt(views, self.reading.skip_corrupt, replace=True)
+            if not task.dense:
+                neighbours = compute("neighbours", splits.train, neighbour_rows)
+        if self.num_heads > 1:
+            selection = compute("selection", splits.train, splits.selection_rows)
+        validation = compute("validation", splits.validation, splits.validation_rows)
+        return train, selection, validation, neighbours
+
+    def _compare_states(self, model: PreTrainedModel) -> dict:
         """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
-        plain = self.images.plain(self.images.validation, self.images.validation_rows)
-        source = OnlineActivations(self.teacher_model, plain)
+        images = self._images(self.splits.validation, self.splits.validation_rows)
+        images = skip_corrupt(images, self.reading.skip_corrupt)
+        source = OnlineActivations(self.teacher, images)
         return trajectory_r2(model, source, num_workers=self.loop.num_workers)
 
-    def write_constant(self, probed: _ProbedModel) -> None:
-        """Write what the best constant answer scores."""
-        validation = probed.data.validation
-        metrics = constant_metrics(
-            probed.task, self.images.train, validation, skip_corrupt=self.reading.skip_corrupt
-        )
+    @torch.no_grad()
+    def _original_size_metrics(self, task: Task, probe: Probe, validation: Features) -> dict:
+        """Return segmentation's metrics at the size that each mask has in its file."""
+        device, rows = self.state.device, []
+        resized = torch.empty(1, *self.reading.resolution)
+        head = copy.deepcopy(probe.head).to(device)
+        for batch in validation.batches(1):
+            target = self.splits.validation.target(int(batch["image_id"]))
+            target = torch.from_numpy(target)[None].to(device)
+            logits = task.logits(head, batch["features"].to(device), resized)
+            rows.append(task.statistics(task.predict(logits, target), target))
+        return compute_over_processes(task.metric(keep_in_memory=True), rows)
+
+    def _write_constant(self, task: Task, validation: Features) -> None:
+        """Write the result of the best constant answer."""
+        rows = np.random.default_rng(0).permutation(self.splits.train_rows)[:_CONSTANT_TARGETS]
+        targets = []
+        for row in np.sort(rows).tolist():
+            try:
+                targets.append(self.splits.train.target(row))
+            except ValueError:
+                # the features have counted unreadable images already
+                if not self.reading.skip_corrupt:
+                    raise
+        metrics = constant_metrics(task, targets, validation)
         facts = {"phases": None, "block_parameters": None}
-        self.write_result("constant", probed.task.name, metrics, facts, probed.data)
+        self._write_result("constant", task.name, metrics, validation, facts)
 
-    def write_model(
-        self, name: str, model: PreTrainedModel, probed: _ProbedModel, facts: dict
+    def _result_file(self, name: str, task: str) -> Path:
+        """Return the path of a model's result."""
+        return self.output_dir / "results" / f"{name}_{task}.json"
+
+    def _write_result(
+        self, name: str, task: str, metrics: dict, judged_on: Features, facts: dict
     ) -> None:
-        """Write a model with its head, its predictions and, last, its result."""
-        task, data, probe = probed.task, probed.data, probed.probe
-        if facts["phases"]:  # a Raptor, not the teacher or a baseline
-            self.save_model(name, model, task, probe, data)
-            if "training" in facts:  # for the model's card
-                write_json(self.output_dir / "models" / name / "training.json", facts["training"])
-        if task.dense:
-            self.save_predictions(name, task, probe, data)
-        more = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
-        if probed.knn is not None:
-            more["knn"] = probed.knn
-        self.write_result(name, task.name, probe.metrics, {**more, **facts}, data)
-        remove_checkpoints(self.output_dir / "probes" / name)
-        if self.recipe.features_dir is None:
-            shutil.rmtree(self.features_dir, ignore_errors=True)
+        """Write a result: what was measured, of which model, on which images."""
+        if not self.state.is_main_process:
+            return
+        images = self._images(self.splits.validation)
+        skipped = np.setdiff1d(self.splits.validation_rows, judged_on.image_ids).tolist()
+        path = self._result_file(name, task)
+        path.parent.mkdir(exist_ok=True)
+        result = {
+            "model": name,
+            "task": task,
+            "seed": self.loop.seed,
+            "metrics": metrics,
+            **facts,
+            "dataset": public_name(self.recipe.dataset),
+            "split": self.recipe.test_split,
+            "num_images": len(judged_on),
+            "skipped_images": [images.public_path(image_id) for image_id in skipped],
+            "images_sha256": self.splits.validation.files.content_digest,
+            "environment": environment(),
+        }
+        write_json(path, result)
 
-    def print_result(self, name: str, probed: _ProbedModel) -> None:
-        """Print a model's score and which head it has."""
-        probe, score = probed.probe, probed.task.score
+    def _print_result(self, name: str, task: Task, probe: Probe) -> None:
+        """Print a model's score and its head."""
         best = probe.best_on_validation
         self.state.print(
-            f"{name}: {score} {probe.metrics[score]:.4f} after the last epoch, best on "
-            f"validation {best['metrics'][score]:.4f} (epoch {best['epoch']}), learning rate "
+            f"{name}: {task.score} {probe.metrics[task.score]:.4f} after the last epoch, best on "
+            f"validation {best['metrics'][task.score]:.4f} (epoch {best['epoch']}), learning rate "
             f"{probe.selected['learning_rate']:g}, head on {probe.selected['pooling']}",
             flush=True,
         )
 
-    def write_result(
-        self, name: str, task: str, metrics: dict, more: dict, judged_on: ProbeData
-    ) -> None:
-        """Write a result: what was measured, of whom, on what."""
-        read = judged_on.validation.image_ids  # without what could not be read
-        skipped = np.setdiff1d(self.images.validation_rows, read).tolist()
-        plain = self.images.plain(self.images.validation)
-        if self.state.is_main_process:
-            result = {"model": name, "task": task, "seed": self.loop.seed, "metrics": metrics}
-            data = {"dataset": public_name(self.recipe.dataset), "split": self.recipe.test_split}
-            data |= {"num_images": len(read), "skipped_images": [*map(plain.public_path, skipped)]}
-            data |= {"images_sha256": self.images.validation.files.content_digest}
-            data |= {"environment": environment()}
-            write_json(self.result_file(name, task), {**result, **more, **data})
-
-    def save_model(
-        self, name: str, model: PreTrainedModel, task: Task, probe: Probe, data: ProbeData
+    def _save_model(
+        self, name: str, model: PreTrainedModel, task: Task, probe: Probe, validation: Features
     ) -> None:
         """Save a Raptor with its head and its processor in one folder, for the Auto classes."""
         folder = self.output_dir / "models" / name
-        names, processor = self.images.train.class_names, self.processor
-        fields = task.config_fields()
+        names, processor = self.splits.train.class_names, self.processor
         attach_head(
-            model.cpu(), probe.head, names, model_class=task.model_class, **fields
+            model.cpu(), probe.head, names, model_class=task.model_class, **task.config_fields()
         ).save_pretrained(folder)
         if task.dense:
             # the pipelines for dense tasks ask the processor to undo its resizing: this one can
-            height, width = data.validation.targets.shape[1:]
+            settings = processor.to_dict()
+            height, width = validation.__getitems__([0])["target"].shape[1:]
             processor = DPTImageProcessorPil(
                 size={"height": height, "width": width},
-                image_mean=processor.image_mean,
-                image_std=processor.image_std,
+                **{key: settings[key] for key in _PIXEL_SETTINGS if key in settings},
             )
         processor.save_pretrained(folder)
 
     @torch.no_grad()
-    def save_predictions(self, name: str, task: Task, probe: Probe, data: ProbeData) -> None:
-        """Save what a head says about some validation images."""
-        rows = np.linspace(0, len(data.validation) - 1, _PICTURES).astype(int)
-        batch = data.validation.__getitems__(rows.tolist())
-        logits = task.logits(probe.head, batch["features"], batch["target"])
+    def _save_predictions(
+        self, name: str, task: Task, head: nn.Linear, validation: Features
+    ) -> None:
+        """Save a head's predictions for some validation images."""
+        rows = np.linspace(0, len(validation) - 1, _PICTURES).astype(int)
+        batch = validation.__getitems__(rows.tolist())
+        logits = task.logits(head, batch["features"], batch["target"])
         prediction = task.predict(logits, batch["target"]).numpy()
-        (self.output_dir / "predictions").mkdir(exist_ok=True)
         path = self.output_dir / "predictions" / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
         np.savez(path, prediction=prediction, rows=batch["image_id"].numpy())
 
     def draw_predictions(self, names: list[str]) -> Path | None:
-        """Draw image, truth and what every model makes of it; return None for whole images."""
+        """Draw images, targets and every model's predictions; None for a task of whole images."""
         if not TASKS[self.recipe.task].dense or not self.state.is_main_process:
             return None
-        files = [np.load(self.output_dir / "predictions" / f"{name}.npz") for name in names]
-        plain = self.images.plain(self.images.validation)
-        pairs = [plain.view(*plain.images.read(row), (0,)) for row in files[0]["rows"].tolist()]
-        images, targets = zip(*pairs, strict=True)
-        maps = {"truth": targets, **{n: f["prediction"] for n, f in zip(names, files, strict=True)}}
+        predictions = {
+            name: np.load(self.output_dir / "predictions" / f"{name}.npz") for name in names
+        }
+        rows = predictions[names[0]]["rows"].tolist()
+        validation = self._images(self.splits.validation)
+        images, targets = zip(*(validation.read(row) for row in rows), strict=True)
+        maps = {"truth": targets}
+        maps |= {name: arrays["prediction"] for name, arrays in predictions.items()}
         path = self.output_dir / "results" / f"{self.recipe.task}.png"
         if self.recipe.task == "depth":
             plot_depth_maps(images, maps, path)
         else:
-            plot_class_maps(images, maps, self.images.train.class_names, path)
+            plot_class_maps(images, maps, self.splits.train.class_names, path)
         return path

@@ -1,26 +1,101 @@
-"""Images and their targets as tensors, in random views or as they are judged."""
+"""The images of a probe: which of them train, select and validate heads, and as tensors."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..data.arguments import ReadingArguments
 from ..data.decoding import to_pixel_values
 from ..data.transforms import Augmentation, resize_pair
 from ..data.views import public_path
+from ..tasks.arguments import DenseArguments
 from ..tasks.labelled_images import LabelledImages
+from ..tasks.task import TASKS
+from .arguments import ProbeArguments
+
+
+@dataclass
+class ProbeSplits:
+    """The images of a probe, the same for every model.
+
+    Args:
+        train, validation: all images of the two splits.
+        train_rows: the rows that heads learn from.
+        selection_rows: the training rows that heads never see and that select among them; none
+            where there is one head.
+        validation_rows: the rows that results are about.
+    """
+
+    train: LabelledImages
+    validation: LabelledImages
+    train_rows: np.ndarray
+    selection_rows: np.ndarray
+    validation_rows: np.ndarray
+
+
+def load_splits(
+    recipe: ProbeArguments,
+    dense: DenseArguments,
+    reading: ReadingArguments,
+    *,
+    num_heads: int,
+    seed: int,
+) -> ProbeSplits:
+    """Load the training and validation images of a recipe and divide their rows.
+
+    Args:
+        num_heads: heads that are trained; one needs no selection.
+        seed: of the choice of training images; all seeds are judged on the same images.
+
+    Raises:
+        ValueError: an empty split, splits with different classes, or too few images.
+    """
+    load = TASKS[recipe.task].load
+    train = load(recipe.dataset, recipe.train_split, reading, dense)
+    validation = load(recipe.dataset, recipe.test_split, reading, dense)
+    if train.class_names != validation.class_names:
+        differing = set(train.class_names) ^ set(validation.class_names)
+        raise ValueError(
+            f"{recipe.dataset}: the splits {recipe.train_split!r} and {recipe.test_split!r} must "
+            "have the same classes in the same order; only in one of them: "
+            f"{', '.join(sorted(differing)[:5]) or 'none'}."
+        )
+
+    # a share of the training images selects, if there is something to select
+    rows = _random_rows(len(train), recipe.train_images, seed)
+    number = max(1, round(recipe.held_out * len(rows))) if num_heads > 1 else 0
+    if number >= len(rows):
+        raise ValueError(
+            f"{num_heads} heads need at least two training images, one to learn from and one to "
+            f"select with; {recipe.dataset} ({recipe.train_split}) has {len(rows)}."
+        )
+    return ProbeSplits(
+        train,
+        validation,
+        train_rows=np.sort(rows[number:]),
+        selection_rows=np.sort(rows[:number]),
+        validation_rows=np.sort(_random_rows(len(validation), recipe.test_images, 0)),
+    )
+
+
+def _random_rows(number: int, at_most: int, seed: int) -> np.ndarray:
+    """Return row numbers in random order; all of them where `at_most` is 0."""
+    return np.random.default_rng(seed).permutation(number)[: at_most or None]
 
 
 class ProbeImages(Dataset):
-    """Images and targets as tensors. Row r is image r mod n; r div n tells its random views apart.
+    """Images and targets as tensors. Row r is image r mod n in its view r div n.
 
-    Without an augmentation an image is resized and cropped by the processor of the model where it
-    has one label, and comes whole where every pixel has one.
+    Without an augmentation all views of an image are equal: the processor of the model resizes and
+    crops it where it has one label, and it comes whole where every pixel has one.
 
     Args:
-        images: what is read.
+        images: the images and targets of a split.
         processor: the image processor of the model; with an augmentation, and for targets of
             pixels, it only normalises.
-        rows: images to take; default: all.
+        rows: the images to take; default: all.
         augmentation: random views; an equal (seed, row) gives an equal view.
         resolution: (height, width) that images with targets of pixels are resized to.
     """
@@ -51,12 +126,7 @@ class ProbeImages(Dataset):
         """
         if not rows:
             return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
-        image_ids = self.image_ids[np.array(rows) % len(self)]
-        pairs = [
-            self._read(row, image_id)
-            for row, image_id in zip(rows, image_ids.tolist(), strict=True)
-        ]
-        images, targets = zip(*pairs, strict=True)
+        images, targets = zip(*(self.read(row) for row in rows), strict=True)
         whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
         if whole:
             check_one_size({image.shape[:2] for image in images})
@@ -64,28 +134,25 @@ class ProbeImages(Dataset):
         return {
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
             "target": torch.from_numpy(np.stack(targets)),
-            "image_id": torch.from_numpy(image_ids),
+            "image_id": torch.from_numpy(self.image_ids[np.array(rows) % len(self)]),
         }
 
-    def public_path(self, image_id: int) -> str:
-        """Return the name of an image in lists, see `raptor_hf.data.views.public_path`."""
-        return public_path(self.images.cells[image_id]["image"], image_id)
-
-    def _read(self, row: int, image_id: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def read(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Return an image (H, W, 3) and its target in the view of a row."""
+        image_id = int(self.image_ids[row % len(self)])
         image, target = self.images.read(image_id)
-        return self.view(image, target, (self.seed, row // len(self), image_id))
-
-    def view(self, image: np.ndarray, target, key: tuple[int, ...]):
-        """Return an image and its target, augmented or resized as the dataset asks."""
         of_pixels = isinstance(target, np.ndarray)
         if self.augmentation is not None:
-            maps = target if of_pixels else None
-            image, maps = self.augmentation(image, maps, np.random.default_rng(key))
+            rng = np.random.default_rng((self.seed, row // len(self), image_id))
+            image, maps = self.augmentation(image, target if of_pixels else None, rng)
             return image, maps if of_pixels else target
         if of_pixels and self.resolution:
             return resize_pair(image, target, self.resolution)
         return image, target
+
+    def public_path(self, image_id: int) -> str:
+        """Return the name of an image in lists, see `raptor_hf.data.views.public_path`."""
+        return public_path(self.images.cells[image_id]["image"], image_id)
 
 
 def check_one_size(sizes: set[tuple[int, ...]]) -> None:

@@ -134,6 +134,15 @@ class Task(ABC):
         """
         return {}
 
+    def check_head(self, head: nn.Linear) -> None:
+        """Refuse a head for another number of outputs."""
+        if head.out_features != self.num_outputs:
+            kind = "bins of depth" if self.name == "depth" else "classes"
+            raise ValueError(
+                f"The head has {head.out_features} {kind}, but {self.num_outputs} are asked for. "
+                "Give a head for these, or none."
+            )
+
     def best(self, scores: list[float]) -> int:
         """Return which of several scores is the best; the first of equal ones."""
         return int(np.argmax(scores) if self.higher_is_better else np.argmin(scores))

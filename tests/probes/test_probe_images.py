@@ -1,20 +1,15 @@
-import json
-
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from raptor_hf.data import ReadingArguments, make_processor
-from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.data.views import skip_corrupt
-from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.modeling_raptor_heads import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
-from raptor_hf.probes.datasets import ProbeImageSets
-from raptor_hf.probes.features import store_features
-from raptor_hf.probes.images import ProbeImages
-from raptor_hf.runs.arguments import build_arguments
+from raptor_hf.probes.features import compute_features, from_arrow, to_arrow
+from raptor_hf.probes.images import ProbeImages, load_splits
 from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_segmentation
 from raptor_hf.tasks.labelled_images import load_classification
@@ -29,11 +24,11 @@ def ade20k(tmp_path):
 
 def test_views_are_functions_of_seed_and_row():
     images = load_segmentation("digit_scenes", "test")
-    augmentation = Augmentation(size=(24, 32), scale=(0.2, 0.5))
-    options = {"augmentation": augmentation, "rows": np.array([7, 3])}
-    first = ProbeImages(images, make_processor(8), **options, seed=1)
-    again = ProbeImages(images, make_processor(8), **options, seed=1)
-    other = ProbeImages(images, make_processor(8), **options, seed=2)
+    options = {"augmentation": Augmentation(size=(24, 32), scale=(0.2, 0.5))}
+    options["rows"] = np.array([7, 3])
+    first, again, other = (
+        ProbeImages(images, make_processor(8), **options, seed=seed) for seed in (1, 1, 2)
+    )
     batch = first.__getitems__([0, 1, 2])  # row 2 is image 7 in a second view
     assert batch["pixel_values"].shape == (3, 3, 24, 32)
     assert batch["target"].shape == (3, 24, 32)
@@ -47,107 +42,89 @@ def test_image_and_mask_share_crop_and_flip():
     """Where the mask says digit the image is bright, in every view."""
     images = load_segmentation("digit_scenes", "train")
     augmentation = Augmentation(size=(48, 64), scale=(0.3, 0.9))
-    batch = ProbeImages(images, make_processor(8), augmentation=augmentation).__getitems__(
-        list(range(20))
-    )
-    digit = batch["target"] < 10
-    bright = batch["pixel_values"][:, 0]
+    views = ProbeImages(images, make_processor(8), augmentation=augmentation)
+    batch = views.__getitems__(list(range(20)))
+    digit, bright = batch["target"] < 10, batch["pixel_values"][:, 0]
     assert bright[digit].mean() > bright[~digit].mean() + 1.5
     assert (bright[digit] > bright[~digit].mean()).float().mean() > 0.9
 
 
 def test_unreadable_images_are_left_out_and_counted(ade20k, teacher, tmp_path):
-    broken = ade20k / "images" / "training" / "ADE_train_00000001.jpg"
-    broken.write_bytes(b"no image")
+    training = ade20k / "images" / "training"
+    (training / "ADE_train_00000001.jpg").write_bytes(b"no image")
     images = load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match=r"00000001\.jpg can't be decoded"):
         ProbeImages(images, make_processor(8)).__getitems__([0, 1])
     tolerant = skip_corrupt(ProbeImages(images, make_processor(8)), 1)
     with pytest.warns(UserWarning, match=r"left out: .*00000001\.jpg"):
-        batch = tolerant.__getitems__([0, 1, 2])
-    assert batch["image_id"].tolist() == [0, 2]
+        assert tolerant.__getitems__([0, 1, 2])["image_id"].tolist() == [0, 2]
     task = Segmentation(teacher.config, 150)
-    features = store_features(tmp_path / "features", teacher, task, tolerant, batch_size=2)
+    features = compute_features(teacher, task, tolerant, tmp_path / "features", batch_size=2)
     assert features.image_ids.tolist() == [0, 2, 3]
-    assert features.subset(np.array([1, 3])).image_ids.tolist() == [3]
-    expected = images.target(3)
-    assert np.array_equal(features.__getitems__([2])["target"][0], expected)
-    (ade20k / "images" / "training" / "ADE_train_00000002.jpg").write_bytes(b"no image")
+    assert features.choose(np.array([1, 3])).image_ids.tolist() == [3]
+    assert np.array_equal(features.__getitems__([2])["target"][0], images.target(3))
+    (training / "ADE_train_00000002.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="unreadable images so far: 2 of 4; --skip_corrupt 1"):
         tolerant.__getitems__([2])
 
 
 def test_images_of_several_sizes_need_a_resolution(ade20k, teacher, tmp_path):
-    from PIL import Image
-
     for part, kind in (("images", "jpg"), ("annotations", "png")):
         path = ade20k / part / "training" / f"ADE_train_00000000.{kind}"
         Image.open(path).resize((30, 20), Image.Resampling.NEAREST).save(path)
     images = load_segmentation(str(ade20k), "training")
+    plain, task = ProbeImages(images, make_processor(8)), Segmentation(teacher.config, 150)
     with pytest.raises(ValueError, match="several sizes .20×30, 48×64.: give --resolution"):
-        ProbeImages(images, make_processor(8)).__getitems__([0, 1])
-    task = Segmentation(teacher.config, 150)
+        plain.__getitems__([0, 1])
     with pytest.raises(ValueError, match="several sizes .20×30, 48×64.: give --resolution"):
-        plain = ProbeImages(images, make_processor(8))
-        store_features(tmp_path / "features", teacher, task, plain, batch_size=1)
+        compute_features(teacher, task, plain, tmp_path / "features", batch_size=1)
     batch = ProbeImages(images, make_processor(8), resolution=(16, 24)).__getitems__([0, 1])
     assert batch["pixel_values"].shape == (2, 3, 16, 24) and batch["target"].shape == (2, 16, 24)
 
 
-def test_stored_features_are_the_models_and_are_found_again(teacher, tmp_path, monkeypatch):
-    images = ProbeImages(load_segmentation("digit_scenes", "test"), make_processor(8),
-                         rows=np.array([5, 2, 9]))  # fmt: skip
-    task = Segmentation(teacher.config, 11)
-    features = store_features(tmp_path, teacher, task, images, batch_size=2)
+@pytest.mark.parametrize("dense", [False, True])
+def test_features_are_the_models_and_are_computed_once(dense, teacher, tmp_path, monkeypatch):
+    load, name = (load_segmentation, "digit_scenes") if dense else (load_classification, "digits")
+    task = Segmentation(teacher.config, 11) if dense else Classification(teacher.config, 10)
+    rows = np.array([2, 5, 9])
+    images = ProbeImages(load(name, "test"), make_processor(8), rows=rows)
+    features = compute_features(teacher, task, images, tmp_path / "features", batch_size=2)
     batch = images.__getitems__([0, 1, 2])
-    expected = drop_registers(teacher(batch["pixel_values"]).last_hidden_state, teacher.config)
-    torch.testing.assert_close(features.__getitems__([0, 1, 2])["features"], expected)
-    assert torch.equal(features.__getitems__([1])["target"][0], batch["target"][1])
-    assert features.image_ids.tolist() == [5, 2, 9]
-    (folder,) = tmp_path.iterdir()
-    assert json.loads((folder / "complete.json").read_text())["image_ids"] == [5, 2, 9]
+    states = teacher(batch["pixel_values"]).last_hidden_state
+    expected = (drop_registers if dense else pool_tokens)(states, teacher.config)
+    stored = features.__getitems__([0, 1, 5])  # row 5 is image 2 once more
+    torch.testing.assert_close(stored["features"], expected)
+    assert torch.equal(stored["target"], batch["target"])
+    assert stored["image_id"].tolist() == rows.tolist()
     monkeypatch.setattr("raptor_hf.probes.features.backbone_features", None)  # not called again
-    store_features(tmp_path, teacher, task, images, batch_size=2)
-    teacher.layernorm.weight.data += 1  # another model
+    compute_features(teacher, task, images, tmp_path / "features", batch_size=2)
     with pytest.raises(TypeError):
-        store_features(tmp_path, teacher, task, images, batch_size=2)
+        compute_features(teacher, task, images, tmp_path / "others", batch_size=2)
 
 
-def test_classification_features_are_cls_and_mean_patch(teacher, tmp_path):
-    images = ProbeImages(load_classification("digits", "test"), make_processor(8),
-                         rows=np.arange(5))  # fmt: skip
-    task = Classification(teacher.config, 10)
-    features = store_features(tmp_path, teacher, task, images, batch_size=5)
-    states = teacher(images.__getitems__(list(range(5)))["pixel_values"]).last_hidden_state
-    found = features.__getitems__(list(range(5)))
-    torch.testing.assert_close(found["features"], pool_tokens(states, teacher.config))
-    assert found["target"].tolist() == [images.images.target(row) for row in range(5)]
+def test_arrays_of_any_shape_come_back_from_arrow():
+    import pyarrow as pa
+
+    array = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    table = pa.table({"x": to_arrow(array)})
+    assert np.array_equal(from_arrow(table["x"]), array)
+    parts = pa.concat_tables([table.slice(3, 1), table.slice(0, 2)])
+    assert np.array_equal(from_arrow(parts["x"]), array[[3, 0, 1]])
 
 
-def test_a_full_disk_is_said_before_it_is_filled(teacher, tmp_path, monkeypatch):
-    from collections import namedtuple
+def test_held_out_training_images_select_and_never_train():
+    def splits(num_heads, seed=0, **values):
+        arguments = (ProbeArguments(**values), DenseArguments(), ReadingArguments())
+        return load_splits(*arguments, num_heads=num_heads, seed=seed)
 
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(1000))
-    images = ProbeImages(load_segmentation("digit_scenes", "test"), make_processor(8))
-    task = Segmentation(teacher.config, 11)
-    with pytest.raises(OSError, match="need .* GB in .*; only 1e-06 GB are free"):
-        store_features(tmp_path, teacher, task, images, batch_size=2)
-
-
-def test_a_share_of_the_training_images_selects(tmp_path):
-    def sets(**values):
-        values = {"output_dir": str(tmp_path), "steps": None, **values}
-        recipe, loop = build_arguments(values, ProbeArguments, LoopArguments)
-        crops = CropArguments(crop_scale=[], flip=0)
-        arguments = (recipe, crops, DenseArguments(), ReadingArguments(), loop)
-        return ProbeImageSets(*arguments, Classification, make_processor(8))
-
-    alone = sets()
+    alone = splits(1)
     assert len(alone.train_rows) == 1437 and len(alone.selection_rows) == 0
-    grid = sets(learning_rate_grid=[0.1, 1])
-    assert len(grid.train_rows) == 1437 and len(grid.selection_rows) == 144
-    assert set(grid.selection_rows) <= set(grid.train_rows)
-    few = sets(learning_rate_grid=[0.1, 1], train_images=100, test_images=20, seed=3)
-    assert (len(few.train_rows), len(few.selection_rows), len(few.validation_rows)) == (100, 10, 20)
-    assert np.array_equal(few.validation_rows, sets(test_images=20).validation_rows)
+    grid = splits(2)
+    assert len(grid.train_rows) == 1293 and len(grid.selection_rows) == 144
+    assert set(grid.train_rows) | set(grid.selection_rows) == set(range(1437))
+    few = splits(2, train_images=100, test_images=20, seed=3)
+    assert (len(few.train_rows), len(few.selection_rows), len(few.validation_rows)) == (90, 10, 20)
+    # all seeds are judged on the same images
+    assert np.array_equal(few.validation_rows, splits(1, test_images=20).validation_rows)
+    with pytest.raises(ValueError, match="at least two training images"):
+        splits(2, train_images=1)
