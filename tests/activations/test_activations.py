@@ -49,15 +49,6 @@ def test_anyone_can_open_it_with_datasets(store):
     assert np.array_equal(states, ours.numpy())
 
 
-def test_the_manifest_says_where_it_comes_from(store, images):
-    manifest = load_activations(store).manifest
-    assert manifest["image_size"] == [8, 8]
-    assert manifest["transform"]["crop_size"] == {"height": 8, "width": 8}
-    assert (manifest["num_images"], manifest["views"], manifest["seed"]) == (5, 2, 3)
-    assert {"torch", "transformers", "commit"} <= set(manifest["environment"])
-    assert manifest["dtype"] == "float16"
-
-
 def test_another_teacher_is_refused(store, teacher):
     with torch.no_grad():
         teacher.layernorm.bias[0] += 1

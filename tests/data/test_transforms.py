@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.decoding import look_up, pixel_table
 from raptor_hf.data.transforms import Augmentation
@@ -46,14 +46,6 @@ def test_crops_keep_to_scale_and_ratio():
     whole = Augmentation(size=(8, 8), scale=(2.0, 2.0), ratio=(4 / 3, 4 / 3))
     assert whole.draw_box(640, 480, rng) == (0, 0, 640, 480)
     assert whole.draw_box(640, 240, rng) == (160, 0, 320, 240)
-
-
-def test_the_whole_image_at_its_own_size_is_unchanged():
-    image, columns, _ = picture(12, 16)
-    augment = Augmentation(size=(12, 16), scale=(2, 2), ratio=(4 / 3, 4 / 3), flip=0)
-    view, target = augment(image, columns, np.random.default_rng(0))
-    assert np.array_equal(view, image)
-    assert np.array_equal(target, columns)
 
 
 def noise(size=(40, 30)):
@@ -156,10 +148,3 @@ def test_a_processor_that_does_more_hands_over_no_bytes(photographs):
 def test_crops_that_make_no_sense_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         CropArguments(**values)
-
-
-def test_a_resolution_is_one_number_or_two():
-    assert ReadingArguments(resolution=[98]).resolution == [98, 98]
-    assert ReadingArguments(resolution=[98, 140]).resolution == [98, 140]
-    with pytest.raises(ValueError, match="one or two numbers"):
-        ReadingArguments(resolution=[1, 2, 3])

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor
 
 from raptor_hf.data import (
     ImageViews,
@@ -42,14 +41,6 @@ def test_batches_lie_where_torch_allocates():
     assert kept["own"] is memory
 
 
-def test_the_first_view_is_the_image_itself(images):
-    image = images.read(3)
-    plain = images.processor(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(images[3]["pixel_values"], plain)
-    images.plain_first = False
-    assert not torch.equal(images[3]["pixel_values"], plain)
-
-
 def test_digits_are_split_without_overlap():
     train, test = load_digits("train"), load_digits("test")
     assert (len(train), len(test)) == (1437, 360)
@@ -60,31 +51,6 @@ def test_digits_are_split_without_overlap():
     assert counts.max() <= 38  # stratified
     with pytest.raises(ValueError, match="'train' and 'test'; got 'validation'"):
         load_images("digits", "validation")
-
-
-def test_processor_round_trip_without_torchvision(tmp_path):
-    make_processor(16).save_pretrained(tmp_path)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
-    white = processor(Image.new("RGB", (8, 8), "white"), return_tensors="pt")["pixel_values"]
-    assert white.shape == (1, 3, 16, 16)
-    torch.testing.assert_close(white[0, 0, 0, 0].item(), (1 - 0.485) / 0.229, rtol=1e-5, atol=1e-5)
-
-
-def test_a_corrupt_image_is_named():
-    good = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(good, "png")
-    rows = [{"bytes": good.getvalue(), "path": None}, {"bytes": b"not an image", "path": None}]
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a"]))
-    dataset = datasets.Dataset.from_dict({"image": rows, "label": [0, 0]}, features=features)
-    views = ImageViews(dataset, make_processor(8))
-    assert views[0]["pixel_values"].shape == (3, 8, 8)
-    with pytest.raises(ValueError, match="image 1 of the dataset can't be decoded"):
-        views.__getitems__([0, 1])
-
-
-def test_views_must_be_positive(images):
-    with pytest.raises(ValueError, match="at least 1; got 0"):
-        ImageViews(images.cells, images.processor, views=0)
 
 
 def photographs(unreadable, number=8):
