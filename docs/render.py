@@ -21,11 +21,10 @@ from evaluation.recurrence.page import cut_in_words
 from evaluation.recurrence.report import claims_table, load_study, paragraph
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
-    COLUMNS,
     load_results,
     markdown_table,
     mean_std,
-    published_rows,
+    published_table,
     results_table,
 )
 from raptor_hf.runs.files import read_json
@@ -126,12 +125,7 @@ def ablation() -> str:
 
 def published() -> str:
     """Return the paper's figures for DINOv2 ViT-B/14 with registers."""
-    heading = ["model", "phases"]
-    for name, column in COLUMNS.items():
-        heading.append(column.heading)
-        heading += ["of the teacher's (%)"] if name == "classification" else []
-    rows = published_rows(read_json(RESULTS / "published.json"), list(COLUMNS), len(heading))
-    return markdown_table(heading, rows)
+    return published_table(read_json(RESULTS / "published.json"))
 
 
 def dinov2_small() -> str:

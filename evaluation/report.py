@@ -29,9 +29,6 @@ class Arguments:
     pair: list[str] = field(
         default_factory=list, metadata={"help": "two models that differ in their start only"}
     )
-    baseline: str | None = field(
-        default=None, metadata={"help": "a smaller model among the results, drawn as a line"}
-    )
     published: bool = field(default=False, metadata={"help": "show the paper's numbers too"})
     ablation: str | None = field(default=None, metadata={"help": "folder of training/ablate.sh"})
 
@@ -54,7 +51,6 @@ def main(argv: list[str] | None = None) -> None:
         reports.load_results(arguments.results),
         output_dir,
         pair=tuple(arguments.pair) or None,
-        baseline=arguments.baseline,
         published=read_json(PUBLISHED) if arguments.published else None,
         ablation=arguments.ablation,
     )

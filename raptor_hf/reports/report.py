@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from ..runs.files import read_json
 from .figures import plot_bars, plot_r2_per_layer
 from .tables import (
@@ -25,7 +23,7 @@ _FIGURES = {
     "segmentation: image, truth, predictions": "segmentation.png",
     "depth: image, truth, predictions": "depth.png",
 }
-_MEANING = {
+_FIGURES_OF_TASKS = {
     "classification": "accuracy of a linear probe on the frozen backbone",
     "segmentation": "mean IoU of a linear layer on the patches",
     "depth": "RMSE of a linear layer on patches and cls, in metres",
@@ -34,20 +32,103 @@ _MEANING = {
 }
 
 
+def write_report(
+    results: list[dict],
+    output_dir: str | Path,
+    *,
+    pair: tuple[str, str] | None = None,
+    published: dict | None = None,
+    ablation: str | Path | None = None,
+) -> str:
+    """Write `report.md` and its figures; return the main table in Markdown.
+
+    Args:
+        pair: two models that differ only in how their blocks started (teacher, random).
+        published: `evaluation/results/published.json`, shown beside ours and marked.
+        ablation: folder of `training/ablate.sh`.
+
+    Raises:
+        ValueError: results of no Raptor, none of the teacher, or none of a model of the pair.
+    """
+    output_dir = Path(output_dir)
+    table = results_table(results, published)
+    sections = ["# Raptor report", *_data_section(results), table]
+    if published:
+        sections.append(
+            "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
+            f"{published['source']['citation']}. {published['source']['note']}"
+        )
+    if any("best_on_validation" in result for result in results):
+        sections += ["## Probes", probes_table(results)]
+
+    # figures: those that are drawn here, and those that lie in the folder already
+    raptors = {result["model"] for result in results if result["phases"]}
+    if not raptors:
+        raise ValueError("The report is about Raptors; there are only results of other models.")
+    names = [name for name in model_names(results) if name in raptors]
+    _draw_figures(results, [name for name in names if not pair or name != pair[1]], output_dir)
+    for title, name in _FIGURES.items():
+        if (output_dir / name).exists():
+            sections.append(f"![{title}]({name})")
+
+    sections += _pair_section(results, pair) if pair else []
+    sections += ablation_section(ablation, published) if ablation else []
+    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return table
+
+
 def _data_section(results: list[dict]) -> list[str]:
-    """Return what was measured on which images, a line a task."""
+    """Return the figure and the images of every task, a line each."""
     lines = []
-    for task, meaning in _MEANING.items():
+    for task, figure in _FIGURES_OF_TASKS.items():
         facts = next((result for result in results if result["task"] == task), None)
         if facts:
             images = f"{facts['num_images']} images of {facts['dataset']!r} ({facts['split']})"
-            lines.append(f"- {task}: {meaning}, on {images}")
+            lines.append(f"- {task}: {figure}, on {images}")
     seeds = sorted({result["seed"] for result in results})
     text = (
         f"Seeds {seeds}. Teacher and Raptors go through the same code. `constant` looks at no "
         "image: it answers with the most frequent class, or the mean depth, of the training images."
     )
     return [text, "\n".join(lines)]
+
+
+def _draw_figures(results: list[dict], names: list[str], output_dir: Path) -> None:
+    """Draw `against_k.png` and `r2_per_layer.png` of some Raptors."""
+    facts = {result["model"]: result for result in results}
+    teacher = values_of(results, "teacher", "classification", "accuracy")
+    bars, curves = {}, {}
+    for name in names:
+        accuracy = values_of(results, name, "classification", "accuracy")
+        shares = 100 * accuracy / teacher.mean() if len(teacher) else teacher
+        label = f"{name}\nk = {len(facts[name]['phases'])}"
+        bars[label] = (shares, values_of(results, name, "r2", "mean", "all"))
+        curve = {}
+        for group in ("cls", "registers", "patches"):
+            r2 = values_of(results, name, "r2", "layers", group)
+            if len(r2):
+                curve[group] = r2.mean(axis=0)
+        if curve:
+            curves[name] = curve
+    if len(teacher):
+        plot_bars(bars, output_dir / "against_k.png")
+    if curves:
+        plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
+
+
+def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
+    """Compare two models that differ only in how their blocks started (teacher, random)."""
+    rows = []
+    for name, start in zip(pair, ("the teacher's layers", "random"), strict=True):
+        r2 = [values_of(results, name, "r2", "mean", group) for group in ("all", "cls")]
+        if not len(r2[0]):
+            raise ValueError(f"There is no R² result of {name!r}; check --pair {' '.join(pair)}.")
+        rows.append([name, start, *(mean_std(values, 3) for values in r2)])
+    return [
+        "## Blocks that start from the teacher's layers, against random ones",
+        "Same data, same number of steps in both stages, same seeds.",
+        markdown_table(["model", "start", "R², all tokens", "R², cls"], rows),
+    ]
 
 
 def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
@@ -69,101 +150,3 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
         "linear head as it is; the last row fine-tunes that head on the same blocks.",
         ablation_table(results, published),
     ]
-
-
-def _pair_section(results: list[dict], pair: tuple[str, str]) -> list[str]:
-    """Compare two models that differ only in how their blocks started (teacher, random).
-
-    Raises:
-        ValueError: no R² results of one of the two.
-    """
-    for name in pair:
-        if not len(values_of(results, name, "r2", "mean", "all")):
-            raise ValueError(f"There is no R² result of {name!r}; check --pair {' '.join(pair)}.")
-    rows = [
-        [name, start]
-        + [mean_std(values_of(results, name, "r2", "mean", group), 3) for group in ("all", "cls")]
-        for name, start in zip(pair, ("the teacher's layers", "random"), strict=True)
-    ]
-    return [
-        "## Blocks that start from the teacher's layers, against random ones",
-        "Same data, same number of steps in both stages, same seeds.",
-        markdown_table(["model", "start", "R², all tokens", "R², cls"], rows),
-    ]
-
-
-def _draw_figures(
-    results: list[dict], names: list[str], output_dir: Path, baseline: str | None
-) -> None:
-    """Draw `against_k.png` and `r2_per_layer.png` of some Raptors."""
-    facts = {result["model"]: result for result in results}
-    judged = values_of(results, "teacher", "classification", "accuracy")
-    teacher = judged.mean() / 100 if len(judged) else np.nan
-    bars, curves = {}, {}
-    for name in names:
-        accuracy = values_of(results, name, "classification", "accuracy") / teacher
-        label = f"{name}\nk = {len(facts[name]['phases'])}"
-        bars[label] = (accuracy, values_of(results, name, "r2", "mean", "all"))
-        layers = {
-            group: values_of(results, name, "r2", "layers", group)
-            for group in ("cls", "registers", "patches")
-        }
-        curves[name] = {group: r2.mean(axis=0) for group, r2 in layers.items() if len(r2)}
-    line = None
-    if baseline:
-        share = values_of(results, baseline, "classification", "accuracy") / teacher
-        if not len(share):
-            raise ValueError(
-                f"There is no result for the baseline {baseline!r}; the models are "
-                f"{', '.join(model_names(results))}."
-            )
-        line = (baseline, share.mean())
-    if not names:
-        raise ValueError("The report is about Raptors; there are only results of other models.")
-    if len(judged):
-        plot_bars(bars, output_dir / "against_k.png", baseline=line)
-    curves = {name: curve for name, curve in curves.items() if curve}
-    if curves:
-        plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
-
-
-def write_report(
-    results: list[dict],
-    output_dir: str | Path,
-    *,
-    pair: tuple[str, str] | None = None,
-    baseline: str | None = None,
-    published: dict | None = None,
-    ablation: str | Path | None = None,
-) -> str:
-    """Write `report.md` and its figures; returns the Markdown of the main table.
-
-    Args:
-        pair: two models that differ only in how their blocks started (teacher, random).
-        baseline: a smaller model among the results, drawn as a line (the paper's ViT-S).
-        published: `evaluation/results/published.json`, shown beside ours and marked.
-        ablation: folder of `training/ablate.sh`.
-    """
-    output_dir = Path(output_dir)
-    table = results_table(results, published)
-    raptors = {result["model"] for result in results if result["phases"]}
-    names = [name for name in model_names(results) if name in raptors]
-    _draw_figures(results, [n for n in names if pair is None or n != pair[1]], output_dir, baseline)
-    sections = [
-        "# Raptor report",
-        *_data_section(results),
-        table,
-    ]
-    if published:
-        sections.append(
-            "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
-            f"{published['source']['citation']}. {published['source']['note']}"
-        )
-    if any("best_on_validation" in result for result in results):
-        sections += ["## Probes", probes_table(results)]
-    for title, name in _FIGURES.items():
-        sections += [f"![{title}]({name})"] if (output_dir / name).exists() else []
-    sections += _pair_section(results, pair) if pair else []
-    sections += ablation_section(ablation, published) if ablation else []
-    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    return table

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..runs.files import read_json
 
 
-class _Column(NamedTuple):
-    """How a task's figure is shown: the key among a result's metrics, heading, scale, decimals."""
+class Column(NamedTuple):
+    """One figure in tables: its key among a result's metrics, heading, scale and decimals."""
 
     metric: str
     heading: str
@@ -18,17 +19,17 @@ class _Column(NamedTuple):
 
 
 COLUMNS = {
-    "classification": _Column("accuracy", "accuracy (%)", 100, 1),
-    "segmentation": _Column("miou", "mIoU (%)", 100, 1),
-    "depth": _Column("rmse_m", "depth RMSE (m)", 1, 3),
+    "classification": Column("accuracy", "accuracy (%)", 100, 1),
+    "segmentation": Column("miou", "mIoU (%)", 100, 1),
+    "depth": Column("rmse_m", "depth RMSE (m)", 1, 3),
 }
-# headings of the R² columns: where a result file has them
-_R2_COLUMNS = {
-    "R², all tokens": ("mean", "all"),
-    "R², cls": ("mean", "cls"),
-    "R², patches": ("mean", "patches"),
-    "R² (reference's definition)": ("reference",),
-}
+_R2_COLUMNS = (
+    Column("mean/all", "R², all tokens", 1, 3),
+    Column("mean/cls", "R², cls", 1, 3),
+    Column("mean/patches", "R², patches", 1, 3),
+    Column("reference", "R² (reference's definition)", 1, 3),
+)
+_SHARE = "of the teacher's (%)"
 ABLATION = {
     "teacher_forcing": "teacher forcing only",
     "autoregressive": "+ autoregressive",
@@ -37,9 +38,7 @@ ABLATION = {
     "second_stage": "+ second stage",
     "tuned_classifier": "+ tuned classifier",
 }
-
-# the images that a result is about; results of earlier versions lack some of it
-_JUDGED_ON = ("dataset", "split", "num_images", "images_sha256")
+_SAME_IMAGES = ("dataset", "split", "num_images", "images_sha256")
 
 
 def load_results(folders: list[str | Path]) -> list[dict]:
@@ -47,61 +46,58 @@ def load_results(folders: list[str | Path]) -> list[dict]:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file is no result, two hold the same (model, task, seed), which would count
-            twice, or a task was judged on several datasets or other images, whose figures can't
-            be compared.
+        ValueError: a file is no result; two hold the same (model, task, seed), which would count
+            twice; or a task was judged on other images, whose figures can't be compared.
     """
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.json"))]
     if not files:
         raise FileNotFoundError(f"No result files (*.json) in {', '.join(map(str, folders))}.")
-    read: dict[tuple, Path] = {}
-    judged_on: dict[str, dict] = {}
     results = [read_json(file) for file in files]
     for file, result in zip(files, results, strict=True):
         if not {"model", "task", "seed", "metrics"} <= set(result):
             raise ValueError(
                 f"{file} is no result file: expected the keys model, task, seed and metrics."
             )
-        key = (result["model"], result["task"], result["seed"])
-        if key in read:
-            raise ValueError(
-                f"{read[key]} and {file} both hold the result of model, task, seed = {key}. "
-                "Leave one of the folders out."
-            )
-        read[key] = file
-        data = {name: result.get(name) for name in _JUDGED_ON}
-        others = judged_on.setdefault(result["task"], data)
-        differing = [
-            f"{name} {data[name]!r}, not {others[name]!r}"
-            for name in _JUDGED_ON
-            if None not in (data[name], others[name]) and data[name] != others[name]
-        ]
-        if differing:
-            raise ValueError(
-                f"{file} was judged on other images than the other results of {result['task']}: "
-                f"{'; '.join(differing)}. Make a report for each, or judge all on the same ones."
-            )
+
+    table = pd.DataFrame(results)
+    twice = table.duplicated(["model", "task", "seed"], keep=False)
+    if twice.any():
+        first, second = [file for file, same in zip(files, twice, strict=True) if same][:2]
+        raise ValueError(
+            f"{first} and {second} both hold a result of one model, task and seed. Leave one of "
+            "the folders out."
+        )
+
+    # results of earlier versions lack some of these keys
+    for task, of_task in table.groupby("task"):
+        for key in table.columns.intersection(_SAME_IMAGES):
+            values = of_task[key].dropna().unique().tolist()
+            if len(values) > 1:
+                raise ValueError(
+                    f"The results of {task} are about other images: {key} is {values[0]!r} and "
+                    f"{values[1]!r}. Make a report for each, or judge all on the same images."
+                )
     return results
 
 
 def values_of(results: list[dict], model: str, task: str, *keys: str) -> np.ndarray:
     """Return one figure of a model over its seeds: (seeds,), or (seeds, L) for figures per layer.
 
-    Results that lack the figure are left out.
+    Results without the figure are left out.
     """
     values = []
     for result in sorted(results, key=lambda result: result["seed"]):
         if (result["model"], result["task"]) == (model, task):
             value = result["metrics"]
             for key in keys:
-                value = value.get(key) if value is not None else None
+                value = (value or {}).get(key)
             if value is not None:
                 values.append(value)
     return np.array(values)
 
 
 def mean_std(values: np.ndarray, digits: int) -> str:
-    """Return `mean ± std` over seeds, the one value that there is, or a dash."""
+    """Return `mean ± std` over seeds, the only value, or a dash."""
     if not len(values):
         return "–"
     mean = f"{values.mean():.{digits}f}"
@@ -115,7 +111,7 @@ def markdown_table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def model_names(results: list[dict]) -> list[str]:
-    """Order models: the teacher, other baselines, the Raptors by their number of blocks."""
+    """Return the models in order: the teacher, other baselines, Raptors by their blocks."""
     facts = {result["model"]: result for result in results}
     return sorted(
         facts, key=lambda name: (len(facts[name]["phases"] or ()), name != "teacher", name)
@@ -126,52 +122,79 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     """Return the main table in Markdown, a row a model, `mean ± std` over model seeds.
 
     Args:
-        results: as from `load_results`; columns without any figure are left out.
+        results: from `load_results`; columns without any figure are left out.
         published: `evaluation/results/published.json`; its rows follow, marked as published.
 
     Raises:
         ValueError: no results of the teacher, which is the 100 % row.
     """
-    facts = {result["model"]: result for result in results}
     names = model_names(results)
-    tasks = [task for task in COLUMNS if any(result["task"] == task for result in results)]
-    if published:
-        tasks = [task for task in COLUMNS if task in tasks or _published_value(published, task)]
-    r2 = {
-        heading: keys
-        for heading, keys in _R2_COLUMNS.items()
-        if any(len(values_of(results, name, "r2", *keys)) for name in names)
-    }
-    heading = ["model", "phases"]
-    for task in tasks:
-        heading.append(COLUMNS[task].heading)
-        heading += ["of the teacher's (%)"] if task == "classification" else []
-    heading += [*r2, "parameters of the blocks", "of the teacher's layers (%)"]
-    if "teacher" not in facts:
+    if "teacher" not in names:
         raise ValueError(f"The table needs results of the teacher; got only {', '.join(names)}.")
-    judged = values_of(results, "teacher", "classification", "accuracy")
-    teacher = judged.mean() if len(judged) else np.nan
-    layers = facts["teacher"]["block_parameters"]
-    rows = []
-    for name in names:
-        cells = [name, "–" if facts[name]["phases"] is None else str(facts[name]["phases"])]
-        for task in tasks:
-            column = COLUMNS[task]
-            values = values_of(results, name, task, column.metric)
-            cells.append(mean_std(column.scale * values, column.digits))
+    seeds = pd.json_normalize(results, sep="/", max_level=2)
+    facts = seeds.drop_duplicates("model", keep="last").set_index("model")
+    table = pd.DataFrame({"phases": facts["phases"]}, index=names)
+
+    # figures of tasks, and of states
+    columns = [*COLUMNS.items(), *(("r2", column) for column in _R2_COLUMNS)]
+    for task, column in columns:
+        figures = seeds[seeds["task"] == task].set_index("model")
+        if (key := f"metrics/{column.metric}") in figures:
+            figures = figures[key].dropna().groupby("model")
+            table[column.heading] = figures.agg(
+                lambda values, c=column: mean_std(c.scale * values.to_numpy(), c.digits)
+            )
             if task == "classification":
-                cells.append(f"{100 * values.mean() / teacher:.1f}" if len(values) else "–")
-        cells += [mean_std(values_of(results, name, "r2", *keys), 3) for keys in r2.values()]
-        parameters = facts[name]["block_parameters"]
-        size = [f"{parameters:,}", f"{100 * parameters / layers:.1f}"] if parameters else ["–", "–"]
-        rows.append([*cells, *size])
+                shares = 100 * figures.mean() / figures.mean().get("teacher", np.nan)
+                table[_SHARE] = shares.map("{:.1f}".format)
+
+    # sizes
+    parameters = facts["block_parameters"].dropna()
+    shares = 100 * parameters / parameters["teacher"]
+    table["parameters of the blocks"] = parameters.map("{:,.0f}".format)
+    table["of the teacher's layers (%)"] = shares.map("{:.1f}".format)
     if published:
-        rows += published_rows(published, tasks, len(heading))
-    return markdown_table(heading, rows)
+        table = pd.concat([table, published_figures(published)])
+    return _markdown(table)
+
+
+def published_figures(published: dict) -> pd.DataFrame:
+    """Return the published figures as text, a row a model, marked as published."""
+    results = pd.DataFrame(published["results"])
+    names = list(results["model"].unique())
+    phases = results.drop_duplicates("model").set_index("model")["phases"]
+    table = pd.DataFrame({"phases": phases}, index=names)
+    for task, column in COLUMNS.items():
+        of_task = results[results["task"] == task].set_index("model")
+        mean, std = of_task["mean"], of_task["std"].dropna()
+        text = (column.scale * mean).map(f"{{:.{column.digits}f}}".format)
+        spread = (column.scale * std).map(f" ± {{:.{column.digits}f}}".format)
+        table[column.heading] = text + spread.reindex(text.index, fill_value="")
+        if task == "classification":
+            table[_SHARE] = (100 * mean / mean[published["teacher"]]).map("{:.1f}".format)
+    return table.rename(index="{} (published)".format)
+
+
+def published_table(published: dict) -> str:
+    """Return the table of published figures in Markdown."""
+    return _markdown(published_figures(published))
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """Return a table of texts in Markdown, with a dash for what is missing."""
+    # a column that only published models have stands with those of the tasks
+    order = ["phases"]
+    for task, column in COLUMNS.items():
+        order += [column.heading, _SHARE] if task == "classification" else [column.heading]
+    order = [heading for heading in order if heading in table]
+    order += [heading for heading in table if heading not in order]
+    table = table[order].astype(object)
+    cells = table.where(table.notna(), "–").astype(str).reset_index(names="model")
+    return markdown_table(list(cells.columns), cells.to_numpy().tolist())
 
 
 def probes_table(results: list[dict]) -> str:
-    """Return, for every probe, the last epoch, the best of all epochs, and k-NN.
+    """Return the table of probes: the last epoch, the best of all epochs, and k-NN.
 
     The best epoch is picked on the images that it is reported for, as the reference does: it
     flatters, and is here for comparison.
@@ -179,52 +202,29 @@ def probes_table(results: list[dict]) -> str:
     rows = []
     for name in model_names(results):
         for task, column in COLUMNS.items():
-            last = values_of(results, name, task, column.metric)
-            own_results = [r for r in results if (r["model"], r["task"]) == (name, task)]
-            best = [r["best_on_validation"] for r in own_results if "best_on_validation" in r]
-            if not best:
+            probes = [r for r in results if (r["model"], r["task"]) == (name, task)]
+            probes = [r for r in probes if "best_on_validation" in r]
+            if not probes:
                 continue
-            figures = np.array([point["metrics"][column.metric] for point in best])
-            knn = np.array([r["knn"][column.metric] for r in own_results if "knn" in r])
-            selected = sorted({r["selected"]["pooling"] for r in own_results})
-            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in own_results})
-            columns = [mean_std(column.scale * v, column.digits) for v in (last, figures, knn)]
+            best = [r["best_on_validation"] for r in probes]
+            figures = [
+                values_of(results, name, task, column.metric),
+                np.array([point["metrics"][column.metric] for point in best]),
+                np.array([r["knn"][column.metric] for r in probes if "knn" in r]),
+            ]
+            last, flattered, knn = (mean_std(column.scale * v, column.digits) for v in figures)
             epochs = ", ".join(str(point["epoch"]) for point in best)
-            columns.insert(2, epochs)
-            rows.append([name, column.heading, *columns, ", ".join(selected), ", ".join(rates)])
+            poolings = ", ".join(sorted({r["selected"]["pooling"] for r in probes}))
+            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in probes})
+            rows.append(
+                [name, column.heading, last, flattered, epochs, knn, poolings, ", ".join(rates)]
+            )
     heading = ["model", "figure", "last epoch", "best on validation", "in epoch", "k-NN"]
     return markdown_table([*heading, "head on", "learning rate"], rows)
 
 
-def _published_value(published: dict, task: str, model: str | None = None) -> dict | None:
-    """Return the published figure of a task, of a model or of the first one that has it."""
-    value = (
-        row for row in published["results"] if row["task"] == task and model in (None, row["model"])
-    )
-    return next(value, None)
-
-
-def published_rows(published: dict, tasks: list[str], width: int) -> list[list[str]]:
-    """Return rows of the main table for published models, marked as such."""
-    rows = []
-    teacher = _published_value(published, "classification", published["teacher"])["mean"]
-    for model in dict.fromkeys(row["model"] for row in published["results"]):
-        phases = next(row["phases"] for row in published["results"] if row["model"] == model)
-        cells = [f"{model} (published)", "–" if phases is None else str(phases)]
-        for task in tasks:
-            row, column = _published_value(published, task, model), COLUMNS[task]
-            spread = ""
-            if row and row["std"] is not None:
-                spread = f" ± {column.scale * row['std']:.{column.digits}f}"
-            cells.append(f"{column.scale * row['mean']:.{column.digits}f}{spread}" if row else "–")
-            if task == "classification":
-                cells.append(f"{100 * row['mean'] / teacher:.1f}" if row else "–")
-        rows.append(cells + ["–"] * (width - len(cells)))
-    return rows
-
-
 def ablation_table(results: list[dict], published: dict | None = None) -> str:
-    """Return what each part of the recipe adds, a row a part, in Markdown.
+    """Return the gain of each part of the recipe, a row a part, in Markdown.
 
     Args:
         results: of models that are named by the keys of `ABLATION`.
@@ -233,11 +233,9 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
     Raises:
         ValueError: rows of the ablation are missing, for some of the seeds or all.
     """
-    models = {(r["model"], r["seed"]) for r in results if r["task"] == "classification"}
-    seeds = sorted({seed for model, seed in models if model in ABLATION})
-    missing = [
-        name for name in ABLATION if any((name, seed) not in models for seed in seeds or [0])
-    ]
+    judged = {(r["model"], r["seed"]) for r in results if r["task"] == "classification"}
+    seeds = sorted({seed for model, seed in judged if model in ABLATION})
+    missing = [name for name in ABLATION if any((name, s) not in judged for s in seeds or [0])]
     if missing:
         raise ValueError(
             f"The ablation lacks results for {', '.join(missing)} (seeds {seeds}): let "
@@ -250,8 +248,9 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
         accuracy = 100 * values_of(results, name, "classification", "accuracy")
         gain = "" if before is None else f"{accuracy.mean() - before:+.1f}"
         before = accuracy.mean()
-        r2 = [values_of(results, name, "r2", "mean", group) for group in ("all", "cls")]
-        cells = [label, mean_std(accuracy, 1), gain, *(mean_std(values, 3) for values in r2)]
+        cells = [label, mean_std(accuracy, 1), gain]
+        for group in ("all", "cls"):
+            cells.append(mean_std(values_of(results, name, "r2", "mean", group), 3))
         if published:
             step = next(row for row in published["ablation"] if row["step"] == name)
             cells.append(f"{100 * step['mean']:.1f}")

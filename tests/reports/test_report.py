@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from evaluation.report import PUBLISHED
-from raptor_hf.reports.figures import axis_limits
 from raptor_hf.reports.report import write_report
 from raptor_hf.reports.tables import ABLATION, load_results, mean_std, results_table
 from raptor_hf.runs.files import read_json
@@ -24,6 +23,14 @@ def results():
     return rows
 
 
+def written(folder, rows):
+    """A folder with these results."""
+    folder.mkdir(parents=True)
+    for number, row in enumerate(rows):
+        (folder / f"{number}.json").write_text(json.dumps(row))
+    return folder
+
+
 def test_table_by_hand(results):
     lines = results_table(results).splitlines()
     assert lines[2].startswith("| teacher | – | 97.0 ± 1.4 | 100.0 | – | – | – | 1,200 | 100.0 |")
@@ -31,17 +38,11 @@ def test_table_by_hand(results):
         "| raptor_k2 | [4, 2] | 95.5 ± 0.7 | 98.5 | 0.910 ± 0.014 | 0.910 ± 0.014 | 0.910 ± 0.014 "
         "| 300 | 25.0 |"
     )
-
-
-def test_one_seed_has_no_spread():
-    assert mean_std(np.array([0.12345]), 3) == "0.123"
+    assert mean_std(np.array([0.12345]), 3) == "0.123"  # one seed has no spread
 
 
 def test_report_and_figures(results, tmp_path):
-    (tmp_path / "results").mkdir()
-    for number, row in enumerate(results):
-        (tmp_path / "results" / f"{number}.json").write_text(json.dumps(row))
-    loaded = load_results([tmp_path / "results"])
+    loaded = load_results([written(tmp_path / "results", results)])
     table = write_report(loaded, tmp_path, pair=("raptor_k2", "raptor_k2_random_init"))
     text = (tmp_path / "report.md").read_text()
     assert table in text
@@ -49,11 +50,6 @@ def test_report_and_figures(results, tmp_path):
     for figure in ("against_k.png", "r2_per_layer.png"):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
         assert figure in text
-
-
-def test_no_results_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No result files"):
-        load_results([tmp_path])
 
 
 def test_the_table_takes_every_task_and_baseline_that_has_results(results):
@@ -74,18 +70,16 @@ def test_the_table_takes_every_task_and_baseline_that_has_results(results):
 
 def test_the_references_r2_has_a_column_where_it_was_measured(results):
     assert "reference" not in results_table(results)
-    for number, row in enumerate(results):
-        if row["task"] == "r2" and row["model"] == "raptor_k2":
-            results[number] = {**row, "metrics": {**row["metrics"], "reference": 0.75}}
+    for row in results:
+        if (row["model"], row["task"]) == ("raptor_k2", "r2"):
+            row["metrics"]["reference"] = 0.75
     lines = results_table(results).splitlines()
     assert "| R² (reference's definition) |" in lines[0]
-    assert "| 0.750 ± 0.000 | 300 |" in lines[3]
-    assert "| – | 300 |" in lines[4]
+    assert "| 0.750 ± 0.000 | 300 |" in lines[3] and "| – | 300 |" in lines[4]
 
 
 def test_published_numbers_are_the_papers_and_marked(results):
-    published = read_json(PUBLISHED)
-    lines = results_table(results, published).splitlines()
+    lines = results_table(results, read_json(PUBLISHED)).splitlines()
     (row,) = (line for line in lines if line.startswith("| Raptor k=3"))
     assert row.startswith(
         "| Raptor k=3 (published) | [7, 3, 2] | 83.0 ± 0.1 | 98.2 | 43.0 ± 0.3 | 0.618 ± 0.006 |"
@@ -99,14 +93,12 @@ def test_published_numbers_are_the_papers_and_marked(results):
 def ablation(tmp_path):
     """Two seeds of an ablation in which every step adds two points."""
     for seed in (0, 1):
-        folder = tmp_path / "ablation" / f"seed_{seed}" / "head" / "results"
-        folder.mkdir(parents=True)
+        rows = []
         for step, name in enumerate(ABLATION):
             accuracy = {"accuracy": 0.5 + 0.02 * step + 0.01 * seed}
-            r2 = {"mean": {"all": 0.9, "cls": 0.8}}
-            for task, metrics in (("classification", accuracy), ("r2", r2)):
-                row = result(name, task, seed, metrics, [4, 2])
-                (folder / f"{name}_{task}.json").write_text(json.dumps(row))
+            rows.append(result(name, "classification", seed, accuracy, [4, 2]))
+            rows.append(result(name, "r2", seed, {"mean": {"all": 0.9, "cls": 0.8}}, [4, 2]))
+        written(tmp_path / "ablation" / f"seed_{seed}" / "head" / "results", rows)
     time = {"command": "bash training/ablate.sh digits", "seconds": 600}
     (tmp_path / "ablation" / "time.json").write_text(json.dumps(time))
     return tmp_path / "ablation"
@@ -120,51 +112,38 @@ def test_the_ablation_by_hand(results, ablation, tmp_path):
     assert row in text
     assert "| + autoregressive | 52.5 ± 0.7 | +2.0 | 0.900 ± 0.000 | 0.800 ± 0.000 | 72.7 |" in text
     assert "| + tuned classifier | 60.5 ± 0.7 | +2.0 |" in text
-    (ablation / "seed_0" / "head" / "results" / "depth_scaling_classification.json").unlink()
-    (ablation / "seed_1" / "head" / "results" / "depth_scaling_classification.json").unlink()
-    with pytest.raises(ValueError, match="lacks results for depth_scaling"):
+    # depth_scaling's accuracy of one seed
+    (ablation / "seed_1" / "head" / "results" / "4.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks results for depth_scaling \(seeds \[0, 1\]\)"):
         write_report(results, tmp_path, ablation=ablation)
 
 
-def test_an_ablation_with_uneven_seeds_is_refused(results, ablation, tmp_path):
-    (ablation / "seed_1" / "head" / "results" / "second_stage_classification.json").unlink()
-    with pytest.raises(ValueError, match=r"lacks results for second_stage \(seeds \[0, 1\]\)"):
-        write_report(results, tmp_path, ablation=ablation)
+def changed(rows, number, **changes):
+    """The same results, one of them with changes."""
+    rows = [{**row, "images_sha256": "def"} for row in rows]
+    return [*rows[:number], {**rows[number], **changes}, *rows[number + 1 :]]
 
 
-def test_results_that_count_twice_or_lack_a_model_are_refused(results, tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(results[0]))
-    with pytest.raises(ValueError, match="both hold the result of .*'teacher', 'classification'"):
-        load_results([tmp_path, tmp_path])
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no result file"):
-        load_results([tmp_path])
+@pytest.mark.parametrize(
+    ("rows", "error", "word"),
+    [
+        (lambda rows: [], FileNotFoundError, "No result files"),
+        (lambda rows: [{}], ValueError, "no result file"),
+        (lambda rows: [*rows, rows[0]], ValueError, "both hold"),
+        (lambda rows: changed(rows, 1, num_images=7), ValueError, "num_images is 360 and 7"),
+        (lambda rows: changed(rows, 1, images_sha256="abc"), ValueError, "'def' and 'abc'"),
+        (lambda rows: changed(rows, 1, dataset="pets"), ValueError, "'digits' and 'pets'"),
+    ],
+)
+def test_results_that_make_no_table_are_refused(rows, error, word, results, tmp_path):
+    with pytest.raises(error, match=word):
+        load_results([written(tmp_path / "results", rows(results))])
+
+
+def test_a_report_needs_the_teacher_a_raptor_and_its_pair(results, tmp_path):
     with pytest.raises(ValueError, match="no R² result of 'nope'"):
         write_report(results, tmp_path, pair=("raptor_k2", "nope"))
-    with pytest.raises(ValueError, match="needs results of the teacher; got only raptor_k2"):
+    with pytest.raises(ValueError, match="needs results of the teacher"):
         results_table([row for row in results if row["model"] != "teacher"])
     with pytest.raises(ValueError, match="about Raptors"):
         write_report([row for row in results if row["model"] == "teacher"], tmp_path)
-
-
-def test_the_baseline_of_the_figure_must_be_there(results, tmp_path):
-    with pytest.raises(ValueError, match="no result for the baseline 'vit_s'; the models are"):
-        write_report(results, tmp_path, baseline="vit_s")
-
-
-def test_axes_are_the_published_ones_until_a_value_leaves_them():
-    assert axis_limits(np.array([96.0, 99.0]), (90, 100), 5) == (90, 100)
-    assert axis_limits(np.array([88.0, 101.0]), (90, 100), 5) == (85, 105)
-
-
-def test_results_of_other_images_are_refused(results, tmp_path):
-    for changes, message in (
-        ({"num_images": 7}, "num_images 7, not 360"),
-        ({"images_sha256": "abc"}, "images_sha256 'abc', not 'def'"),
-        ({"dataset": "pets"}, "dataset 'pets', not 'digits'"),
-    ):
-        for number, row in enumerate(results):
-            row = {**row, "images_sha256": "def", **(changes if number == 1 else {})}
-            (tmp_path / f"{number}.json").write_text(json.dumps(row))
-        with pytest.raises(ValueError, match=f"judged on other images .*{message}"):
-            load_results([tmp_path])
