@@ -1,9 +1,8 @@
-"""The configuration of a Raptor: its teacher's, and how few blocks replace its layers.
+"""The configuration of a Raptor: its teacher's, and the blocks that replace the layers.
 
-This file and the two `modeling_raptor*.py` travel with every model to the Hub: they import torch,
+This file and the two `modeling_raptor*.py` are saved with every model: they import torch,
 transformers and each other, and nothing else of this package.
 """
-# Over 300 lines: the table of teachers travels with it.
 
 import copy
 import difflib
@@ -83,7 +82,7 @@ TEACHER_FAMILIES = {
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }
 
-# model types that are no plain Vision Transformers, and why blocks can't stand for their layers
+# model types that can't teach, and why
 _REFUSED = {
     **dict.fromkeys(
         ("swin", "swinv2", "hiera", "pvt", "pvt_v2", "cvt", "levit", "convnext", "convnextv2",
@@ -106,7 +105,7 @@ _REFUSED = {
 
 
 class TokenLayout(NamedTuple):
-    """How many tokens of each group a state holds, in their order: cls, registers, patches."""
+    """Numbers of tokens before the patches of a state, in their order: cls, registers."""
 
     num_cls: int
     num_registers: int
@@ -118,12 +117,12 @@ class TokenLayout(NamedTuple):
 
     def groups(self) -> dict[str, slice]:
         """Return the non-empty token groups as slices of a state's token axis (…, N, D)."""
-        ends = {"cls": self.num_cls, "registers": self.num_prefix_tokens, "patches": None}
-        groups, start = {}, 0
-        for name, end in ends.items():
-            if end is None or end > start:
-                groups[name] = slice(start, end)
-            start = end
+        groups = {}
+        if self.num_cls:
+            groups["cls"] = slice(0, self.num_cls)
+        if self.num_registers:
+            groups["registers"] = slice(self.num_cls, self.num_prefix_tokens)
+        groups["patches"] = slice(self.num_prefix_tokens, None)
         return groups
 
 
@@ -131,11 +130,13 @@ def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
     """Return the row of `TEACHER_FAMILIES` for a teacher.
 
     Raises:
-        ValueError: there is none; the reason, and the families that there are.
+        ValueError: a family without a row; with the reason, and the families that have one.
     """
     model_type = teacher_config.model_type
     if model_type not in TEACHER_FAMILIES:
-        reason = f": {_REFUSED[model_type]}" if model_type in _REFUSED else ""
+        reason = ""
+        if model_type in _REFUSED:
+            reason = f": {_REFUSED[model_type]}"
         raise ValueError(
             f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
             f"got a model of type {model_type!r}{reason}."
@@ -152,25 +153,24 @@ def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def token_layout(config: PreTrainedConfig) -> TokenLayout:
-    """Return the token layout of a teacher's or of a Raptor's states, worked out from its
-    configuration.
-    """
+    """Return the token layout of the states of a teacher or a Raptor."""
     teacher_config = getattr(config, "teacher_config", config)
     family = teacher_family(teacher_config)
-    return TokenLayout(
-        *(
-            number if isinstance(number, int) else getattr(teacher_config, number)
-            for number in (family.cls, family.registers)
-        )
-    )
+    numbers = []
+    for number in (family.cls, family.registers):
+        if isinstance(number, str):  # a field of the configuration
+            number = getattr(teacher_config, number)
+        numbers.append(number)
+    return TokenLayout(*numbers)
 
 
 def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
-    """Return phases as spans: (start, stop) takes the state after layer start to the one after
-    stop.
-    """
-    stops = [sum(phases[: p + 1]) for p in range(len(phases))]
-    return [(stop - length, stop) for stop, length in zip(stops, phases, strict=True)]
+    """Return lengths of phases as spans: a block of (start, stop) makes layers start + 1 … stop."""
+    spans, start = [], 0
+    for length in phases:
+        spans.append((start, start + length))
+        start += length
+    return spans
 
 
 # fields of earlier versions, and the values with which a block is a plain one

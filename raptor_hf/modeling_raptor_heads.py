@@ -35,7 +35,9 @@ def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> to
     """
     layout = token_layout(config)
     patches = last_hidden_state[:, layout.groups()["patches"]].mean(dim=1)
-    return torch.cat([last_hidden_state[:, 0], patches], -1) if layout.num_cls else patches
+    if layout.num_cls == 0:
+        return patches
+    return torch.cat([last_hidden_state[:, 0], patches], dim=-1)
 
 
 class RaptorForImageClassification(RaptorPreTrainedModel):
@@ -85,7 +87,7 @@ class PatchFrame(NamedTuple):
     def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
         """Return the frame of images of `size` = (height, width) pixels."""
         patch = patch_sides(config)
-        rows, columns = (-size[axis] % patch[axis] for axis in (0, 1))
+        rows, columns = -size[0] % patch[0], -size[1] % patch[1]  # to be added
         padded = (size[0] + rows, size[1] + columns)
         grid = (padded[0] // patch[0], padded[1] // patch[1])
         padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
@@ -110,13 +112,15 @@ def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def drop_registers(states: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Return what dense heads look at, cls and then the patches: (B, N, D) to (B, 1 + h·w, D).
+    """Return cls and the patches, for dense heads: (B, N, D) to (B, 1 + h·w, D).
 
     Of a family without a cls token it is the patches alone.
     """
     layout = token_layout(config)
     patches = states[:, layout.groups()["patches"]]
-    return torch.cat([states[:, :1], patches], dim=1) if layout.num_cls else patches
+    if layout.num_cls == 0:
+        return patches
+    return torch.cat([states[:, :1], patches], dim=1)
 
 
 def segmentation_logits(
@@ -184,9 +188,12 @@ def depth_loss(
     valid = (target >= min_depth) & (target <= max_depth)
     if not valid.any():
         return 0.0 * (predicted_depth.sum() + logits.sum())
+
+    # scale-invariant log loss, over pixels
     difference = torch.log(predicted_depth[valid] + 1e-3) - torch.log(target[valid] + 1e-3)
     scale_invariant = difference.square().mean() - 0.85 * difference.mean().square()
-    # in the padding depth is 0, unknown
+
+    # cross-entropy of the bins; the padding has depth 0, which is unknown
     padded = frame.pad(target)[:, None]
     coarse = nn.functional.interpolate(padded, size=logits.shape[-2:], mode="nearest")[:, 0]
     labels = ((coarse - min_depth) / (max_depth - min_depth) * bins).long().clamp(0, bins - 1)
@@ -237,8 +244,8 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
 
         Returns:
             `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
-            image had to be padded to whole patches they come at its own size (B, labels, H, W), so
-            that nobody stretches the padding. `loss` where `labels` are given.
+            image had to be padded to whole patches they have its own size (B, labels, H, W),
+            without the padding. `loss` where `labels` are given.
 
         Raises:
             ValueError: labels of another size than the images.
@@ -261,7 +268,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
 
 
 class RaptorForDepthEstimation(RaptorPreTrainedModel):
-    """A Raptor that tells depth: [patch, cls] to a linear layer on bins of depth (DINOv2)."""
+    """A Raptor with DINOv2's depth head: [patch, cls] to a linear layer on bins of depth."""
 
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
@@ -348,18 +355,21 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
         the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
         """
+        # states: those of the maps, and those that are asked for
         wanted = self.wanted_states(output_hidden_states)
         layers = sorted({*wanted, *self.out_indices})
         outputs = self.raptor(pixel_values, layers, output_attentions)
-        hidden_states = tuple(
-            states if layer in wanted else None
-            for layer, states in enumerate(outputs.hidden_states)
-        )
+        hidden_states = []
+        for layer, states in enumerate(outputs.hidden_states):
+            hidden_states.append(states if layer in wanted else None)
+
+        # maps
         grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
         feature_maps = []
         for index in self.out_indices:
             states = outputs.hidden_states[index]
-            states = self.raptor.norm(states) if self.config.apply_layernorm else states
+            if self.config.apply_layernorm:
+                states = self.raptor.norm(states)
             tokens = drop_registers(states, self.config)
             if self.config.reshape_hidden_states:
                 patches = tokens[:, -grid[0] * grid[1] :]
@@ -367,7 +377,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
             feature_maps.append(tokens)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
-            hidden_states=hidden_states if wanted else None,
+            hidden_states=tuple(hidden_states) if wanted else None,
             attentions=outputs.attentions,
         )
 

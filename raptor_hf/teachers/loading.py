@@ -65,7 +65,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     check_weight_files(name_or_path, config, revision)
     options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a classifier's head that is not wanted here is no warning
+    logging.set_verbosity_error()  # no warning of a classifier's head that is left out
     try:
         model = _load_alone(name_or_path, tower_config(config), **options)
     except (ValueError, KeyError):
@@ -84,15 +84,16 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
 def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
     """Load a backbone by its own configuration; a ValueError names weights that are missing."""
     family = TEACHER_FAMILIES.get(config.model_type)
-    named = family and family.model_class
-    model_class = getattr(transformers, named) if named else AutoModel
+    model_class = AutoModel
+    if family is not None and family.model_class:
+        model_class = getattr(transformers, family.model_class)
     model, loaded = model_class.from_pretrained(
         name_or_path, config=config, output_loading_info=True, **options
     )
     missing = loaded["missing_keys"]
     if missing and all(key.startswith("pooler.") for key in missing):
-        # a classifier was trained without the pooler that its backbone has: no state needs it, and
-        # random weights would make the digest of the teacher another one every time
+        # the backbone of a classifier that was trained without this pooler: no state needs it, and
+        # random weights would change the digest of the teacher every time
         model.pooler, missing = None, set()
     if missing or loaded["mismatched_keys"]:
         raise ValueError(
@@ -103,7 +104,7 @@ def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTr
 
 
 def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """Load a whole model for the sake of its vision tower, and return that as a bare backbone.
+    """Load a whole model and return its vision tower as a bare backbone.
 
     Raises:
         ValueError: a class that transformers has not, or a model without one such tower.
@@ -126,28 +127,29 @@ def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreT
 
 
 def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Return the vision towers within a model whose layers a trunk can stand for, by their path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, PreTrainedModel)
-        and module.config.model_type in TEACHER_FAMILIES
-        and find_part(module, TEACHER_FAMILIES[module.config.model_type].layers)  # no empty shell
-    }
+    """Return the vision towers within a model whose layers blocks can replace, by their path."""
+    towers = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        family = TEACHER_FAMILIES.get(module.config.model_type)
+        if family is not None and find_part(module, family.layers):  # not an empty shell
+            towers[path] = module
+    return towers
 
 
 def _own_weights(model: PreTrainedModel) -> None:
-    """Copy a model's weights out of the file that they are mapped from.
+    """Copy a model's weights from the file that they are mapped from into torch's own memory.
 
-    They lie there at any address, and kernels choose their way by the address: so equal weights of
-    two files would give states that differ in the last bits. Torch's own memory is aligned alike.
+    Kernels choose their way by the alignment of the address: equal weights of two mapped files may
+    give states that differ in the last bits.
     """
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
 
 
 def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
-    """Commit of a loaded Hub model, read off the local cache; None for a local folder."""
+    """Return the commit of a loaded Hub model, from the local cache; None for a local folder."""
     if Path(name_or_path).is_dir():
         return None
     config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)

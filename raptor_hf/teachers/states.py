@@ -1,4 +1,4 @@
-"""The states of a teacher's layers: all of them, some run on, the last one normed."""
+"""The states of a teacher: its trajectory, single layers, the final norm."""
 
 import copy
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from ..modeling_raptor import image_arguments, pair
 def infer_token_layout(
     config: PreTrainedConfig, *, num_tokens: int, height: int, width: int
 ) -> TokenLayout:
-    """Return the token layout of any vision model's states, from how many tokens an image gives.
+    """Infer the token layout of any vision model's states from their number of tokens.
 
     Tokens that are no patches come first: one cls, the rest count as registers (so does DeiT's
-    distillation token). No such token, no cls (SigLIP, I-JEPA).
+    distillation token). SigLIP and I-JEPA have none of them.
 
     Args:
         config: of the model; its `patch_size` is a number or (height, width), in pixels.
@@ -35,9 +35,7 @@ def infer_token_layout(
             f"A model cut into patches has a patch_size; the configuration of this "
             f"{config.model_type!r} has none, so its states can't be told apart into tokens."
         )
-    patch_height, patch_width = (
-        (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    )
+    patch_height, patch_width = pair(patch_size)
     num_patches = (height // patch_height) * (width // patch_width)
     if num_tokens < num_patches:
         raise ValueError(
@@ -57,6 +55,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
         ValueError: a model that gives no states, not one for every layer, or states whose shape
             changes over the depth.
     """
+    # transformers' own hidden states, and the last layer's output where they may be normed
     known = model.config.model_type in TEACHER_FAMILIES
     arguments = image_arguments(model.config, pixel_values) if known else {}
     layer, last = _unverified_last_layer(model), []
@@ -66,6 +65,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     finally:
         if hook:
             hook.remove()
+
     states = list(getattr(output, "hidden_states", None) or [])
     if states and last:
         states[-1] = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
@@ -83,7 +83,7 @@ def run_layers(
     layers: Sequence[int],
     image_size: tuple[int, int] | None = None,
 ) -> list[torch.Tensor]:
-    """Return states (B, N, D) and what every one of some layers of a teacher makes of them in turn.
+    """Run some layers of a teacher one after another; return states (B, N, D), and each output.
 
     Args:
         teacher: of a family of `TEACHER_FAMILIES`.
@@ -178,7 +178,7 @@ def normed_state(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Te
 def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Return the same model with the same weights, but without the layers after `layer`.
 
-    A model whose layers are not known (`TEACHER_FAMILIES`) is given back whole.
+    A model of an unknown family (`TEACHER_FAMILIES`) is returned whole.
     """
     family = TEACHER_FAMILIES.get(teacher.config.model_type)
     if family is None or layer == teacher.config.num_hidden_layers:
@@ -194,8 +194,9 @@ def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     """Return the last layer of a model whose `hidden_states[-1]` may come after the final norm.
 
     transformers replaces the last of the hidden states by `last_hidden_state` in many models
-    (`tie_last_hidden_states`), so it is read off the layer itself. None where that can't be or need
-    not be: Raptors and their teachers keep the contract, and hooks would recompile compiled ones.
+    (`tie_last_hidden_states`), so a hook on the layer itself reads it. None for Raptors and their
+    teachers, where it is right and a hook would recompile compiled ones, and where no list of
+    layers is found.
     """
     tied = getattr(model.config, "tie_last_hidden_states", None)
     if not tied and model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
@@ -207,7 +208,7 @@ def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
-    """Refuse states that are no trajectory; errors as `trajectory`."""
+    """Refuse hidden states that are no trajectory, with the errors of `trajectory`."""
     name = type(model).__name__
     if not states:
         raise ValueError(
