@@ -3,7 +3,6 @@
 accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml \
         --output_dir outputs/digits/teacher
 """
-# Over 120 lines by a few: the architecture of a new teacher has many arguments.
 
 from dataclasses import dataclass, field
 
@@ -30,8 +29,6 @@ class Arguments:
     hidden_size: int = 64
     num_hidden_layers: int = 12
     num_attention_heads: int = 4
-    num_register_tokens: int = 4
-    layerscale_value: float = 0.1
     drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
     label_smoothing: float = 0.1
     views: int = field(
@@ -53,23 +50,28 @@ PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArgum
 
 def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
     """Return the teacher's architecture."""
-    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_register_tokens", "layerscale_value", "drop_path_rate")
-    options = {name: getattr(own, name) for name in names}
-    return transformers.Dinov2WithRegistersConfig(**options)
+    return transformers.Dinov2WithRegistersConfig(
+        image_size=own.image_size,
+        patch_size=own.patch_size,
+        hidden_size=own.hidden_size,
+        num_hidden_layers=own.num_hidden_layers,
+        num_attention_heads=own.num_attention_heads,
+        num_register_tokens=4,
+        layerscale_value=0.1,
+        drop_path_rate=own.drop_path_rate,
+    )
 
 
-def random_views(images, processor, own: Arguments, crops, reading, training):
-    """The labelled images; every epoch sees each of them in a view of its own."""
+def random_views(images, processor, own: Arguments, crops, reading, seed: int):
+    """Return the labelled images, each in one view; rows beyond the last are new views."""
     from raptor_hf.data.transforms import Augmentation
     from raptor_hf.data.views import skip_corrupt
 
-    epochs = -(-training.steps * training.batch_size // len(images)) + 1
     dataset = raptor_hf.data.ImageViews(
         images,
         processor,
-        views=own.views or epochs,
-        seed=training.seed,
+        views=max(1, own.views),
+        seed=seed,
         plain_first=own.views > 0,
         crops=None if own.dataset == "digits" else Augmentation.of(crops, (own.image_size,) * 2),
         reading=reading,
@@ -87,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     own, crops, reading, compute, training = parts
     if reading.resolution:
         raise ValueError("--image_size is the resolution of a new teacher: leave out --resolution.")
+
+    # the architecture, and the plan of the run
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification
     if training.dry_run:
@@ -94,16 +98,19 @@ def main(argv: list[str] | None = None) -> None:
             number = model_class(config).num_parameters()
         depth = config.num_hidden_layers
         return dry_runs.print_teacher_plan(own.dataset, depth, number, training)
+
+    # the images and their classes
     images = raptor_hf.data.load_images(own.dataset, "train", reading)
     if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)
     processor = raptor_hf.data.make_processor(own.image_size)
-    dataset = random_views(images, processor, own, crops, reading, training)
+    dataset = random_views(images, processor, own, crops, reading, training.seed)
     names, number = dataset.classes
     config.id2label = dict(enumerate(names or map(str, range(number))))
     config.label2id = {name: label for label, name in config.id2label.items()}
 
+    # the model and its loss
     def compute_loss(model, batch, progress):
         logits = model(batch["pixel_values"]).logits
         loss = torch.nn.functional.cross_entropy(
@@ -113,10 +120,13 @@ def main(argv: list[str] | None = None) -> None:
         return loop.StepResult(loss, {"accuracy": right.mean()})
 
     model = model_class(config)
-    # nothing is masked, and several processes wait for the gradients of all that learns
+    # no image is masked, and several processes wait for the gradients of all trained parameters
     model.base_model.embeddings.mask_token.requires_grad_(False)
     loop.configure_compute(model, compute)
-    model = loop.fit(model, dataset, compute_loss, training)
+
+    # train; of every epoch each image is seen once, in a new view if `views` is 0
+    new_views = own.views == 0
+    model = loop.fit(model, dataset, compute_loss, training, new_views=new_views)
     if process_state().is_main_process:
         model.save_pretrained(training.output_dir)
         processor.save_pretrained(training.output_dir)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -134,23 +135,23 @@ def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
 
 def _plot_training(log: list[dict[str, float]], path: Path) -> None:
     """Draw the curves of a training: errors on the left, scores on the right."""
-    # one panel for each kind of scalar that the log has
-    names = list(dict.fromkeys(name for line in log for name in line))
-    for name in ("step", "seconds", "learning_rate", "images_per_second"):
-        names.remove(name) if name in names else None
-    scores = [name for name in names if name.endswith(("accuracy", "r2", "top5", "miou"))]
-    errors = [name for name in names if name not in scores]
-    panels = [(errors, "log", "loss"), (scores, "linear", "score (1 is perfect)")]
-    panels = [panel for panel in panels if panel[0]]
+    frame = pandas.DataFrame(log).set_index("step")
+    watching = ["seconds", "learning_rate", "images_per_second"]
+    frame = frame.drop(columns=watching, errors="ignore")
+    is_score = frame.columns.str.endswith(("accuracy", "r2", "top5", "miou"))
+    panels = [
+        (frame.loc[:, ~is_score], "log", "loss"),
+        (frame.loc[:, is_score], "linear", "score (1 is perfect)"),
+    ]
+    panels = [panel for panel in panels if len(panel[0].columns)]
 
     figure, axes = make_figure(
         1, len(panels), figsize=(6.4 * len(panels), 4), squeeze=False, layout="constrained"
     )
-    for axis, (lines, scale, label) in zip(axes[0], panels, strict=True):
-        for name in lines:
-            points = [(line["step"], line[name]) for line in log if name in line]
-            style = ".-" if len(points) < 20 else "-"
-            axis.plot(*zip(*points, strict=True), style, lw=1, label=name)
+    for axis, (curves, scale, label) in zip(axes[0], panels, strict=True):
+        for name, curve in curves.items():
+            curve = curve.dropna()
+            axis.plot(curve, ".-" if len(curve) < 20 else "-", lw=1, label=name)
         axis.set(xlabel="step", ylabel=label, yscale=scale)
-        axis.legend(fontsize="x-small", ncols=1 + len(lines) // 12)
+        axis.legend(fontsize="x-small", ncols=1 + len(curves.columns) // 12)
     figure.savefig(path, dpi=110)

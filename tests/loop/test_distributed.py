@@ -159,15 +159,6 @@ def test_one_process_goes_on_with_what_two_began(blocks, one_process, tmp_path):
     assert_same(folder, one_process)
 
 
-def test_accelerate_launch_that_starts_one_process_is_said(blocks, tmp_path):
-    launch = [*ACCELERATE_LAUNCH, "--cpu", "--num_processes", "2", "--mixed_precision", "fp16"]
-    done = run(*launch, *blocks, "--steps", "1", "--output_dir", tmp_path / "run")
-    assert "1 process on cpu, fp16\n" in done.stderr
-    assert "asked for several processes and started one" in done.stderr
-    assert "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2" in done.stderr
-    assert "fp16 was asked for and needs a GPU" in done.stderr
-
-
 @pytest.mark.slow
 def test_bfloat16_and_compiled_blocks_follow_float32(blocks, one_process, tmp_path):
     launch = [*ACCELERATE_LAUNCH, "--cpu", "--mixed_precision", "bf16"]
@@ -198,7 +189,7 @@ def test_phases_are_the_same_from_two_processes(blocks, tmp_path):
     assert found == expected
 
 
-def test_a_program_for_one_process_runs_once(tmp_path):
+def test_a_program_for_one_process_refuses_two(tmp_path):
     command = ["evaluation/report.py", "--results", "evaluation/results/digits"]
-    done = run(*TWO_PROCESSES, *command, "--output_dir", tmp_path / "report")
-    assert done.stdout.count("report:  ") == 1
+    done = run(*TWO_PROCESSES, *command, "--output_dir", tmp_path / "report", check=False)
+    assert done.returncode != 0 and "works on one process; 2 were started" in done.stderr
