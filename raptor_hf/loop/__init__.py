@@ -4,10 +4,11 @@ from .checkpoints import newest_checkpoint, remove_checkpoints
 from .fit import Validation, fit
 from .log import read_log
 from .scalars import StepResult
-from .setup import configure_compute
+from .setup import check_training, configure_compute
 
 __all__ = [
     "StepResult",
+    "check_training",
     "Validation",
     "configure_compute",
     "fit",

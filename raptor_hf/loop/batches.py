@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import keep_batch
 from ..runs.files import read_json, write_json
-from ..runs.processes import ignore_stop_signals
+from ..runs.processes import ignore_stop_signals, process_state
 from .arguments import LoopArguments
 
 
@@ -43,9 +42,8 @@ class BatchShare:
     def __post_init__(self):
         if self.num_processes * self.num_parts > self.batch_size:
             raise ValueError(
-                f"A batch of {self.batch_size} images can't be shared by {self.num_processes} "
-                f"processes in {self.num_parts} parts each, at least one image a part. Take a "
-                "larger --batch_size, or fewer processes, or a larger --per_device_batch_size."
+                f"{self.num_processes} processes with {self.num_parts} parts each can't share a "
+                f"batch of {self.batch_size} images: take a larger --batch_size."
             )
 
     def split(self, rows: np.ndarray) -> list[list[int]]:
@@ -63,12 +61,9 @@ class BatchShare:
         return math.ceil(math.ceil(self.batch_size / self.num_processes) / self.num_parts)
 
     def __str__(self) -> str:
-        parts = f" × {self.num_parts} accumulated parts" if self.num_parts > 1 else ""
-        even = self.num_processes * self.num_parts * self.largest_part == self.batch_size
         return (
-            f"{self.batch_size} images a step: {self.num_processes} process"
-            f"{'es' if self.num_processes > 1 else ''}{parts} × "
-            f"{'' if even else 'at most '}{self.largest_part} images"
+            f"{self.batch_size} images a step, in {self.num_processes} processes of "
+            f"{self.num_parts} parts of at most {self.largest_part} images"
         )
 
 
@@ -100,19 +95,24 @@ class StepSampler:
             )
         self.num_rows, self.share, self.seed = num_rows, share, arguments.seed
         self.first, self.steps, self.new_views = first, arguments.steps, new_views
+        self.shuffled_epoch = -1
 
     def __len__(self) -> int:
         return (self.steps - self.first) * self.share.num_parts
 
+    def parts(self, step: int) -> list[list[int]]:
+        """Return the rows of this process' parts of a step."""
+        batch_size = self.share.batch_size
+        epoch, batch = divmod(step, self.num_rows // batch_size)
+        if epoch != self.shuffled_epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+            self.order = order + self.new_views * epoch * self.num_rows
+            self.shuffled_epoch = epoch
+        return self.share.split(self.order[batch * batch_size : (batch + 1) * batch_size])
+
     def __iter__(self) -> Iterator[list[int]]:
-        batch_size, shuffled_epoch = self.share.batch_size, None
         for step in range(self.first, self.steps):
-            epoch, batch = divmod(step, self.num_rows // batch_size)
-            if epoch != shuffled_epoch:
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-                order += self.new_views * epoch * self.num_rows
-                shuffled_epoch = epoch
-            yield from self.share.split(order[batch * batch_size : (batch + 1) * batch_size])
+            yield from self.parts(step)
 
 
 class StepBatches:
@@ -133,9 +133,7 @@ class StepBatches:
         arguments: LoopArguments,
         accelerator: Accelerator,
     ):
-        self.dataset, self.accelerator = dataset, accelerator
-        self.num_parts = sampler.share.num_parts
-        self.path = Path(arguments.output_dir) / "skipped_images.json"
+        self.dataset, self.sampler = dataset, sampler
         self.skipped: set[int] = set()
         self.loader = DataLoader(
             dataset,
@@ -147,26 +145,33 @@ class StepBatches:
         )
 
     def __enter__(self) -> "StepBatches":
-        self.parts: Iterator[dict] = iter(self.loader)
+        self.loaded: Iterator[dict] = iter(self.loader)
         return self
 
     def __exit__(self, *_) -> None:
-        if hasattr(self.parts, "_shutdown_workers"):  # there is no public way
-            self.parts._shutdown_workers()
+        if hasattr(self.loaded, "_shutdown_workers"):  # there is no public way
+            self.loaded._shutdown_workers()
 
     def __next__(self) -> list[dict[str, torch.Tensor]]:
-        parts = list(islice(self.parts, self.num_parts))
+        parts = [next(self.loaded) for _ in range(self.sampler.share.num_parts)]
         for part in parts:
             self.skipped.update(part.pop("skipped", torch.empty(0)).tolist())
         return parts
 
-    def list_skipped(self) -> None:
+    def read_again(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """Return this process' parts of a step, read without workers."""
+        parts = [self.dataset.__getitems__(rows) for rows in self.sampler.parts(step)]
+        for part in parts:
+            part.pop("skipped", None)
+        return parts
+
+    def list_skipped(self, output_dir: str | Path) -> None:
         """Add the images that were skipped so far to `skipped_images.json`."""
         image_ids = set(gather_object(sorted(self.skipped)))
-        if not image_ids or not self.accelerator.is_main_process:
+        if not image_ids or not process_state().is_main_process:
             return
-        before = read_json(self.path)["images"] if self.path.exists() else []
-        listed = {entry["image_id"]: entry for entry in before}
+        path = Path(output_dir) / "skipped_images.json"
+        listed = {} if not path.exists() else {e["image_id"]: e for e in read_json(path)["images"]}
         for image_id in image_ids:
             listed[image_id] = {"image_id": image_id, "path": self.dataset.public_path(image_id)}
-        write_json(self.path, {"images": [listed[image_id] for image_id in sorted(listed)]})
+        write_json(path, {"images": [listed[image_id] for image_id in sorted(listed)]})

@@ -8,12 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
-from ..runs.files import size
 from .arguments import LoopArguments
 
 ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
@@ -24,69 +21,31 @@ def checkpoints_of(output_dir: str | Path) -> Path:
     return Path(output_dir) / "checkpoints"
 
 
-def check_room(arguments: LoopArguments, parameters: list[torch.Tensor]) -> None:
-    """Refuse to begin a training when the disk has no room for its checkpoints.
-
-    Raises:
-        OSError: too little is free.
-    """
-    folder = checkpoints_of(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    each = ADAMW_BYTES * sum(parameter.numel() for parameter in parameters)
-    # one more than are kept exists while it is written
-    number = arguments.keep + 1 - len(list(folder.glob("step_*")))
-    free = shutil.disk_usage(folder).free
-    if number * each > free:
-        raise OSError(
-            f"{number} more checkpoints of {size(each)} will be written to {folder}, and only "
-            f"{size(free)} are free. Make room, or take another --output_dir or a smaller --keep."
-        )
-
-
 def save_checkpoint(accelerator: Accelerator, arguments: LoopArguments, step: int) -> None:
     """Write the state after `step` updates, then drop all but the newest checkpoints.
 
-    All processes call it, and share the file system.
-
-    Raises:
-        OSError: it could not be written; the checkpoints before it are untouched.
+    All processes call it, and share the file system. If it fails, because the disk is full for
+    example, the checkpoints before it are untouched.
     """
     folder = checkpoints_of(arguments.output_dir)
     temporary = folder / "unfinished"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _sync_to_disk(temporary)
-    # torch and safetensors have exceptions of their own for a full disk
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        newest = newest_checkpoint(arguments.output_dir)
-        kept = f"{newest.name} is kept" if newest else "There is none before it"
-        raise OSError(
-            f"The checkpoint after step {step:,} could not be written to {folder} ({error}); "
-            f"{size(shutil.disk_usage(folder).free)} are free. {kept}: make room and run the same "
-            "command with --resume."
-        ) from error
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with open(path, "rb+") as file:  # Windows syncs files that may be written only
+                    os.fsync(file.fileno())
         os.replace(temporary, folder / f"step_{step:08d}")
         for checkpoint in sorted(folder.glob("step_*"))[: -arguments.keep]:
             # renamed first: a kill while it is deleted must not leave a part under its name
             os.replace(checkpoint, temporary)
             shutil.rmtree(temporary)
     accelerator.wait_for_everyone()
-
-
-def _sync_to_disk(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:  # Windows syncs files that may be written only
-                os.fsync(file.fileno())
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:

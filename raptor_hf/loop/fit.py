@@ -4,19 +4,17 @@ Everything random is a function of (seed, step): the order of the data and the d
 run that is stopped and resumed computes the same as an uninterrupted one, bit for bit, and several
 processes learn from the same batches as one.
 
-The host never waits for a GPU: the scalars of a step are read one step later, and the device itself
-leaves out an update that is not finite.
+The host waits for a GPU only to log: after a gradient that is not finite, the device itself leaves
+the weights as they are until the host has noticed.
 """
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -27,8 +25,8 @@ from .checkpoints import resume, save_checkpoint
 from .graphs import StepGraphs, can_record
 from .log import TrainingLog
 from .optimizers import clip_gradients, trained_parameters
-from .scalars import StepMonitor, StepResult, StepScalars
-from .setup import make_accelerator, prepare
+from .scalars import FiniteCheck, StepResult, StepScalars
+from .setup import check_training, make_accelerator, prepare
 
 ComputeLoss = Callable[[nn.Module, dict, float], StepResult]
 StepKind = Callable[[float], Hashable | None]
@@ -73,68 +71,68 @@ def fit(
     Raises:
         Interrupted: a signal asked to stop, and the state was saved.
         FloatingPointError: the loss or a gradient is NaN or infinite.
-        MemoryError, OSError: not enough memory; a checkpoint can't be written.
+        OSError: a checkpoint can't be written.
         ValueError: fewer rows than a batch, or a batch that the processes can't share.
     """
     # a) Set up the processes, the optimisers and the data; load the newest checkpoint
+    check_training(arguments, len(dataset))
     accelerator, share = make_accelerator(arguments)
     groups = groups or [{"params": trained_parameters(module)}]
     model, optimizers, schedules = prepare(accelerator, module, groups, arguments)
     first = resume(accelerator, arguments.output_dir)
     sampler = StepSampler(len(dataset), share, arguments, first=first, new_views=new_views)
     backward = _make_backward(accelerator, model, compute_loss, arguments, share, kind)
-    monitor = StepMonitor(accelerator, module, compute_loss, arguments.steps)
 
     with (
         StopSignals() as signals,
         StepBatches(dataset, sampler, arguments, accelerator) as batches,
         TrainingLog(accelerator, arguments, first) as log,
-        _memory_advice(share),
     ):
+        check = FiniteCheck(accelerator, module, compute_loss, batches)
         for step in range(first, arguments.steps + 1):
             # b) At intervals and at the end: validate, save. A resumed run begins here
-            last = step == arguments.steps
-            validating = validation and _is_due(validation.every, step, last)
-            saving = _is_due(arguments.checkpoint_every, step, last)
-            if validating or saving or monitor.stop_signal:
-                monitor.read()
-            if validating and not monitor.stop_signal:
-                log.write_validation(step, _validate(module, validation))
-            if (saving or monitor.stop_signal) and step > first:
-                save_checkpoint(accelerator, arguments, step)
-                batches.list_skipped()
-            if monitor.stop_signal:
-                raise Interrupted(monitor.stop_signal, f"The state after step {step:,} is saved.")
+            last, parts = step == arguments.steps, next(batches, [])
+            stop = _agree(accelerator, signals.received)
+            validating = validation and not stop and _is_due(validation.every, step, last)
+            saving = stop or _is_due(arguments.checkpoint_every, step, last)
+            with log.paused():
+                if validating or saving:
+                    check.read()
+                if validating:
+                    log.write_validation(step, _validate(module, validation))
+                if saving and step > first:
+                    save_checkpoint(accelerator, arguments, step)
+                    batches.list_skipped(arguments.output_dir)
+            if stop:
+                raise Interrupted(stop, f"The state after step {step:,} is saved.")
             if last:
                 break
 
             # c) Forward and backward: the gradients of the parts of a batch add up
-            log.start_step()
-            logging = _is_due(arguments.log_every, step + 1, step + 1 == arguments.steps)
             _seed_step(arguments.seed, step, accelerator.process_index)
-            parts, scalars = next(batches), StepScalars()
+            logging = _is_due(arguments.log_every, step + 1, step + 1 == arguments.steps)
+            scalars = StepScalars(logging=logging)
             for weight, part in zip(share.weights(), parts, strict=True):
                 batch = send_to_device(part, accelerator.device, non_blocking=True)
                 result = backward(batch, step / arguments.steps, weight)
-                scalars.add(result, weight, logging=logging)
+                scalars.add(result, weight)
                 del result  # its predictions take memory that the next part needs
 
             # d) Clip and step. With `found_inf` the optimisers leave the weights as they are
-            loss = scalars.gather(accelerator, signals.received)
-            found_inf = clip_gradients(accelerator, groups, arguments.max_grad_norm, loss)
+            norms = clip_gradients(accelerator, groups, arguments.max_grad_norm)
+            found_inf = check.note(norms, step)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.optimizer.found_inf = found_inf
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
 
-            # e) Log: this step at intervals; else read the scalars of the step before
-            scalars.send(found_inf)
-            monitor.add(step, scalars, parts)
-            monitor.read(leave=0 if logging else 1)
+            # e) Log: only now the host waits for the device
             log.end_step()
             if logging:
-                log.write_step(step + 1, monitor.scalars, scalars.statistics, schedules[0])
+                values = scalars.read(accelerator)
+                check.read(values["loss"], step)
+                log.write_step(step + 1, values, scalars.statistics, schedules[0])
     return module.eval()
 
 
@@ -171,6 +169,13 @@ def _validate(module: nn.Module, validation: Validation) -> dict[str, float]:
     return scalars
 
 
+def _agree(accelerator: Accelerator, signal: int | None) -> int:
+    """Return the stop signal that any process received, 0 if none: all stop after the same step."""
+    if accelerator.num_processes == 1:
+        return signal or 0
+    return int(accelerator.gather(torch.tensor([signal or 0], device=accelerator.device)).max())
+
+
 def _is_due(every: int, step: int, last: bool) -> bool:
     """Return whether an event of every so many steps happens after `step` of them; 0: never."""
     return last or (every > 0 and step > 0 and step % every == 0)
@@ -179,22 +184,3 @@ def _is_due(every: int, step: int, last: bool) -> bool:
 def _seed_step(seed: int, step: int, process_index: int) -> None:
     """Make all draws of a step a function of (seed, step, process)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))
-
-
-@contextmanager
-def _memory_advice(share: BatchShare) -> Iterator[None]:
-    """Turn an out-of-memory error into one that names the flags that need less.
-
-    Raises:
-        MemoryError: there was not enough memory.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise MemoryError(
-            f"Out of memory with {share.largest_part} images at a time in a process ({error}). A "
-            "smaller --per_device_batch_size, --gradient_checkpointing True or accelerate launch "
-            "--mixed_precision bf16 (on a GPU) need less; run the same command with --resume."
-        ) from error

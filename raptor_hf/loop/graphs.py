@@ -58,11 +58,7 @@ class StepGraphs:
         self.pool = None
 
     def __call__(self, batch: dict[str, torch.Tensor], progress: float) -> object:
-        """Return the result of `backward`; a replay overwrites the result before it.
-
-        Raises:
-            RuntimeError: the step can't be recorded, because it waits for the device, for example.
-        """
+        """Return the result of `backward`; a replay overwrites the result before it."""
         # the first steps of a kind run as they are, and so do steps that draw random numbers
         kind = self.kind(progress)
         if kind is None:
@@ -88,13 +84,7 @@ class StepGraphs:
         """Record a step without running it."""
         graph, batch = torch.cuda.CUDAGraph(), {name: v.clone() for name, v in batch.items()}
         self.pool = self.pool or torch.cuda.graph_pool_handle()  # kinds never run side by side
-        try:
-            # other threads may allocate meanwhile: a DataLoader's, which pins memory
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                result = self.backward(batch, progress)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"This step can't be recorded as a CUDA graph: {error}\nRun the same command with "
-                "--cuda_graphs False and --resume."
-            ) from error
+        # other threads may allocate meanwhile: a DataLoader's, which pins memory
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            result = self.backward(batch, progress)
         return _Recorded(graph, batch, result, [p.grad for p in self.parameters])

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +36,9 @@ class TrainingLog:
     def __init__(self, accelerator: Accelerator, arguments: LoopArguments, first: int):
         self.accelerator, self.batch_size = accelerator, arguments.batch_size
         self.output_dir = Path(arguments.output_dir)
-        self.started = self.step_started = time.perf_counter()
-        self.images, self.seconds = 0, 0.0
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.started = self.speed_started = time.perf_counter()
+        self.images = 0
         self.shown: dict[str, str] = {}
         start_trackers(accelerator, arguments, first)
         if accelerator.is_main_process:
@@ -69,15 +72,17 @@ class TrainingLog:
                 kept.append(text + "\n")
         path.write_text("".join(kept), encoding="utf-8")
 
-    def start_step(self) -> None:
-        """Start the clock of the training speed."""
-        self.step_started = time.perf_counter()
-
     def end_step(self) -> None:
         """Count an update."""
         self.images += self.batch_size
-        self.seconds += time.perf_counter() - self.step_started
         self.bar.update()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave a time out of the training speed: validations and checkpoints."""
+        started = time.perf_counter()
+        yield
+        self.speed_started += time.perf_counter() - started
 
     def write_step(
         self,
@@ -91,8 +96,9 @@ class TrainingLog:
         Args:
             statistics: for every part of the batch, rows of `state_statistics` by chain.
         """
-        speed = self.images / self.seconds
-        self.images, self.seconds = 0, 0.0
+        now = time.perf_counter()
+        speed = self.images / (now - self.speed_started)
+        self.images, self.speed_started = 0, now
         rate = schedule.get_last_lr()[0]
         values = {**scalars, **_r_squared(statistics)}
         self._write(step, {**values, "learning_rate": rate, "images_per_second": speed})

@@ -14,29 +14,40 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
-from ..runs.files import read_json
 from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
 from .batches import BatchShare
-from .checkpoints import check_room
-from .optimizers import make_optimizers, make_schedule, trained_parameters
+from .optimizers import make_optimizers, make_schedule
+
+
+def check_training(arguments: LoopArguments, num_rows: int) -> None:
+    """Refuse what can't be trained; programs call it before the work that precedes `fit`.
+
+    Raises:
+        ValueError: fewer rows than a batch, or a tracker that is not installed.
+    """
+    if num_rows < arguments.batch_size:
+        raise ValueError(
+            f"--batch_size {arguments.batch_size} needs at least as many rows; the dataset has "
+            f"{num_rows}."
+        )
+    tracker = arguments.report_to
+    # Accelerate itself says nothing, and then a long run is not tracked
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ValueError(
+            f"--report_to {tracker} needs its package: pip install {tracker}, or choose none "
+            "(log.jsonl is written in any case)."
+        )
 
 
 def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
     """Return Accelerate as its launcher configured it, and this process' share of a batch.
 
     Raises:
-        ImportError: the tracker of `report_to` is not installed.
         ValueError: a batch that the processes can't share.
     """
     process_state()
     tracker = arguments.report_to
-    # Accelerate itself only warns, and then a long run is not tracked
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        raise ImportError(
-            f"report_to={tracker!r} needs the package {tracker}: pip install {tracker}, or choose "
-            "--report_to none (log.jsonl is written in any case)."
-        )
     accelerator = Accelerator(
         log_with=None if tracker == "none" else tracker,
         project_dir=arguments.output_dir,
@@ -64,10 +75,8 @@ def prepare(
     """Return the module, its optimisers and their schedules, as Accelerate wraps them.
 
     Raises:
-        OSError: the disk has no room for the checkpoints.
         ValueError: Muon for a module without matrices for it.
     """
-    check_room(arguments, trained_parameters(module))
     optimizers = make_optimizers(module, groups, arguments)
     schedules = [make_schedule(optimizer, arguments) for optimizer in optimizers]
     _compile_blocks(module)
@@ -86,48 +95,26 @@ def _compile_blocks(module: nn.Module) -> None:
 def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None:
     """Set the attention kernel of a model, and gradient checkpointing."""
     model.set_attn_implementation(compute.attn_implementation)
-    if not compute.gradient_checkpointing:
-        return
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:  # the same, in older versions of transformers
+    if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def start_trackers(accelerator: Accelerator, arguments: LoopArguments, first: int) -> None:
-    """Begin a run in its tracker, or go on with it.
-
-    Args:
-        first: updates before this process; TensorBoard drops the later ones.
-    """
-    output_dir, tracker = Path(arguments.output_dir), arguments.report_to
-    # the arguments of the whole program where it noted them, else those of the loop
-    record = output_dir / "run.json"
-    values = read_json(record)["arguments"] if record.exists() else asdict(arguments)
+    """Begin a run in its tracker, or go on with it after `first` updates."""
+    output_dir, identity = Path(arguments.output_dir), None
     # one process names the run: of several the last to write would, and a resume find another
-    identity = None
-    if tracker in ("wandb", "trackio") and accelerator.is_main_process:
-        identity = _tracker_id(output_dir)
-    options = {
-        "tensorboard": {"purge_step": first + 1} if first else {},
-        "wandb": {
-            "name": output_dir.name,
-            "dir": arguments.output_dir,
-            "id": identity,
-            "resume": "allow",
-        },
-        "trackio": {"name": f"{output_dir.name}-{identity}", "resume": "allow"},
-    }
+    if arguments.report_to in ("wandb", "trackio") and accelerator.is_main_process:
+        path = output_dir / "tracker_id"
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        identity = path.read_text(encoding="utf-8")
+    resume = {"resume": "allow", "name": f"{output_dir.name}-{identity}"}
     accelerator.init_trackers(
-        "logs" if tracker == "tensorboard" else "raptor_hf",  # a folder, or a project
-        config={name: str(value) for name, value in values.items()},
-        init_kwargs=options,
+        "logs" if arguments.report_to == "tensorboard" else "raptor_hf",  # a folder, or a project
+        config={name: str(value) for name, value in asdict(arguments).items()},
+        init_kwargs={
+            "tensorboard": {"purge_step": first + 1} if first else {},
+            "wandb": {"dir": arguments.output_dir, "id": identity, **resume},
+            "trackio": resume,
+        },
     )
-
-
-def _tracker_id(output_dir: Path) -> str:
-    """Return the run's id in its tracker, which stays the same when the run is resumed."""
-    path = output_dir / "tracker_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    return path.read_text(encoding="utf-8")

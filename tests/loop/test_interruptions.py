@@ -3,10 +3,8 @@
 import errno
 import os
 import random
-import shutil
 import signal
 import time
-from collections import namedtuple
 
 import pytest
 import torch
@@ -133,9 +131,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Accelerator, "save_state", save_until_full)
-    with pytest.raises(OSError, match="No space left on device.*step_00000005 is kept: make room"):
+    with pytest.raises(OSError, match="No space left on device"):
         fit(noisy_network(), data, compute_loss, arguments(tmp_path))
-    assert [path.name for path in checkpoints_of(tmp_path).iterdir()] == ["step_00000005"]
+    assert newest_checkpoint(tmp_path).name == "step_00000005"
     monkeypatch.undo()
     expected = fit(noisy_network(), data, compute_loss, arguments(tmp_path / "other"))
     resumed = fit(noisy_network(), data, compute_loss, arguments(tmp_path))
@@ -143,36 +141,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
-def test_too_little_memory_names_the_flags(data, tmp_path):
-    def hungry(module, batch, progress):
-        torch.empty(2**60)
-        return compute_loss(module, batch, progress)
-
-    with pytest.raises(
-        MemoryError, match="with 8 images at a time.*smaller --per_device_batch_size"
-    ):
-        fit(noisy_network(), data, hungry, arguments(tmp_path))
-
-
-NO_ROOM = namedtuple("usage", "total used free")(10**6, 10**6, 1000)
 REFUSED = {
-    "rows": ({"batch_size": 64}, ValueError, "the dataset has 37"),
-    "parts": ({"per_device_batch_size": -1}, ValueError, "per_device_batch_size"),
-    "keep": ({"keep": 0}, ValueError, "--keep"),
-    "tracker": ({"report_to": "trackio"}, ImportError, "pip install trackio"),
-    "matrices": ({"optimizer": "muon"}, ValueError, "blocks and layers"),
-    "disk": ({}, OSError, r"3 more checkpoints of 1.56 kB .* only 1 kB are free"),
+    "rows": ({"batch_size": 64}, "the dataset has 37"),
+    "keep": ({"keep": 0}, "--keep"),
+    "tracker": ({"report_to": "trackio"}, "pip install trackio"),
+    "matrices": ({"optimizer": "muon"}, "blocks and layers"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_be_trained_is_refused_before_the_first_step(
-    data, tmp_path, monkeypatch, case
-):
-    changes, error, message = REFUSED[case]
+def test_a_training_is_refused_before_its_first_step(data, tmp_path, monkeypatch, case):
+    changes, message = REFUSED[case]
     if case == "tracker":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    if case == "disk":
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: NO_ROOM)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         fit(noisy_network(), data, None, arguments(tmp_path, **changes))

@@ -77,7 +77,7 @@ def test_shares_are_the_batch_and_weigh_as_many_images(processes, parts):
     assert max(map(len, split)) == shares[0].largest_part
     weights = [weight for share in shares for weight in share.weights()]
     assert weights == [len(part) / 17 for part in split]
-    text = "64 images a step: 8 processes × 2 accumulated parts × 4 images"
+    text = "64 images a step, in 8 processes of 2 parts of at most 4 images"
     assert str(BatchShare(64, 8, 0, 2)) == text
 
 

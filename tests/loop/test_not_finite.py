@@ -1,7 +1,6 @@
 """Values that are not finite reach no weight and end the run; nothing is waited for in a step."""
 
 import math
-import traceback
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
 from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop import StepResult, fit, newest_checkpoint
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.loop.scalars import StepScalars
 from tests.helpers import arguments, assert_same_outputs, compute_loss, noisy_network
 
 
@@ -39,9 +37,9 @@ def train_blocks(teacher, images, folder, *, break_at=None, **changes):
 
 def test_the_error_names_layer_and_images(teacher, images, tmp_path):
     message = (
-        r"The loss is nan at step 4: the rollout of 3-5 is not finite from layer 4 on "
+        r"not finite at step 4: the rollout of 3-5 is not finite from layer 4 on "
         r"\(images \d, \d, \d, \d\).*another --output_dir with a smaller --learning_rate.*"
-        r"holds step_00000003, from before this step"
+        r"newest checkpoint here is step_00000003"
     )
     with pytest.raises(FloatingPointError, match=message):
         train_blocks(teacher, images, tmp_path, break_at=4 / 8)
@@ -51,7 +49,7 @@ def test_the_error_names_layer_and_images(teacher, images, tmp_path):
 def test_the_error_names_the_teacher(teacher, images, tmp_path):
     with torch.no_grad():
         teacher.encoder.layer[1].layer_scale2.lambda1[0] = math.inf
-    message = "step 0: the teacher's state after layer 2 is not.*holds no checkpoint"
+    message = "step 0: the teacher's state after layer 2 is not.*checkpoint here is none"
     with pytest.raises(FloatingPointError, match=message):
         train_blocks(teacher, images, tmp_path)
 
@@ -73,28 +71,24 @@ def test_no_weight_is_reached(teacher, data, tmp_path, optimizer, broken):
             loss = loss * math.nan if broken == "loss" else loss + zero
         return StepResult(loss)
 
-    # the next steps would change the weights: a log line at each reads the scalars at once
-    settings = arguments(tmp_path, optimizer=optimizer, weight_decay=0.1, log_every=1)
-    finding = "The loss is nan" if broken == "loss" else "A gradient is not finite"
-    with pytest.raises(FloatingPointError, match=f"{finding} at step 7 "):
+    # noticed after step 10, before the checkpoint; the steps in between change nothing
+    settings = arguments(tmp_path, optimizer=optimizer, weight_decay=0.1, log_every=0)
+    with pytest.raises(FloatingPointError, match="not finite at step 7: NaN"):
         fit(module, data, loss_of, settings)
     for name, weight in module.state_dict().items():
         assert torch.equal(weight, before[0][name]), name
     assert newest_checkpoint(tmp_path).name == "step_00000005"
 
 
-def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path, monkeypatch):
+def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path):
     """On a GPU every such number would be waited for; `tests/test_gpu.py` looks there."""
-    reads, read_after, steps = [], [], []
+    reads, steps = [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is torch.ops.aten._local_scalar_dense.default:
-                reads.append(traceback.format_stack())
+            if function is torch.ops.aten._local_scalar_dense.default and steps:
+                reads.append(steps[-1])
             return function(*args, **(kwargs or {}))
-
-    read = StepScalars.read
-    monkeypatch.setattr(StepScalars, "read", lambda s: (read_after.append(steps[-1]), read(s))[1])
 
     def counted(module, batch, progress):
         steps.append(round(progress * 12))
@@ -103,10 +97,7 @@ def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path, monkeypat
     with Watch():
         settings = {"log_every": 0, "checkpoint_every": 0}
         fit(noisy_network(), data, counted, arguments(tmp_path, **settings))
-    assert read_after == [*range(1, 12), 11]  # each a step later, and the last at the end
-    # a DataLoader draws a seed when it begins
-    in_steps = [stack for stack in reads if not any("in __enter__" in frame for frame in stack)]
-    assert not in_steps, "".join(in_steps[0])
+    assert reads and set(reads) == {11}  # to log the last step
 
 
 class Operations(TorchDispatchMode):
