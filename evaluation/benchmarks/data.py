@@ -81,7 +81,6 @@ def _compare_stores(folder: Path, layers: list[int], rounds: int) -> dict[str, f
     # the five stores; the reference has to deliver float32
     store, part = folder / "store", slice(layers[0], layers[-1] + 1)
     ours = load_activations(store, layers=layers)
-    ours32 = load_activations(store, layers=layers, dtype=torch.float32)
     number, all_layers = len(ours), len(load_activations(store).layers)
     flat = np.memmap(folder / "flat.bin", dtype=np.float16, mode="r")
     flat = flat.reshape(number, all_layers, *ours[0]["states"].shape[1:])
@@ -101,15 +100,15 @@ def _compare_stores(folder: Path, layers: list[int], rounds: int) -> dict[str, f
         "ours again": lambda visit: ours.__getitems__(rows(visit)),
         "np.memmap": lambda visit: torch.from_numpy(flat[rows(visit), part]),
         "torch format": lambda visit: stock[rows(visit)],
-        "ours, float32": lambda visit: ours32.__getitems__(rows(visit)),
+        "ours, float32": lambda visit: ours.__getitems__(rows(visit))["states"].float(),
         "reference": lambda visit: torch.from_numpy(reference[slab(visit), part]),
     }
     # all must deliver the same numbers
     states = candidates["ours"](0)["states"]
     assert torch.equal(states, candidates["np.memmap"](0))
     assert torch.equal(candidates["torch format"](0)[columns[-1]], states[:, -1].float())
-    together = ours32.__getitems__(range(_BATCH))["states"]
-    assert torch.equal(together, candidates["reference"](0))
+    together = ours.__getitems__(range(_BATCH))["states"]
+    assert torch.equal(together.float(), candidates["reference"](0))
 
     times = interleaved(candidates, rounds=rounds)
     return {

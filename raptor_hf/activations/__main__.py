@@ -13,10 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     verify = commands.add_parser("verify", help="compare sizes and checksums with the manifest")
     verify.add_argument("path", help="folder of the activation dataset")
     path = parser.parse_args(argv).path
-    try:
-        manifest, problems = read_manifest(path), verify_activations(path)
-    except FileNotFoundError as error:
-        sys.exit(str(error))
+    manifest, problems = read_manifest(path), verify_activations(path)
     if problems:
         sys.exit("\n".join(problems.values()))
     print(

@@ -1,6 +1,6 @@
 """Arguments: the images that a teacher sees, and the source of its states."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ..data.arguments import CropArguments
@@ -60,14 +60,11 @@ class ActivationArguments:
 
 def check_source(source: ActivationArguments, images: ImageArguments, crops: CropArguments) -> None:
     """Refuse online without a dataset, and options of images for stored states."""
-    if source.online:
-        if images.dataset is None:
-            raise ValueError("--activations online needs images: give --dataset.")
-        return
-    for given, default in ((images, ImageArguments()), (crops, CropArguments())):
-        for option in fields(given):
-            if getattr(given, option.name) != getattr(default, option.name):
-                raise ValueError(
-                    f"--{option.name} is for --activations online; the states in "
-                    f"{source.activations} are those of the extraction. Leave it out."
-                )
+    if source.online and images.dataset is None:
+        raise ValueError("--activations online needs images: give --dataset.")
+    defaults = {**asdict(ImageArguments()), **asdict(CropArguments())}
+    for name, value in {**asdict(images), **asdict(crops)}.items():
+        if not source.online and value != defaults[name]:
+            raise ValueError(
+                f"--{name} is for --activations online; {source.activations} was made with its own."
+            )

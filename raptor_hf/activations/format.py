@@ -127,12 +127,6 @@ configs:
 | a state | {manifest["num_tokens"]} × {manifest["num_channels"]}, {manifest["dtype"]} |
 | size | {size / 1e9:.3g} GB in {len(manifest["shards"])} files |
 
-```python
-import datasets
-
-states = datasets.load_from_disk("path/to/this/folder")  # columns layer_{layers[0]} …
-```
-
-`raptor_hf.activations.load_activations` reads batches of them at the speed of the memory map, and
-`python -m raptor_hf.activations verify path/to/this/folder` checks every file.
+`datasets.load_from_disk` opens it; `raptor_hf.activations.load_activations` reads batches of it at
+the speed of the memory map, and `python -m raptor_hf.activations verify` checks every file.
 """

@@ -1,8 +1,7 @@
-"""The sources of a teacher's states, with one interface: stored, or computed from images.
+"""The sources of a teacher's states: computed from images here, or stored (`store.py`).
 
 Both are map-style datasets that a DataLoader reads whole batches of; `states(batch)` returns the
-states (B, layers, N, D) of such a batch. `layers`, `layout`, `identity()` and `files()` describe
-them. `StoredActivations` reads states (`store.py`), `OnlineActivations` computes them.
+states (B, layers, N, D) of such a batch.
 """
 
 import json
@@ -13,21 +12,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..configuration_raptor import (
-    TEACHER_FAMILIES,
-    TokenLayout,
-    teacher_family,
-    token_layout,
-)
-from ..data import (
-    ImageViews,
-    ReadingArguments,
-    batches,
-    choose_images,
-    list_images,
-    load_images,
-)
-from ..data.arguments import CropArguments
+from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family, token_layout
+from ..data import ImageViews, batches, choose_images, list_images, load_images
+from ..data.arguments import CropArguments, ReadingArguments
 from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
@@ -44,8 +31,7 @@ from .store import StoredActivations, load_activations
 class OnlineActivations(Dataset):
     """A teacher's states, computed batch by batch and never kept.
 
-    A DataLoader (with workers, if decoding takes long) reads images; `states` runs the teacher on a
-    batch of them, without gradients, and only as deep as the last of the layers.
+    A DataLoader reads images; `states` runs the teacher on a batch of them, without gradients.
 
     Args:
         teacher: any vision model that returns its states, on the device that computes.
@@ -92,7 +78,7 @@ class OnlineActivations(Dataset):
         return self.images.__getitems__(rows)
 
     def public_path(self, image_id: int) -> str:
-        """Return the name of an image in lists, see `ImageViews`."""
+        """Return the name of an image in lists."""
         return self.images.public_path(image_id)
 
     def __getstate__(self) -> dict:
@@ -162,12 +148,10 @@ def image_views(
     *,
     training: bool = False,
 ) -> ImageViews:
-    """Open images in their views, as the teacher's own processor makes them.
+    """Open images in their views, for the image processor of a teacher (a folder or Hub id).
 
-    Args:
-        teacher: its folder or Hub id.
-        training: batches keep their size where images are left out, `views` may be 0, and random
-            crops travel as bytes where they can.
+    In training batches keep their size where images are left out, `views` may be 0, and random
+    crops travel as bytes where they can.
     """
     dataset = load_images(images.dataset, images.split, reading)
     processor = load_processor(teacher, revision, reading.resolution)
@@ -233,8 +217,7 @@ def _check_processor(source: ActivationArguments, stored: StoredActivations) -> 
     name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
     raise ValueError(
         f"{source.activations} was made with another image processor ({name} {before.get(name)}, "
-        f"now {now.get(name)}). Give the teacher the preprocessor_config.json of the extraction, "
-        "or extract again."
+        f"now {now.get(name)}). Bring back its preprocessor_config.json, or extract again."
     )
 
 
@@ -242,8 +225,8 @@ def check_all_layers(activations: Activations) -> None:
     """Refuse activations of some layers only."""
     if activations.layers != list(range(activations.depth + 1)):
         raise ValueError(
-            f"This needs the states of all layers, 0 to {activations.depth}; the activations hold "
-            f"those of {activations.layers}."
+            f"This needs the states of all layers, 0 to {activations.depth}; these are the states "
+            f"of {activations.layers}."
         )
 
 
@@ -256,10 +239,7 @@ def stream_states(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield the states (B, layers, N, D) of all rows, or of some chosen at random, in batches.
-
-    Of several processes each gets its share.
-    """
+    """Yield this process' states (B, layers, N, D), of all rows or of some chosen at random."""
     limit = None if num_images is None else min(num_images, len(activations))
     rows = choose_images(len(activations), limit, seed).tolist()
     for batch in batches(activations, batch_size, description, rows=rows, num_workers=num_workers):

@@ -30,25 +30,11 @@ class StoredActivations(Dataset):
 
     It returns whole batches: `DataLoader(activations, batch_size=64, shuffle=True,
     collate_fn=keep_batch)`, with `raptor_hf.data.keep_batch`. Any number of processes can read.
-
-    Args:
-        path: folder of the dataset.
-        layers: the layers to read, in this order; default: all that are stored.
-        dtype: of the states; default: as they are stored.
-
-    Raises:
-        FileNotFoundError: no manifest.
-        ValueError: a shard is missing or has another size than the manifest says, or a layer is
-            not stored.
+    `load_activations` opens one.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        layers: Sequence[int] | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        self.path, self.dtype = Path(path), dtype
+    def __init__(self, path: str | Path, layers: Sequence[int] | None = None):
+        self.path = Path(path)
         self.manifest = read_manifest(path)
         stored, self.depth = self.manifest["layers"], self.manifest["depth"]
         self.layers = list(stored if layers is None else layers)
@@ -72,7 +58,7 @@ class StoredActivations(Dataset):
 
     def __reduce__(self):
         # a DataLoader's worker that is not forked opens the files itself, and gets no copy
-        return type(self), (self.path, self.layers, self.dtype)
+        return type(self), (self.path, self.layers)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -107,7 +93,7 @@ class StoredActivations(Dataset):
             with ThreadPoolExecutor(_COPYING_THREADS) as pool:
                 list(pool.map(copy, np.array_split(positions, _COPYING_THREADS)))
         scalars = {name: values[rows] for name, values in self.scalars.items()}
-        return {"states": states if self.dtype is None else states.to(self.dtype), **scalars}
+        return {"states": states, **scalars}
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the states (B, layers, N, D) of a batch, as `OnlineActivations` does."""
@@ -134,20 +120,20 @@ def load_activations(
     path: str | Path,
     *,
     layers: Sequence[int] | None = None,
-    dtype: torch.dtype | None = None,
     teacher: PreTrainedModel | None = None,
 ) -> StoredActivations:
-    """Open an activation dataset; with `teacher`, refuse one that another teacher's weights made.
+    """Open an activation dataset.
 
     Args:
-        path: folder of the dataset.
-        layers: the layers to read; default: all that are stored.
-        dtype: of the states; default: as they are stored.
+        layers: the layers to read, in this order; default: all that are stored.
+        teacher: refuse a dataset of another teacher's weights.
 
     Raises:
-        ValueError, FileNotFoundError: see `StoredActivations`; or the teacher is another one.
+        FileNotFoundError: no manifest.
+        ValueError: a shard is missing or has another size than the manifest says, a layer is not
+            stored, or the teacher is another one.
     """
-    activations = StoredActivations(path, layers, dtype)
+    activations = StoredActivations(path, layers)
     if teacher is not None:
         maker, given = activations.manifest["teacher"], teacher_identity(teacher)
         if maker["weights_sha256"] != given["weights_sha256"]:

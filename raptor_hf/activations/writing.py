@@ -8,6 +8,7 @@ manifest, with which the dataset is finished.
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -53,82 +54,73 @@ def write_activations(
 ) -> None:
     """Write the trajectories of all images and views, those shards that are not there yet.
 
-    All processes work together: process p of P writes the shards p, p + P, ….
-    A second call with the same arguments ends in the same bytes as one that was not interrupted.
+    All processes work together: process p of P writes the shards p, p + P, …. A second call with
+    the same arguments ends in the same bytes as one that was not interrupted.
 
     Args:
-        path: folder of the dataset.
         layers: the layers to store; default: all.
         dtype: of the stored states, `"float16"` or `"float32"`.
         precision: of the teacher's forward pass, `"float32"` or `"bfloat16"`.
         batch_size: images in one forward pass, and in one record batch of a file.
-        shard_megabytes: size of a file.
         num_workers: processes that decode images ahead.
         revision: the Hub revision that the teacher was loaded at; its commit is noted.
         dataset: name of the images, for the manifest.
 
     Raises:
-        ValueError: a state that the dtype can't hold (layer and image are named), or a layer that
-            the teacher has not; or another process writes to the folder.
+        ValueError: a state that the dtype can't hold (layer and image are named), a layer that the
+            teacher has not, or another process that writes to the folder.
         OSError: less free disk than the dataset takes, or a disk that fills up.
     """
-    # one writer a folder, of all its processes
     path, state = Path(path), process_state()
     if state.is_main_process:
         path.mkdir(parents=True, exist_ok=True)
         lock_folder(path)
+        for leftover in path.glob("*.tmp"):  # of a run that was killed
+            leftover.unlink()
     state.wait_for_everyone()
 
-    # the first image shows how large a state is
+    # the first image shows how large a state is; a shard holds whole batches, at least one
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     shape = source.states(first_batch(images)).shape[1:]
     features = activation_features(source.layers, *shape[1:], dtype)
     row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
-
-    # a shard holds whole batches, at least one
-    batches_a_shard = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size))
-    shards = plan_shards(len(images), batches_a_shard * batch_size)
+    rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
+    starts, shards = range(0, len(images), rows), {}
+    for index, start in enumerate(starts):
+        name = f"data-{index:05d}-of-{len(starts):05d}.arrow"
+        shards[name] = range(start, min(start + rows, len(images)))
 
     # each process looks after its share: what an earlier run wrote is compared with its checksum
     facts, missing = _shard_facts(path), {}
     for name in list(shards)[state.process_index :: state.num_processes]:
         if name not in facts or shard_problem(path / name, facts[name], checksums=True):
             missing[name] = shards[name]
-
-    # clean up, and look at the disk
     needed = row_bytes * sum(gather_object([sum(map(len, missing.values()))]))
-    if state.is_main_process:
-        for leftover in path.glob("*.tmp"):  # of a run that was killed
-            leftover.unlink()
-        free = shutil.disk_usage(path).free
-        print(
-            f"{len(images):,} trajectories of {' × '.join(map(str, shape))} {dtype} in "
-            f"{len(shards)} shards; {size(needed)} to write to {path}, {size(free)} free",
-            flush=True,
+    free = shutil.disk_usage(path).free
+    state.print(
+        f"{len(images):,} trajectories of {' × '.join(map(str, shape))} {dtype} in {len(shards)} "
+        f"shards; {size(needed)} to write to {path}, {size(free)} free",
+        flush=True,
+    )
+    if needed > 0.98 * free:
+        raise OSError(
+            f"{size(needed)} are to be written to {path}, but only {size(free)} are free. Store "
+            "less (--layers, --num_images, --views), or train with --activations online."
         )
-        if needed > 0.98 * free:
-            raise OSError(
-                f"{size(needed)} are to be written to {path}, but only {size(free)} are free. "
-                "Store less (--layers, --num_images, --views), take another disk, or train with "
-                "--activations online, which stores nothing."
-            )
-    state.wait_for_everyone()
-    write_shards(path, missing, source, features, batch_size, num_workers)
+
+    _write_shards(path, missing, source, features, batch_size, num_workers)
     state.wait_for_everyone()
     if state.is_main_process:
-        _complete(path, list(shards), features, source, revision, dataset)
+        manifest = {
+            "teacher": teacher_identity(teacher, revision),
+            "dataset": public_name(dataset) if dataset else None,
+            "num_tokens": shape[1],
+            "num_channels": shape[2],
+            "dtype": dtype,
+        }
+        _complete(path, list(shards), features, source, manifest)
         unlock_folder(path)
     state.wait_for_everyone()
-
-
-def plan_shards(number: int, rows: int) -> dict[str, range]:
-    """Return the names of the shards of a dataset, and the rows that each holds."""
-    starts = range(0, number, rows)
-    shards = {}
-    for index, start in enumerate(starts):
-        name = f"data-{index:05d}-of-{len(starts):05d}.arrow"
-        shards[name] = range(start, min(start + rows, number))
-    return shards
 
 
 def _shard_facts(path: Path) -> dict[str, dict]:
@@ -140,38 +132,30 @@ def _shard_facts(path: Path) -> dict[str, dict]:
     return facts
 
 
-def write_shards(
+def _write_shards(
     path: Path,
     shards: dict[str, range],
     source: OnlineActivations,
     features: datasets.Features,
     batch_size: int,
-    num_workers: int = 0,
+    num_workers: int,
 ) -> None:
     """Compute and write some shards, one after the other."""
-    # the rows of every batch of every shard
-    parts = {}
-    for name, rows in shards.items():
-        starts = range(0, len(rows), batch_size)
-        parts[name] = [list(rows[start : start + batch_size]) for start in starts]
-
     # one loader for all shards: its workers read on while a shard is put on the disk
-    order = [rows for part in parts.values() for rows in part]
-    loader = iter(
+    order = []
+    for rows in shards.values():
+        order += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches = iter(
         DataLoader(source, batch_sampler=order, collate_fn=keep_batch, num_workers=num_workers)
     )
     total, shown = sum(map(len, order)), process_state().is_main_process
     with progress_bar("extract", total, unit="image", enabled=shown) as bar:
-
-        def records(part: list[list[int]]) -> Iterator[pa.RecordBatch]:
-            for rows in part:
-                batch = next(loader)
-                if len(batch["image_id"]):  # else none of its images could be read
-                    yield _record_batch(source, features, batch)
-                bar.update(len(rows))
-
-        for name, part in parts.items():
-            _write_shard(path / name, features.arrow_schema, records(part))
+        for name, rows in shards.items():
+            own = islice(batches, -(-len(rows) // batch_size))
+            # a batch is empty where none of its images could be read
+            records = (_record(source, features, b) for b in own if len(b["image_id"]))
+            _write_shard(path / name, features.arrow_schema, records)
+            bar.update(len(rows))
 
 
 def _write_shard(path: Path, schema: pa.Schema, records: Iterator[pa.RecordBatch]) -> None:
@@ -197,36 +181,22 @@ def _write_shard(path: Path, schema: pa.Schema, records: Iterator[pa.RecordBatch
         raise
 
 
-def _record_batch(
-    source: OnlineActivations, features: datasets.Features, batch: dict
-) -> pa.RecordBatch:
-    """Return the trajectories of a batch as Arrow columns, without a detour by Python objects.
-
-    Raises:
-        ValueError: a number that the dtype can't hold, or NaN.
-    """
+def _record(source: OnlineActivations, features: datasets.Features, batch: dict) -> pa.RecordBatch:
+    """Return the trajectories of a batch as Arrow columns, without a detour by Python objects."""
     states, schema, columns = source.states(batch), features.arrow_schema, []
     for index, layer in enumerate(source.layers):
         kind = schema.field(layer_column(layer)).type
         stored = states[:, index].to(getattr(torch, kind.value_type)).contiguous()
-        _check_finite(stored, layer, batch["image_id"])
+        # extremes are NaN or infinite if anything is, and take a twentieth of the time
+        if not torch.isfinite(torch.stack(torch.aminmax(stored))).all():
+            finite = torch.isfinite(stored).flatten(1).all(dim=1).cpu()
+            raise ValueError(
+                f"The state after layer {layer} of image {int(batch['image_id'][~finite][0])} "
+                f"holds NaN, or values that {kind.value_type} can't hold (--dtype float32)."
+            )
         columns.append(array2d(stored.cpu().numpy(), kind))
     columns += [pa.array(batch[name].numpy()) for name in SCALARS]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _check_finite(states: torch.Tensor, layer: int, image_ids: torch.Tensor) -> None:
-    """Refuse states (B, N, D) with NaN or ±∞, as a number too large for the dtype becomes."""
-    # extremes are NaN if anything is, and take a twentieth of the time of looking at every number
-    if torch.isfinite(torch.stack(torch.aminmax(states))).all():
-        return
-    finite = torch.isfinite(states).flatten(1).all(dim=1).cpu()
-    dtype = str(states.dtype).removeprefix("torch.")
-    advice = " Extract with --dtype float32." if dtype == "float16" else ""
-    raise ValueError(
-        f"The state after layer {layer} of image {int(image_ids[~finite][0])} holds values that "
-        f"{dtype} can't (beyond ±{torch.finfo(states.dtype).max:.5g}, or NaN).{advice}"
-    )
 
 
 def _complete(
@@ -234,8 +204,7 @@ def _complete(
     names: list[str],
     features: datasets.Features,
     source: OnlineActivations,
-    revision: str | None,
-    dataset: str | None,
+    manifest: dict,
 ) -> None:
     """Write `datasets`' own files, the card and the manifest beside shards that are all there."""
     # the files that `datasets.load_from_disk` reads
@@ -260,22 +229,16 @@ def _complete(
     skipped = np.setdiff1d(images.image_ids, stored).tolist()
 
     # the manifest comes last: with it the dataset is finished
-    column = features[layer_column(source.layers[0])]
-    manifest = {
-        "teacher": teacher_identity(source.whole_teacher, revision),
-        "dataset": public_name(dataset) if dataset else None,
+    manifest |= {
         "num_images": len(images.image_ids) - len(skipped),
         "skipped_images": [{"image_id": i, "path": images.public_path(i)} for i in skipped],
         "class_names": images.class_names,
         "views": images.views,
         "seed": images.seed,
-        "image_size": list(first_batch(images)["pixel_values"].shape[-2:]),
+        "image_size": source.resolution,
         "transform": images.processor.to_dict(),
         "depth": source.depth,
         "layers": source.layers,
-        "num_tokens": column.shape[0],
-        "num_channels": column.shape[1],
-        "dtype": column.dtype,
         "num_cls": source.layout.num_cls,
         "num_registers": source.layout.num_registers,
         "precision": source.precision,

@@ -55,9 +55,8 @@ def open_image(
 
     Args:
         source: a cell of `datasets` (`{"path", "bytes"}`), a path or an open file.
-        name: what errors call it where the source has no path.
-        max_megapixels: larger images are refused before their pixels are decoded.
-        rgb: convert it to RGB of 8 bits (`to_rgb`); else it keeps its mode.
+        name: for errors, where the source has no path.
+        rgb: convert it to RGB of 8 bits; else it keeps its mode.
         shorter_side: of an RGB image, see `shrink`; 0: it keeps its size.
 
     Raises:
@@ -171,8 +170,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_pixel_values(
     images: list[Image.Image] | list[np.ndarray], processor, **options
 ) -> torch.Tensor:
-    """Return images (RGB), or their pixels (H, W, 3), as an image processor prepares them:
-    (B, C, H, W).
+    """Return images (RGB), or their pixels (H, W, 3), as a processor prepares them: (B, C, H, W).
 
     Args:
         options: of the processor, instead of its own, such as `do_resize=False`.
@@ -181,20 +179,14 @@ def to_pixel_values(
         ValueError: images that have several sizes after it.
     """
     # a processor would take an array whose height is 3 for one whose channels come first
-    prepared = []
-    for image in images:
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        prepared.append(image)
-    pixels = processor(prepared, **options)["pixel_values"]
-
+    images = [Image.fromarray(np.asarray(image)) for image in images]
+    pixels = processor(images, **options)["pixel_values"]
     sizes = sorted({tuple(image.shape[-2:]) for image in pixels})
     if len(sizes) > 1:
         listed = ", ".join(f"{height}×{width}" for height, width in sizes[:4])
         raise ValueError(
-            f"The images have several sizes once they are prepared ({listed}), and a batch has "
-            "one. Let the image processor (preprocessor_config.json) crop them (do_center_crop, "
-            "crop_size) or give them one size (height and width)."
+            f"The images of a batch have several sizes once they are prepared ({listed}). Let the "
+            "image processor (preprocessor_config.json) crop them: do_center_crop, crop_size."
         )
     return torch.stack(list(map(torch.as_tensor, pixels)))
 
@@ -202,8 +194,8 @@ def to_pixel_values(
 def pixel_table(processor) -> np.ndarray | None:
     """Return the values (3, 256) that a processor makes of the bytes 0 … 255 of each channel.
 
-    With it a batch travels to the device as bytes, and `look_up` makes the processor's pixel values
-    there, to the same bits. None for a processor that does more than to look at single values.
+    With it a batch travels to the device as bytes, and `look_up` makes its pixel values there, to
+    the same bits. None for a processor that does more than to look at single values.
     """
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     options = {"do_resize": False, "do_center_crop": False}

@@ -26,7 +26,6 @@ class ImageFolder(NamedTuple):
     files: list[str]  # paths below it
     labels: list[int] | None  # None: no classes, the images lie in the split itself
     class_names: list[str] | None
-    texts: list[str]  # files beside the images that are ignored
 
 
 @functools.cache
@@ -74,47 +73,43 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
             f"are: {', '.join(splits) or 'none'}. Images that lie in {folder} itself, or in "
             "folders of classes there, are the split '.'."
         )
-    files, texts = [], []
-    classes = sorted(_sort_contents(root, "", files, texts))
+    files, classes = _contents(root, "")
+    classes.sort()
     if files and classes:
         raise ValueError(
             f"{root / min(files)} lies beside folders of classes ({classes[0]}, …): expected "
             f"{root}/<class>/<image>. Move it into one of them, or away."
         )
     for name in classes:
-        for too_deep in _sort_contents(root, name, files, texts):
+        images, folders = _contents(root, name)
+        files += images
+        for too_deep in folders:
             _refuse_contents(root, root / too_deep)
     if not files:
-        raise ValueError(
-            f"{root} holds no images: the split is empty. Expected {root}/<class>/<image>, with "
-            f"endings like {', '.join(sorted(image_endings())[:5])}."
-        )
+        raise ValueError(f"{root} holds no images: expected {root}/<class>/<image>.")
     files.sort()
     if not classes:
-        return ImageFolder(root, files, None, None, sorted(texts))
+        return ImageFolder(root, files, None, None)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[file.partition("/")[0]] for file in files]
-    return ImageFolder(root, files, labels, classes, sorted(texts))
+    return ImageFolder(root, files, labels, classes)
 
 
-def _sort_contents(root: Path, folder: str, files: list[str], texts: list[str]) -> list[str]:
-    """Add the contents of a folder below the root to files and texts; return its folders."""
-    folders = []
+def _contents(root: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Return the images and the folders in a folder, as paths below the root."""
+    files, folders = [], []
     for entry in visible(root / folder):
         path = os.path.join(folder, entry.name)
         if entry.is_dir():
             folders.append(path)
         elif is_image(path):
             files.append(path)
-        elif is_text(path):
-            texts.append(path)
-        else:
+        elif not is_text(path):
             raise ValueError(
-                f"{root / path} is no image that can be read: expected {root}/<class>/<image>, "
-                f"with endings like {', '.join(sorted(image_endings())[:5])}. Unpack or convert "
-                "it, or move it away."
+                f"{root / path} is no image that can be read. Unpack or convert it to one with an "
+                f"ending like {', '.join(sorted(image_endings())[:5])}, or move it away."
             )
-    return folders
+    return files, folders
 
 
 def _refuse_contents(root: Path, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Load image datasets by name: embedded digits, folders, the Hub."""
 
 import hashlib
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +17,6 @@ from ..runs.processes import process_state
 from .arguments import ReadingArguments
 from .decoding import image_columns, open_image, to_ppm, undecoded
 from .folders import list_folder
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED = ("digits", "digit_scenes")  # the second is a dataset of dense tasks: `tasks`
 _PART_BYTES = 2**30  # of a column that Arrow numbers by 32 bits
@@ -40,7 +37,6 @@ def load_images(name: str, split: str, reading: ReadingArguments | None = None) 
             dataset without this configuration, split or column; the error lists those it has.
     """
     if name == "digits":
-        warn_of_folder(name)
         return load_digits(split)
     reading = reading or ReadingArguments()
     folder = is_folder(name)
@@ -48,12 +44,6 @@ def load_images(name: str, split: str, reading: ReadingArguments | None = None) 
     if reading.image_cache is None:
         return dataset
     return _cached(dataset, list_images(name, dataset).digest, reading)
-
-
-def warn_of_folder(name: str) -> None:
-    """Warn where the name of an embedded dataset is that of a folder too."""
-    if Path(name).is_dir():
-        logger.warning("%s is the embedded dataset; ./%s is the folder of this name.", name, name)
 
 
 def is_folder(name: str) -> bool:
@@ -64,11 +54,6 @@ def is_folder(name: str) -> bool:
 def _load_folder(name: str, split: str) -> datasets.Dataset:
     """Load the images of a folder; errors as `load_images`."""
     images = list_folder(_real_folder(name), split)
-    if images.texts:
-        logger.warning(
-            "%s: %d files that are no images are left out (%s)",
-            images.root, len(images.texts), images.root / images.texts[0],
-        )  # fmt: skip
     files = [os.path.join(images.root, file) for file in images.files]
     return dataset_of_files({"image": files}, labels=images.labels, class_names=images.class_names)
 
@@ -143,12 +128,8 @@ def _cached(
 ) -> datasets.Dataset:
     """Return the same images, decoded and shrunk, from a file of `datasets` in the image cache.
 
-    It is written by the first process that asks for it, under a name of its own until it is
-    complete. An image that can't be read stays as it is.
-
-    Args:
-        dataset: columns `image`, and `label`, if there are labels.
-        identity: digest of the images; other images get another file.
+    It is written by whoever asks first, under a name of its own until it is complete; `identity`
+    tells other images apart. An image that can't be read stays as it is.
     """
     files = undecoded(dataset)
     key = f"{identity} {files[0]['image']['path']} {reading.sizes}"  # cells hold absolute paths

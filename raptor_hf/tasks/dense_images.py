@@ -14,7 +14,7 @@ import datasets
 from ..data.arguments import ReadingArguments
 from ..data.decoding import undecoded
 from ..data.folders import is_image, is_text, visible
-from ..data.loading import dataset_of_files, is_folder, load_columns, warn_of_folder
+from ..data.loading import dataset_of_files, is_folder, load_columns
 from .arguments import DenseArguments
 from .digit_scenes import CLASSES, digit_scenes
 from .labelled_images import LabelledImages
@@ -131,7 +131,6 @@ def _check_reading(reading: ReadingArguments) -> None:
 
 def _scene_pairs(split: str, column: str) -> datasets.Dataset:
     """Return the embedded scenes and one kind of their targets."""
-    warn_of_folder("digit_scenes")
     return undecoded(digit_scenes(split).select_columns(["image", column]))
 
 

@@ -21,7 +21,7 @@ from raptor_hf.data import make_processor
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import trajectory
 from tests.helpers import grey_images, tiny_teacher
-from tests.memory import PROCESSES, peak_memory
+from tests.memory import PROCESSES
 from tests.programs import TWO_PROCESSES, run
 
 
@@ -49,7 +49,7 @@ def test_values_beyond_float16_are_an_error_with_layer_and_image(teacher, images
     with torch.no_grad():
         teacher.encoder.layer[2].layer_scale2.lambda1.fill_(1e8)
     with pytest.raises(
-        ValueError, match="after layer 3 of image 0 holds values that float16 can't"
+        ValueError, match="after layer 3 of image 0 holds NaN, or values that float16 can't"
     ):
         write_activations(teacher, images, tmp_path)
     assert not list(tmp_path.glob("*.arrow"))
@@ -154,15 +154,15 @@ def test_two_processes_write_what_one_writes(teacher, tmp_path):
 def test_an_error_while_writing_keeps_the_shards_before_it(
     teacher, images, tmp_path, monkeypatch, error
 ):
-    record_batch, calls = writing._record_batch, []
+    record, calls = writing._record, []
 
     def fail_at_the_fourth(*arguments):
         calls.append(arguments)
         if len(calls) == 4:
             raise error
-        return record_batch(*arguments)
+        return record(*arguments)
 
-    monkeypatch.setattr(writing, "_record_batch", fail_at_the_fourth)
+    monkeypatch.setattr(writing, "_record", fail_at_the_fourth)
     with pytest.raises(type(error), match=str(error.args[-1])):
         write_activations(teacher, images, tmp_path, batch_size=2, shard_megabytes=0)
     assert len(list(tmp_path.glob("data-*.arrow"))) == 3 and not list(tmp_path.glob("*.tmp"))
@@ -189,14 +189,3 @@ def read_all(path):
     order = np.random.default_rng(0).permutation(len(activations))
     for rows in np.array_split(order, -(-len(order) // 64)):
         activations.__getitems__(rows)
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    peaks = {}
-    for number in (200, 2000):
-        path = tmp_path / str(number)
-        peaks[number] = peak_memory(extract, number, path), peak_memory(read_all, path)
-    stored = 2000 * 13 * 21 * 64 * 2  # 70 MB
-    for few, many in zip(peaks[200], peaks[2000], strict=True):
-        assert many - few < stored / 5
