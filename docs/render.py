@@ -7,18 +7,15 @@ this file makes it. A test compares the pages with what this program gives.
 """
 
 import re
-import textwrap
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.claims import claims_table as verdicts
-from evaluation.claims import judge as judge_all
+from evaluation.claims import claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
-from evaluation.recurrence.claims import judge
+from evaluation.recurrence.atlas_page import cuts_table
 from evaluation.recurrence.maps import load_atlas
-from evaluation.recurrence.page import cut_in_words
-from evaluation.recurrence.report import claims_table, load_study, paragraph
+from evaluation.recurrence.report import judge_study, load_study
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
     load_results,
@@ -94,27 +91,17 @@ def families() -> str:
 def claims() -> str:
     """Return the verdicts on the claims about depth."""
     models = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")["models"]
-    return verdicts(judge_all(CLAIMS, {result["model"]: result for result in models}))
+    return claims_table(judge(CLAIMS, {result["model"]: result for result in models}))
 
 
 def study() -> str:
-    """Return what held of the claims about block recurrence, in a paragraph."""
-    found = load_study(RESULTS / "study")
-    return textwrap.fill(paragraph(judge(found), found), 120, break_on_hyphens=False)
-
-
-def study_claims() -> str:
-    """Return the claims about block recurrence with their verdicts."""
-    return claims_table(judge(load_study(RESULTS / "study")))
+    """Return the verdicts on the claims about block recurrence."""
+    return claims_table(judge_study(load_study(RESULTS / "study")))
 
 
 def atlas() -> str:
     """Return the cuts of the atlas with their stability: a row a teacher and method."""
-    numbers, rows = (2, 3, 4, 5, 6), []
-    for one in load_atlas(RESULTS / "atlas"):
-        for method, cuts in one["cuts"].items():
-            rows.append([one["name"], method, *(cut_in_words(cuts.get(str(k))) for k in numbers)])
-    return markdown_table(["teacher", "method", *(f"k = {k}" for k in numbers)], rows)
+    return cuts_table(load_atlas(RESULTS / "atlas"))
 
 
 def ablation() -> str:

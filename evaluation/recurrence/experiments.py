@@ -1,7 +1,6 @@
-"""The experiments of a study: which students each trains, and what it makes of them.
+"""The experiments of a study: lists of students with their labels, and their results.
 
-An experiment is a list of rows, each a student under what it is called; students that several
-experiments have are trained once. `collect` lays the results beside the rows.
+Students that several experiments have are trained once. `collect` adds the results to the labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,17 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raptor_hf.distillation.compute import UNIT_IMAGES, application_flops, teacher_layer
-from raptor_hf.dry_runs import describe
+from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.phases import find_phases
+from raptor_hf.phases.cuts import phase_contrast
 from raptor_hf.runs.files import public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment
 
+from .maps import MapArguments, first_cuts, phase_map
 from .students import Student, runs_of, shuffled
-from .teacher_maps import cuts_of, map_teacher
-from .workbench import Bench, Settings, facts_of, recorded, train_students
+from .workbench import Bench, Settings, recorded, student_key, train_students
 
-TEACHER = "teacher"  # what the study's own teacher is called
+TEACHER = "teacher"  # name of the study's own teacher
+_RANDOM_PARTITIONS = 200
 
 
 class Row(NamedTuple):
@@ -150,70 +150,13 @@ def collect(rows: list[Row], record: list[dict]) -> list[dict]:
     """Return the results of rows: the label, seed and phases beside what was measured."""
     found = []
     for row in rows:
-        facts = facts_of(row.teacher, row.student)
-        result = next(run for run in record if facts.items() <= run.items())
-        measured = {name: value for name, value in result.items() if name not in facts}
+        key = student_key(row.teacher, row.student)
+        result = next(run for run in record if key.items() <= run.items())
+        measured = {name: value for name, value in result.items() if name not in key}
         parts = [list(part) for part in row.student.parts]
         label = {**row.label, "seed": row.student.seed, "untied": row.student.untied}
         found.append({**label, "parts": parts, **measured})
     return found
-
-
-def print_plan(
-    settings: Settings, plan: Plan, teachers: dict[str, str], experiments: Sequence[str]
-) -> None:
-    """Print what a study would train, from the teacher's configuration alone.
-
-    Where its phases are is not known yet: students are counted with equal ones.
-    """
-    source = settings.source
-    facts = describe.teacher_facts(source.teacher, source.revision, settings.reading.resolution)
-    depth = facts.config.num_hidden_layers
-    even = np.zeros((depth, depth))
-    phases = {str(k): find_phases(even, k, "uniform") for k in plan.cuts if k <= depth}
-    maps = {name: {"distance": even, "phases": phases} for name in teachers}
-    rows = {name: EXPERIMENTS[name](maps, plan) for name in experiments}
-    number = len({(row.teacher, row.student) for own in rows.values() for row in own})
-    layer = application_flops(teacher_layer(facts.config), facts.num_tokens)
-    flop = number * settings.units * 3 * UNIT_IMAGES * depth * layer
-    lines = [("teacher", describe.describe_teacher(source.teacher, facts))]
-    lines += [("", f"{name}: {folder}") for name, folder in teachers.items() if name != TEACHER]
-    lines += [("students", f"{name}: {len(own)}") for name, own in rows.items()]
-    lines += [
-        ("", f"{number:,} in all, as some are the same: {describe.cost(flop)}"),
-        ("writes", f"{settings.loop.output_dir}: a JSON an experiment, figures, study.md"),
-    ]
-    describe.print_plan("Study block recurrence", lines)
-
-
-def add_gaps(path: Path, settings: Settings, *, processes: int) -> None:
-    """Write what short distillations reach, for every k that a map has, into the map of a teacher.
-
-    Args:
-        path: of a map of the atlas; it gets the key `gaps` (`evaluation.recurrence.maps`).
-        settings: whose output folder keeps the record of students.
-        processes: students that are trained at the same time.
-    """
-    found, folder = read_json(path), Path(settings.loop.output_dir)
-    phases = {"1": [found["num_layers"]], **cuts_of(found)[0]}
-    rows = [
-        Row({"k": int(k), "phases": lengths}, TEACHER, Student(runs_of(lengths)))
-        for k, lengths in phases.items()
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    students = [(row.teacher, row.student) for row in rows]
-    teachers = {TEACHER: settings.source.teacher}
-    train_students(settings, teachers, students, folder, processes=processes)
-    found["gaps"] = [
-        {
-            **{name: reached[name] for name in ("k", "phases", "stored_parameters")},
-            "units": settings.units,
-            "r2": reached["r2"]["mean"],
-            "to_spread": {n: sum(gap) / len(gap) for n, gap in reached["to_spread"].items()},
-        }
-        for reached in rounded(collect(rows, recorded(folder)), 5)
-    ]
-    write_json(path, found)
 
 
 def run_study(
@@ -262,16 +205,57 @@ def _measure_teachers(
         if name in maps:
             continue
         bench = Bench(settings, source)
-        maps[name] = rounded(
-            map_teacher(bench, plan.cuts, number, sizes if name == TEACHER else [])
-        )
+        measured = map_teacher(bench, plan.cuts, number, sizes if name == TEACHER else [])
+        maps[name] = rounded(measured)
         about = {
             "dataset": public_name(settings.images.dataset),
-            "num_images": len(bench.held_out.states),
-            "image_size": list(bench.held_out.image_size),
+            "num_images": len(bench.states),
+            "image_size": list(bench.system.image_size),
             "teacher": public_name(teachers[TEACHER]),
             "units": settings.units,
             "environment": environment(),
         }
         write_json(path, {"about": about, "maps": maps})
     return maps
+
+
+def map_teacher(bench: Bench, ks: list[int], number: int, sizes: list[int]) -> dict:
+    """Measure the layer distances of a teacher, its phases, and its own accuracy and sizes.
+
+    Args:
+        bench: the teacher.
+        ks: numbers of phases.
+        number: of images, of those that students learn from.
+        sizes: other heights and widths of images in pixels, for which the phases alone are kept.
+    """
+
+    def look(pixels: int | None, resamples: int) -> tuple[dict, dict]:
+        """Return the map at a size, and its cuts by k."""
+        resolution = None if pixels is None else [pixels] * 2
+        views = bench.views(bench.settings.images.split, number, resolution)
+        source = OnlineActivations(bench.system.model, views)
+        options = MapArguments(num_images=len(views), k=ks, resamples=resamples)
+        description = "layers" if pixels is None else f"layers at {pixels} px"
+        found = phase_map(source, options, batch_size=64, description=description)
+        return found, first_cuts(found)
+
+    found, cuts = look(None, MapArguments.resamples)
+    distance = np.array(found["distance"])
+    phases = {k: cut["phases"] for k, cut in cuts.items()}
+    upper = np.triu_indices(len(distance), 1)
+    measured = {
+        "distance": found["distance"],
+        "similarity": float(1 - distance[upper].mean()),
+        "phases": phases,
+        "stability": {k: cut for k, cut in cuts.items() if int(k) > 1},
+        "drop_path_rate": getattr(bench.system.model.config, "drop_path_rate", None),
+        "sizes": {},
+        **bench.describe(),
+    }
+    for pixels in sizes:
+        _, other = look(pixels, 1)
+        measured["sizes"][str(pixels)] = {k: cut["phases"] for k, cut in other.items()}
+    if "3" in phases:
+        contrast = phase_contrast(distance, phases["3"], draws=_RANDOM_PARTITIONS)
+        measured["contrast"] = contrast["contrast"]
+    return measured

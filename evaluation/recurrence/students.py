@@ -1,4 +1,4 @@
-"""What learns in a study: blocks, each made for some layers, contiguous or not."""
+"""Students of a study: blocks for parts of the layers, contiguous or not."""
 
 from dataclasses import dataclass
 
@@ -67,8 +67,8 @@ def shuffled(phases: list[int], seed: int) -> Parts:
 def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel, list[Span]]:
     """Make an untrained student: a Raptor, and the spans that its blocks make one after another.
 
-    A block starts as the mean of its layers (`make_raptor`). Spans are numbered by what is
-    learned: an untied block makes one state.
+    A block starts as the mean of its layers. Spans count the states that are learned: an untied
+    block makes one.
     """
     plain = student.contiguous and not student.untied
     model = make_raptor(
@@ -99,7 +99,7 @@ def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel,
 
 
 def student_sizes(model: RaptorModel, num_applications: int, num_tokens: int) -> dict[str, int]:
-    """Return how large the blocks of a student are, and what they cost.
+    """Return the size of the blocks of a student, and their cost.
 
     Args:
         num_applications: how often a block is applied to an image.

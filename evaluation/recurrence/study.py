@@ -11,12 +11,10 @@ else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`, `unt
 on record, and the same command goes on. Writes a JSON an experiment, `study.md` and figures.
 """
 
-# Over 120 lines by a few: what a study reads, and its arguments, are many.
-
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.recurrence.experiments import Plan, print_plan, run_study
+from evaluation.recurrence.experiments import EXPERIMENTS, Plan, run_study
 from evaluation.recurrence.report import write_report
 from evaluation.recurrence.workbench import Settings
 from raptor_hf import data
@@ -28,8 +26,6 @@ from raptor_hf.runs.arguments import check_positive, named_folders, parse_argume
 from raptor_hf.runs.files import folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import run_program
-
-EXPERIMENTS = ["gap", "partitions", "alternatives", "training"]
 
 
 @dataclass(kw_only=True)
@@ -69,9 +65,8 @@ class Arguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "units", "ks", "seeds", "map_images")
-        unknown = [name for name in self.experiments if name not in EXPERIMENTS]
-        if unknown:
+        check_positive(self, "units", "ks", "partition_ks", "seeds", "other_seeds", "map_images")
+        if unknown := [name for name in self.experiments if name not in EXPERIMENTS]:
             raise ValueError(
                 f"--experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}."
             )
@@ -83,18 +78,20 @@ DEFAULTS = {"objective": "autoregressive", "optimizer": "muon", "normalize": "gr
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the teachers, train the students, write what was found."""
+    """Measure the teachers, train the students, write the results."""
     own, source, images, crops, reading, objective, compute, validation, loop = parse_arguments(
         *PARTS, argv=argv, defaults=DEFAULTS
     )
+    if loop.dry_run:
+        raise ValueError("A study has no --dry_run: its students follow from its teachers' phases.")
     others = named_folders("--teachers", own.teachers, reserved=["teacher"])
     teachers = {"teacher": source.teacher, **others}
     settings = Settings(
         source, images, crops, reading, objective, compute, loop, validation, own.units
     )
     plan = Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
-    if loop.dry_run:
-        return print_plan(settings, plan, teachers, own.experiments)
+
+    # a run is its arguments, its teachers, its stored states and its images
     read = {**teachers, "activations": source.activations}
     inputs = {name: folder_digest(it) for name, it in read.items() if Path(it).is_dir()}
     listed = {
@@ -108,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs=inputs, images=listed,
     ):  # fmt: skip
         return print(write_report(loop.output_dir))
+
     run_study(
         settings,
         plan,
@@ -118,9 +116,9 @@ def main(argv: list[str] | None = None) -> None:
         map_sizes=own.map_sizes,
         processes=own.processes,
     )
-    summary = write_report(loop.output_dir)
+    table = write_report(loop.output_dir)
     finish_run(loop.output_dir)
-    print(f"\n{summary}\n\nreport: {Path(loop.output_dir) / 'study.md'}")
+    print(f"\n{table}\n\nreport: {Path(loop.output_dir) / 'study.md'}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ NOT_IDENTITY = (
     "checkpoint_every", "keep", "cuda_graphs", "gradient_checkpointing", "report_to",
     "skip_corrupt", "image_cache", "processes",
     "validation_dataset", "validation_split", "validation_images", "validation_head",
-    "validate_every", "push_to_hub", "private", "gap_units", "gap_split", "gap_processes",
+    "validate_every", "push_to_hub", "private",
 )  # fmt: skip
 # Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
 _LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")

@@ -2,22 +2,25 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 
-from evaluation.recurrence.claims import CLAIMS, judge
+from evaluation.recurrence.claims import CLAIMS
 from evaluation.recurrence.experiments import EXPERIMENTS, Plan, Row, collect
-from evaluation.recurrence.report import load_study, write_report
-from evaluation.recurrence.statistics import (
+from evaluation.recurrence.measures import (
     correlation,
     difference,
     interval,
     saturation,
+    student_t,
     values_of,
 )
+from evaluation.recurrence.report import judge_study, load_study, write_report
 from evaluation.recurrence.students import Student, runs_of
-from evaluation.recurrence.workbench import facts_of
+from evaluation.recurrence.workbench import student_key
+from tests.programs import ROOT
 
 LAYERS = 4
 
@@ -63,7 +66,7 @@ def made_study(better=0.05):
         {"k": k, "kind": kind, "seed": 0, **measured(r2, accuracy, parameters=parameters)}
         for k, kind, r2, accuracy, parameters in (
             (1, "Raptor", 0.8, 0.7, 100), (2, "Raptor", 0.9, 0.8, 200),
-            (1, "few layers, last state", 0.1, 0.75, 100), (1, "2 experts", 0.86, 0.7, 150),
+            (1, "few layers, last state", 0.1, 0.75, 100),
             (2, "Raptor, last state", 0.1, 0.6, 200),
         )
     ]  # fmt: skip
@@ -75,13 +78,22 @@ def made_study(better=0.05):
 
 
 def verdicts(study):
-    return {claim["sentence"]: claim["verdict"] for claim in judge(study)}
+    """Return whether each claim is seen."""
+    judged = judge_study(study)
+    return {claim["sentence"]: claim["verdicts"]["made"]["seen"] for claim in judged}
+
+
+def figures_of(study, sentence):
+    (claim,) = [claim for claim in judge_study(study) if claim["sentence"] == sentence]
+    return claim["verdicts"]["made"]["figures"]
 
 
 def test_statistics_by_hand():
     mean, width = interval(np.array([1.0, 2.0, 3.0]))
     assert mean == 2 and width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isnan(interval(np.array([1.0]))[1])
+    for freedom, t in ((1, 12.7062), (2.5, 3.5747), (8, 2.3060), (100, 1.9840)):
+        assert student_t(freedom) == pytest.approx(t, rel=1e-4)  # of scipy
     mean, low, high = difference(np.array([2.0, 4.0]), np.array([1.0, 1.0]))  # t = 12.7, 1 degree
     assert mean == 2 and (low, high) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)
     x = np.arange(10.0)
@@ -95,35 +107,33 @@ def test_statistics_by_hand():
 
 
 def test_claims_follow_the_figures():
-    found = verdicts(made_study())
-    for sentence, verdict in {
-        "Few blocks reproduce all layers": "reproduced",
-        "ε falls with k until it saturates": "reproduced",
-        "Max-cut beats random runs: R²": "reproduced",
-        "Max-cut beats random runs: accuracy": "not reproduced",
-        "Phases are stable over seeds of the teacher": "reproduced",
-        "Stochastic depth makes layers alike": "reproduced",
-        "… lets a Raptor follow: cls": "reproduced",
-        "An untrained ViT is easier to follow than a trained one": "reproduced",
-        "Overfitting lowers similarity and fidelity": "reproduced",
-        "A Raptor beats a shallow ViT of as many bytes: accuracy": "not reproduced",
-        "All layers as targets beat the last alone: accuracy": "reproduced",
-        "Corrections or experts by depth pass the plain Raptor at equal bytes": "reproduced",
-        "Partitions on CIFAR-100, ten seeds": "not testable here",
+    seen = verdicts(made_study())
+    assert len(seen) == len(CLAIMS)
+    for sentence, expected in {
+        "Few blocks reproduce all layers": True,
+        "ε falls with k until it saturates": True,
+        "Max-cut beats random runs: R²": True,
+        "Max-cut beats random runs: accuracy": False,
+        "Phases are stable over seeds of the teacher": True,
+        "Stochastic depth makes layers alike": True,
+        "… lets a Raptor follow: cls": True,
+        "An untrained ViT is easier to follow than a trained one": True,
+        "Overfitting lowers similarity and fidelity": True,
+        "A Raptor beats a shallow ViT of as many bytes: accuracy": False,
+        "All layers as targets beat the last alone: accuracy": True,
     }.items():
-        assert found[sentence] == verdict, sentence
-    uniform = next(c for c in judge(made_study()) if "uniform" in c["sentence"])
-    assert uniform["figures"].startswith("k = 2") and "k = 3" in uniform["figures"]
+        assert seen[sentence] == expected, sentence
+    uniform = "Max-cut beats uniform runs: R²"
+    text = figures_of(made_study(), uniform)
+    assert text.startswith("k = 2") and "k = 3" in text
     same = made_study()
     for row in same["partitions"]:
         if row["k"] == 2:
             row["parts"] = 2
-    uniform = next(c for c in judge(same) if "uniform" in c["sentence"])
-    assert uniform["figures"].startswith("k = 3")  # both are one partition at k = 2
-    assert verdicts(made_study(better=0))["Max-cut beats random runs: R²"] == "not reproduced"
-    alone = {"maps": {"teacher": phase_map()}, "about": {}}
-    assert set(verdicts(alone).values()) == {"reproduced", "not testable here"}
-    assert len(found) == len(CLAIMS)
+    assert figures_of(same, uniform).startswith("k = 3")  # both are one partition at k = 2
+    assert not verdicts(made_study(better=0))["Max-cut beats random runs: R²"]
+    alone = {"maps": {"teacher": phase_map()}, "about": {"dataset": "made"}}
+    assert set(verdicts(alone).values()) == {True, None}
 
 
 def test_the_report_is_a_function_of_its_files(tmp_path):
@@ -131,8 +141,7 @@ def test_the_report_is_a_function_of_its_files(tmp_path):
     (tmp_path / "maps.json").write_text(json.dumps({k: study[k] for k in ("maps", "about")}))
     for name in EXPERIMENTS:
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": study[name]}))
-    summary = write_report(tmp_path)
-    assert "On made, 9 held-out images, with 3 units" in summary and "**Reproduced**" in summary
+    assert "| Few blocks reproduce all layers | paper | seen |" in write_report(tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {"study.md", "gap.png", "partitions.png", "alternatives.png", "training.png"} < set(
         first
@@ -141,10 +150,11 @@ def test_the_report_is_a_function_of_its_files(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert load_study(tmp_path)["gap"] == study["gap"]
     page = first["study.md"].decode()
+    assert "9 held-out images of made, 3 units of compute" in page
     assert "| 2 | max-cut | 0.95" in page and "| Raptor | 1 | 0.8000 | 0.8000 |" in page
     for name in EXPERIMENTS:
         (tmp_path / f"{name}.json").unlink()
-    assert "not testable here" in write_report(tmp_path).lower()
+    assert "| Few blocks reproduce all layers | paper | – |" in write_report(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"maps\.json"):
         load_study(tmp_path / "elsewhere")
 
@@ -171,8 +181,8 @@ def test_students_of_the_experiments():
 
 def test_results_are_laid_beside_their_rows():
     row = Row({"k": 2, "kind": "Raptor"}, "teacher", Student(runs_of([2, 2]), seed=1))
-    other = facts_of("teacher", Student(runs_of([2, 2]), seed=0)) | {"accuracy": 0.1}
-    own = facts_of(row.teacher, row.student) | {"accuracy": 0.2}
+    other = student_key("teacher", Student(runs_of([2, 2]), seed=0)) | {"accuracy": 0.1}
+    own = student_key(row.teacher, row.student) | {"accuracy": 0.2}
     assert collect([row], [other, own]) == [
         {
             "k": 2,
@@ -183,3 +193,11 @@ def test_results_are_laid_beside_their_rows():
             "accuracy": 0.2,
         }
     ]
+
+
+def test_the_report_in_git_follows_from_its_figures(tmp_path):
+    folder = ROOT / "evaluation" / "results" / "study"
+    for path in folder.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    write_report(tmp_path)
+    assert (tmp_path / "study.md").read_text() == (folder / "study.md").read_text()
