@@ -328,7 +328,7 @@ def test_a_finished_study_is_left_alone_and_another_one_refused(program):
     assert "finished already" in run(sys.executable, *command, "--resume").stdout
     assert (out / "dynamics.json").stat() == before
     refused = run(sys.executable, *command, "--seed", "1", check=False)
-    assert refused.returncode == 1 and "seed: made with 0, now asked for 1" in refused.stderr
+    assert refused.returncode == 2 and "seed: made with 0, now asked for 1" in refused.stderr
 
 
 def test_stored_states_need_no_model(store, tmp_path):

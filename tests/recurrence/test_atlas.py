@@ -137,7 +137,7 @@ def test_cuts_in_words():
 def test_wrong_arguments(folders, tmp_path, flags, words):
     flags = [flag.format(teacher=folders / "teacher") for flag in flags]
     done = run(sys.executable, *PROGRAM, *flags, "--output_dir", tmp_path, check=False)
-    assert done.returncode == 1 and words in done.stderr
+    assert done.returncode == 2 and words in done.stderr
 
 
 def test_it_runs_on_one_process(tmp_path):
