@@ -42,36 +42,33 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     """Check, write the card, and upload unless it is a dry run."""
     (arguments,) = parse_arguments(Arguments, argv=argv)
+    repo_id = arguments.repo_id
     if bool(arguments.model) == bool(arguments.activations):
         raise ValueError("Give either --model FOLDER or --activations FOLDER.")
     if bool(arguments.model) != bool(arguments.results):
         raise ValueError("--results FOLDER belongs to --model: its card shows them.")
 
     if arguments.activations:
-        return publish_activations(arguments)
+        if arguments.dry_run:
+            raise ValueError(
+                "--dry_run is for --model. Check a dataset with python -m raptor_hf.activations "
+                f"verify {arguments.activations}."
+            )
+        commit = hub.publish_activations(arguments.activations, repo_id, private=arguments.private)
+        print(f"dataset: {repo_id}, revision {commit}")
+        return
     card = hub.write_model_card(
         arguments.model,
         reports.load_results(arguments.results),
         TEMPLATE,
-        repo_id=arguments.repo_id,
-        title=arguments.repo_id,
+        repo_id=repo_id,
+        title=repo_id,
         license=arguments.license,
     )
     print(f"card:    {card}; its snippet runs without raptor_hf")
     if not arguments.dry_run:
-        commit = hub.publish_model(arguments.model, arguments.repo_id, private=arguments.private)
-        print(f"model:   {arguments.repo_id}, revision {commit}")
-
-
-def publish_activations(arguments: Arguments) -> None:
-    """Verify a dataset, and upload it unless it is a dry run."""
-    path, repo_id = arguments.activations, arguments.repo_id
-    if arguments.dry_run:
-        hub.check_activations(path)
-        print(f"whole:   {path}")
-    else:
-        commit = hub.publish_activations(path, repo_id, private=arguments.private)
-        print(f"dataset: {repo_id}, revision {commit}")
+        commit = hub.publish_model(arguments.model, repo_id, private=arguments.private)
+        print(f"model:   {repo_id}, revision {commit}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,9 @@
 """Figures without a window, patch tokens as colours, images as the models see them."""
 
-import base64
-import io
 from collections.abc import Sequence
-from html import escape
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 # a component with a spread below this share of the size of the states is rounding
 _ROUNDING = 1e-6
@@ -30,19 +25,7 @@ def make_figure(rows: int = 1, columns: int = 1, *, squeeze: bool = True, **opti
     return figure, figure.subplots(rows, columns, squeeze=squeeze, **grid)
 
 
-class PatchMaps(NamedTuple):
-    """Colours of the patches of an image at every layer.
-
-    Attributes:
-        models: (models, L + 1, h, w, 3), from 0 to 1.
-        explained: (L + 1,), share of the variance in the three components.
-    """
-
-    models: np.ndarray
-    explained: np.ndarray
-
-
-def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> PatchMaps:
+def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> np.ndarray:
     """Colour the patches of one image, with one basis and one scale a layer for all models.
 
     Equal colours at one layer mean equal components. Every layer has a basis of its own, so colours
@@ -51,6 +34,9 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
     Args:
         states: patch tokens of every model after every layer, (L + 1, h·w, D) each.
         grid: (h, w), patches in a column and in a row.
+
+    Returns:
+        (models, L + 1, h, w, 3), from 0 to 1.
 
     Raises:
         ValueError: shapes that differ, or another number of tokens than the grid has patches.
@@ -61,19 +47,17 @@ def patch_pca_maps(states: Sequence[np.ndarray], grid: tuple[int, int]) -> Patch
             f"Patch maps need the patches of all models as (layers + 1, {grid[0]} · {grid[1]}, "
             f"channels); got {', '.join(map(str, shapes))}."
         )
+
     # one basis for the patches of all models, layer by layer
-    colours, shares, scores = [], [], None
+    colours, scores = [], None
     for layer in zip(*states, strict=True):
-        scores, share = principal_scores(np.concatenate(layer), scores)
+        scores = principal_scores(np.concatenate(layer), scores)
         colours.append(unit_range(scores).reshape(len(states), *grid, 3))
-        shares.append(share)
-    return PatchMaps(np.stack(colours, axis=1), np.array(shares))
+    return np.stack(colours, axis=1)
 
 
-def principal_scores(
-    tokens: np.ndarray, before: np.ndarray | None = None
-) -> tuple[np.ndarray, float]:
-    """Project tokens (T, D) on their three principal components.
+def principal_scores(tokens: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+    """Project tokens (T, D) on their three principal components, (T, 3).
 
     The sign of a component is arbitrary: its scores follow those of the layer before, so that
     colours run on; in the first layer its largest entry is positive. Components that are no more
@@ -82,9 +66,6 @@ def principal_scores(
     Args:
         tokens: (T, D).
         before: the scores of the layer before, (T, 3).
-
-    Returns:
-        The scores (T, 3), and the share of the variance in these components.
     """
     # through the covariance of the channels: there may be many more tokens than channels
     tokens = tokens.astype(np.float64)
@@ -98,11 +79,11 @@ def principal_scores(
     kept = np.sqrt(variances.clip(min=0)) > _ROUNDING * np.linalg.norm(tokens)
     scores = np.zeros((len(tokens), 3))
     scores[:, : len(kept)] = centred @ components * kept
+
     # colours run on from layer to layer
     if before is not None:
         scores *= np.where((scores * before).sum(axis=0) < 0, -1, 1)
-    share = variances[kept].sum() / np.square(centred).sum() if kept.any() else 0.0
-    return scores, float(share)
+    return scores
 
 
 def unit_range(scores: np.ndarray) -> np.ndarray:
@@ -119,17 +100,3 @@ def as_seen(pixel_values: torch.Tensor, processor) -> np.ndarray:
     if processor.do_normalize:
         pixels = pixels * np.array(processor.image_std) + np.array(processor.image_mean)
     return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Return a data URI that holds an image file."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture(pixels: np.ndarray, alt: str) -> str:
-    """Encode pixels (H, W, 3), bytes or 0 … 1, as an <img> that enlarges without blur."""
-    if pixels.dtype != np.uint8:
-        pixels = (255 * pixels).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return f'<img class="pixels" alt="{escape(alt)}" src="{data_uri(file.getvalue(), "png")}">'

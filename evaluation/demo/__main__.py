@@ -79,7 +79,7 @@ def show(pair: Pair, image: Image.Image | None, layer: int) -> list:
     layout, sides = token_layout(pair.raptor.config), patch_sides(pair.raptor.config)
     grid = tuple(n // side for n, side in zip(pixel_values.shape[2:], sides, strict=True))
     patches = [model_states[:, layout.groups()["patches"]].numpy() for model_states in states]
-    maps = patch_pca_maps(patches, grid).models[:, layer]
+    maps = patch_pca_maps(patches, grid)[:, layer]
 
     seen = enlarge(as_seen(pixel_values[0], pair.processor))
     pictures = [enlarge((255 * colours).astype(np.uint8)) for colours in maps]

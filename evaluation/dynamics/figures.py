@@ -175,7 +175,7 @@ def draw_patch_maps(inputs: Inputs, num_images: int = 3) -> Figure | None:
         states = [system.trajectory(batch)[0, :, patches].cpu().numpy() for system in systems]
         grid = patch_grid(tuple(pixels.shape[-2:]), systems[0].model.config)
         maps = patch_pca_maps(states, grid)
-        for system, layers in zip(systems, maps.models, strict=True):
+        for system, layers in zip(systems, maps, strict=True):
             panels.append((system.name, [as_seen(pixels[0], processor), *layers]))
     figure, axes = make_panels(len(panels), len(panels[0][1]))
     figure.set_size_inches(0.9 * axes.shape[1], 1.0 * axes.shape[0])

@@ -33,9 +33,7 @@ def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False)
     Raises:
         ValueError: the repository is public, but a private one was asked for.
     """
-    commit = upload_files(
-        model_dir, repo_id, MODEL_FILES, private=private, message="A Raptor and its code"
-    )
+    commit = upload_files(model_dir, repo_id, MODEL_FILES, private=private)
     card = (Path(model_dir) / "README.md").read_text(encoding="utf-8")
     HfApi().upload_file(
         repo_id=repo_id,
@@ -46,29 +44,17 @@ def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False)
     return commit
 
 
-def check_activations(path: str | Path) -> None:
-    """Verify all files of an activation dataset.
+def publish_activations(path: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Verify and upload an activation dataset; return its commit.
 
     Raises:
         FileNotFoundError: no finished dataset.
-        ValueError: it is damaged; the message names every fault.
+        ValueError: it is damaged, or as for `publish_model`.
     """
     problems = verify_activations(path)
     if problems:
         raise ValueError("\n".join(problems.values()))
-
-
-def publish_activations(path: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Verify and upload an activation dataset; return its commit. Errors as the functions above."""
-    check_activations(path)
-    return upload_files(
-        path,
-        repo_id,
-        ACTIVATION_FILES,
-        repo_type="dataset",
-        private=private,
-        message="Activations of a teacher",
-    )
+    return upload_files(path, repo_id, ACTIVATION_FILES, repo_type="dataset", private=private)
 
 
 def upload_files(
@@ -78,22 +64,10 @@ def upload_files(
     *,
     repo_type: str = "model",
     private: bool = False,
-    message: str,
 ) -> str:
-    """Upload the files of a folder that match one of the patterns; return the commit.
+    """Upload the files of a folder that match a pattern of `Path.glob`; return the commit.
 
-    Weights and shards of an earlier version are deleted.
-
-    Args:
-        folder: of the files.
-        repo_id: `NAME/repository`.
-        patterns: as of `Path.glob`: `*` stays inside the folder.
-        repo_type: `"model"` or `"dataset"`.
-        private: create a private repository.
-        message: of the commit.
-
-    Raises:
-        ValueError: the repository is public, but a private one was asked for.
+    Weights and shards of an earlier version are deleted. Errors as `publish_model`.
     """
     folder, api = Path(folder), HfApi()
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
@@ -109,6 +83,5 @@ def upload_files(
         folder_path=folder,
         allow_patterns=sorted(file.relative_to(folder).as_posix() for file in files),
         delete_patterns=_REPLACED,
-        commit_message=message,
     )
     return commit.oid
