@@ -35,7 +35,7 @@ CASES = [
     ("docs/dynamics.md", "speeds", {}, "tensor(["),
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
     ("docs/hub.md", "publish",
-     {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "its snippet runs"),
+     {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "snippet runs"),
     ("docs/performance.md", "fast", {}, "torch.Size([4, 10])\n"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "scenes", {"scenes.png": "OUT/scenes.png"}, ""),
