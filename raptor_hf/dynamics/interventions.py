@@ -56,20 +56,10 @@ def self_correction(
     Returns:
         `(self_correction, group, ε, ℓ)`: the angle in degrees between the pushed and the untouched
         tokens after the layers ℓ … L, mean over the tokens, (B, L − ℓ + 1).
-
-    Raises:
-        ValueError: an ε, a group or a layer that is out of range.
     """
-    groups = {"all": slice(None), **system.layout.groups()}
-    if group not in groups:
-        raise ValueError(f"{system.name} has the tokens {', '.join(groups)}; got {group!r}.")
-    if not all(0 < epsilon < float("inf") for epsilon in epsilons):
-        raise ValueError(f"ε is a share of the length of a state, > 0; got {list(epsilons)}.")
-    if not all(0 <= layer < system.depth for layer in layers):
-        raise ValueError(f"Layers to push lie in 0 … {system.depth - 1}; got {list(layers)}.")
-
     # u depends on the images alone
-    tokens, figures = groups[group], {}
+    tokens = {"all": slice(None), **system.layout.groups()}[group]
+    figures: _Figures = {}
     shape = tuple(states[0, 0, tokens].shape)
     u = _random_directions(batch, shape, seed).to(states)
     # push, run on, compare
@@ -182,14 +172,7 @@ def more_time(
         `convergence`, the cosine of the state after m = 0 … applications with the one after layer
         L, `speed`, the angle in degrees between successive states, and with labels and a head
         `accuracy`. Values are NaN from an overflow on.
-
-    Raises:
-        ValueError: a model that is no Raptor, or no further application.
     """
-    if not system.is_raptor or extra < 1:
-        raise ValueError(
-            f"more_time needs a Raptor and 1 or more applications; got {system.name} and {extra}."
-        )
     groups, block, figures = system.layout.groups(), system.model.blocks[-1], {}
     rotary = system.model.position_embeddings(states[:, -1], system.image_size)
     for depth_mode in ("held", "free"):

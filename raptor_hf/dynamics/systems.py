@@ -171,9 +171,8 @@ def load_inputs(
         dataset: the images of `data`, where they are loaded already.
 
     Raises:
-        ValueError: no model for images, two models of one name, models with other layers, channels
-            or tokens, a Raptor of another teacher than the first model; models for an activation
-            dataset, or one without some layers.
+        ValueError: models of one name, of different shapes or of another teacher than the first;
+            models for an activation dataset, or none for images.
     """
     sources = named_folders("--model", models)
     reading = reading or ReadingArguments()
@@ -215,10 +214,6 @@ def load_system(
         source: folder or Hub id.
         head: file or model for `load_linear_head`, instead of the model's own.
         classes: of the images; the outputs of the head are put into their order.
-
-    Raises:
-        ValueError: a model or head that can't be used, as in `load_vision_model`.
-        OSError: no such model.
     """
     model = load_vision_model(source).to(process_state().device)
     config = model.config

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ..runs.arguments import parse_arguments
 from ..runs.files import file_digest, write_json
-from ..runs.folder import environment
 from ..runs.processes import run_program
 from ..tasks.heads import attach_head, load_linear_head
 from ..teachers import load_backbone, load_processor, teacher_identity
@@ -56,11 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(output)
     if processor is not None:
         processor.save_pretrained(output)
-    record = {
-        "checkpoint": {"file": Path(checkpoint).name, "sha256": file_digest(checkpoint)},
-        "teacher": teacher_identity(teacher, arguments.revision),
-        "environment": environment(),
-    }
+    record = {"checkpoint": Path(checkpoint).name, "sha256": file_digest(checkpoint)}
+    record["teacher"] = teacher_identity(teacher, arguments.revision)
     write_json(output / "conversion.json", record)
     print(f"Raptor of phases {model.config.phases}: import raptor_hf, then")
     print(f'transformers.AutoModel{auto_class}.from_pretrained("{output}")')
