@@ -176,9 +176,8 @@ def main(argv: list[str] | None = None) -> None:
         names = [file_name(one["name"]) for one in load_atlas(own.output_dir)]
         files = ["README.md", *(f"{name}.{end}" for name in names for end in ("json", "png"))]
         commit = upload_files(
-            own.output_dir, own.push_to_hub, files, repo_type="dataset", private=own.private,
-            message="An atlas of phases",
-        )  # fmt: skip
+            own.output_dir, own.push_to_hub, files, repo_type="dataset", private=own.private
+        )
         print(f"dataset: {own.push_to_hub}, revision {commit}")
 
 

@@ -26,18 +26,17 @@ def find_phases(
             code). `"maxcut"`: the partition into runs with the largest total distance between
             phases. `"ncut"`: the one with the smallest normalised cut of the similarity 1 − W,
             Σ 1 − assoc(phase, phase) / assoc(phase, all layers). Both keep to phases of two layers
-            or more where L allows it, as they would otherwise cut off a single outlying layer,
-            often the last. Controls: `"random"`: uniform over all partitions into runs.
-            `"uniform"`: as equal as possible, longer phases first.
+            or more where L allows it: alone, an outlying layer would be cut off first. Controls:
+            `"random"`: uniform over all partitions into runs; `"uniform"`: of equal length, longer
+            phases first.
         seed: of the method `"random"`.
 
     Returns:
         The lengths of the phases, which sum to L.
 
     Raises:
-        ValueError: a matrix that is not square, symmetric and finite; what `check_cut` refuses;
-            groups that are not runs of layers, or have too few to split (recursive); a layer unlike
-            all others together (ncut).
+        ValueError: a bad matrix; an impossible cut (`check_cut`); groups that are not runs of
+            layers, or too small to split (recursive); a layer unlike all others (ncut).
     """
     distance = check_distance(distance)
     layers = len(distance)
@@ -52,12 +51,7 @@ def find_phases(
 
 
 def check_cut(layers: int, k: int, method: str) -> None:
-    """Refuse a cut that is impossible whatever the distances are.
-
-    Raises:
-        ValueError: an unknown method, more phases than layers, or for `"recursive"` too many layers
-            or more phases than its splits can give.
-    """
+    """Refuse a cut that is impossible whatever the distances are, with a ValueError."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
     if not 1 <= k <= layers:
@@ -142,18 +136,13 @@ def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
-    """Return the lengths of groups of layers in depth order.
-
-    Raises:
-        ValueError: a group that is not a run of layers.
-    """
+    """Return the lengths of groups in depth order; a ValueError if one is not a run of layers."""
     ordered = sorted(groups, key=lambda group: group[0])
     for group in ordered:
         if group[-1] - group[0] + 1 != len(group):
             raise ValueError(
                 f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run "
-                "of consecutive layers: these distances show no phases. Take the method maxcut or "
-                "ncut, which look at runs alone."
+                "of layers: these distances show no phases. Take the method maxcut or ncut."
             )
     return [len(group) for group in ordered]
 
@@ -177,9 +166,8 @@ def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
     degrees = np.diff(rows)
     if (degrees <= 0).any():
         raise ValueError(
-            f"ncut needs layers that are alike: layer {degrees.argmin() + 1} has the mean distance "
-            f"{distance[degrees.argmin()].mean():.2f} to all layers, which must be below 1. "
-            "Take the method maxcut."
+            f"ncut needs mean distances below 1; layer {degrees.argmin() + 1} has "
+            f"{distance[degrees.argmin()].mean():.2f}. Take the method maxcut."
         )
     volume = rows[None, :] - rows[:, None]
     # k is given: Σ 1 − within / volume is smallest where Σ within / volume is largest
@@ -237,13 +225,11 @@ def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, floa
     """
     distance = check_distance(distance)
     check_partition(phases, len(distance))
-
-    # all pairs of layers, and whether a boundary lies between
     phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.triu_indices(len(distance), 1)
     pairs, cut = distance[first, second], phase[first] != phase[second]
 
-    # means over no pair are None
+    # a mean over no pair is None
     quality: dict[str, float | None] = dict.fromkeys(("cut_share", "within", "between", "contrast"))
     if pairs.sum() > 0:
         quality["cut_share"] = float(pairs[cut].sum() / pairs.sum())

@@ -56,11 +56,7 @@ def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
 
 
 def tidy_distances(matrices: np.ndarray) -> np.ndarray:
-    """Return matrices (…, L, L) exactly symmetric and with a zero diagonal.
-
-    Raises:
-        ValueError: values that are not finite.
-    """
+    """Return matrices (…, L, L) exactly symmetric, with a zero diagonal; they must be finite."""
     if not np.isfinite(matrices).all():
         raise ValueError("Layer distances must be finite; got NaN or infinity.")
     matrices = (matrices + np.swapaxes(matrices, -1, -2)) / 2
@@ -79,18 +75,14 @@ def load_distance(path: str | Path) -> np.ndarray:
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or "distance" not in content:
         raise ValueError(
-            f"{path} must be a JSON object with the layer distances, rows of numbers, under the "
-            "key 'distance', as the phases.json of training/find_phases.py."
+            f"{path} must hold layer distances under the key 'distance', like the phases.json of "
+            "training/find_phases.py."
         )
     return check_distance(content["distance"])
 
 
 def check_distance(distance: np.ndarray) -> np.ndarray:
-    """Return a layer distance matrix as float64.
-
-    Raises:
-        ValueError: it is not square, symmetric and finite.
-    """
+    """Return a layer distance matrix as float64; a ValueError says what is wrong with it."""
     distance = np.asarray(distance, dtype=np.float64)
     if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
         raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")

@@ -4,7 +4,6 @@ A bootstrap of n images takes n of them with replacement. Its mean distances are
 the images' own, so all resamples together are one product of matrices.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -15,7 +14,6 @@ from .distance import check_distance, tidy_distances
 
 STABLE_METHODS = ("recursive", "maxcut", "ncut")  # the others do not look at distances
 _RECURSIVE_LAYERS = 14  # exact max-cut of more takes too long for hundreds of resamples
-_LISTED = 5  # most frequent partitions in a result
 
 
 def default_methods(layers: int) -> list[str]:
@@ -33,12 +31,8 @@ def partition_agreement(first: Sequence[int], second: Sequence[int]) -> float:
 
     The Jaccard index of the two sets of boundaries; two partitions without one agree by 1.
 
-    Args:
-        first: lengths of phases.
-        second: lengths of phases of as many layers.
-
     Raises:
-        ValueError: lengths below 1, or partitions of unequal numbers of layers.
+        ValueError: partitions of unequal numbers of layers.
     """
     for phases in (first, second):
         check_partition(list(phases), sum(first))
@@ -57,8 +51,7 @@ def resampled_distances(
         seed: of the draws.
 
     Returns:
-        (resamples, L, L), symmetric with a zero diagonal, float64. Besides the input it takes
-        resamples · (n + L²) numbers.
+        (resamples, L, L), symmetric with a zero diagonal, float64.
 
     Raises:
         ValueError: no image, another shape, or values that are not finite.
@@ -83,16 +76,13 @@ def cut_stability(
         distance: (L, L), mean over all images.
         resampled: (B, L, L), of `resampled_distances`, or of other repetitions (seeds, sizes).
         k: number of phases.
-        method: of `find_phases`, one of `STABLE_METHODS`; default: the first of
-            `default_methods`.
+        method: one of `STABLE_METHODS`; default: the first of `default_methods`.
 
     Returns:
-        `method`; `phases` of all images, None where the method finds none, and then `reason`;
-        `same`: share of resamples with exactly these; `boundaries`: share with a cut after layer
-        1 … L − 1; `shared`: mean number of the k − 1 boundaries that a resample has in common with
-        these, and `agreement`: mean of `partition_agreement`, both over those that could be cut;
-        `no_partition`: share that could not; `resamples`: B; `partitions`: the most frequent
-        ones, each with its `share`. What needs `phases` is None without them.
+        `method`; `phases` of all images; `same`: share of resamples with exactly these;
+        `agreement`: mean of `partition_agreement` with these; `boundaries`: share with a cut after
+        layer 1 … L − 1; `no_partition`: share that the method can't cut. Where it can't cut the
+        distances of all images, `phases`, `same` and `agreement` are None, and `reason` says why.
 
     Raises:
         ValueError: bad matrices, or a method that does not look at distances.
@@ -104,43 +94,29 @@ def cut_stability(
         raise ValueError(f"The method must be one of {', '.join(STABLE_METHODS)}; got {method!r}.")
     if np.shape(resampled)[1:] != (layers, layers) or not len(resampled):
         raise ValueError(
-            f"Resamples of {layers} layers are (B, {layers}, {layers}) with one or more of them; "
-            f"got the shape {np.shape(resampled)}."
+            f"Resamples of {layers} layers are (B, {layers}, {layers}); got the shape "
+            f"{np.shape(resampled)}."
         )
 
     # not every matrix has k phases: the recursive method and ncut may find none
     phases, reason = _try_to_cut(distance, k, method)
     attempts = [_try_to_cut(check_distance(matrix), k, method)[0] for matrix in resampled]
     cuts = [cut for cut in attempts if cut]
-    total = len(attempts)
 
-    # how often each boundary and each partition occurs
-    at = np.zeros(layers - 1)
+    # how often a boundary occurs
+    counts = np.zeros(layers - 1)
     for cut in cuts:
-        at[np.array(boundaries(cut), dtype=int) - 1] += 1
-    common = Counter(map(tuple, cuts)).most_common()
-    common.sort(key=lambda entry: (-entry[1], entry[0]))
-    stability = {
-        "method": method,
-        "phases": phases,
-        "same": None,
-        "shared": None,
-        "agreement": None,
-        "no_partition": 1 - len(cuts) / total,
-        "resamples": total,
-        "boundaries": (at / total).tolist(),
-        "partitions": [
-            {"phases": list(cut), "share": count / total} for cut, count in common[:_LISTED]
-        ],
-    }
-    if phases is None:
-        return {**stability, "reason": reason}
+        counts[np.array(boundaries(cut), dtype=int) - 1] += 1
+    total = len(attempts)
+    stability = {"method": method, "phases": phases, "same": None, "agreement": None}
+    stability["boundaries"] = (counts / total).tolist()
+    stability["no_partition"] = 1 - len(cuts) / total
 
     # compare with the phases of all images
+    if phases is None:
+        return {**stability, "reason": reason}
     stability["same"] = sum(cut == phases for cut in cuts) / total
     if cuts:
-        shared = [len({*boundaries(phases)} & {*boundaries(cut)}) for cut in cuts]
-        stability["shared"] = float(np.mean(shared))
         agreements = [partition_agreement(phases, cut) for cut in cuts]
         stability["agreement"] = float(np.mean(agreements))
     return stability

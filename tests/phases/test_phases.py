@@ -161,7 +161,7 @@ ALTERNATING = (np.add.outer(np.arange(6), np.arange(6)) % 2).astype(float)
         ("NaN", np.full((4, 4), np.nan), [2]),
         ("symmetric", np.triu(np.ones((4, 4))), [2]),
         ("at most 26 layers", random_matrix(30, 0), [2]),
-        ("layer 1 has the mean distance 1.33", 2 - 2 * np.eye(3), [2, "ncut"]),
+        ("layer 1 has 1.33", 2 - 2 * np.eye(3), [2, "ncut"]),
         (r"layers \[1, 3, 5\] into one group", ALTERNATING, [2]),
     ],
 )
