@@ -13,7 +13,7 @@ from pathlib import Path
 
 import transformers
 
-from raptor_hf import dry_runs, probes
+from raptor_hf import probes
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
@@ -48,8 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     own, recipe, crops, dense, reading, training = parts
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}
-    if training.dry_run:
-        return dry_runs.print_probe_plan(recipe, crops, dense, reading, training, folders)
     inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
@@ -57,7 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     for folder in folders.values():  # a name that is no model is said now, not hours later
         transformers.AutoConfig.from_pretrained(folder)
     evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
-    if start_run(*parts, inputs=inputs, images=evaluation.files()):
+    files = evaluation.files()
+    counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
+    evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")
+    if training.dry_run:
+        return
+    if start_run(*parts, inputs=inputs, images=files):
         return
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)

@@ -8,15 +8,13 @@
 `--phase_fraction 0.5` the blocks spend half of the steps each in its own phase; the published
 recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes.
 """
-# Over budget by a few lines: `main` is the recipe, from arguments to the saved model, in order.
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import transformers
 
 import raptor_hf
-from raptor_hf import activations, distillation, dry_runs, loop
+from raptor_hf import activations, distillation, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
@@ -24,10 +22,11 @@ from raptor_hf.distillation.arguments import (
     ObjectiveArguments,
     ValidationArguments,
     parse_token_weights,
+    read_phases,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import check_positive, parse_arguments
-from raptor_hf.runs.files import folder_digest, read_json
+from raptor_hf.runs.files import folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
@@ -52,9 +51,10 @@ class Arguments:
         check_positive(self, "phases", "k")
 
 
-PARTS = (Arguments, ActivationArguments, ImageArguments, BlockArguments)
-PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
-PARTS += (ValidationArguments, LoopArguments)
+PARTS = (
+    Arguments, ActivationArguments, ImageArguments, BlockArguments, CropArguments,
+    ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments,
+)  # fmt: skip
 # what was best for a real DINOv2: docs/recipes.md
 DEFAULTS = {
     "objective": "autoregressive", "normalize": "group", "token_weights": "0.05,0.05,0.90",
@@ -62,80 +62,68 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def read_phases(
-    own: Arguments, source: ActivationArguments, reading: ReadingArguments, *, plan: bool
-) -> list[int]:
-    """Return the phases, as they are given or from a file; for a plan, equal ones will do."""
-    from_file = own.phases_file is not None
-    if bool(own.phases) == from_file or (own.k is not None) != from_file:
+def find_lengths(own: Arguments) -> list[int]:
+    """Return the phases, as they are given or from a file."""
+    if bool(own.phases) == bool(own.phases_file) or bool(own.k) != bool(own.phases_file):
         raise ValueError("Which layers? Give either --phases 7 3 2, or --phases_file FILE --k 3.")
-    if plan and from_file and not Path(own.phases_file).exists():
-        facts = dry_runs.teacher_facts(source.teacher, source.revision, reading.resolution)
-        depth = facts.config.num_hidden_layers
-        process_state().print(
-            f"{own.phases_file} is not there yet: planned with {own.k} phases of one length."
-        )
-        return [len(range(block, depth, own.k)) for block in range(own.k)]
-    return read_json(own.phases_file)["phases"][str(own.k)] if from_file else own.phases
+    return own.phases or read_phases(own.phases_file, own.k)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Chain the blocks, train them, save the model with the teacher's image processor."""
     parts = parse_arguments(*PARTS, argv=argv, defaults=DEFAULTS)
-    own, source, images, blocks, crops, reading, objective = parts[:7]
-    compute, validation, training = parts[7:]
+    own, source, images, blocks, crops, reading, objective, compute, validation, training = parts
+    lengths = find_lengths(own)
     if own.blocks and blocks != BlockArguments():
         raise ValueError(
             f"--blocks {own.blocks} are finished blocks: init, ffn and the other options of "
             "new blocks contradict it. Leave them out, or leave out --blocks."
         )
-    phases = read_phases(own, source, reading, plan=training.dry_run)
-    if training.dry_run:
-        return dry_runs.print_training_plan(
-            "Distil a Raptor",
-            raptor_hf.configuration_raptor.phase_spans(phases),
-            source=source,
-            images=images,
-            crops=crops,
-            reading=reading,
-            blocks=blocks,
-            objective=objective,
-            validation=validation,
-            loop=training,
-            folder=own.blocks,
-            whole=True,
-        )
+
+    # a) The Raptor: its blocks are new, or those of stage 1
     teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
     transformers.set_seed(training.seed)
     if own.blocks:
-        model = distillation.raptor_from_blocks(teacher, phases, own.blocks)
+        model = distillation.raptor_from_blocks(teacher, lengths, own.blocks)
     else:
-        if loop.newest_checkpoint(Path(training.output_dir)):  # what the blocks start from is there
-            blocks = replace(blocks, init="random")
-        model = raptor_hf.make_raptor(teacher, phases, **asdict(blocks))
+        model = raptor_hf.make_raptor(teacher, lengths, **asdict(blocks))
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
+
+    # b) The states that it learns from, the validation, the image processor
     layers = distillation.covered_layers(chains)
     states = activations.open_source(source, images, crops, reading, teacher, layers)
-    inputs = {"activations": states.identity(), "phases": phases}
+    reading = replace(reading, resolution=states.resolution)
+    processor = raptor_hf.teachers.load_processor(
+        source.teacher, source.revision, states.resolution
+    )
+    validate = distillation.open_validation(
+        validation, teacher, chains, reading=reading, revision=source.revision,
+        num_workers=training.num_workers,
+    )  # fmt: skip
+
+    # c) The plan
+    distillation.print_plan(chains, teacher, states, objective, training)
+    if training.dry_run:
+        return
+    inputs = {"activations": states.identity(), "phases": lengths}
     if own.blocks:
         inputs["blocks"] = folder_digest(own.blocks)
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
+
+    # d) Train and save
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation,
-        reading=replace(reading, resolution=states.resolution), revision=source.revision,
+        chains, teacher, states, objective, training, validation=validate,
         new_views=source.online and images.views == 0,
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(training.output_dir)
-        processor = raptor_hf.teachers.load_processor(
-            source.teacher, source.revision, states.resolution
-        )
         processor.save_pretrained(training.output_dir)
+        recipe = [objective] if own.blocks else [objective, blocks]
+        dataset = images.dataset or states.manifest["dataset"]
         distillation.write_training(
-            teacher, training, objective, *([] if own.blocks else [blocks]),
-            revision=source.revision, dataset=images.dataset or states.manifest["dataset"],
+            teacher, training, *recipe, revision=source.revision, dataset=dataset,
             blocks=own.blocks,
         )  # fmt: skip
         finish_run(training.output_dir)

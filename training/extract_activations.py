@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import raptor_hf
-from raptor_hf import activations, dry_runs
+from raptor_hf import activations
 from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
@@ -37,17 +37,11 @@ class Arguments:
     num_workers: int = field(default=0, metadata={"help": "processes that decode images ahead"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished dataset"})
     dry_run: bool = field(
-        default=False, metadata={"help": "measure for a few seconds, advise stored or online"}
-    )
-    planned_epochs: float = field(
-        default=16, metadata={"help": "dry_run: epochs over it in all training together"}
-    )
-    planned_spans: list[str] = field(
-        default_factory=list, metadata={"help": "dry_run: spans to train (7-10); default: all"}
+        default=False, metadata={"help": "print the plan and its cost, then stop"}
     )
 
     def __post_init__(self):
-        check_positive(self, "batch_size", "planned_epochs")
+        check_positive(self, "batch_size")
         check_not_negative(self, "shard_megabytes")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"--layers takes each layer once; got {self.layers}.")
@@ -60,18 +54,16 @@ def main(argv: list[str] | None = None) -> None:
     """Write the shards that are missing, then the manifest."""
     parts = parse_arguments(*PARTS, argv=argv, defaults={"dataset": "digits"})
     own, images, crops, reading = parts
-    if own.dry_run:
-        return dry_runs.print_extraction_plan(own, images, reading)
     state = process_state()
     teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
     store = Path(own.output_dir)
-    finished = state.is_main_process and (store / "manifest.json").exists()
+    finished = not own.dry_run and state.is_main_process and (store / "manifest.json").exists()
     if finished and activations.verify_activations(store, checksums=False):
         reopen_run(store)
     views = activations.image_views(images, crops, reading, own.teacher, own.revision)
     inputs = {"teacher": raptor_hf.weights.weights_digest(teacher)}
     read = {"images": raptor_hf.data.list_images(images.dataset, views.cells)}
-    if start_run(*parts, inputs=inputs, images=read):
+    if not own.dry_run and start_run(*parts, inputs=inputs, images=read):
         return
     activations.write_activations(
         teacher,
@@ -85,8 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         num_workers=own.num_workers,
         revision=own.revision,
         dataset=images.dataset,
+        dry_run=own.dry_run,
     )
-    if state.is_main_process:
+    if state.is_main_process and not own.dry_run:
         finish_run(own.output_dir)
 
 

@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 import transformers
 
 import raptor_hf
-from raptor_hf import activations, distillation, dry_runs, loop
+from raptor_hf import activations, distillation, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
+from raptor_hf.configuration_raptor import phase_spans
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
@@ -22,16 +23,17 @@ from raptor_hf.distillation.arguments import (
     ValidationArguments,
     parse_span,
     parse_token_weights,
+    read_phases,
 )
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import parse_arguments
-from raptor_hf.runs.files import read_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
-PARTS = (SpanArguments, ActivationArguments, ImageArguments, BlockArguments)
-PARTS += (CropArguments, ReadingArguments, ObjectiveArguments, ComputeArguments)
-PARTS += (ValidationArguments, LoopArguments)
+PARTS = (
+    SpanArguments, ActivationArguments, ImageArguments, BlockArguments, CropArguments,
+    ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments,
+)  # fmt: skip
 
 
 def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
@@ -40,51 +42,58 @@ def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
         raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
     spans = {parse_span(text) for text in own.spans}
     for k in own.k:
-        phases = read_json(own.phases_file)["phases"][str(k)]
-        spans |= set(raptor_hf.configuration_raptor.phase_spans(phases))
+        spans |= set(phase_spans(read_phases(own.phases_file, k)))
     if not spans:
         raise ValueError("Which layers? Give --spans 0-7 7-10 …, or --phases_file FILE --k 3.")
     return sorted(spans)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Build one block per span, train them together, save them in one file."""
+    """Make one block per span, train them together, save them in one file."""
     parts = parse_arguments(*PARTS, argv=argv)
-    own, source, images, blocks, crops, reading, objective = parts[:7]
-    compute, validation, training = parts[7:]
-    weights = parse_token_weights(objective.token_weights)
-    last = parse_token_weights(own.last_block_weights)
+    own, source, images, blocks, crops, reading, objective, compute, validation, training = parts
     if objective.phase_fraction:
         raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
-    spans = read_spans(own)
-    if training.dry_run:
-        return dry_runs.print_training_plan(
-            "Train blocks", spans, source=source, images=images, crops=crops, reading=reading,
-            blocks=blocks, objective=objective, validation=validation, loop=training,
-        )  # fmt: skip
+
+    # a) New blocks, each a chain of its own
     teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
     transformers.set_seed(training.seed)
     chains = distillation.make_chains(
-        teacher, spans, weights=weights, last_weights=last, compute=compute, **asdict(blocks)
-    )
+        teacher, read_spans(own), compute=compute,
+        weights=parse_token_weights(objective.token_weights),
+        last_weights=parse_token_weights(own.last_block_weights), **asdict(blocks),
+    )  # fmt: skip
+    spans = [chain.spans[0] for chain in chains]
+
+    # b) The states that they learn from, and the validation
     layers = distillation.covered_layers(chains)
     states = activations.open_source(source, images, crops, reading, teacher, layers)
+    reading = replace(reading, resolution=states.resolution)
+    validate = distillation.open_validation(
+        validation, teacher, chains, reading=reading, revision=source.revision,
+        num_workers=training.num_workers,
+    )  # fmt: skip
+
+    # c) The plan
+    distillation.print_plan(chains, teacher, states, objective, training)
+    if training.dry_run:
+        return
     inputs = {"activations": states.identity()}
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
-    made = [chain.spans[0] for chain in chains]
+
+    # d) Train and save
     distillation.train_chains(
-        chains, teacher, states, objective, training, validation=validation,
-        reading=replace(reading, resolution=states.resolution), revision=source.revision,
-        groups=[{"params": list(span.block.parameters())} for span in made],
+        chains, teacher, states, objective, training, validation=validate,
+        groups=[{"params": list(span.block.parameters())} for span in spans],
         new_views=source.online and images.views == 0,
     )  # fmt: skip
     if process_state().is_main_process:
-        distillation.save_blocks(made, training.output_dir)
+        distillation.save_blocks(spans, training.output_dir)
+        dataset = images.dataset or states.manifest["dataset"]
         distillation.write_training(
-            teacher, training, objective, blocks, own, revision=source.revision,
-            dataset=images.dataset or states.manifest["dataset"],
-        )  # fmt: skip
+            teacher, training, objective, blocks, own, revision=source.revision, dataset=dataset
+        )
         finish_run(training.output_dir)
         loop.remove_checkpoints(training.output_dir)
 

@@ -6,10 +6,11 @@ accelerate launch training/train_teacher.py training/recipes/digits_teacher.yaml
 
 from dataclasses import dataclass, field
 
+import torch
 import transformers
 
 import raptor_hf
-from raptor_hf import dry_runs, loop
+from raptor_hf import loop
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
@@ -84,23 +85,23 @@ def random_views(images, processor, own: Arguments, crops, reading, seed: int):
 def main(argv: list[str] | None = None) -> None:
     """Train the teacher and save it with its image processor."""
     parts = parse_arguments(*PARTS, argv=argv)
-    import torch  # not before: `--help` does without
-
     own, crops, reading, compute, training = parts
     if reading.resolution:
         raise ValueError("--image_size is the resolution of a new teacher: leave out --resolution.")
 
-    # the architecture, and the plan of the run
+    # the architecture, the images, and the plan of the run
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification
-    if training.dry_run:
-        with torch.device("meta"):
-            number = model_class(config).num_parameters()
-        depth = config.num_hidden_layers
-        return dry_runs.print_teacher_plan(own.dataset, depth, number, training)
-
-    # the images and their classes
     images = raptor_hf.data.load_images(own.dataset, "train", reading)
+    with torch.device("meta"):
+        number = model_class(config).num_parameters()
+    seen = training.steps * training.batch_size
+    process_state().print(
+        f"{len(images):,} images, {seen:,} in {training.steps:,} steps; {number:,} parameters"
+    )
+    loop.check_training(training, len(images))
+    if training.dry_run:
+        return
     if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)

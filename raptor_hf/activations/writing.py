@@ -6,7 +6,6 @@ manifest, with which the dataset is finished.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data import ImageViews, keep_batch
 from ..data.views import first_batch
-from ..runs.files import public_name, read_json, size, write_json
+from ..runs.files import free_bytes, public_name, read_json, size, write_json
 from ..runs.folder import environment, lock_folder, unlock_folder
 from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
@@ -51,6 +50,7 @@ def write_activations(
     num_workers: int = 0,
     revision: str | None = None,
     dataset: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Write the trajectories of all images and views, those shards that are not there yet.
 
@@ -65,6 +65,7 @@ def write_activations(
         num_workers: processes that decode images ahead.
         revision: the Hub revision that the teacher was loaded at; its commit is noted.
         dataset: name of the images, for the manifest.
+        dry_run: print the plan, and stop.
 
     Raises:
         ValueError: a state that the dtype can't hold (layer and image are named), a layer that the
@@ -72,7 +73,7 @@ def write_activations(
         OSError: less free disk than the dataset takes, or a disk that fills up.
     """
     path, state = Path(path), process_state()
-    if state.is_main_process:
+    if state.is_main_process and not dry_run:
         path.mkdir(parents=True, exist_ok=True)
         lock_folder(path)
         for leftover in path.glob("*.tmp"):  # of a run that was killed
@@ -95,11 +96,14 @@ def write_activations(
     for name in list(shards)[state.process_index :: state.num_processes]:
         if name not in facts or shard_problem(path / name, facts[name], checksums=True):
             missing[name] = shards[name]
+
+    # the plan
     needed = row_bytes * sum(gather_object([sum(map(len, missing.values()))]))
-    free = shutil.disk_usage(path).free
+    flop = 2 * len(images) * shape[1] * sum(w.numel() for w in source.teacher.parameters())
+    free = free_bytes(path)
     state.print(
         f"{len(images):,} trajectories of {' × '.join(map(str, shape))} {dtype} in {len(shards)} "
-        f"shards; {size(needed)} to write to {path}, {size(free)} free",
+        f"shards, about {flop:.3g} FLOP; {size(needed)} to write to {path}, {size(free)} free",
         flush=True,
     )
     if needed > 0.98 * free:
@@ -107,6 +111,8 @@ def write_activations(
             f"{size(needed)} are to be written to {path}, but only {size(free)} are free. Store "
             "less (--layers, --num_images, --views), or train with --activations online."
         )
+    if dry_run:
+        return
 
     _write_shards(path, missing, source, features, batch_size, num_workers)
     state.wait_for_everyone()

@@ -1,13 +1,16 @@
 """How blocks learn to follow a teacher, and how well they do."""
 
 from .blocks import chain_of, covered_layers, make_chains, raptor_from_blocks, save_blocks
+from .fidelity import open_validation
 from .provenance import write_training
-from .training import train_chains
+from .training import print_plan, train_chains
 
 __all__ = [
     "chain_of",
     "covered_layers",
     "make_chains",
+    "open_validation",
+    "print_plan",
     "raptor_from_blocks",
     "save_blocks",
     "train_chains",

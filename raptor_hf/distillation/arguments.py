@@ -1,12 +1,14 @@
-"""What blocks look like, what they are trained to do, and what is watched meanwhile: arguments."""
+"""Arguments of distillation: new blocks, the loss, validation."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ..runs.arguments import check_not_negative, check_positive
+from ..runs.files import read_json
 
 _TOKEN_GROUPS = ("cls", "registers", "patches")
+_FADING = 0.25  # share of the steps over which teacher forcing fades
 
 
 @dataclass(kw_only=True)
@@ -65,27 +67,15 @@ class SpanArguments:
 
 @dataclass(kw_only=True)
 class ObjectiveArguments:
-    """What a block is trained to do; every option of the reference trainer."""
+    """The loss that blocks are trained with; every option of the reference trainer."""
 
     _argument_group_name = "objective"
 
     objective: Literal["annealed", "autoregressive", "teacher_forcing"] = field(
         default="annealed",
-        metadata={"help": "annealed goes from teacher forcing to autoregressive (rollouts)"},
-    )
-    teacher_forcing_fraction: float | None = field(
-        default=None,
-        metadata={"help": "annealed: share of the steps over which forcing fades; default 0.25"},
-    )
-    teacher_forcing_floor: float | None = field(
-        default=None,
-        metadata={"help": "annealed: least weight of forcing; default 0"},
-    )
-    annealing: Literal["weighted", "drawn"] = field(
-        default="weighted",
         metadata={
-            "help": "annealed: both losses at every step and their weighted mean, or one of them, "
-            "drawn with its weight as the probability (the same on average, for less compute)"
+            "help": "rollouts (autoregressive), single layers from the teacher's states "
+            "(teacher_forcing), or from the second to the first over a quarter of the steps"
         },
     )
     phase_fraction: float = field(
@@ -97,10 +87,7 @@ class ObjectiveArguments:
     )
     layers_learned: Literal["all", "last"] = field(
         default="all",
-        metadata={
-            "help": "whose states count: of all layers, or of the last alone, as in plain "
-            "distillation; for comparison"
-        },
+        metadata={"help": "layers in the loss; last: plain distillation, for comparison"},
     )
     loss: Literal["mse", "cosine", "mse+cosine"] = field(
         default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
@@ -117,73 +104,29 @@ class ObjectiveArguments:
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
     )
     noise_std: float = field(
-        default=0.0,
-        metadata={"help": "σ of Gaussian noise on every block's input"},
+        default=0.0, metadata={"help": "σ of Gaussian noise on every block's input"}
     )
 
     def __post_init__(self):
         check_not_negative(self, "noise_std")
+        parse_token_weights(self.token_weights)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} must be one of {get_args(kind)}; got {getattr(self, name)!r}."
+                )
         if not 0 <= self.phase_fraction <= 1:
             raise ValueError(f"--phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
-        self.check_objective()
 
-    def forcing(self, progress: float) -> float:
-        """Return λ, the weight of teacher forcing, at a progress through the run in [0, 1)."""
-        if self.objective != "annealed":
-            return 1.0 if self.objective == "teacher_forcing" else 0.0
-        fraction = 0.25 if self.teacher_forcing_fraction is None else self.teacher_forcing_fraction
-        fading = 1 - progress / fraction if fraction > 0 else 0.0
-        return max(self.teacher_forcing_floor or 0.0, fading)
-
-    def draws_forcing(self, progress: float) -> bool:
-        """Return whether a step draws between teacher forcing and rollouts."""
-        return self.annealing == "drawn" and 0 < self.forcing(progress) < 1
-
-    def by_phases(self, progress: float) -> bool:
-        """Return whether rollouts start anew with every span."""
-        return progress < self.phase_fraction
-
-    def check_objective(self) -> None:
-        """Refuse options that are unknown or contradict each other."""
-        if self.objective not in ("annealed", "autoregressive", "teacher_forcing"):
-            raise ValueError(
-                "objective must be 'annealed', 'autoregressive' or 'teacher_forcing'; "
-                f"got {self.objective!r}."
-            )
-        if self.loss not in ("mse", "cosine", "mse+cosine"):
-            raise ValueError(f"loss must be 'mse', 'cosine' or 'mse+cosine'; got {self.loss!r}.")
-        for name in ("teacher_forcing_fraction", "teacher_forcing_floor"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if self.objective != "annealed":
-                raise ValueError(
-                    f"{name}={value} contradicts objective={self.objective!r}: only 'annealed' "
-                    f"fades teacher forcing. Leave out {name}, or choose objective='annealed'."
-                )
-        if self.normalize not in ("none", "layer", "group"):
-            raise ValueError(
-                f"normalize must be 'none', 'layer' or 'group'; got {self.normalize!r}."
-            )
+        # options that contradict each other
         if self.normalize != "none" and self.loss == "cosine":
             raise ValueError(
                 f"normalize={self.normalize!r} is for the mse; loss='cosine' has no scale. Leave "
                 "out one of them."
             )
-        if self.annealing not in ("weighted", "drawn"):
-            raise ValueError(f"annealing must be 'weighted' or 'drawn'; got {self.annealing!r}.")
-        if self.annealing == "drawn" and self.objective != "annealed":
-            raise ValueError(
-                f"annealing='drawn' is for objective='annealed'; got {self.objective!r}, which has "
-                "one loss at every step."
-            )
         if self.phase_fraction and self.objective == "teacher_forcing":
             raise ValueError(
                 "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
-            )
-        if self.layers_learned not in ("all", "last"):
-            raise ValueError(
-                f"layers_learned must be 'all' or 'last'; got {self.layers_learned!r}."
             )
         whole = self.objective == "autoregressive" and not self.phase_fraction
         if self.layers_learned == "last" and not whole:
@@ -192,7 +135,16 @@ class ObjectiveArguments:
                 "objective='autoregressive' and phase_fraction=0; got "
                 f"{self.objective!r} and {self.phase_fraction:g}."
             )
-        parse_token_weights(self.token_weights)
+
+    def forcing(self, progress: float) -> float:
+        """Return λ, the weight of teacher forcing, at a progress through the run in [0, 1)."""
+        if self.objective == "annealed":
+            return max(0.0, 1 - progress / _FADING)
+        return float(self.objective == "teacher_forcing")
+
+    def by_phases(self, progress: float) -> bool:
+        """Return whether rollouts start anew with every span."""
+        return progress < self.phase_fraction
 
 
 @dataclass(kw_only=True)
@@ -246,3 +198,15 @@ def parse_span(text: str) -> tuple[int, int]:
     if not (dash and start.isdigit() and stop.isdigit()):
         raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
     return int(start), int(stop)
+
+
+def read_phases(file: str, k: int) -> list[int]:
+    """Return the lengths of the k phases that `find_phases.py` wrote.
+
+    Raises:
+        ValueError: no partition into k phases.
+    """
+    partitions = read_json(file)["phases"]
+    if str(k) not in partitions:
+        raise ValueError(f"{file} has the partitions k = {', '.join(partitions)}; asked for {k}.")
+    return partitions[str(k)]

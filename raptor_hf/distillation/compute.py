@@ -7,7 +7,7 @@ from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import LoopArguments
 from ..modeling_raptor import bare_teacher
 from ..teachers.layers import config_for_teacher
-from .objective import ObjectiveArguments
+from .arguments import ObjectiveArguments
 
 UNIT_IMAGES = 64
 
@@ -45,10 +45,11 @@ def teacher_layer(teacher_config: PreTrainedConfig, **changes) -> RaptorConfig:
 
 def rollouts_per_step(objective: ObjectiveArguments, steps: int) -> float:
     """Return how often a step goes through a chain on average; with forcing it may be twice."""
-    if objective.annealing == "drawn":
-        return 1.0
-    half = [objective.forcing(step / steps) for step in range(steps)]
-    return sum((forcing > 0) + (forcing < 1) for forcing in half) / max(1, steps)
+    passes = 0
+    for step in range(steps):
+        forcing = objective.forcing(step / steps)
+        passes += (forcing > 0) + (forcing < 1)
+    return passes / max(1, steps)
 
 
 def step_units(

@@ -1,5 +1,6 @@
 """How well a student follows its teacher: R² of its states, and how large it is."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..activations.online import Activations, check_all_layers
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, ReadingArguments, batches, load_images
 from ..data.loading import Classes
+from ..loop import Validation
 from ..metrics import (
     Accuracy,
     RSquared,
@@ -29,6 +31,8 @@ from ..teachers.states import run_layers
 from .arguments import ValidationArguments
 from .blocks import Chain
 from .rollout import rollout
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -155,27 +159,32 @@ def teacher_head(
 
     Args:
         teacher: as it was loaded: its name leads to its head.
-        source: as for `load_linear_head`, whose errors are raised; None: the teacher's own.
+        source: as for `load_linear_head`, whose errors are raised; None: the teacher's own, which
+            is left out with a warning where it does not fit.
         classes: of the images.
     """
+    if source is not None:
+        return load_linear_head(source, config=teacher.config, classes=classes)[0]
     architectures = teacher.config.architectures or []
-    if source is None and any(name.endswith("ForImageClassification") for name in architectures):
-        source = teacher.name_or_path
-    if source is None:
+    if not any(name.endswith("ForImageClassification") for name in architectures):
         return None
-    return load_linear_head(source, config=teacher.config, classes=classes)[0]
+    try:
+        return load_linear_head(teacher.name_or_path, config=teacher.config, classes=classes)[0]
+    except ValueError as error:
+        logger.warning("Validation without accuracy: its own head does not fit. %s", error)
+        return None
 
 
-def make_validation(
+def open_validation(
     arguments: ValidationArguments,
     teacher: PreTrainedModel,
     chains: list[Chain],
     *,
-    reading: ReadingArguments | None = None,
+    reading: ReadingArguments,
     revision: str | None = None,
     num_workers: int = 0,
-) -> TrajectoryValidation | None:
-    """Make the validation that arguments ask for; None where they ask for none.
+) -> Validation | None:
+    """Open the images and the head that a training validates with; None without a dataset.
 
     Args:
         teacher: as it was loaded: its name leads to its head and its image processor.
@@ -190,17 +199,22 @@ def make_validation(
             if getattr(arguments, name):
                 raise ValueError(f"{name}={getattr(arguments, name)} needs --validation_dataset.")
         return None
-    reading = reading or ReadingArguments()
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split, reading),
         load_processor(teacher.name_or_path, revision, reading.resolution),
         reading=reading,
     )
-    return TrajectoryValidation(
+    head = None
+    if images.labels.min() >= 0:
+        head = teacher_head(teacher, arguments.validation_head, images.classes)
+    elif arguments.validation_head:
+        raise ValueError(f"{arguments.validation_dataset} has images without a class for the head.")
+    measure = TrajectoryValidation(
         teacher,
-        teacher_head(teacher, arguments.validation_head, images.classes),
+        head,
         images,
         chains,
         num_images=arguments.validation_images,
         num_workers=num_workers,
     )
+    return Validation(measure, arguments.validate_every)

@@ -1,4 +1,4 @@
-"""Chains of blocks that learn to follow a teacher: what `loop.fit` trains in both stages."""
+"""The module that both stages train: chains of blocks that follow a teacher."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +11,9 @@ from ..activations.online import Activations
 from ..loop.scalars import StepResult
 from ..metrics import state_statistics
 from ..runs.processes import compiled
+from .arguments import ObjectiveArguments
 from .blocks import Chain, covered_layers
-from .objective import ObjectiveArguments, loss_weights, token_loss
+from .objective import token_loss
 from .rollout import rollout
 
 
@@ -69,37 +70,38 @@ class TrajectoryMatching(nn.Module):
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
-        if arguments.normalize != "none":
-            apart = arguments.normalize == "group"
-            rows = [variances[name if apart else "all"] for name in groups]
-            for name, row in zip(groups, rows, strict=True):
-                for layer, variance in zip(self.layers[1:], row[1:], strict=True):
-                    if not variance > 0:
-                        raise ValueError(
-                            f"The state of {name} after layer {layer} is the same in all images: "
-                            f"its variance is {variance}, and normalize={arguments.normalize!r} "
-                            "would divide by it. Choose another --normalize."
-                        )
-            self.register_buffer("variances", torch.tensor(rows))
-        else:
-            self.variances = None
+        rows = None if arguments.normalize == "none" else self._variances(variances)
+        self.register_buffer("variances", rows)
+
+    def _variances(self, variances: dict[str, list[float]]) -> torch.Tensor:
+        """Return the variances that the loss is divided by, (groups, layers)."""
+        rows = []
+        for name in self.groups:
+            row = variances[name if self.arguments.normalize == "group" else "all"]
+            for layer, variance in zip(self.layers[1:], row[1:], strict=True):
+                if not variance > 0:
+                    raise ValueError(
+                        f"The state of {name} after layer {layer} is the same in all images: its "
+                        f"variance is {variance}, and normalize={self.arguments.normalize!r} would "
+                        "divide by it. Choose another --normalize."
+                    )
+            rows.append(row)
+        return torch.tensor(rows)
 
     def forward(self, trajectory: torch.Tensor, progress: float) -> dict[str, _ChainOutput]:
         """Return, for every chain, how it follows the states of `layers` (B, layers, N, D)."""
-        forcing, rolling = loss_weights(self.arguments, progress)
+        forcing = self.arguments.forcing(progress)
         outputs = {}
         for chain in self.chains:
             starts = {span.start for span in chain.spans}
             if not self.arguments.by_phases(progress):
                 starts = {min(starts)}
             part = self.part(chain, trajectory)
-            outputs[chain.name] = self.follow(chain, part, forcing, rolling, starts)
+            outputs[chain.name] = self.follow(chain, part, forcing, starts)
         return outputs
 
     def part(self, chain: Chain, trajectory: torch.Tensor) -> torch.Tensor:
-        """Return the states (B, S + 1, N, D) that a chain of S layers starts from and learns; of
-        variances (groups, layers), those of the same layers.
-        """
+        """Return the states (B, S + 1, N, D) of the layers of a chain; variances likewise."""
         first = self.layers.start
         return trajectory[:, chain.spans[0].start - first : chain.spans[-1].stop - first + 1]
 
@@ -108,41 +110,46 @@ class TrajectoryMatching(nn.Module):
         chain: Chain,
         trajectory: torch.Tensor,
         forcing: float,
-        rolling: float,
         starts: set[int],
     ) -> _ChainOutput:
-        """Return the mixed loss of one chain, and what it was worked out from.
+        """Return the mixed loss of one chain, with its prediction.
 
         Args:
-            forcing, rolling: weights of teacher forcing and of rollouts.
+            forcing: weight of teacher forcing; rollouts have the rest.
             starts: layers whose teacher's state rollouts start from.
         """
         start, stop = chain.spans[0].start, chain.spans[-1].stop
-        learned = slice(-1 if self.arguments.layers_learned == "last" else None, None)
+        options = self.arguments
+        layers = slice(-1, None) if options.layers_learned == "last" else slice(None)
         variances = None
         if self.variances is not None:
-            variances = self.part(chain, self.variances)[:, 1:][:, learned]
+            variances = self.part(chain, self.variances)[:, 1:][:, layers]
+
+        # teacher forcing is a rollout that is reset at every layer
         total = 0.0
-        for weight, resets in ((forcing, range(start, stop)), (rolling, starts)):
+        for weight, resets in ((forcing, range(start, stop)), (1 - forcing, starts)):
             if weight == 0:
                 continue
-            noise = self.arguments.noise_std
             prediction = rollout(
-                chain.spans, trajectory, resets=resets, noise_std=noise, angles=self.angles
+                chain.spans,
+                trajectory,
+                resets=resets,
+                noise_std=options.noise_std,
+                angles=self.angles,
             )
             total = total + weight * self.token_loss(
-                prediction[:, learned],
-                trajectory[:, 1:][:, learned],
+                prediction[:, layers],
+                trajectory[:, 1:][:, layers],
                 groups=self.groups,
                 weights=chain.weights,
-                loss=self.arguments.loss,
+                loss=options.loss,
                 variances=variances,
             )
         return _ChainOutput(total, prediction.detach(), trajectory)
 
     def kind(self, progress: float) -> tuple | None:
-        """Return what a step depends on beside its batch, as `fit` takes it."""
-        if self.arguments.draws_forcing(progress) or self.arguments.noise_std:
+        """Return the properties of a step beside its batch, as `fit` takes them."""
+        if self.arguments.noise_std:
             return None
         return self.arguments.forcing(progress), self.arguments.by_phases(progress)
 
@@ -164,14 +171,15 @@ class TrajectoryMatching(nn.Module):
 
 def matching_loss(activations: Activations) -> Callable:
     """Return `compute_loss` of `fit` for a `TrajectoryMatching` and the source of its batches."""
+    groups = activations.layout.groups()
 
     def compute_loss(module: nn.Module, batch: dict, progress: float) -> StepResult:
         states = activations.states(batch).float()
-        chains = module(states, progress)
-        losses = {name: followed.loss for name, followed in chains.items()}
-        groups = activations.layout.groups()
-        followed = {name: f._replace(loss=f.loss.detach()) for name, f in chains.items()}
-        statistics = {name: partial(f.statistics, groups) for name, f in followed.items()}
+        losses, statistics = {}, {}
+        for name, output in module(states, progress).items():
+            losses[name] = output.loss
+            # the log's R², without the graph of the loss
+            statistics[name] = partial(output._replace(loss=None).statistics, groups)
         return StepResult(
             sum(losses.values()), losses, statistics, explain=lambda: module.explain(states)
         )

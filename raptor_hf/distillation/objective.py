@@ -16,18 +16,9 @@ from torch.nn import functional
 
 from ..activations.online import Activations
 from ..data import batches
-from .arguments import ObjectiveArguments
 
 _VARIANCE_ROWS = 512
 _ROWS_AT_ONCE = 32
-
-
-def loss_weights(objective: ObjectiveArguments, progress: float) -> tuple[float, float]:
-    """Return how much teacher forcing and rollouts count in a step: λ and 1 − λ, or one of both."""
-    forcing = objective.forcing(progress)
-    if objective.draws_forcing(progress):
-        forcing = float(torch.rand(()) < forcing)
-    return forcing, 1 - forcing
 
 
 def token_loss(

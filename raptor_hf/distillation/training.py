@@ -1,21 +1,67 @@
-"""The training of chains of blocks that both programs and the benchmark of recipes run."""
-
-from pathlib import Path
+"""Train chains of blocks: the plan of a training, and the training itself."""
 
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
-from ..data.arguments import ReadingArguments
+from ..loop import Validation, check_training, fit
 from ..loop.arguments import LoopArguments
-from ..loop.fit import Validation, fit
+from ..loop.checkpoints import ADAMW_BYTES
 from ..modeling_raptor import rotary_angles
-from ..runs.files import read_json, write_json
+from ..runs.files import free_bytes, size
 from ..runs.processes import process_state
-from .arguments import ObjectiveArguments, ValidationArguments
+from .arguments import ObjectiveArguments
 from .blocks import Chain
-from .fidelity import make_validation
+from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
 from .objective import state_variances
+
+
+def print_plan(
+    chains: list[Chain],
+    teacher: PreTrainedModel,
+    activations: Activations,
+    objective: ObjectiveArguments,
+    loop: LoopArguments,
+) -> None:
+    """Check that a training can run, and print what it reads, computes and writes.
+
+    FLOP are counted (2 a multiply-add, matrix products only); nothing is measured.
+
+    Raises:
+        ImportError, ValueError: as `check_training`.
+    """
+    check_training(loop, len(activations))
+    spans = [span for chain in chains for span in chain.spans]
+    block = spans[0].block.attention.config
+    states = activations.states(activations.__getitems__([0]))
+    num_tokens, images = states.shape[2], loop.steps * loop.batch_size
+    online = "images" in vars(activations)
+
+    # forward and backward of all applications, the optimiser, and the teacher if it runs, too
+    applications = sum(span.stop - span.start for span in spans)
+    passes = rollouts_per_step(objective, loop.steps)
+    flop = 3 * passes * images * applications * application_flops(block, num_tokens)
+    flop += loop.steps * optimizer_flops(loop.optimizer, block, len(spans))
+    parameters = sum(weight.numel() for span in spans for weight in span.block.parameters())
+    reads = size(images * states[0].numel() * states.element_size())
+    if online:
+        layer = sum(weight.numel() for weight in teacher.parameters())
+        teacher_flop = 2 * images * num_tokens * layer * activations.layers[-1] / activations.depth
+        reads = f"about {teacher_flop:.3g} FLOP of the teacher"
+
+    process_state().print(
+        f"teacher   {teacher.config.model_type}, {activations.depth} layers, {num_tokens} tokens\n"
+        f"images    {len(activations):,}, {'online' if online else 'stored'}; {images:,} in "
+        f"{loop.steps:,} steps of {loop.batch_size}: {images / len(activations):.3g} epochs, "
+        f"{images * num_tokens:.3g} tokens\n"
+        f"reads     {reads}\n"
+        f"trains    {len(spans)} blocks of {parameters / len(spans) / 1e6:.3g} M parameters: "
+        f"layers {', '.join(span.name for span in spans)}\n"
+        f"computes  {flop:.3g} FLOP\n"
+        f"writes    {loop.output_dir}: {size(4 * parameters)}, and checkpoints of "
+        f"{size(ADAMW_BYTES * parameters)}; {size(free_bytes(loop.output_dir))} free",
+        flush=True,
+    )
 
 
 def train_chains(
@@ -25,9 +71,7 @@ def train_chains(
     objective: ObjectiveArguments,
     loop: LoopArguments,
     *,
-    validation: ValidationArguments | None = None,
-    reading: ReadingArguments | None = None,
-    revision: str | None = None,
+    validation: Validation | None = None,
     groups: list[dict] | None = None,
     new_views: bool = False,
 ) -> None:
@@ -35,24 +79,12 @@ def train_chains(
 
     Args:
         activations: a source of the states of all layers that the chains cover.
-        validation: on what, and how often, to validate; default: never.
-        reading: how the images of the validation are read.
-        revision: of the teacher on the Hub, for its image processor.
-        groups, new_views: as for `fit`, whose errors are raised.
+        validation, groups, new_views: as for `fit`, whose errors are raised.
     """
-    validation = validation or ValidationArguments()
-    variances = None if objective.normalize == "none" else _variances(activations, loop.output_dir)
+    variances = None if objective.normalize == "none" else state_variances(activations)
     angles = rotary_angles(teacher, tuple(activations.resolution))
     token_groups = activations.layout.groups()
     module = TrajectoryMatching(chains, objective, token_groups, variances, angles)
-    measure = make_validation(
-        validation,
-        teacher,
-        chains,
-        reading=reading,
-        revision=revision,
-        num_workers=loop.num_workers,
-    )
     fit(
         module,
         activations,
@@ -61,18 +93,5 @@ def train_chains(
         groups=groups,
         kind=module.kind,
         new_views=new_views,
-        validation=measure and Validation(measure, validation.validate_every),
+        validation=validation,
     )
-
-
-def _variances(activations: Activations, output_dir: str) -> dict[str, list[float]]:
-    """Return the variances of the states, measured once a run: `state_variances.json`."""
-    path, state = Path(output_dir) / "state_variances.json", process_state()
-    state.wait_for_everyone()  # all see the file, or none
-    if path.exists():
-        return read_json(path)["variances"]
-    variances = state_variances(activations)
-    if state.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"layers": activations.layers, "variances": variances})
-    return variances

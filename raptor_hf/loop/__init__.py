@@ -10,6 +10,7 @@ __all__ = [
     "StepResult",
     "check_training",
     "Validation",
+    "check_training",
     "configure_compute",
     "fit",
     "newest_checkpoint",

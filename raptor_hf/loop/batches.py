@@ -72,9 +72,6 @@ class StepSampler:
 
     It yields this process' parts of every batch, one after the other. With `new_views` the n rows
     are numbered on from epoch to epoch, e·n … (e + 1)·n − 1.
-
-    Raises:
-        ValueError: fewer rows than a batch.
     """
 
     drop_last = True
@@ -88,11 +85,6 @@ class StepSampler:
         first: int = 0,
         new_views: bool = False,
     ):
-        if num_rows < share.batch_size:
-            raise ValueError(
-                f"A batch of {share.batch_size} needs at least as many rows; "
-                f"the dataset has {num_rows}."
-            )
         self.num_rows, self.share, self.seed = num_rows, share, arguments.seed
         self.first, self.steps, self.new_views = first, arguments.steps, new_views
         self.shuffled_epoch = -1

@@ -12,7 +12,7 @@ from raptor_hf.distillation.blocks import (
     save_blocks,
 )
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.distillation.objective import loss_weights, token_loss
+from raptor_hf.distillation.objective import token_loss
 from raptor_hf.distillation.rollout import rollout
 from tests.helpers import assert_same_outputs, randomised
 
@@ -138,11 +138,8 @@ def test_noise_is_added_to_every_input(teacher, trajectory):
         assert all(map(torch.equal, recorder.inputs, again.inputs))
 
 
-def test_forcing_fades_to_its_floor():
+def test_forcing_fades_over_a_quarter_of_the_steps():
     assert [ObjectiveArguments().forcing(p) for p in (0, 0.125, 0.25, 0.9)] == [1, 0.5, 0, 0]
-    slow = ObjectiveArguments(teacher_forcing_fraction=0.5, teacher_forcing_floor=0.2)
-    assert [slow.forcing(p) for p in (0, 0.25, 0.45, 0.9)] == [1, 0.5, 0.2, 0.2]
-    assert ObjectiveArguments(teacher_forcing_fraction=0).forcing(0.0) == 0
     assert ObjectiveArguments(objective="teacher_forcing").forcing(0.9) == 1
     assert ObjectiveArguments(objective="autoregressive").forcing(0.0) == 0
 
@@ -150,10 +147,10 @@ def test_forcing_fades_to_its_floor():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "autoregressive", "teacher_forcing_floor": 0.1}, "floor=0.1 contradicts"),
-        ({"objective": "teacher_forcing", "teacher_forcing_fraction": 0.5}, "=0.5 contradicts"),
-        ({"objective": "distill"}, "'annealed', 'autoregressive' or 'teacher_forcing'; got"),
-        ({"loss": "mae"}, "'mse', 'cosine' or 'mse\\+cosine'; got 'mae'"),
+        ({"objective": "distill"}, "'annealed', 'autoregressive', 'teacher_forcing'.*; got"),
+        ({"loss": "mae"}, "'mse', 'cosine', 'mse\\+cosine'.*; got 'mae'"),
+        ({"objective": "teacher_forcing", "phase_fraction": 0.5}, "where rollouts start"),
+        ({"phase_fraction": 1.5}, "phase_fraction must lie"),
         ({"noise_std": -1.0}, "must be a number ≥ 0; got -1.0"),
         ({"noise_std": float("nan")}, "must be a number ≥ 0; got nan"),
         ({"token_weights": "nan,1,1"}, "three numbers ≥ 0"),
@@ -236,34 +233,6 @@ def matching(raptor, **options):
     chain = Chain(spans_of(raptor), options.pop("weights", None))
     groups = token_layout(raptor.config).groups()
     return TrajectoryMatching([chain], ObjectiveArguments(**options), groups)
-
-
-def test_a_drawn_objective_is_the_weighted_one_on_average(raptor, trajectory):
-    at = {"objective": "annealed", "teacher_forcing_fraction": 1.0}
-    weighted = matching(raptor, **at)(trajectory, 0.3)["0-6"].loss
-    both = {
-        name: matching(raptor, objective=name)(trajectory, 0.3)["0-6"].loss
-        for name in ("teacher_forcing", "autoregressive")
-    }
-    torch.testing.assert_close(
-        weighted, 0.7 * both["teacher_forcing"] + 0.3 * both["autoregressive"]
-    )
-    drawn = matching(raptor, annealing="drawn", **at)
-    torch.manual_seed(0)
-    losses = torch.stack([drawn(trajectory, 0.3)["0-6"].loss.detach() for _ in range(400)])
-    forced = torch.isclose(losses, both["teacher_forcing"])
-    assert (forced | torch.isclose(losses, both["autoregressive"])).all()
-    assert 0.63 < forced.float().mean() < 0.77  # three standard deviations around 0.7
-    assert loss_weights(drawn.arguments, 1.0) == (0, 1)  # nothing to draw
-
-
-def test_wrong_options_of_the_mixture_are_refused():
-    with pytest.raises(ValueError, match="annealing='drawn' is for objective='annealed'"):
-        ObjectiveArguments(objective="autoregressive", annealing="drawn")
-    with pytest.raises(ValueError, match="phase_fraction says where rollouts start"):
-        ObjectiveArguments(objective="teacher_forcing", phase_fraction=0.5)
-    with pytest.raises(ValueError, match="annealing must be"):
-        ObjectiveArguments(annealing="sampled")
 
 
 def test_blocks_first_learn_from_the_start_of_their_phases(raptor, trajectory):

@@ -1,18 +1,22 @@
 import pytest
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from raptor_hf import make_raptor
+from raptor_hf.data import ReadingArguments
+from raptor_hf.data.loading import Classes
 from raptor_hf.distillation.blocks import Chain, Span
 from raptor_hf.distillation.fidelity import (
     TrajectoryValidation,
     ValidationArguments,
-    make_validation,
+    open_validation,
+    teacher_head,
 )
 from raptor_hf.distillation.rollout import rollout
 from raptor_hf.metrics import RSquared, state_statistics
 from raptor_hf.modeling_raptor_heads import pool_tokens
-from raptor_hf.teachers import trajectory
+from raptor_hf.teachers import load_backbone, trajectory
 from tests.helpers import randomised
 
 
@@ -82,6 +86,20 @@ def test_without_a_head_there_is_r2_alone(teacher, images):
 
 
 def test_an_interval_without_a_dataset_is_refused(teacher):
-    assert make_validation(ValidationArguments(), teacher, []) is None
+    options = {"reading": ReadingArguments()}
+    assert open_validation(ValidationArguments(), teacher, [], **options) is None
     with pytest.raises(ValueError, match="validate_every=5 needs --validation_dataset"):
-        make_validation(ValidationArguments(validate_every=5), teacher, [])
+        open_validation(ValidationArguments(validate_every=5), teacher, [], **options)
+
+
+def test_a_head_that_nobody_asked_for_is_left_out_where_it_does_not_fit(tmp_path, caplog):
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, num_labels=3,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    classifier = load_backbone(str(tmp_path))
+    assert teacher_head(classifier, None, Classes(None, 3)) is None
+    assert "Validation without accuracy" in caplog.text
+    with pytest.raises(ValueError, match="expected a classification model"):
+        teacher_head(classifier, str(tmp_path), Classes(None, 3))

@@ -1,7 +1,5 @@
 """The loss over the variance of the teacher's states: numbers by hand, R², resume, processes."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -119,16 +117,11 @@ def train(teacher, activations, loop):
 
 
 def test_a_resumed_run_goes_on_with_its_variances(teacher, images, tmp_path, monkeypatch):
-    """They are written once, lie in the checkpoint, and are never measured again."""
+    """They lie in the checkpoint, and win over what is measured when the run is resumed."""
     (tmp_path / "states").mkdir()
     write_activations(teacher, images, tmp_path / "states", dtype="float32")
     activations = load_activations(tmp_path / "states")
     expected = train(teacher, activations, loop_of(tmp_path / "whole"))
-    stored = json.loads((tmp_path / "whole" / "state_variances.json").read_text())
-    assert stored["layers"] == [0, 1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose(
-        stored["variances"]["cls"], state_variances(activations)["cls"], atol=1e-6
-    )
 
     read, calls = type(activations).__getitems__, []
 
@@ -144,7 +137,7 @@ def test_a_resumed_run_goes_on_with_its_variances(teacher, images, tmp_path, mon
     monkeypatch.undo()
     monkeypatch.setattr(
         "raptor_hf.distillation.training.state_variances",
-        lambda _: pytest.fail("measured again"),
+        lambda _: {name: [7.0] * 7 for name in ("cls", "registers", "patches", "all")},
     )
     found = train(teacher, activations, loop_of(tmp_path / "parts", checkpoint_every=2))
     for name, weight in expected.items():
