@@ -8,7 +8,6 @@ from .setup import check_training, configure_compute
 
 __all__ = [
     "StepResult",
-    "check_training",
     "Validation",
     "check_training",
     "configure_compute",
