@@ -95,7 +95,8 @@ class Setting:
         """Return the compute of a step, in steps of 64 images through blocks like the teacher's."""
         shape = ("ffn", "intermediate_size")
         options = {name: recipe[name] for name in shape if name in recipe}
-        student = make_raptor(self.teacher, self.phases[str(k)], **options).config
+        phases = self.phases[str(k)]
+        student = make_raptor(self.teacher, phases, init="random", **options).config
         objective = ObjectiveArguments(objective=recipe.get("objective", "autoregressive"))
         loop = LoopArguments(
             output_dir="", batch_size=recipe["batch_size"], optimizer=recipe["optimizer"]

@@ -97,7 +97,7 @@ def test_models_are_compared(name, tmp_path):
 
 @pytest.mark.slow
 def test_stores_and_readers_are_compared(tmp_path):
-    options = ("--rounds", "1", "--images", "128")
+    options = ("--rounds", "1", "--images", "64")
     stores = benchmark("activations", tmp_path, "--size", "digits", *options)
     for part in ("reading, all layers", "reading, 4 layers"):
         assert {"np.memmap", "torch format", "reference"} < set(stores[part])
