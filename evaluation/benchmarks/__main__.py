@@ -2,20 +2,20 @@
 
     python -m evaluation.benchmarks model         # inference: minutes on one thread
     python -m evaluation.benchmarks train_step    # a training step, and the memory that it keeps
-    python -m evaluation.benchmarks activations   # stored states: six minutes, 3 GB of disk
+    python -m evaluation.benchmarks activations   # stored states: six minutes, 6 GB of memory
     python -m evaluation.benchmarks images        # image files to batches, on one core
     python -m evaluation.benchmarks recipe        # R² against compute, from `reproduce.sh digits`
 
-Needs the extra `benchmark`. The first two take `--device cuda`, and then compute in bfloat16.
-`recipe` takes hours, goes on where it stopped, and compares recipes on any teacher too, once
-`reproduce.sh` has found its phases (docs/recipes.md). Every row is written as soon as it is
-measured, to `evaluation/results/benchmarks/<name>.json`; the expected figures are in
-docs/performance.md, docs/activations.md, docs/images.md and docs/recipes.md.
+Needs the extras `benchmark` and `train`. The first two take `--device cuda`, and then compute in
+bfloat16. `recipe` takes hours, goes on where it stopped, and compares recipes on any teacher once
+`reproduce.sh` has found its phases. The figures go to evaluation/results/benchmarks/<name>.json as
+they are measured; the expected ones are in docs/performance.md, activations.md, images.md and
+recipes.md.
 """
 
 import argparse
 import platform
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ import torch
 from evaluation.benchmarks.data import benchmark_activations, benchmark_images
 from evaluation.benchmarks.models import SIZES, benchmark_model, benchmark_train_step
 from evaluation.benchmarks.recipes import benchmark_recipes
-from evaluation.benchmarks.timing import Row
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
@@ -37,17 +36,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("benchmark", choices=["model", "train_step", "activations", "images", "recipe"])
     add("--size", default="base", choices=list(SIZES), help="of the models and stored states")
-    add("--batch_sizes", type=int, nargs="+", help="of model and train_step")
+    add("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of model and train_step")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
     add("--images", type=int, default=256, help="activations, images: how many")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
     add("--recipe", default="digits", help="recipe: <recipe>_raptor.yaml is ours")
-    add("--line", help="recipe: folder of reproduce.sh; default: outputs/<recipe>")
-    add("--model", help="recipe: the teacher, if not the digits'; a folder or Hub id")
-    add("--dataset", help="recipe: its images, if not the digits; a folder or Hub id")
-    add(
-        "--resolution", type=int, nargs="+", help="recipe: height and width of the images in pixels"
-    )
+    add("--model", help="recipe: the teacher; default: that of outputs/<recipe>")
+    add("--dataset", help="recipe: images of the teacher; default: the stored digits")
+    add("--resolution", type=int, nargs="+", help="recipe: height and width in pixels")
     add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
     add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
         help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip
@@ -56,45 +52,39 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Yield the rows of a benchmark as they are measured."""
-    size, batches, rounds = arguments.size, arguments.batch_sizes, arguments.rounds
-    files = Path(arguments.output_dir) / "files"
-    if arguments.benchmark == "model":
-        return benchmark_model(size, batches or [1, 8], rounds, arguments.device)
-    if arguments.benchmark == "train_step":
-        return benchmark_train_step(size, batches or [2], rounds, arguments.device)
-    if arguments.benchmark == "activations":
-        return benchmark_activations(size, arguments.images, rounds, files)
-    return benchmark_images(arguments.images, rounds, files)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, write."""
-    arguments = parse(argv)
+    a = parse(argv)
     torch.set_num_threads(1)
-    output_dir = Path(arguments.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    Path(a.output_dir).mkdir(parents=True, exist_ok=True)
 
     # the file is named after what was compared on which device or teacher
-    name, machine = arguments.benchmark, platform.machine()
-    if arguments.device == "cuda":
+    name, machine = a.benchmark, platform.machine()
+    if a.device == "cuda":
         name, machine = f"{name}_cuda", torch.cuda.get_device_name()
-    if name == "recipe" and arguments.recipe != "digits":
-        name = f"recipe_{arguments.recipe}"
-    content = {"settings": vars(arguments), "machine": machine, "environment": environment()}
+    if name == "recipe" and a.recipe != "digits":
+        name = f"recipe_{a.recipe}"
+    path = Path(a.output_dir) / f"{name}.json"
+    settings = {key: value for key, value in vars(a).items() if key != "output_dir"}
+    content = {"settings": settings, "machine": machine, "environment": environment()}
 
-    if arguments.benchmark == "recipe":
-        content["result"] = benchmark_recipes(arguments)
-        write_json(output_dir / f"{name}.json", content)
+    if a.benchmark == "recipe":
+        write_json(path, {"result": benchmark_recipes(a), **content})
         return
-    result = {}
-    for title, row in measure(arguments):
-        result[title] = row
-        print(title)
-        for key, value in row.items():
-            print(f"  {key:<24} {value:,.3g}", flush=True)
-        write_json(output_dir / f"{name}.json", {"result": result, **content})
+    with tempfile.TemporaryDirectory(dir=a.output_dir) as files:
+        rows = {
+            "model": lambda: benchmark_model(a.size, a.batch_sizes, a.rounds, a.device),
+            "train_step": lambda: benchmark_train_step(a.size, a.batch_sizes, a.rounds, a.device),
+            "activations": lambda: benchmark_activations(a.size, a.images, a.rounds, Path(files)),
+            "images": lambda: benchmark_images(a.images, a.rounds, Path(files)),
+        }[a.benchmark]()
+        result = {}
+        for title, row in rows:
+            result[title] = row
+            print(title)
+            for key, value in row.items():
+                print(f"  {key:<24} {value:,.3g}", flush=True)
+            write_json(path, {"result": result, **content})
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 At every number of blocks and every budget each recipe gets the best learning rate among its
 doublings and halvings, judged on training images with the first seed. R² is that of images that it
-did not learn from. Runs are kept in `recipe_runs.jsonl` beside the teacher's phases, and are not
-made again.
+did not learn from. Runs are kept in `outputs/<recipe>/recipe_runs.jsonl`, and not made again.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from raptor_hf.teachers import load_backbone, load_processor
 from training import distill_raptor
 
 _RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-_IMAGES = {"judged": 256, "tested": 512}  # at most
+_NUM_IMAGES = 512  # of those that R² is measured on, at most
 # lines of a recipe file that say how a run is watched, and how long it is
 _OTHER = ("activations", "checkpoint", "report", "steps", "validat", "views", "warmup")
 
@@ -61,60 +60,49 @@ class Setting:
     """A teacher, its phases and its images, as `reproduce.sh` leaves them or as flags name them."""
 
     def __init__(self, a: argparse.Namespace):
-        line = Path(a.line or f"outputs/{a.recipe}")
-        teacher = a.model or str(line / "teacher")
-        processor = load_processor(teacher, None, a.resolution)
-        self.teacher, self.record = load_backbone(teacher), line / "recipe_runs.jsonl"
-        self.recipes = recipes(a.recipe, self.teacher.config.hidden_size)
-        self.flags = {"teacher": teacher, "phases_file": line / "phases" / "phases.json"}
+        line = Path("outputs") / a.recipe
+        name = a.model or str(line / "teacher")
+        self.teacher, self.record = load_backbone(name), line / "recipe_runs.jsonl"
+        self.flags = {"teacher": name, "phases_file": line / "phases" / "phases.json"}
         self.phases = read_json(self.flags["phases_file"])["phases"]
-
-        # what students learn from: stored states of the digits, or images
-        splits = {"judged": "train", "tested": "val"}
         if a.dataset:
             self.flags |= {"activations": "online", "dataset": a.dataset, "views": 0}
         else:
             self.flags["activations"] = line / "activations"
-            splits["tested"] = "test"
         if a.resolution:
             self.flags["resolution"] = a.resolution[0]
-        for name, split in splits.items():
+        processor = load_processor(name, None, a.resolution)
+
+        def states(split: str) -> OnlineActivations:
             images = load_images(a.dataset or "digits", split)
             # at equal distances: a folder's images are sorted by class
-            rows = np.linspace(0, len(images) - 1, min(_IMAGES[name], len(images))).astype(int)
-            views = ImageViews(images, processor, image_ids=rows)
-            setattr(self, name, OnlineActivations(self.teacher, views))
+            rows = np.linspace(0, len(images) - 1, min(_NUM_IMAGES, len(images))).astype(int)
+            return OnlineActivations(self.teacher, ImageViews(images, processor, image_ids=rows))
 
-    def runs(self) -> list[dict]:
-        """Return the runs on record."""
-        if not self.record.exists():
-            return []
-        return [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()]
+        self.learned, self.tested = states("train"), states("val" if a.dataset else "test")
 
     def units(self, recipe: dict, k: int) -> float:
         """Return the compute of a step, in steps of 64 images through blocks like the teacher's."""
-        shape = ("ffn", "intermediate_size")
-        options = {name: recipe[name] for name in shape if name in recipe}
-        phases = self.phases[str(k)]
-        student = make_raptor(self.teacher, phases, init="random", **options).config
+        shape = {name: recipe[name] for name in ("ffn", "intermediate_size") if name in recipe}
+        student = make_raptor(self.teacher, self.phases[str(k)], init="random", **shape)
         objective = ObjectiveArguments(objective=recipe.get("objective", "autoregressive"))
         loop = LoopArguments(
             output_dir="", batch_size=recipe["batch_size"], optimizer=recipe["optimizer"]
         )
         num_tokens = self.tested.states(self.tested.__getitems__([0])).shape[-2]
-        return step_units(objective, loop, student, num_tokens)
+        return step_units(objective, loop, student.config, num_tokens)
 
-    def run(self, facts: dict, rate: float, seed: int) -> dict:
+    def run(self, recipe: dict, facts: dict, rate: float, seed: int) -> dict:
         """Return a run with its R²; train, if it is not on record.
 
         Args:
-            facts: recipe's name, k, and budget in units.
+            facts: name of the recipe, k, and budget in units.
         """
         facts = {**facts, "rate": rate, "seed": seed}
-        for run in self.runs():
+        record = self.record.read_text(encoding="utf-8") if self.record.exists() else ""
+        for run in map(json.loads, record.splitlines()):
             if facts.items() <= run.items():
                 return run
-        recipe = self.recipes[facts["recipe"]]
         units = self.units(recipe, facts["k"])
         steps = max(1, round(facts["budget"] / units))
         flags = {
@@ -128,12 +116,10 @@ class Setting:
             with contextlib.redirect_stdout(io.StringIO()):
                 distill_raptor.main([*words, f"--output_dir={folder}/raptor"])
             student = load_backbone(f"{folder}/raptor")
-        run = {
-            **facts, "units": units * steps, "steps": steps,
-            "train_r2": trajectory_r2(student, self.judged)["mean"]["all"],
-            "r2": trajectory_r2(student, self.tested)["mean"],
-        }  # fmt: skip
-        print(f"{facts}: R² {run['r2']['all']:.4f}", flush=True)
+        train_r2 = trajectory_r2(student, self.learned)["mean"]["all"]
+        r2 = trajectory_r2(student, self.tested)["mean"]
+        run = {**facts, "units": units * steps, "steps": steps, "train_r2": train_r2, "r2": r2}
+        print(f"{facts}: R² {r2['all']:.4f}", flush=True)
         with open(self.record, "a", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
         return run
@@ -152,22 +138,20 @@ def benchmark_recipes(a: argparse.Namespace) -> dict:
     """Make all runs that are not on record, the cheap ones first.
 
     Returns:
-        `runs`, and `table`: for each recipe, k and budget the tuned rate, and the R² of all tokens
-        and of cls for every seed.
+        `table`: for each recipe, k and budget the tuned rate, and the R² of all tokens and of cls
+        for every seed.
     """
     setting, table = Setting(a), []
-    for budget in sorted(a.budgets):
-        for k in a.k:
-            for name, recipe in setting.recipes.items():
-                facts = {"recipe": name, "k": k, "budget": budget}
-                run = partial(setting.run, facts)
-                rate = tuned_rate(
-                    lambda rate, run=run: run(rate, 0)["train_r2"], recipe["learning_rate"]
-                )
-                r2 = [run(rate, seed)["r2"] for seed in range(a.seeds)]
-                figures = {
-                    "r2": [one["all"] for one in r2],
-                    "r2_cls": [one.get("cls") for one in r2],
-                }
-                table.append({**facts, "rate": rate, **figures})
-    return {"runs": setting.runs(), "table": table}
+    compared = recipes(a.recipe, setting.teacher.config.hidden_size)
+    points = [(budget, k) for budget in sorted(a.budgets) for k in a.k]
+    for budget, k in points:
+        for name, recipe in compared.items():
+            facts = {"recipe": name, "k": k, "budget": budget}
+            run = partial(setting.run, recipe, facts)
+            rate = tuned_rate(
+                lambda rate, run=run: run(rate, 0)["train_r2"], recipe["learning_rate"]
+            )
+            r2 = [run(rate, seed)["r2"] for seed in range(a.seeds)]
+            row = {"r2": [one["all"] for one in r2], "r2_cls": [one.get("cls") for one in r2]}
+            table.append({**facts, "rate": rate, **row})
+    return {"table": table}

@@ -1,4 +1,4 @@
-"""Fair comparisons on a busy machine: interleaved times, and the peak of matrix products."""
+"""Fair comparisons on a busy machine: interleaved times, ratios, the peak of matrix products."""
 
 import statistics
 import time
@@ -66,14 +66,6 @@ def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
     return 2 * size**3 / min(times["product"])
 
 
-def compare(candidates: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
-    """Return the times of candidates in seconds; the reference is measured twice, as a control."""
-    calls = {}
-    for name, call in (candidates | {"reference again": candidates["reference"]}).items():
-        calls[name] = lambda _visit, call=call: call()
-    return interleaved(calls, rounds=rounds, clock=clock_of(device))
-
-
 def speed_rows(
     title: str, times: dict[str, list[float]], flops: dict[str, int], batch: int, peak: float
 ) -> Iterator[Row]:
@@ -86,10 +78,9 @@ def speed_rows(
     """
     others = [name for name in times if name != "reference"]
     yield title, {name: median_ratio(times, "reference", name) for name in others}
-    speeds = {name: batch / statistics.median(seconds) for name, seconds in times.items()}
+    speeds, shares = {}, {}
+    for name, seconds in times.items():
+        speeds[name] = batch / statistics.median(seconds)
+        shares[name] = flops[name.split()[0].rstrip(",")] * speeds[name] / peak
     yield f"{title}: images a second", speeds
-    shares = {}
-    for name, speed in speeds.items():
-        model = name.split()[0].rstrip(",")
-        shares[name] = flops[model] * speed / peak
     yield f"{title}: share of the peak", shares
