@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.runs.arguments import build_arguments, named_folders, parse_arguments
@@ -38,6 +41,20 @@ def test_a_finished_run_is_skipped_and_says_so(tmp_path, capsys):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["arguments"]["steps"] == 1000
     assert record["environment"]["torch"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_have_the_permissions_of_other_files(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        start_run(*arguments(tmp_path))
+        (tmp_path / "models" / "raptor").mkdir(parents=True)
+        weights = tmp_path / "models" / "raptor" / "model.safetensors"
+        save_file({"a": torch.zeros(2)}, weights)
+        finish_run(tmp_path)
+    finally:
+        os.umask(before)
+    assert weights.stat().st_mode & 0o777 == mode == (tmp_path / "run.json").stat().st_mode & 0o777
 
 
 def test_an_unfinished_run_wants_resume(tmp_path):
