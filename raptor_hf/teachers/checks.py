@@ -1,10 +1,7 @@
 """Checks of a teacher before a Raptor is made of it, and of the Raptor against the teacher."""
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import nn
@@ -85,37 +82,29 @@ def check_against(model: RaptorModel, teacher: PreTrainedModel, *, blocks: bool)
         ValueError: they differ: the row of its family in `TEACHER_FAMILIES` is wrong for it.
     """
     # an image, and the call of the teacher's first layer
-    config = model.config
-    like = next(teacher.parameters())
+    config, like = model.config, next(teacher.parameters())
     size = (1, config.num_channels, *pair(config.image_size))
     image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
-    with _full_precision():
-        call = first_layer_call(teacher, image)
-        expected = call[0]
+    states, args, kwargs = first_layer_call(teacher, image)
 
-        # number of tokens
-        rows, columns = patch_grid(size[-2:], config)
-        number = token_layout(config).num_prefix_tokens + rows * columns
-        if expected.shape[-2] != number:
-            raise ValueError(
-                f"A state of this {type(teacher).__name__} should have {number} tokens (cls, "
-                f"registers and {rows}×{columns} patches), and has {expected.shape[-2]}. Its row "
-                "in TEACHER_FAMILIES miscounts them."
-            )
+    # number of tokens
+    rows, columns = patch_grid(size[-2:], config)
+    number = token_layout(config).num_prefix_tokens + rows * columns
+    if states.shape[-2] != number:
+        raise ValueError(
+            f"A state of this {type(teacher).__name__} should have {number} tokens (cls, registers "
+            f"and {rows}×{columns} patches), and has {states.shape[-2]}. Its row in "
+            "TEACHER_FAMILIES miscounts them."
+        )
 
-        # states of both: on the teacher's device, as devices round in different ways
-        home = model.shell.device
-        model.shell.to(like.device)
-        try:
-            pairs = {"the embeddings": (model.embed(image), expected)}
-            if blocks:
-                pairs["a copy of the first layer"] = _copied_layer(config, teacher, *call)
-            if (last := _last_states(teacher, image)) is not None:
-                pairs["the final norm"] = (model.norm(last[0].to(like.device)), last[1])
-        finally:
-            model.shell.to(home)
-
-    tolerance = 1e-4 if like.dtype == torch.float32 else 5e-2
+    # states of both; a GPU may leave out bits of products (TF32), and devices round differently
+    pairs = {"the embeddings": (model.embed(image.to(model.device)), states)}
+    if blocks:
+        pairs["a copy of the first layer"] = _copied_layer(config, teacher, states, args, kwargs)
+    if (last := _last_states(teacher, image)) is not None:
+        pairs["the final norm"] = (model.norm(last[0].to(model.device)), last[1])
+    exact = like.dtype == torch.float32 and like.device.type == "cpu"
+    tolerance = 1e-4 if exact else 5e-2
     for name, (ours, theirs) in pairs.items():
         error = (ours.to(theirs) - theirs).abs().max() / theirs.abs().max()
         # states of a broken teacher, NaN or infinite, are left to the training
@@ -164,22 +153,3 @@ def _last_states(
     finally:
         hook.remove()
     return None if normed is None else (states[0], normed)
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Multiply all bits of float32 numbers, where a GPU was told to leave some out (TF32)."""
-    try:
-        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
-        full = "highest"
-    except RuntimeError:  # set in torch's newer way, which must not be mixed with the older one
-        products, full = torch.backends.cuda.matmul, "ieee"
-        before, choose = products.fp32_precision, partial(setattr, products, "fp32_precision")
-    if before == full:
-        yield
-        return
-    choose(full)
-    try:
-        yield
-    finally:
-        choose(before)

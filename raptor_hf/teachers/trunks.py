@@ -3,7 +3,6 @@
 import copy
 import functools
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..configuration_raptor import (
     teacher_family,
     token_layout,
 )
-from ..modeling_raptor import RaptorBlock, pair, patch_grid, patch_sides
+from ..modeling_raptor import RaptorBlock
 from .checks import check_weights
 from .layers import layer_parts
 from .loading import find_towers
@@ -82,9 +81,6 @@ def raptorize(
     model: PreTrainedModel,
     phases: list[int] | None = None,
     blocks: PreTrainedModel | None = None,
-    *,
-    init: str = "teacher",
-    tower: str | None = None,
 ) -> PreTrainedModel:
     """Replace the layers of a model's vision tower by a few shared blocks, in place.
 
@@ -92,34 +88,34 @@ def raptorize(
     `logits_per_image`, a vision language model generates. `save_raptorized` saves it.
 
     Args:
-        model: of any class of transformers, with a vision tower of a family of `TEACHER_FAMILIES`.
-        phases: number of layers that each block stands for; default: those of `blocks`.
-        blocks: a Raptor that was distilled from this tower; its blocks are copied. Default:
-            untrained ones. A warning says where its embeddings are not the tower's.
-        init: start of untrained blocks, "teacher" or "random", see `make_raptor`.
-        tower: path of the tower within the model, where it has several.
+        model: of any class of transformers, with one vision tower of a family of
+            `TEACHER_FAMILIES`; of several, give the tower itself.
+        phases: number of layers that each block stands for, for untrained blocks.
+        blocks: a Raptor that was distilled from this tower; its blocks are copied. A warning says
+            where its embeddings are not the tower's.
 
     Raises:
-        ValueError: a model without such a tower or with several, one that is a Raptor already, a
-            tower that is offloaded or quantised, phases that don't sum to its depth, or blocks that
-            were made for another kind of tower or for other phases, or for fewer applications.
+        ValueError: a model without such a tower or with several, a tower that is offloaded or
+            quantised, phases that don't sum to its depth, or blocks that were made for another kind
+            of tower or for fewer applications.
 
     Returns:
         The model itself.
     """
-    teacher = _find_tower(model, tower)
+    tower = _find_tower(model)
+    if (phases is None) == (blocks is None):
+        raise ValueError("Give either phases, such as [7, 3, 2], or blocks that were distilled.")
     if blocks is None:
-        if phases is None:
-            raise ValueError("Give phases, such as [7, 3, 2], or blocks that were distilled.")
-        raptor = make_raptor(teacher, phases, init=init)
+        raptor = make_raptor(tower, phases)
     else:
-        raptor = _check_blocks(blocks, phases, teacher)
-        _compare_weights(raptor, teacher)
+        raptor = _check_blocks(blocks, tower)
+        _compare_weights(raptor, tower)
 
-    like = next(teacher.parameters())
-    layers = teacher.get_submodule(teacher_family(teacher.config).layers)
+    # device, dtype and frozen weights are those of the layers that go
+    like = next(tower.parameters())
+    layers = tower.get_submodule(teacher_family(tower.config).layers)
     trained = any(weight.requires_grad for weight in layers.parameters())
-    trunk = _install_trunk(teacher, RaptorConfig.from_dict(_fields(raptor.config)))
+    trunk = _install_trunk(tower, RaptorConfig.from_dict(_fields(raptor.config)))
     trunk.blocks.load_state_dict(raptor.blocks.state_dict())
     trunk.to(device=like.device, dtype=like.dtype).requires_grad_(trained)
     model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
@@ -161,20 +157,15 @@ def load_raptorized(name_or_path: str | Path, revision: str | None = None) -> Pr
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: a class that the installed transformers does not have.
         FileNotFoundError: a folder that `save_raptorized` has not written.
+        AttributeError: a class that the installed transformers does not have.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
         files = ["*.json", _WEIGHTS]
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    model_class = getattr(transformers, description["architecture"], None)
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        raise ValueError(
-            f"The model is a {description['architecture']!r}, which transformers "
-            f"{transformers.__version__} does not have. Install a version that does."
-        )
+    model_class = getattr(transformers, description["architecture"])
     fields = description["model"]
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
     with no_init_weights():
@@ -216,72 +207,46 @@ def _refuse_attentions(tower: PreTrainedModel, _args: tuple, kwargs: dict) -> No
         )
 
 
-def _find_tower(model: nn.Module, tower: str | None) -> PreTrainedModel:
-    """Return the one tower that is meant; a ValueError says why there is none."""
-    for path, module in model.named_modules():
-        config = getattr(module, "config", None)
-        if isinstance(module, RaptorTrunk) or getattr(config, "model_type", None) == "raptor":
-            place = f", at {path!r}" if path else ""
-            raise ValueError(f"This {type(model).__name__} is a Raptor already{place}.")
+def _find_tower(model: nn.Module) -> PreTrainedModel:
+    """Return the one vision tower of a model; a ValueError says why there is none."""
     towers = find_towers(model)
-    if not isinstance(model, PreTrainedModel) or not towers:
+    if not towers:
         raise ValueError(
             f"{type(model).__name__} has no vision tower whose layers blocks can replace; the "
             f"families are {', '.join(TEACHER_FAMILIES)}."
         )
-    if tower is not None and tower not in towers:
-        raise ValueError(f"{tower!r} is no vision tower of this model; there are {list(towers)}.")
-    if tower is None and len(towers) > 1:
-        raise ValueError(f"The model has several vision towers, {list(towers)}: name one (tower=).")
-    found = towers[tower or next(iter(towers))]
-    check_weights(found)
-    return found
+    if len(towers) > 1:
+        raise ValueError(f"The model has several vision towers, {list(towers)}: give one of them.")
+    [tower] = towers.values()
+    check_weights(tower)
+    return tower
 
 
-def _check_blocks(
-    blocks: PreTrainedModel, phases: list[int] | None, teacher: PreTrainedModel
-) -> PreTrainedModel:
-    """Return a Raptor whose blocks fit a tower; a ValueError says which facts differ."""
-    config = getattr(blocks, "config", None)
-    if getattr(config, "model_type", None) != "raptor":
+def _check_blocks(blocks: PreTrainedModel, tower: PreTrainedModel) -> PreTrainedModel:
+    """Return a Raptor whose blocks fit a tower; a ValueError says what differs."""
+    config = blocks.config
+    if config.model_type != "raptor":
         raise ValueError(
             "blocks must be a Raptor that was distilled from this tower, such as "
             f"RaptorModel.from_pretrained gives; got a {type(blocks).__name__}."
         )
-    if phases is not None and list(phases) != config.phases:
-        raise ValueError(f"The blocks were made for phases={config.phases}; got {list(phases)}.")
     if config.num_applications is not None:
         raise ValueError(
             f"The blocks' configuration has num_applications={config.num_applications}, and within "
             "another model blocks make all its layers. Set num_applications to None to use them."
         )
-    ours, theirs = _tower_facts(config.teacher_config), _tower_facts(teacher.config)
-    unlike = [name for name in ours if ours[name] != theirs[name]]
-    if unlike:
+    ours, theirs = config.teacher_config, tower.config
+    fields = ["model_type", "hidden_size", "num_attention_heads", "num_hidden_layers"]
+    fields += ["num_channels", "patch_size", "image_size", "norm_type", layer_parts(ours).eps]
+    for name in fields:
+        made, found = getattr(ours, name, None), getattr(theirs, name, None)
+        if made != found:
+            raise ValueError(f"The blocks were made for {name}={made}; the tower has {found}.")
+    if token_layout(ours) != token_layout(theirs):
         raise ValueError(
-            "The blocks must be of a Raptor of this tower: it has "
-            f"{', '.join(f'{name} {theirs[name]}' for name in unlike)}; the blocks were made "
-            f"for {', '.join(f'{name} {ours[name]}' for name in unlike)}."
+            f"The blocks were made for {token_layout(ours)}; the tower has {token_layout(theirs)}."
         )
     return blocks.base_model
-
-
-def _tower_facts(config: PreTrainedConfig) -> dict[str, object]:
-    """Return the facts in which a tower and the teacher of its blocks must agree."""
-    layout, patch = token_layout(config), patch_sides(config)
-    return {
-        "family": config.model_type,
-        "channels": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "layers": config.num_hidden_layers,
-        "colours": config.num_channels,
-        "patches of": f"{patch[0]}×{patch[1]} pixels",
-        "patches": math.prod(patch_grid(pair(config.image_size), config)),
-        "cls tokens": layout.num_cls,
-        "registers": layout.num_registers,
-        "norm": getattr(config, "norm_type", "of its family"),
-        "eps": getattr(config, layer_parts(config).eps),
-    }
 
 
 @torch.no_grad()

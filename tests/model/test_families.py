@@ -196,37 +196,6 @@ def test_a_wrong_place_of_weights_is_seen(monkeypatch):
         make_raptor(tiny_model("vit"), [2, 1], init="teacher")
 
 
-@pytest.mark.parametrize("way", ["older", "newer"])
-def test_a_teacher_is_compared_in_full_precision(way):
-    """As a GPU may be told to leave out bits of products; torch has two ways of telling it."""
-    products, seen = torch.backends.cuda.matmul, []
-    if way == "newer" and not hasattr(products, "fp32_precision"):
-        pytest.skip("this torch knows one way only")
-    teacher = tiny_model("vit")
-    before = products.fp32_precision if way == "newer" else torch.get_float32_matmul_precision()
-    told = "tf32" if way == "newer" else "high"
-
-    def choose(precision):
-        if way == "newer":
-            products.fp32_precision = precision
-        else:
-            torch.set_float32_matmul_precision(precision)
-
-    def note(*_):
-        seen.append(products.fp32_precision if way == "newer"
-                    else torch.get_float32_matmul_precision())  # fmt: skip
-
-    teacher.layers[0].register_forward_hook(note)
-    choose(told)
-    try:
-        make_raptor(teacher, [2, 1], init="teacher")
-        assert set(seen) == {"ieee" if way == "newer" else "highest"}
-        note()
-        assert seen[-1] == told
-    finally:
-        choose(before)
-
-
 @pytest.mark.parametrize("kind", ["disk", "cpu"])
 def test_an_offloaded_teacher_is_refused(kind, tmp_path):
     teacher, blocks = tiny_model("vit"), copy_of(tiny_model("vit"))
