@@ -122,20 +122,6 @@ def test_ten_steps_of_distillation_lower_the_loss(case):
     torch.testing.assert_close((found - expected).square().mean(), loss)
 
 
-@EVERY_FAMILY
-@torch.no_grad()
-def test_saved_and_loaded_it_is_the_same(case, tmp_path):
-    teacher = tiny_model(case)
-    raptor = make_raptor(teacher, [2, 1]).eval()
-    raptor.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert type(loaded) is RaptorModel and loaded.config.phases == [2, 1]
-    for name, weight in raptor.state_dict().items():
-        assert torch.equal(weight, loaded.state_dict()[name]), name
-    for size in sizes_of(teacher):
-        assert_same_outputs(loaded.trajectory(images(size)), raptor.trajectory(images(size)))
-
-
 @torch.no_grad()
 def test_states_of_another_size_are_refused_where_the_size_matters():
     raptor = copy_of(tiny_model("dinov3_vit"))
@@ -318,7 +304,7 @@ def test_in_half_precision_angles_may_be_finer(dtype):
     assert_same_outputs(found, expected, 2e-2)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "mlcd_vision_model"])
+@pytest.mark.parametrize("case", ["dinov3_vit", "vit_mae", "siglip_vision_model", "radio"])
 @torch.no_grad()
 def test_offloaded_it_gives_the_same(case, tmp_path):
     raptor = make_raptor(tiny_model(case), [2, 1], init="teacher").eval()
@@ -331,25 +317,6 @@ def test_offloaded_it_gives_the_same(case, tmp_path):
     assert_same_outputs(on_disk.rollout(expected[:, 0]), expected)
     in_memory = cpu_offload(RaptorModel.from_pretrained(tmp_path), torch.device("cpu"))
     assert_same_outputs(in_memory.trajectory(images((16, 16))), expected)
-
-
-@torch.no_grad()
-def test_a_query_bias_is_added_to_the_output_of_an_adapter():
-    """The layer of query, key and value may be replaced: it is called, its weights not read."""
-
-    class Adapted(nn.Module):
-        def __init__(self, linear):
-            super().__init__()
-            self.linear, self.weight = linear, linear.weight
-
-        def forward(self, states):
-            return self.linear(states) + 1
-
-    attention = make_raptor(tiny_model("dinov3_vit"), [2, 1], init="teacher").blocks[0].attention
-    states = torch.randn(2, 19, 24)
-    expected = attention.project(states) + 1
-    attention.qkv = Adapted(attention.qkv)
-    assert_same_outputs(attention.project(states), expected)
 
 
 @WITH_CONTEXT

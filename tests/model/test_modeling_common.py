@@ -1,26 +1,7 @@
 """The common checks that transformers makes of its own vision models, written for the Raptors.
 
-| check of transformers                          | here                                            |
-| ---------------------------------------------- | ----------------------------------------------- |
-| save_load, correct_missing_keys, sharding      | test_save_and_load (test_modeling_raptor: keys) |
-| dtype round trip, load in half precision       | test_dtypes                                     |
-| can_init_all_missing_weights, initialization   | test_missing_weights_are_initialised            |
-| base_model_prefix loads base weights, and back | test_backbone_and_heads_share_weights           |
-| load_with_mismatched_shapes, problem types     | test_number_of_labels, test_problem_types       |
-| hidden_states_output, retain_grad              | test_hidden_states                              |
-| can_capture_specific_layers_hidden_states      | test_hidden_states_of_some_layers               |
-| attention_outputs, dynamic implementation      | test_attentions                                 |
-| eager_matches_sdpa (flex too), fp32 and bf16   | test_attention_implementations_agree            |
-| training, gradient checkpointing (both kinds)  | test_gradient_checkpointing                     |
-| batching_equivalence                           | test_batching_changes_nothing                   |
-| model_outputs_equivalence (tuple and dict)     | test_outputs_as_a_tuple                         |
-| get_set_embeddings, forward_signature          | test_what_transformers_asks_for                 |
-| device map, offload, on the meta device        | test_offload_to_disk, test_save_and_load        |
-| torch_compile, fullgraph                       | test_compiles_without_a_break                   |
-| export, ONNX                                   | test_export.py                                  |
-| backbone tests                                 | test_backbone.py                                |
-| configuration tests                            | test_configuration_raptor.py                    |
-| pipelines                                      | test_remote_code.py, test_dense_models.py       |
+Exports are in test_export.py, backbones in test_backbone.py, pipelines in test_remote_code.py and
+test_dense_models.py, tools in test_tools.py.
 
 Not applicable: tokens, vocabularies, tied weights, caches and generation (no text model), masks and
 inputs_embeds (no padding among patches), chunked feed-forward and head masks (not offered), tensor

@@ -274,24 +274,30 @@ def test_a_teacher_is_read_from_safetensors_only(teacher, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "size", "expected"),
+    ("settings", "resolution", "resized"),
     [
         ({}, [28, 28], {"shortest_edge": 28}),
-        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}, [42, 42], 48),
-        ({"size": {"height": 20, "width": 20}, "do_center_crop": False}, [14, 28], None),
+        # 32 of 28 pixels, as 48 of 42
+        ({"size": {"shortest_edge": 32}}, [42, 42], {"shortest_edge": 48}),
+        ({"size": {"height": 32, "width": 32}}, [42, 14], {"height": 48, "width": 16}),
+        (
+            {"size": {"height": 20, "width": 20}, "do_center_crop": False},
+            [14, 28],
+            {"height": 14, "width": 28},
+        ),
     ],
 )
-def test_a_processor_at_another_resolution(settings, size, expected, tmp_path):
-    """What is cut off at the edges stays the same share of the image."""
+def test_a_processor_at_another_resolution(settings, resolution, resized, tmp_path):
+    """The crop keeps its share of the image."""
     Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3).save_pretrained(
         tmp_path
     )
-    BitImageProcessorPil(**{**make_processor(28).to_dict(), **settings}).save_pretrained(tmp_path)
+    settings = make_processor(28).to_dict() | {"crop_size": {"height": 28, "width": 28}} | settings
+    BitImageProcessorPil(**settings).save_pretrained(tmp_path)
     before = load_processor(tmp_path)
-    changed = load_processor(tmp_path, resolution=size)
-    assert image_size(changed) == tuple(size)
-    if isinstance(expected, int):
-        assert changed.size["shortest_edge"] == expected  # 32 of 28 pixels, as 48 of 42
+    changed = load_processor(tmp_path, resolution=resolution)
+    assert image_size(changed) == tuple(resolution)
+    assert {name: length for name, length in dict(changed.size).items() if length} == resized
     assert load_processor(tmp_path).to_dict() == before.to_dict()
     with pytest.raises(ValueError, match="multiples of the patch, 14×14 pixels .*; got 30×28"):
         load_processor(tmp_path, resolution=[30, 28])
