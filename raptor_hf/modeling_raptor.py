@@ -59,20 +59,24 @@ class RaptorAttention(nn.Module):
         self.is_causal = False
         self.biased = [config.has_bias(name) for name in ("query", "key", "value")]
         self.qkv = nn.Linear(size, 3 * size, bias=all(self.biased))
-        # DINOv3 has biases for query and value only: a row for each of them
-        some = any(self.biased) and not all(self.biased)
-        self.some_bias = nn.Parameter(torch.zeros(sum(self.biased), size)) if some else None
         self.proj = nn.Linear(size, size, bias=config.has_bias("output"))
-        self.q_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(size, eps=1e-6) if config.qk_norm else None
+        # DINOv3 has biases for query and value only: a row for each of them
+        self.some_bias = None
+        if any(self.biased) and not all(self.biased):
+            self.some_bias = nn.Parameter(torch.zeros(sum(self.biased), size))
+        # InternVL has norms of query and key over all channels
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(size, eps=1e-6)
+            self.k_norm = nn.RMSNorm(size, eps=1e-6)
 
     def project(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return query, key and value, (…, N, D) to (…, N, 3·D)."""
         projected = self.qkv(hidden_states)
         if self.some_bias is not None:
-            rows = iter(self.some_bias)
-            none = self.some_bias.new_zeros(self.some_bias.shape[1])
-            bias = torch.cat([next(rows) if biased else none for biased in self.biased])
+            # added afterwards, so that hooks and adapters see a plain call of `qkv`
+            rows, zeros = iter(self.some_bias), torch.zeros_like(self.some_bias[0])
+            bias = torch.cat([next(rows) if biased else zeros for biased in self.biased])
             projected = projected + bias.to(projected.dtype)
         if self.q_norm is not None:
             query, key, value = projected.chunk(3, dim=-1)
@@ -99,7 +103,9 @@ class RaptorAttention(nn.Module):
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
 
         # only the eager implementation returns its weights
-        name = "eager" if attentions is not None else self.config._attn_implementation or "sdpa"
+        name = self.config._attn_implementation or "sdpa"
+        if attentions is not None:
+            name = "eager"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         mixed, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0)
         if attentions is not None:
@@ -239,7 +245,8 @@ class RaptorBlock(GradientCheckpointingLayer):
         states = torch.addcmul(hidden_states, mixed, scales.attention)
         added = self.ffn(self.norm2(states))
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
-        states = states if scales.state is None else states * scales.state
+        if scales.state is not None:
+            states = states * scales.state
         return torch.addcmul(states, added, scales.ffn)
 
     def scales(self, depth: torch.Tensor, like: torch.Tensor) -> DepthScales:
@@ -391,6 +398,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 width that is not a multiple of the patch, or another size than the teacher's where
                 its family takes no other.
         """
+        # sizes that the teacher does not take
         channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
@@ -406,12 +414,18 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"({patch_height}×{patch_width} pixels); got {height}×{width}. "
                 "Resize or pad the images first."
             )
+
+        # the teacher's embeddings
         arguments = image_arguments(self.config.teacher_config, pixel_values)
         states = pixel_values.to(next(self.shell.parameters()).dtype)
         for path in self.family.embeddings:
-            module = self.shell.get_submodule(path)
-            states = module(states, **arguments) if path == "embeddings" else module(states)
-        return states[0] if isinstance(states, tuple) else states
+            options = {}
+            if path == "embeddings":  # others are norms, before or after them
+                options = arguments
+            states = self.shell.get_submodule(path)(states, **options)
+        if isinstance(states, tuple):  # MAE's mask comes with them
+            return states[0]
+        return states
 
     def position_embeddings(
         self, states: torch.Tensor, image_size: tuple[int, int] | None = None
@@ -459,8 +473,9 @@ class RaptorModel(RaptorPreTrainedModel):
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """Apply the teacher's final norm, if it has one: (B, N, D) to (B, N, D)."""
-        norm = self.family.final_norm
-        return states if norm is None else self.shell.get_submodule(norm)(states)
+        if self.family.final_norm is None:
+            return states
+        return self.shell.get_submodule(self.family.final_norm)(states)
 
     def rollout(
         self,
@@ -479,7 +494,8 @@ class RaptorModel(RaptorPreTrainedModel):
         Returns:
             (B, stop − start + 1, N, D): `states` and every state after it.
         """
-        stop = self.config.num_hidden_layers if stop is None else stop
+        if stop is None:
+            stop = self.config.num_hidden_layers
         if not 0 <= start <= stop <= self.config.num_hidden_layers:
             raise ValueError(
                 f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
@@ -648,7 +664,9 @@ def rotary_angles(
     angles = ROTARY_ANGLES.get(model.config.model_type)
     if angles is None:
         return None
-    return angles(model, image_size, next(model.parameters()) if like is None else like)
+    if like is None:
+        like = next(model.parameters())
+    return angles(model, image_size, like)
 
 
 def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict:
@@ -662,6 +680,7 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
             other.
     """
     family, arguments = teacher_family(teacher_config), {}
+    # another size than the teacher's own
     native = pair(getattr(teacher_config, "image_size", None) or pixel_values.shape[-2:])
     if family.resizing != "always" and tuple(pixel_values.shape[-2:]) != native:
         if family.resizing == "never":
@@ -670,7 +689,9 @@ def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor
                 f"alone: it can't interpolate its positions; got {tuple(pixel_values.shape[-2:])}."
             )
         arguments["interpolate_pos_encoding"] = True
-    if family.masks:  # it shuffles patches by this noise, unless they are in order
+
+    # MAE sorts the patches by this noise: in order, it leaves them where they are
+    if family.masks:
         number = math.prod(patch_grid(tuple(pixel_values.shape[-2:]), teacher_config))
         order = torch.arange(number, device=pixel_values.device)
         arguments["noise"] = order.expand(len(pixel_values), number)

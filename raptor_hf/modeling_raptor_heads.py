@@ -25,7 +25,8 @@ IGNORE_INDEX = 255  # label of pixels that the loss of segmentation leaves out
 
 def feature_size(config: PreTrainedConfig) -> int:
     """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
-    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
+    parts = 1 + (token_layout(config).num_cls > 0)
+    return parts * config.hidden_size
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -58,9 +59,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         output_attentions: bool | None = None,
         interpolate_pos_encoding: bool = True,
     ) -> ImageClassifierOutput:
-        """Return images (B, C, H, W) to `logits` (B, labels), and `loss` where `labels` (B,) are
-        given.
-        """
+        """Return images (B, C, H, W) to `logits` (B, labels); `labels` (B,) give `loss`."""
         outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
@@ -93,14 +92,25 @@ class PatchFrame(NamedTuple):
         padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
         return cls(padded, padding, grid)
 
+    @classmethod
+    def of_images(
+        cls, pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
+    ) -> "PatchFrame":
+        """Return the frame of images (B, C, H, W); a ValueError refuses labels of another size."""
+        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if labels is not None and tuple(labels.shape) != expected:
+            raise ValueError(
+                f"labels must have the shape (batch, height, width) of the images, {expected}; "
+                f"got {tuple(labels.shape)}."
+            )
+        return cls.of(expected[1:], config)
+
     def pad(self, maps: torch.Tensor) -> torch.Tensor:
         """Pad maps (…, H, W) of an image's pixels with zeros."""
         return nn.functional.pad(maps, self.padding)
 
     def interpolate(self, maps: torch.Tensor) -> torch.Tensor:
-        """Interpolate maps (B, C, h, w) over the padded image, at each pixel of the image
-        itself.
-        """
+        """Interpolate maps (B, C, h, w) to the pixels of the image, without its padding."""
         maps = resize_maps(maps, self.padded)
         left, right, top, bottom = self.padding
         return maps[..., top : self.padded[0] - bottom, left : self.padded[1] - right]
@@ -250,7 +260,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
-        frame = frame_of_images(pixel_values, labels, self.config)
+        frame = PatchFrame.of_images(pixel_values, labels, self.config)
         outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = segmentation_logits(self.classifier, tokens, frame.grid)
@@ -298,7 +308,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         Raises:
             ValueError: labels of another size than the images.
         """
-        frame = frame_of_images(pixel_values, labels, self.config)
+        frame = PatchFrame.of_images(pixel_values, labels, self.config)
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
         outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
@@ -311,19 +321,6 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def frame_of_images(
-    pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
-) -> PatchFrame:
-    """Return the frame of images (B, C, H, W), whose labels, if there are any, must be as large."""
-    expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-    if labels is not None and tuple(labels.shape) != expected:
-        raise ValueError(
-            f"labels must have the shape (batch, height, width) of the images, {expected}; "
-            f"got {tuple(labels.shape)}."
-        )
-    return PatchFrame.of(expected[1:], config)
 
 
 class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):

@@ -119,8 +119,9 @@ def teacher_layer_weights(layer: nn.Module, parts: LayerParts) -> dict[str, torc
     # LayerScales: ones where the teacher has none
     for number, path in enumerate(parts.scales, start=1):
         scale = find_part(layer, path)
-        ones = torch.ones_like(linear["output"].weight[0])
-        weights[f"layer_scale{number}"] = ones if scale is None else scale
+        if scale is None:
+            scale = torch.ones_like(linear["output"].weight[0])
+        weights[f"layer_scale{number}"] = scale
 
     # parts that a block has just so
     same = {

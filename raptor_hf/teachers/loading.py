@@ -153,7 +153,9 @@ def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
     if Path(name_or_path).is_dir():
         return None
     config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
-    return Path(config).parent.name if isinstance(config, str) else None
+    if not isinstance(config, str):
+        return None
+    return Path(config).parent.name
 
 
 def teacher_identity(

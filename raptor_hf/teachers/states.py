@@ -57,7 +57,9 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
     """
     # transformers' own hidden states, and the last layer's output where they may be normed
     known = model.config.model_type in TEACHER_FAMILIES
-    arguments = image_arguments(model.config, pixel_values) if known else {}
+    arguments = {}
+    if known:
+        arguments = image_arguments(model.config, pixel_values)
     layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
     try:
@@ -156,7 +158,9 @@ def final_norm(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     if model.config.model_type == "raptor":
         return model.norm(states)
     norm = teacher_family(model.config).final_norm
-    return states if norm is None else model.get_submodule(norm)(states)
+    if norm is None:
+        return states
+    return model.get_submodule(norm)(states)
 
 
 @torch.no_grad()
@@ -171,8 +175,9 @@ def normed_state(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Te
         return model(pixel_values).last_hidden_state
     arguments = image_arguments(model.config, pixel_values)
     states = model(pixel_values, output_hidden_states=False, **arguments).last_hidden_state
-    family = teacher_family(model.config)
-    return states if family.output_normed else final_norm(model, states)
+    if teacher_family(model.config).output_normed:
+        return states
+    return final_norm(model, states)
 
 
 def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
@@ -202,9 +207,10 @@ def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     if not tied and model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
         return None
     depth = getattr(model.config, "num_hidden_layers", None)
-    stacks = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
-    stack = next(stacks, None)
-    return stack[-1] if stack else None
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module[-1]
+    return None
 
 
 def _check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
