@@ -11,6 +11,8 @@ uploaded. `--dry_run` stops there: the card lies beside the weights.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub.utils import validate_repo_id
+
 from raptor_hf import hub, reports
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.processes import run_program
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """Check, write the card, and upload unless it is a dry run."""
     (arguments,) = parse_arguments(Arguments, argv=argv)
     repo_id = arguments.repo_id
+    validate_repo_id(repo_id)
     if bool(arguments.model) == bool(arguments.activations):
         raise ValueError("Give either --model FOLDER or --activations FOLDER.")
     if bool(arguments.model) != bool(arguments.results):

@@ -5,6 +5,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from model_cards import publish
 from raptor_hf.hub import model_card, write_model_card
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.tasks.task import TASKS
@@ -128,6 +129,20 @@ def test_a_card_without_results_is_refused(teacher, tmp_path, not_run):
         with pytest.raises(ValueError, match=message):
             write_model_card(model_dir, results, TEMPLATE)
     assert not not_run and not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--repo_id", "me/my raptor", "--model", "nowhere", "--results", "nowhere"], "my raptor"),
+        (["--repo_id", "me/raptor"], "either --model FOLDER or"),
+        (["--repo_id", "me/raptor", "--model", "nowhere"], "--results FOLDER belongs"),
+        (["--repo_id", "me/states", "--activations", "nowhere", "--dry_run"], "verify nowhere"),
+    ],
+)
+def test_a_wrong_command_is_refused_at_once(flags, word):
+    with pytest.raises(ValueError, match=word):
+        publish.main(flags)
 
 
 @pytest.mark.slow
