@@ -2,7 +2,6 @@ import collections
 import itertools
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from raptor_hf.phases.cuts import (
     recursive_max_cut,
 )
 from raptor_hf.phases.distance import layer_distance, load_distance
-from tests.programs import ROOT, run
+from tests.programs import ROOT
 from training import find_phases as find_phases_program
 
 FIXTURE = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
@@ -195,25 +194,21 @@ def call(capsys):
     return call_main
 
 
-@pytest.mark.parametrize("program", [["training/find_phases.py"], ["-m", "training.find_phases"]])
-def test_the_program_prints_the_published_phases(program, tmp_path):
-    done = run(
-        sys.executable, *program, "--distance", FIXTURE, "--thresholds", "0.20", "0.10", "0.09",
-        "--output_dir", tmp_path / "phases",
-    )  # fmt: skip
-    assert done.stdout.splitlines() == [
+def test_the_program_gives_the_published_phases(tmp_path, call):
+    out = tmp_path / "phases"
+    command = [find_phases_program, "--distance", FIXTURE, "--output_dir", out]
+    printed = call(*command, "--thresholds", "0.20", "0.10", "0.09")
+    assert printed.out.splitlines() == [
         "k=2: phases [7, 5] (threshold 0.2)",
         "k=3: phases [7, 3, 2] (threshold 0.1)",
         "k=4: phases [4, 3, 3, 2] (threshold 0.09)",
     ]
-    written = json.loads((tmp_path / "phases" / "phases.json").read_text())
+    written = json.loads((out / "phases.json").read_text())
     assert written["phases"] == {"2": [7, 5], "3": [7, 3, 2], "4": [4, 3, 3, 2]}
     assert (written["method"], written["source"]) == ("recursive", {"distance": str(FIXTURE)})
-    assert (tmp_path / "phases" / "layer_distance.png").stat().st_size > 500
+    assert (out / "layer_distance.png").stat().st_size > 500
     # what it writes it reads
-    np.testing.assert_array_equal(
-        load_distance(tmp_path / "phases" / "phases.json"), PUBLISHED["distance"]
-    )
+    np.testing.assert_array_equal(load_distance(out / "phases.json"), PUBLISHED["distance"])
 
 
 def test_the_program_measures_any_vision_model(tmp_path, call):
@@ -295,16 +290,6 @@ def test_the_comparison_of_all_methods(tmp_path, call):
     share = np.array(draws["cut_share"])
     assert f"4 draws | {share.mean():.3f} ± {share.std(ddof=1):.3f} |" in lines[5]
     assert (tmp_path / "partitions.png").stat().st_size > 500
-
-
-def test_the_comparison_says_which_method_is_refused(tmp_path, call):
-    (tmp_path / "flat.json").write_text(json.dumps({"distance": random_matrix(30, 0).tolist()}))
-    printed = call(
-        compare_phases, "--distance", tmp_path / "flat.json", "--k", "2",
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
-    assert "| recursive | 2 | Exact max-cut takes at most 26 layers" in printed.out
-    assert "| maxcut | 2 | [" in printed.out
 
 
 def test_phases_of_a_planted_matrix_beat_all_others():
