@@ -53,14 +53,14 @@ def is_folder(name: str) -> bool:
 
 def _load_folder(name: str, split: str) -> datasets.Dataset:
     """Load the images of a folder; errors as `load_images`."""
-    images = list_folder(_real_folder(name), split)
+    images = list_folder(real_folder(name), split)
     files = [os.path.join(images.root, file) for file in images.files]
     return dataset_of_files({"image": files}, labels=images.labels, class_names=images.class_names)
 
 
-def _real_folder(name: str) -> str:
+def real_folder(name: str) -> Path:
     """Return the absolute path of a folder, the same however it is spelt."""
-    return os.path.realpath(os.path.expanduser(name))
+    return Path(name).expanduser().resolve()
 
 
 def dataset_of_files(
@@ -212,11 +212,10 @@ def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None
 
 
 def list_images(name: str, dataset: datasets.Dataset) -> Fingerprint:
-    """Return which images a dataset holds, as a part of what a run is.
+    """Return the fingerprint of a dataset's images: of the files of a folder, or of the Hub.
 
     Args:
-        name: what the dataset was loaded by.
-        dataset: its cells are files where it is a folder; else it has a fingerprint.
+        name: of the dataset, as it was loaded.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir() or name in EMBEDDED:
@@ -225,7 +224,7 @@ def list_images(name: str, dataset: datasets.Dataset) -> Fingerprint:
     paths = []
     for column in image_columns(dataset):
         paths += pc.struct_field(table[column], "path").to_pylist()
-    return files_fingerprint(paths, _real_folder(name))
+    return files_fingerprint(paths, real_folder(name))
 
 
 def load_digits(split: str) -> datasets.Dataset:

@@ -14,7 +14,7 @@ import datasets
 from ..data.arguments import ReadingArguments
 from ..data.decoding import undecoded
 from ..data.folders import is_image, is_text, visible
-from ..data.loading import dataset_of_files, is_folder, load_columns
+from ..data.loading import dataset_of_files, is_folder, load_columns, real_folder
 from .arguments import DenseArguments
 from .digit_scenes import CLASSES, digit_scenes
 from .labelled_images import LabelledImages
@@ -53,7 +53,7 @@ def load_segmentation(
         return LabelledImages(name, cells, read, CLASSES, reading)
     table = None
     if is_folder(name):
-        root = Path(name).expanduser()
+        root = real_folder(name)
         cells = _folder_of_pairs(root, split, "annotations", "mask", reading)
         table = next((root / table for table in _TABLES if (root / table).is_file()), None)
     else:
@@ -104,7 +104,7 @@ def load_depth(
     bits, unit = None, dense.depth_unit_m
     if not is_folder(name):
         cells = _hub_pairs(name, split, "depth", reading, dense)
-    elif (root := Path(name).expanduser()) and (root / "depths").is_dir():
+    elif (root := real_folder(name)) and (root / "depths").is_dir():
         cells = _folder_of_pairs(root, split, "depths", "depth", reading)
     else:
         cells = _nyu_pairs(root, split, reading)

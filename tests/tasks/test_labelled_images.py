@@ -40,6 +40,12 @@ def test_ade20k_maps_background_to_ignored(ade20k):
         read_mask(cell, "mask 1", num_classes=10, first_label=1)
 
 
+def test_masks_are_the_same_however_their_folder_is_spelt(ade20k, monkeypatch):
+    monkeypatch.chdir(ade20k)
+    names = (str(ade20k), ".", f"../{ade20k.name}", f"../{ade20k.name}/")
+    assert len({load_segmentation(name, "training").files for name in names}) == 1
+
+
 def test_ade20k_class_names_are_those_of_its_table(ade20k):
     table = ade20k / "objectInfo150.txt"
     assert load_segmentation(str(ade20k), "training").class_names[149] == "thing 150"
