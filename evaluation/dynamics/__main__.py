@@ -5,9 +5,9 @@
         outputs/digits/seed_0/classification/models/raptor_k{2,3,4}
 
 Takes a minute for these four models and 360 digits. Writes dynamics.json with every figure,
-what_we_see.md, the claims and the figures that decide them, and a picture an analysis. `--model`
-also takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation
-dataset, which is analysed without any model if none is given. Runs on one process.
+what_we_see.md with the claims and the figures that decide them, and two pictures. `--model` also
+takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation dataset,
+which is analysed without any model. Runs on one process.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,10 @@ from pathlib import Path
 import raptor_hf
 from evaluation.claims import claims_details, claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
-from evaluation.dynamics.figures import draw_patch_maps, draw_study
+from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.study import StudyArguments, study_models
 from raptor_hf import dynamics
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.dynamics.systems import Inputs
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
@@ -69,16 +68,13 @@ def claims_page(results: list[dict]) -> str:
     return "\n\n".join(["# What we see", claims_table(judged), claims_details(judged)]) + "\n"
 
 
-def write_study(folder: Path, results: list[dict], inputs: Inputs, **about) -> None:
+def write_study(folder: Path, results: list[dict], **about) -> None:
     """Write `dynamics.json`, `what_we_see.md` and the pictures."""
     study = {**about, "num_images": results[0]["num_images"], "environment": environment()}
     write_json(folder / "dynamics.json", rounded({**study, "models": results}))
     (folder / "what_we_see.md").write_text(claims_page(results), encoding="utf-8")
-    figures = dict(draw_study(results))
-    figures["patch_maps"] = draw_patch_maps(inputs)
-    for name, figure in figures.items():
-        if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=110)
+    for name, figure in draw_study(results):
+        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # write
     folder = Path(own.output_dir)
-    write_study(folder, results, inputs, data=public_name(own.data), split=own.split)
+    write_study(folder, results, data=public_name(own.data), split=own.split)
     finish_run(own.output_dir)
     print(claims_page(results).split("\n\n")[1], end="\n\n")
     for result in results:

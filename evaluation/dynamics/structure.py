@@ -9,7 +9,6 @@ from torch.nn.functional import cosine_similarity
 from raptor_hf.dynamics.measures import angles, directions
 
 _ROUNDING = 1e-3  # degrees; a smaller angle counts as 0: all cls tokens start as the same one
-_PATHS_PER_CLASS, _CLASSES_DRAWN = 6, 10
 _ENERGY = 0.999  # share of the squared states that the rank of a map keeps
 _RIDGE = 1e-4  # share of the mean energy of a kept direction
 
@@ -37,9 +36,7 @@ class ClassBasins:
             `other_angle`: degrees to the nearest mean direction of another class; `silhouette`:
             (other − own) / max(other, own); `nearest_mean`: share of the images that are nearer to
             their own class. Images that are alone in their class are left out: `num_images` counts
-            the others, `num_classes` all classes. `trajectories`: paths (L + 1, 2) of some images
-            on the first two principal components of the last layer, `explained`: the share of its
-            variance in them, `labels`: classes of the paths.
+            the others, `num_classes` all classes.
         """
         units, labels = torch.cat(self.directions), torch.cat(self.labels)
         classes, member = labels.unique(return_inverse=True)
@@ -60,7 +57,7 @@ class ClassBasins:
             std = values.std(dim=0, correction=0)
             summary[name] = {"mean": values.mean(dim=0).tolist(), "std": std.tolist()}
         counts = {"num_images": len(judged), "num_classes": len(classes)}
-        return {**counts, **summary, **_paths(units, labels)}
+        return {**counts, **summary}
 
 
 def _class_angles(
@@ -78,25 +75,6 @@ def _class_angles(
     cosines[range(len(units)), member] = -2  # below every cosine
     other = angles(units, sums[cosines.argmax(dim=1)])
     return tuple(torch.where(angle < _ROUNDING, 0, angle) for angle in (own, other))
-
-
-def _paths(units: torch.Tensor, labels: torch.Tensor) -> dict:
-    """Project the paths of some images on two principal components of the last layer."""
-    last = units[:, -1].double()
-    centre = last.mean(dim=0)
-    variances, components = torch.linalg.eigh((last - centre).T @ (last - centre))
-    basis = components.flip(1)[:, :2]
-    largest = basis.abs().argmax(dim=0)
-    basis = basis * basis[largest, [0, 1]].sign()  # the sign of a component is arbitrary
-    rows = []
-    for label in labels.unique()[:_CLASSES_DRAWN]:
-        rows += (labels == label).nonzero()[:_PATHS_PER_CLASS, 0].tolist()
-    total = variances.sum().clamp(min=torch.finfo(variances.dtype).tiny)
-    return {
-        "explained": float(variances[-2:].sum() / total),
-        "trajectories": ((units[rows].double() - centre) @ basis).tolist(),
-        "labels": labels[rows].tolist(),
-    }
 
 
 class LinearMap(NamedTuple):

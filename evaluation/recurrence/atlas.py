@@ -22,7 +22,6 @@ from evaluation.recurrence.atlas_page import write_page
 from evaluation.recurrence.maps import (
     KIND,
     MapArguments,
-    check_methods,
     file_name,
     load_atlas,
     model_facts,
@@ -145,7 +144,6 @@ def map_teachers(
         return {}
     if not own.dataset:
         raise ValueError("--teachers are looked at on images: give --dataset, too.")
-    check_methods(options.methods)
     images = load_images(own.dataset, own.split, reading)
     for number, teacher in enumerate(teachers, 1):
         process_state().print(f"teacher {number} of {len(teachers)}: {teacher.title}", flush=True)

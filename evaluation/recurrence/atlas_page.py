@@ -17,7 +17,7 @@ _CURVES = {
     "speed": "turn of each layer (degrees)",
     "update_rank": "rank of each layer's update",
     "norm": "norm of states",
-    "variance": "variance of states",
+    "convergence": "cosine to the last state",
 }
 _HEAD = """---
 tags:
@@ -31,7 +31,7 @@ viewer: false
 Where the depth of Vision Transformers falls into phases, runs of similar layers, after
 "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Each figure is made of the
 JSON file beside it, `<name>.json`, which holds distances of layers, cuts with their stability,
-speeds, ranks, norms and variances.
+speeds, ranks and norms.
 
 In brackets: the share of bootstrap resamples of the images with exactly these phases.
 """
@@ -93,7 +93,7 @@ def teachers_table(maps: Sequence[dict]) -> str:
 
 
 def draw_map(one: dict) -> Figure:
-    """Draw a map: distances, cuts, speeds, ranks, norms, variances."""
+    """Draw a map: distances, cuts, speeds, ranks, norms, convergence."""
     figure, axes = make_panels(2, 3)
     layers = one["num_layers"]
     # distances, with the cuts of one k
@@ -111,13 +111,11 @@ def draw_map(one: dict) -> Figure:
     # curves over depth
     for axis, (name, title) in zip(axes.flat[2:], _CURVES.items(), strict=True):
         for number, (kind, values) in enumerate(one[name].items()):
-            mean = np.array(values if name == "variance" else values["mean"])
+            mean = np.array(values["mean"])
             x = np.arange(layers + 1 - len(mean), layers + 1)
             axis.plot(x, mean, label=kind, **line_style(number))
-        if name != "speed":
-            axis.set_yscale("log", nonpositive="mask")
-        if name == "variance":  # what is 0 but for rounding would flatten the other curves
-            axis.set_ylim(bottom=1e-6 * max(map(max, one[name].values())))
+        if name in ("norm", "update_rank"):
+            axis.set_yscale("log")
         axis.set_title(title, fontsize="small")
         axis.set_xlabel("layer")
         axis.legend(fontsize="x-small")

@@ -100,7 +100,7 @@ def _beats(other: str, figure: str) -> _Decide:
     return decide
 
 
-def drop_rate_table(study: dict) -> dict[str, np.ndarray]:
+def _drop_rate_table(study: dict) -> dict[str, np.ndarray]:
     """Return figures of the teachers of several drop rates, an entry a student."""
     table: dict[str, list] = {}
     for row in study.get("training") or []:
@@ -114,8 +114,6 @@ def drop_rate_table(study: dict) -> dict[str, np.ndarray]:
             "R² cls": row["r2"]["mean"]["cls"],
             "R² patches": row["r2"]["mean"]["patches"],
             "ε / spread": np.mean(row["to_spread"]["all"]),
-            "student's accuracy": row["accuracy"],
-            "teacher's accuracy": found["accuracy"],
         }.items():
             table.setdefault(name, []).append(value)
     return {name: np.array(values, dtype=float) for name, values in table.items()}
@@ -125,7 +123,7 @@ def _rises(figure: str, with_what: str = "drop rate", sign: int = 1) -> _Decide:
     """Decide whether a figure of the teachers rises (or, with −1, falls) with another one."""
 
     def decide(study: dict) -> Verdict | None:
-        table = drop_rate_table(study)
+        table = _drop_rate_table(study)
         rates = sorted(set(table.get("drop rate", ())))
         if len(rates) < 3:
             return None

@@ -4,19 +4,16 @@ The atlas keeps a map as one JSON file a teacher. The study makes a map of each 
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.dynamics.measures import Spread, measure
 from raptor_hf.phases.cuts import partition_quality
 from raptor_hf.phases.distance import image_distances
 from raptor_hf.phases.stability import (
-    STABLE_METHODS,
     cut_stability,
     default_methods,
     resampled_distances,
@@ -41,13 +38,6 @@ class MapArguments:
     k: list[int] = field(
         default_factory=lambda: [2, 3, 4, 5, 6],
         metadata={"help": "numbers of phases; those that exceed a teacher's layers are left out"},
-    )
-    methods: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "recursive, maxcut, ncut; default: maxcut, and before it recursive for "
-            "teachers of up to 14 layers"
-        },
     )
     resamples: int = field(
         default=200, metadata={"help": "bootstrap resamples of the images, for the stability"}
@@ -77,14 +67,12 @@ def phase_map(
         `num_images`, `seed`, `num_tokens`, `num_channels`; `distance` (L, L); `cuts`: by method and
         k, `cut_stability` with the `quality` of `partition_quality`; `speed`, `norm`,
         `convergence` by token group and `update_rank` by kind, each with `mean` and `std` over
-        images (`measure`); `variance`: by token group, of layers 0 … L, mean over channels.
+        images (`measure`).
 
     Raises:
-        ValueError: states that are not finite, or an unknown method.
+        ValueError: states that are not finite.
     """
-    check_methods(options.methods)
-    groups = source.layout.groups()
-    spread, moments, distances = Spread(), Spread(), []
+    spread, distances = Spread(), []
     states = stream_states(
         source,
         description,
@@ -96,7 +84,6 @@ def phase_map(
     for batch in states:
         figures = measure(batch, source.layout)
         spread.add({key: figures[key] for key in figures if key[0] in _MEASURES})
-        moments.add(_state_moments(batch, groups))
         # one row a token group and image; their mean is the distance of an image
         pairs = image_distances(batch, source.layout)
         distances.append(pairs.unflatten(0, (-1, len(batch))).mean(dim=0).cpu().numpy())
@@ -110,17 +97,7 @@ def phase_map(
         "distance": mean.tolist(),
         "cuts": find_cuts(mean, of_images, options),
         **spread.summary(),
-        "variance": {name: _variance(moments, name).tolist() for name in groups},
     }
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Refuse, with a ValueError, methods that do not look at distances."""
-    if unknown := sorted(set(methods) - set(STABLE_METHODS)):
-        raise ValueError(
-            f"--methods takes {', '.join(STABLE_METHODS)}; got {', '.join(unknown)}, which do not "
-            "look at distances or are unknown."
-        )
 
 
 def find_cuts(
@@ -134,7 +111,7 @@ def find_cuts(
     """
     resampled = resampled_distances(of_images, options.resamples, seed=options.seed)
     cuts: dict[str, dict[str, dict]] = {}
-    for method in options.methods or default_methods(len(distance)):
+    for method in default_methods(len(distance)):
         cuts[method] = {}
         for k in sorted({k for k in options.k if k <= len(distance)}):
             cut = cut_stability(distance, resampled, k, method)
@@ -159,23 +136,6 @@ def first_cuts(found: dict) -> dict[str, dict]:
             if cut["phases"]:
                 first.setdefault(k, cut)
     return first
-
-
-def _state_moments(states: torch.Tensor, groups: dict[str, slice]) -> dict[tuple, torch.Tensor]:
-    """Return means over a group's tokens of states, (B, L + 1, D), and of their squares."""
-    moments: dict[tuple, list[torch.Tensor]] = {}
-    for layer in range(states.shape[1]):
-        for name, tokens in groups.items():
-            part = states[:, layer, tokens].double()  # of all layers at once it takes much memory
-            moments.setdefault(("state", name), []).append(part.mean(dim=1))
-            moments.setdefault(("square", name), []).append(part.square().mean(dim=(1, 2)))
-    return {key: torch.stack(values, dim=1) for key, values in moments.items()}
-
-
-def _variance(moments: Spread, group: str) -> np.ndarray:
-    """Return the variance of the states of a token group, (L + 1,), mean over channels."""
-    of_means = np.square(moments.mean("state", group)).mean(axis=-1)
-    return np.maximum(moments.mean("square", group) - of_means, 0)  # rounding falls below 0
 
 
 def model_facts(source: OnlineActivations) -> dict:

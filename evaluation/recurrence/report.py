@@ -11,9 +11,9 @@ from evaluation.plotting import COLORS, line_style, make_panels
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
-from .claims import CLAIMS, drop_rate_table
+from .claims import CLAIMS
 from .experiments import EXPERIMENTS
-from .measures import interval, mean_in_words, values_of
+from .measures import mean_in_words, values_of
 
 _BYTES = 4  # of a stored parameter, float32
 _LABELS = {
@@ -31,15 +31,10 @@ _FIGURES = {
     "accuracy": "accuracy",
 }
 _CAPTIONS = {
-    "similarity": "Cosine similarity of the layers of every teacher, means over images, cls and "
-    "mean patch; white: its three phases.",
     "gap": "ε, the mean distance of a Raptor's state from its teacher's, over the spread of the "
     "teacher's states. Bands: all seeds.",
-    "partitions": "Raptors on different partitions of the same teacher; bars are 95 % intervals "
-    "over seeds, dots the students.",
     "alternatives": "What the same bytes can buy. All students had the same compute of training; "
     "dots are the students, lines join their means.",
-    "training": "Teachers of other drop rates.",
 }
 
 
@@ -99,40 +94,10 @@ def experiment_table(rows: list[dict], experiment: str) -> str:
 
 
 def draw(study: dict) -> Iterator[tuple[str, Figure]]:
-    """Yield the name and the figure of the maps, and of every experiment that a study has."""
-    yield "similarity", _draw_similarity(study["maps"])
-    figures = {
-        "gap": _draw_gap,
-        "partitions": _draw_partitions,
-        "alternatives": _draw_alternatives,
-    }
-    for name, figure in figures.items():
+    """Yield the name and the figure of the experiments that are drawn."""
+    for name, figure in {"gap": _draw_gap, "alternatives": _draw_alternatives}.items():
         if study.get(name):
             yield name, figure(study[name])
-    if len(drop_rate_table(study).get("drop rate", ())):
-        yield "training", _draw_training(drop_rate_table(study))
-
-
-def _draw_similarity(maps: dict) -> Figure:
-    """Draw the matrix of cosine similarity of every teacher, with its three phases."""
-    columns = min(4, len(maps))
-    figure, axes = make_panels(-(-len(maps) // columns), columns)
-    for axis in axes.flat:
-        axis.grid(False)
-        axis.set_visible(False)
-    for axis, (name, found) in zip(axes.flat, maps.items(), strict=False):
-        axis.set_visible(True)
-        layers = len(found["distance"])
-        extent = (0.5, layers + 0.5, layers + 0.5, 0.5)
-        similarity = 1 - np.array(found["distance"])
-        image = axis.imshow(similarity, vmin=0, vmax=1, cmap="viridis", extent=extent)
-        for cut in np.cumsum(found["phases"].get("3", []))[:-1] + 0.5:
-            axis.axhline(cut, color="white", lw=1)
-            axis.axvline(cut, color="white", lw=1)
-        rate = found.get("drop_path_rate")
-        axis.set_title(name if rate is None else f"{name} (drop rate {rate:g})", fontsize="small")
-    figure.colorbar(image, ax=axes, label="cosine of two layers", shrink=0.6)
-    return figure
 
 
 def _draw_gap(rows: list[dict]) -> Figure:
@@ -148,28 +113,6 @@ def _draw_gap(rows: list[dict]) -> Figure:
         axis.set_title(group, fontsize="small")
         axis.set(xlabel="layer", ylim=(0, None))
     axes[0, 0].set_ylabel("ε / spread of the states")
-    axes[0, 0].legend(fontsize="x-small")
-    return figure
-
-
-def _draw_partitions(rows: list[dict]) -> Figure:
-    """Draw R² and accuracy of kinds of partitions with 95 % intervals; dots are the students."""
-    kinds, ks = list(dict.fromkeys(r["partition"] for r in rows)), sorted({r["k"] for r in rows})
-    figure, axes = make_panels(1, 2)
-    for axis, name in zip(axes[0], ("r2", "accuracy"), strict=True):
-        for number, kind in enumerate(kinds):
-            for place, k in enumerate(ks):
-                values = values_of(rows, name, k=k, partition=kind)
-                if not len(values):
-                    continue
-                x = place + 0.2 * number - 0.3
-                mean, width = interval(values)
-                label = kind if place == 0 else None
-                axis.plot([x] * len(values), values, ".", color=COLORS[number], alpha=0.4, ms=4)
-                error = 0 if np.isnan(width) else width
-                axis.errorbar(x, mean, error, capsize=3, label=label, **line_style(number))
-        axis.set_xticks(range(len(ks)), [f"k = {k}" for k in ks])
-        axis.set_title(_FIGURES[name], fontsize="small")
     axes[0, 0].legend(fontsize="x-small")
     return figure
 
@@ -196,19 +139,4 @@ def _draw_alternatives(rows: list[dict]) -> Figure:
         axis.set_xlabel("blocks, MB (float32)")
     handles = axes[0, -1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper", fontsize="x-small")
-    return figure
-
-
-def _draw_training(table: dict[str, np.ndarray]) -> Figure:
-    """Draw figures of the teachers and their students over the drop rate, a panel a figure."""
-    rates = table.pop("drop rate")
-    figure, axes = make_panels(2, -(-len(table) // 2))
-    for axis in axes.flat[len(table) :]:
-        axis.set_visible(False)
-    for axis, (name, values) in zip(axes.flat, table.items(), strict=False):
-        distinct = sorted(set(rates))
-        axis.plot(distinct, [values[rates == rate].mean() for rate in distinct], **line_style(1))
-        axis.plot(rates, values, ".", color=COLORS[1], alpha=0.4, ms=4)
-        axis.set_title(name, fontsize="small")
-        axis.set_xlabel("drop rate of the teacher")
     return figure
