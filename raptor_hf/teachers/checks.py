@@ -8,9 +8,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import RaptorConfig, teacher_family, token_layout
-from ..modeling_raptor import RaptorBlock, RaptorModel, pair, patch_grid
+from ..modeling_raptor import (
+    RaptorBlock,
+    RaptorModel,
+    image_arguments,
+    pair,
+    patch_grid,
+    rotary_angles,
+)
 from .layers import find_part, layer_parts, teacher_layer_weights
-from .states import call_whole, first_layer_call, rotary_angles_of_call
+from .states import trajectory
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,8 +79,8 @@ def check_teacher(teacher: PreTrainedModel) -> None:
 def check_against(model: RaptorModel, teacher: PreTrainedModel, *, blocks: bool) -> None:
     """Compare a new Raptor with its teacher on one image of the teacher's size.
 
-    Compared are state 0, its number of tokens, and the final norm where the teacher's last state
-    is given after it.
+    Compared are state 0, its number of tokens, and the final norm where the teacher's own output
+    is after it.
 
     Args:
         blocks: compare a copy of the first layer with it, too.
@@ -81,49 +88,53 @@ def check_against(model: RaptorModel, teacher: PreTrainedModel, *, blocks: bool)
     Raises:
         ValueError: they differ: the row of its family in `TEACHER_FAMILIES` is wrong for it.
     """
-    # an image, and the call of the teacher's first layer
-    config, like = model.config, next(teacher.parameters())
+    # an image, and the teacher's states
+    config, like, name = model.config, next(teacher.parameters()), type(teacher).__name__
     size = (1, config.num_channels, *pair(config.image_size))
     image = torch.linspace(-1, 1, math.prod(size)).view(size).to(like)
-    states, args, kwargs = first_layer_call(teacher, image)
+    states = trajectory(teacher, image).unbind(dim=1)
 
     # number of tokens
     rows, columns = patch_grid(size[-2:], config)
     number = token_layout(config).num_prefix_tokens + rows * columns
-    if states.shape[-2] != number:
+    if states[0].shape[1] != number:
         raise ValueError(
-            f"A state of this {type(teacher).__name__} should have {number} tokens (cls, registers "
-            f"and {rows}×{columns} patches), and has {states.shape[-2]}. Its row in "
-            "TEACHER_FAMILIES miscounts them."
+            f"A state of this {name} should have {number} tokens (cls, registers and {rows}×"
+            f"{columns} patches), and has {states[0].shape[1]}. Its row in TEACHER_FAMILIES "
+            "miscounts them."
         )
 
-    # states of both; a GPU may leave out bits of products (TF32), and devices round differently
-    pairs = {"the embeddings": (model.embed(image.to(model.device)), states)}
+    # states of both
+    pairs = {"the embeddings": (model.embed(image.to(model.device)), states[0])}
     if blocks:
-        pairs["a copy of the first layer"] = _copied_layer(config, teacher, states, args, kwargs)
-    if (last := _last_states(teacher, image)) is not None:
-        pairs["the final norm"] = (model.norm(last[0].to(model.device)), last[1])
+        pairs["a copy of the first layer"] = (_copied_layer(config, teacher, states[0]), states[1])
+    output = teacher(image, **image_arguments(teacher.config, image))
+    normed = getattr(output, "last_hidden_state", None)  # a backbone gives maps, MAE masks
+    output_normed = teacher_family(teacher.config).output_normed
+    if output_normed and normed is not None and normed.shape == states[-1].shape:
+        pairs["the final norm"] = (model.norm(states[-1].to(model.device)), normed)
+
+    # a GPU may leave out bits of products (TF32), and devices round differently
     exact = like.dtype == torch.float32 and like.device.type == "cpu"
     tolerance = 1e-4 if exact else 5e-2
-    for name, (ours, theirs) in pairs.items():
+    for part, (ours, theirs) in pairs.items():
         error = (ours.to(theirs) - theirs).abs().max() / theirs.abs().max()
         # states of a broken teacher, NaN or infinite, are left to the training
         if theirs.isfinite().all() and not error < tolerance:
             raise ValueError(
-                f"{name} of this {type(teacher).__name__} should give its own states, and "
-                f"differ by {error:.1e} of their largest value: it computes something that "
-                f"raptor_hf does not know of a {config.teacher_config.model_type!r}."
+                f"{part} of this {name} should give its own states, and differ by {error:.1e} of "
+                "their largest value: it computes something that raptor_hf does not know of a "
+                f"{config.teacher_config.model_type!r}."
             )
 
 
 def _copied_layer(
-    config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor, args: tuple, kwargs: dict
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the outputs of a block that is a copy of a teacher's first layer, and of the layer.
+    config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor
+) -> torch.Tensor:
+    """Return the output of a block that is a copy of a teacher's first layer, for states 0.
 
     Args:
         config: of the block.
-        states, args, kwargs: inputs of the layer, see `first_layer_call`.
     """
     layer = teacher.get_submodule(teacher_family(teacher.config).layers)[0]
     config = copy.deepcopy(config)
@@ -131,25 +142,5 @@ def _copied_layer(
     with torch.device("meta"):
         block = RaptorBlock(config).eval()
     block.load_state_dict(teacher_layer_weights(layer, layer_parts(teacher.config)), assign=True)
-    output = layer(states, *args, **kwargs)
-    depth = torch.ones(1, device=states.device)
-    return block(states, depth, None, rotary_angles_of_call(args, kwargs)), output
-
-
-def _last_states(
-    teacher: PreTrainedModel, pixel_values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the state after a teacher's last layer, and its `last_hidden_state` after the norm.
-
-    None where it has no such output: CLIP norms its pooled output alone, a backbone gives maps.
-    """
-    family, states = teacher_family(teacher.config), []
-    if not family.output_normed:
-        return None
-    layer = teacher.get_submodule(family.layers)[-1]
-    hook = layer.register_forward_hook(lambda _module, _args, output: states.append(output))
-    try:
-        normed = getattr(call_whole(teacher, pixel_values), "last_hidden_state", None)
-    finally:
-        hook.remove()
-    return None if normed is None else (states[0], normed)
+    angles = rotary_angles(teacher, pair(config.image_size), states)
+    return block(states, torch.ones(1, device=states.device), None, angles)

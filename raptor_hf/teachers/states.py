@@ -1,15 +1,15 @@
 """The states of a teacher: its trajectory, single layers, the final norm."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
-from ..modeling_raptor import image_arguments, pair
+from ..modeling_raptor import image_arguments, pair, rotary_angles
 
 
 def infer_token_layout(
@@ -51,30 +51,36 @@ def infer_token_layout(
 def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return all states before the final norm: (B, C, H, W) to (B, L + 1, N, D).
 
+    A model that masks patches (MAE) is run on whole images.
+
     Raises:
         ValueError: a model that gives no states, not one for every layer, or states whose shape
             changes over the depth.
     """
-    # transformers' own hidden states, and the last layer's output where they may be normed
-    known = model.config.model_type in TEACHER_FAMILIES
     arguments = {}
-    if known:
+    if model.config.model_type in TEACHER_FAMILIES:
         arguments = image_arguments(model.config, pixel_values)
+
+    # transformers' own hidden states, and the last layer's output where they may be normed
     layer, last = _unverified_last_layer(model), []
     hook = layer and layer.register_forward_hook(lambda _module, _args, out: last.append(out))
+    mask_ratio = getattr(model.config, "mask_ratio", None)
     try:
+        if mask_ratio:
+            model.config.mask_ratio = 0.0
         output = model(pixel_values, output_hidden_states=True, **arguments)
     finally:
+        if mask_ratio:
+            model.config.mask_ratio = mask_ratio
         if hook:
             hook.remove()
 
     states = list(getattr(output, "hidden_states", None) or [])
     if states and last:
-        states[-1] = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
+        states[-1] = last[-1]
+        if isinstance(last[-1], tuple):
+            states[-1] = last[-1][0]
     _check_states(model, states)
-    if known:  # a teacher that masks patches has fewer
-        height, width = pixel_values.shape[-2:]
-        infer_token_layout(model.config, num_tokens=states[0].shape[1], height=height, width=width)
     return torch.stack(states, dim=1)
 
 
@@ -94,63 +100,15 @@ def run_layers(
     """
     size = image_size or pair(teacher.config.image_size)
     modules = teacher.get_submodule(teacher_family(teacher.config).layers)
-    black = states.new_zeros(1, teacher.config.num_channels, *size)
-    _, args, kwargs = first_layer_call(teacher, black)
+    options = {}
+    if "attention_mask" in inspect.signature(modules[0].forward).parameters:  # CLIP needs one
+        options["attention_mask"] = None
+    if (angles := rotary_angles(teacher, size, states)) is not None:
+        options["position_embeddings"] = angles
     run = [states]
     for layer in layers:
-        run.append(modules[layer - 1](run[-1], *args, **kwargs))
+        run.append(modules[layer - 1](run[-1], **options))
     return run
-
-
-class _ReachedError(Exception):
-    """A model's forward has reached its first layer."""
-
-
-def first_layer_call(
-    model: PreTrainedModel, pixel_values: torch.Tensor
-) -> tuple[torch.Tensor, tuple, dict]:
-    """Return the states, arguments and keyword arguments that a teacher calls its first layer with.
-
-    Of a teacher that masks patches (MAE) they are those of the whole image.
-
-    Raises:
-        ValueError: the model does not call its first layer.
-    """
-    call = []
-
-    def stop(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        call.extend((args[0], args[1:], kwargs))
-        raise _ReachedError
-
-    layer = model.get_submodule(teacher_family(model.config).layers)[0]
-    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        call_whole(model, pixel_values)
-    except _ReachedError:
-        return tuple(call)
-    finally:
-        hook.remove()
-    raise ValueError(f"The forward of {type(model).__name__} does not call its first layer.")
-
-
-def rotary_angles_of_call(args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return cosine and sine among the arguments of a teacher's layer, if there are any."""
-    for argument in (kwargs.get("position_embeddings"), *args):
-        if isinstance(argument, (tuple, list)):
-            return tuple(argument)
-    return None
-
-
-def call_whole(model: PreTrainedModel, pixel_values: torch.Tensor) -> ModelOutput:
-    """Call a teacher on images; one that masks patches (MAE) leaves them whole."""
-    mask_ratio = getattr(model.config, "mask_ratio", None)
-    try:
-        if mask_ratio:
-            model.config.mask_ratio = 0.0
-        return model(pixel_values, **image_arguments(model.config, pixel_values))
-    finally:
-        if mask_ratio:
-            model.config.mask_ratio = mask_ratio
 
 
 def final_norm(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:

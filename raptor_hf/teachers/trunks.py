@@ -27,7 +27,6 @@ from .checks import check_weights
 from .layers import layer_parts
 from .loading import find_towers
 from .making import make_raptor
-from .states import rotary_angles_of_call
 
 # names that transformers does not look for: its classes would put random layers for the blocks
 _DESCRIPTION, _WEIGHTS = "raptorized.json", "raptorized.safetensors"
@@ -72,9 +71,13 @@ class RaptorTrunk(nn.Module):
             states: (B, N, D).
             args, kwargs: further arguments of the teacher's layer; only rotary angles are used.
         """
+        angles = None
+        for argument in (kwargs.get("position_embeddings"), *args):
+            if isinstance(argument, (tuple, list)):
+                angles = argument
         block = self.blocks[self.config.phase_of(depth)]
         depth = torch.full((1,), depth, device=states.device)
-        return block(states, depth, None, rotary_angles_of_call(args, kwargs))
+        return block(states, depth, None, angles)
 
 
 def raptorize(
