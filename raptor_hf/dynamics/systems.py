@@ -135,19 +135,10 @@ def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Ten
 
 
 class Inputs(NamedTuple):
-    """Models and the data to measure them on.
-
-    Attributes:
-        systems: the teacher first.
-        images: images, or stored activations.
-        processor: of the images; None for stored activations.
-        class_names: of the images, where they have any.
-    """
+    """Models, the teacher first, and the images or stored activations to measure them on."""
 
     systems: list[System]
     images: ImageViews | StoredActivations
-    processor: object | None
-    class_names: list[str] | None
 
 
 def load_inputs(
@@ -182,7 +173,7 @@ def load_inputs(
         stored = load_activations(data)
         check_all_layers(stored)
         teacher = public_name(stored.manifest["teacher"]["name"])
-        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored, None, None)
+        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored)
     if not sources:
         raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
 
@@ -201,7 +192,7 @@ def load_inputs(
         system.image_size = image_size(processor)
         systems.append(system)
     _check_alike(systems)
-    return Inputs(systems, images, processor, images.class_names)
+    return Inputs(systems, images)
 
 
 def load_system(

@@ -10,9 +10,8 @@ from itertools import accumulate
 import numpy as np
 
 from .cuts import check_partition, find_phases
-from .distance import check_distance, tidy_distances
+from .distance import tidy_distances
 
-STABLE_METHODS = ("recursive", "maxcut", "ncut")  # the others do not look at distances
 _RECURSIVE_LAYERS = 14  # exact max-cut of more takes too long for hundreds of resamples
 
 
@@ -67,44 +66,28 @@ def resampled_distances(
     return tidy_distances(sums.reshape(resamples, layers, layers) / images)
 
 
-def cut_stability(
-    distance: np.ndarray, resampled: np.ndarray, k: int, method: str | None = None
-) -> dict:
+def cut_stability(distance: np.ndarray, resampled: np.ndarray, k: int, method: str) -> dict:
     """Cut the distances of all images into k phases, and those of every resample.
 
     Args:
         distance: (L, L), mean over all images.
         resampled: (B, L, L), of `resampled_distances`, or of other repetitions (seeds, sizes).
         k: number of phases.
-        method: one of `STABLE_METHODS`; default: the first of `default_methods`.
+        method: of `find_phases`.
 
     Returns:
         `method`; `phases` of all images; `same`: share of resamples with exactly these;
         `agreement`: mean of `partition_agreement` with these; `boundaries`: share with a cut after
         layer 1 … L − 1; `no_partition`: share that the method can't cut. Where it can't cut the
         distances of all images, `phases`, `same` and `agreement` are None, and `reason` says why.
-
-    Raises:
-        ValueError: bad matrices, or a method that does not look at distances.
     """
-    distance = check_distance(distance)
-    layers = len(distance)
-    method = method or default_methods(layers)[0]
-    if method not in STABLE_METHODS:
-        raise ValueError(f"The method must be one of {', '.join(STABLE_METHODS)}; got {method!r}.")
-    if np.shape(resampled)[1:] != (layers, layers) or not len(resampled):
-        raise ValueError(
-            f"Resamples of {layers} layers are (B, {layers}, {layers}); got the shape "
-            f"{np.shape(resampled)}."
-        )
-
     # not every matrix has k phases: the recursive method and ncut may find none
     phases, reason = _try_to_cut(distance, k, method)
-    attempts = [_try_to_cut(check_distance(matrix), k, method)[0] for matrix in resampled]
+    attempts = [_try_to_cut(matrix, k, method)[0] for matrix in resampled]
     cuts = [cut for cut in attempts if cut]
 
     # how often a boundary occurs
-    counts = np.zeros(layers - 1)
+    counts = np.zeros(len(distance) - 1)
     for cut in cuts:
         counts[np.array(boundaries(cut), dtype=int) - 1] += 1
     total = len(attempts)
