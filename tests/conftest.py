@@ -72,7 +72,7 @@ def store(teacher, images, tmp_path):
 def line(tmp_path_factory):
     """The digits command of the README, with recipes of a few steps: (output folder, printed)."""
     out = tmp_path_factory.mktemp("line")
-    command = ("bash", "training/reproduce.sh", "digits")
+    command = ("bash", "training/reproduce.sh", "digits", "--full")
     return out, run(*command, OUT=str(out), RECIPES="tests/recipes").stdout
 
 

@@ -7,9 +7,10 @@
 # cores; goes on where it was interrupted. Every row is the recipe of the row before and one thing more; rows 1-5 are
 # judged with the teacher's own linear head as it is, and the last one fine-tunes that head.
 set -euo pipefail
-source "$(dirname "$0")/command_line.sh"
+source "$(dirname "$0")/commands.sh"
+read_digits_options "$@"
 if [ ! -f $out/phases/phases.json ]; then
-  echo "No teacher and no phases in $out: run bash training/reproduce.sh digits first." >&2
+  echo "No teacher and no phases in $out: run bash training/reproduce.sh digits --full first." >&2
   exit 1
 fi
 fresh=true

@@ -4,7 +4,7 @@
 #   bash training/reproduce.sh dinov2_small --images IMAGES
 #
 # Phases, Raptors (the teacher computes its states online), probes, depth as a dynamical system, report, model cards.
-# It prints first what it will cost here. Finished stages are skipped, an interrupted one goes on where it stopped.
+# Each training prints first what it will cost. Finished stages are skipped, an interrupted one goes on where it stopped.
 #
 #   --images NAME             a folder <NAME>/<split>/<class>/<image>, or a dataset of the Hub
 #   --teacher ID_OR_FOLDER    default: facebook/dinov2-small; a larger one with dinov2_base
@@ -39,6 +39,7 @@ if [ -z "$test_split" ]; then
 fi
 
 source training/environment.sh
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}  # threads that wait leave the cores to others
 out=${OUT:-outputs/$line}
 recipes=${RECIPES:-training/recipes}
 
@@ -60,45 +61,41 @@ probe=(--teacher "$teacher" --num_workers $workers)
 learn=(--teacher "$teacher" --dataset "$images" --split $train_split --precision $precision
        --validation_dataset "$images" --validation_split $test_split "${read_with[@]}" "${updates[@]}")
 
-stage "what a Raptor costs here"
-python training/distill_raptor.py $recipes/${line}_raptor.yaml "${learn[@]}" --dry_run \
-  --phases_file $out/phases/phases.json --k 3 --output_dir $out/seed_0/raptor_k3
-
 stage "phases: where the teacher's depth falls into runs of similar layers"
 python training/find_phases.py --resume --teacher "$teacher" --dataset "$images" --split $train_split \
-  --num_images 1000 "${read_with[@]}" --k 2 3 4 --output_dir $out/phases
+  --num_images 1000 "${read_with[@]}" --k 2 3 4 --output_dir "$out"/phases
 
 results=()
 for ((seed = 0; seed < seeds; seed++)); do
-  run=$out/seed_$seed
+  run="$out/seed_$seed"
   models=()
   for k in 2 3 4; do
     stage "Raptor of $k blocks, seed $seed"
-    $launch training/distill_raptor.py $recipes/${line}_raptor.yaml "${learn[@]}" --resume --seed $seed \
-      --phases_file $out/phases/phases.json --k $k --output_dir $run/raptor_k$k
-    models+=(raptor_k$k=$run/raptor_k$k)
+    $launch training/distill_raptor.py "$recipes"/${line}_raptor.yaml "${learn[@]}" --resume --seed $seed \
+      --phases_file "$out"/phases/phases.json --k $k --output_dir "$run"/raptor_k$k
+    models+=("raptor_k$k=$run/raptor_k$k")
   done
 
   stage "classification: linear heads and nearest neighbours on teacher and Raptors, seed $seed"
-  $launch evaluation/probe.py $recipes/${line}_classification_probe.yaml --resume --seed $seed "${probe[@]}" \
+  $launch evaluation/probe.py "$recipes"/${line}_classification_probe.yaml --resume --seed $seed "${probe[@]}" \
     --dataset "$images" --train_split $train_split --test_split $test_split "${pixels[@]}" \
-    --models "${models[@]}" --output_dir $run/classification
-  results+=($run/classification/results)
+    --models "${models[@]}" --output_dir "$run"/classification
+  results+=("$run"/classification/results)
 
   if [ -n "$segmentation" ]; then
     stage "segmentation: linear heads on teacher and Raptors, seed $seed"
-    $launch evaluation/probe.py $recipes/${line}_segmentation_probe.yaml --resume --seed $seed "${probe[@]}" \
-      --dataset "$segmentation" --models "${models[@]}" --output_dir $run/segmentation
-    results+=($run/segmentation/results)
+    $launch evaluation/probe.py "$recipes"/${line}_segmentation_probe.yaml --resume --seed $seed "${probe[@]}" \
+      --dataset "$segmentation" --models "${models[@]}" --output_dir "$run"/segmentation
+    results+=("$run"/segmentation/results)
   fi
 
   stage "depth as a dynamical system, seed $seed"
-  python -m evaluation.dynamics $recipes/${line}_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
-    --data "$images" --split $test_split --phases_file $out/phases/phases.json \
-    --model teacher="$teacher" "${models[@]}" --output_dir $run/dynamics
+  python -m evaluation.dynamics "$recipes"/${line}_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
+    --data "$images" --split $test_split --phases_file "$out"/phases/phases.json \
+    --model teacher="$teacher" "${models[@]}" --output_dir "$run"/dynamics
 done
 
 stage "report and model cards"
-python evaluation/report.py --results "${results[@]}" --phases $out/phases --output_dir $out/report
+python evaluation/report.py --results "${results[@]}" --phases "$out"/phases --output_dir "$out"/report
 python model_cards/render.py --results "${results[@]}" \
-  --models $out/seed_0/classification/models/raptor_k{2,3,4}
+  --models "$out"/seed_0/classification/models/raptor_k{2,3,4}

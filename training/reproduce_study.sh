@@ -28,6 +28,7 @@ while [ $# -gt 0 ]; do
 done
 
 source training/environment.sh
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small are as fast on one thread
 out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
 export recipes=${RECIPES:-training/recipes}
 processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
@@ -68,7 +69,7 @@ fi
 
 stage "${#teachers[@]} others, $processes at a time: drop rates, seeds, untrained, early, overfitted"
 export out
-printf '%s\n' "${teachers[@]}" | OMP_NUM_THREADS=1 xargs -P $processes -L 1 \
+printf '%s\n' "${teachers[@]}" | xargs -P $processes -L 1 \
   bash -c 'exec python training/train_teacher.py $teaching "${@:2}" --output_dir "$out/$1"' teacher
 
 stage "the study"
