@@ -4,6 +4,7 @@ Weights and files are compared exactly, outputs of kernels to a tolerance.
 """
 
 import copy
+import dataclasses
 
 import datasets
 import numpy as np
@@ -183,3 +184,18 @@ def tiny_raptor(teacher):
 def tiny_head():
     torch.manual_seed(1)
     return nn.Linear(48, 10).requires_grad_(False)
+
+
+def build_arguments(values: dict, *parts: type) -> tuple:
+    """Make an instance of every dataclass from one flat dict, as `parse_arguments` from flags.
+
+    Raises:
+        TypeError: a name that no dataclass has.
+    """
+    rest, built = dict(values), []
+    for part in parts:
+        names = [field.name for field in dataclasses.fields(part) if field.name in rest]
+        built.append(part(**{name: rest.pop(name) for name in names}))
+    if rest:
+        raise TypeError(f"No argument is called {', '.join(sorted(rest))}.")
+    return tuple(built)

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from evaluation.compute import step_units
 from raptor_hf import make_raptor
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.data import ImageViews, load_images
 from raptor_hf.distillation.arguments import ObjectiveArguments
-from raptor_hf.distillation.compute import step_units
 from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.runs.files import read_json

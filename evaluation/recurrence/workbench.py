@@ -15,6 +15,14 @@ from typing import NamedTuple
 import torch
 from transformers import set_seed
 
+from evaluation.compute import step_units
+from evaluation.recurrence.workers import (
+    in_processes,
+    mend_record,
+    quietly,
+    read_record,
+    write_entries,
+)
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import Activations, OnlineActivations, open_source, stream_states
 from raptor_hf.configuration_raptor import token_layout
@@ -26,7 +34,6 @@ from raptor_hf.distillation.arguments import (
     ValidationArguments,
     parse_token_weights,
 )
-from raptor_hf.distillation.compute import step_units
 from raptor_hf.distillation.fidelity import teacher_head
 from raptor_hf.distillation.rollout import Chain
 from raptor_hf.distillation.training import train_chains
@@ -34,7 +41,6 @@ from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.processes import process_state, progress_bar
-from raptor_hf.runs.workers import in_processes, mend_record, quietly, read_record, write_entries
 from raptor_hf.teachers import load_backbone, load_processor
 
 from .measures import measure_gap, state_sizes

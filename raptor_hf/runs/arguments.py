@@ -71,21 +71,6 @@ def _read_recipe(path: str | Path, names: list[str]) -> dict:
     return recipe
 
 
-def build_arguments(values: dict, *parts: type) -> tuple:
-    """Make an instance of every dataclass from one flat dict, as `parse_arguments` from flags.
-
-    Raises:
-        TypeError: a name that no dataclass has.
-    """
-    rest, built = dict(values), []
-    for part in parts:
-        names = [field.name for field in dataclasses.fields(part) if field.name in rest]
-        built.append(part(**{name: rest.pop(name) for name in names}))
-    if rest:
-        raise TypeError(f"No argument is called {', '.join(sorted(rest))}.")
-    return tuple(built)
-
-
 def all_values(*parts) -> dict:
     """Return the arguments of several instances as one flat dict."""
     values = {}

@@ -81,16 +81,11 @@ def process_state() -> PartialState:
 
 
 def describe_processes(state: PartialState) -> str:
-    """Describe how many processes run on what, like `8 processes on 2 machines, cuda, bf16`."""
+    """Describe how many processes run on what, like `8 processes on cuda, bf16`."""
     number = state.num_processes
-    machines = number // int(os.environ.get("LOCAL_WORLD_SIZE", number))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return (
-        f"{number} process{'es' if number > 1 else ''} on "
-        + (f"{machines} machines, " if machines > 1 else "")
-        + state.device.type
-        + ("" if precision == "no" else f", {precision}")
-    )
+    text = f"{number} process{'es' if number > 1 else ''} on {state.device.type}"
+    return text if precision == "no" else f"{text}, {precision}"
 
 
 def compiled(function: Callable) -> Callable:
@@ -107,13 +102,6 @@ def compiled(function: Callable) -> Callable:
     )
 
 
-def print_anything() -> None:
-    """Let a terminal that lacks a character show `?` for it: printing never ends a program."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not one that a notebook or a test put there
-            stream.reconfigure(errors="replace")
-
-
 def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     """Run a program's `main` under any launcher; say on how many processes, and how to go on.
 
@@ -123,9 +111,9 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     Args:
         alone: refuse several processes, for work that they would not share.
     """
-    print_anything()
-    if {"-h", "--help"} & set(sys.argv):
-        return main()
+    for stream in (sys.stdout, sys.stderr):  # printing a letter that a terminal lacks ends nothing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     state = process_state()
     state.print(describe_processes(state), file=sys.stderr, flush=True)
     main_process, raised = os.getpid(), []

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from ..data.loading import load_digits
-from ..runs.processes import print_anything
 
 _HEIGHT, _WIDTH = 48, 64
 _HORIZON = 16  # the row where the ground would end if it went on for ever
@@ -104,7 +103,6 @@ def main() -> None:
     """Draw a sheet of scenes: image, classes and depth side by side."""
     from .pictures import plot_scenes
 
-    print_anything()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", default="digit_scenes.png", help="the PNG to write")
     parser.add_argument("--split", choices=list(NUMBER), default="train")

@@ -17,9 +17,9 @@ from raptor_hf.activations.store import load_activations
 from raptor_hf.configuration_raptor import TokenLayout, token_layout
 from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments
+from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import Chain, make_span
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
-from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.fit import fit
 from raptor_hf.teachers import trajectory

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import Chain, make_span
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
-from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop import StepResult, fit, newest_checkpoint
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from tests.helpers import arguments, assert_same_outputs, compute_loss, noisy_network

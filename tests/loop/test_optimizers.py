@@ -5,10 +5,10 @@ import torch
 
 from raptor_hf import make_raptor
 from raptor_hf.activations.store import load_activations
+from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import Chain, Span
 from raptor_hf.distillation.compute import optimizer_flops
 from raptor_hf.distillation.matching import TrajectoryMatching, matching_loss
-from raptor_hf.distillation.objective import ObjectiveArguments
 from raptor_hf.loop import fit, newest_checkpoint
 from raptor_hf.loop.optimizers import Muon, layer_matrices, make_optimizers, trained_parameters
 from tests.helpers import Killed, arguments, randomised

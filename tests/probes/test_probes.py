@@ -14,9 +14,8 @@ from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.probes.baselines import constant_metrics, nearest_neighbours
 from raptor_hf.probes.features import Features, to_arrow
 from raptor_hf.probes.heads import Candidate, ProbeHeads, best_epoch, head_grid, train_heads
-from raptor_hf.runs.arguments import build_arguments
 from raptor_hf.tasks.task import Classification, Depth, Segmentation
-from tests.helpers import randomised
+from tests.helpers import build_arguments, randomised
 
 
 def stored(features, targets):

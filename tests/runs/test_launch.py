@@ -22,14 +22,12 @@ from tests.programs import TWO_PROCESSES, run, start
 
 
 def test_processes_are_described(monkeypatch):
-    for name in ("LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     one = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     assert describe_processes(one) == "1 process on cpu"
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     eight = SimpleNamespace(num_processes=8, device=torch.device("cuda"))
-    assert describe_processes(eight) == "8 processes on 2 machines, cuda, bf16"
+    assert describe_processes(eight) == "8 processes on cuda, bf16"
 
 
 def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):

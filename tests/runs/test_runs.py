@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.runs.arguments import build_arguments, named_folders, parse_arguments
+from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import (
     files_fingerprint,
     folder_digest,
@@ -20,6 +20,7 @@ from raptor_hf.runs.files import (
     write_json,
 )
 from raptor_hf.runs.folder import finish_run, identity_values, start_run
+from tests.helpers import build_arguments
 
 
 @dataclasses.dataclass
