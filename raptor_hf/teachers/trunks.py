@@ -122,6 +122,7 @@ def raptorize(
     trunk.blocks.load_state_dict(raptor.blocks.state_dict())
     trunk.to(device=like.device, dtype=like.dtype).requires_grad_(trained)
     model._no_split_modules = {*(model._no_split_modules or ()), "RaptorBlock"}
+    model.save_pretrained = _refuse_saving
     return model
 
 
@@ -199,6 +200,14 @@ def _install_trunk(tower: PreTrainedModel, config: RaptorConfig) -> RaptorTrunk:
     tower.set_submodule(teacher_family(tower.config).layers, trunk)
     tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
     return trunk
+
+
+def _refuse_saving(*_args, **_kwargs) -> None:
+    """Raise a ValueError: transformers would load random layers for the blocks."""
+    raise ValueError(
+        "transformers would load this model with random layers in the place of its blocks. Save it "
+        "with raptor_hf.save_raptorized."
+    )
 
 
 def _refuse_attentions(tower: PreTrainedModel, _args: tuple, kwargs: dict) -> None:

@@ -69,6 +69,8 @@ def test_a_saved_folder_is_no_model_of_transformers(tmp_path):
     home = tmp_path / "home"
     tiny_model("vit").save_pretrained(home)
     model = raptorize(transformers.AutoModel.from_pretrained(home), [2, 1])
+    with pytest.raises(ValueError, match="Save it with raptor_hf.save_raptorized"):
+        model.save_pretrained(tmp_path / "saved")
     save_raptorized(model, tmp_path / "saved")
     for model_class in (transformers.ViTModel, transformers.AutoModel):
         with pytest.raises((OSError, ValueError)):
