@@ -32,16 +32,13 @@ def check_weights(teacher: PreTrainedModel) -> None:
     for path, weight in teacher.named_parameters():
         if weight.is_meta:
             raise ValueError(
-                f"The weights of a teacher must lie in memory; those of this {name} are offloaded "
-                f"(on the meta device), {path} first. Load it onto one device."
+                f"{path} of this {name} is offloaded (on the meta device), and can't be copied. "
+                "Load the teacher onto one device."
             )
-        plain = type(weight.data) is torch.Tensor
-        if not plain or weight.dtype not in _FLOATS:
-            kind = weight.dtype if plain else type(weight.data).__name__
+        if type(weight.data) is not torch.Tensor or weight.dtype not in _FLOATS:
             raise ValueError(
-                f"The weights of a teacher must be plain floating-point numbers; this {name} is "
-                f"quantised, {path} is {kind}. Load it without quantization_config; the Raptor may "
-                "be quantised instead."
+                f"{path} of this {name} is quantised ({weight.dtype}), and can't be copied. Load "
+                "the teacher without quantization_config; the Raptor may be quantised instead."
             )
 
 

@@ -31,17 +31,13 @@ def infer_token_layout(
     """
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None:
-        raise ValueError(
-            f"A model cut into patches has a patch_size; the configuration of this "
-            f"{config.model_type!r} has none, so its states can't be told apart into tokens."
-        )
+        raise ValueError(f"The configuration of a {config.model_type!r} has no patch_size.")
     patch_height, patch_width = pair(patch_size)
     num_patches = (height // patch_height) * (width // patch_width)
     if num_tokens < num_patches:
         raise ValueError(
-            f"An image of {height}×{width} pixels has {num_patches} patches of {patch_height}×"
-            f"{patch_width}, and a state at least as many tokens; this {config.model_type!r} has "
-            f"{num_tokens}: it merges or masks patches (set mask_ratio to 0 where it has one)."
+            f"An image of {height}×{width} pixels has {num_patches} patches; a state of this "
+            f"{config.model_type!r} has {num_tokens} tokens: it merges or masks patches."
         )
     num_prefix_tokens = num_tokens - num_patches
     return TokenLayout(min(1, num_prefix_tokens), max(0, num_prefix_tokens - 1))

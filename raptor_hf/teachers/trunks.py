@@ -136,6 +136,10 @@ def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
     if len(trunks) != 1:
         raise ValueError(f"{type(model).__name__} has {len(trunks)} trunks; raptorize it first.")
     [(path, trunk)] = trunks.items()
+    if len(trunk) != trunk.config.num_hidden_layers:
+        raise ValueError(
+            f"Of the trunk's {trunk.config.num_hidden_layers} layers {len(trunk)} are left."
+        )
     family = teacher_family(trunk.config.teacher_config)
     description = {
         "architecture": type(model).__name__,

@@ -192,6 +192,8 @@ def test_a_slice_of_a_trunk_has_its_weights():
     assert len(model.vit.layers) == 2 and any("blocks.0" in name for name in model.state_dict())
     short = model(**inputs, output_hidden_states=True).hidden_states
     assert_same_outputs(short[1], states[1])
+    with pytest.raises(ValueError, match="Of the trunk's 3 layers 2 are left"):
+        save_raptorized(model, "nowhere")
 
 
 def clip_blocks(**changes):

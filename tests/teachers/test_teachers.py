@@ -122,9 +122,9 @@ def test_layouts_by_hand():
     assert infer_token_layout(wide, num_tokens=1 + 3 * 5, height=42, width=75) == TokenLayout(1, 0)
     oblong = ViTConfig(patch_size=(8, 4))
     assert infer_token_layout(oblong, num_tokens=8 + 5, height=16, width=16) == TokenLayout(1, 4)
-    with pytest.raises(ValueError, match=r"has 4 patches of 8×8, .* 'vit' has 3: it merges"):
+    with pytest.raises(ValueError, match="has 4 patches; .* 'vit' has 3 tokens: it merges"):
         infer_token_layout(ViTConfig(patch_size=8), num_tokens=3, height=16, width=16)
-    with pytest.raises(ValueError, match="this 'resnet' has none"):
+    with pytest.raises(ValueError, match="a 'resnet' has no patch_size"):
         infer_token_layout(ResNetConfig(), num_tokens=3, height=16, width=16)
 
 
