@@ -22,7 +22,7 @@ FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CASES = [
     ("README.md", "states", {}, " (1, 13, 18, 16)\n"),
     ("README.md", "distil", {}, "its snippet runs without raptor_hf"),
-    ("docs/activations.md", "plan", {"path/to/images": "digits"}, "16 epochs"),
+    ("docs/activations.md", "plan", {"path/to/images": "digits"}, "1,437 trajectories of 13"),
     ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is whole: 1,437 images"),
     ("docs/atlas.md", "agreement", {}, "0.5 1.0\n"),
     ("docs/atlas.md", "atlas",

@@ -53,11 +53,12 @@ def test_job_arrays_cover_every_k_and_seed(stubs):
     seen = set()
     for task in range(9):
         (line,) = run_slurm("imagenet_raptor.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))
-        k, seed, block_seed = re.search(
-            r"imagenet_raptor_k(\d).yaml --resume --seed (\d+) --blocks \S*seed_(\d+)/", line
+        phases, seed, block_seed = re.search(
+            r"imagenet_raptor.yaml --phases ([\d ]+) --resume --seed (\d+) --blocks \S*seed_(\d+)/",
+            line,
         ).groups()
-        assert (ROOT / "training" / "recipes" / f"imagenet_raptor_k{k}.yaml").exists()
-        seen.add((int(k), int(seed), int(block_seed)))
+        assert sum(map(int, phases.split())) == 12
+        seen.add((len(phases.split()), int(seed), int(block_seed)))
     assert seen == {(k, 1001 + 100 * (k - 2) + i, 100 + 6 * i) for k in (2, 3, 4) for i in range(3)}
     for task, seed in enumerate((100, 106, 112)):
         (line,) = run_slurm("imagenet_blocks.sh", stubs, SLURM_ARRAY_TASK_ID=str(task))

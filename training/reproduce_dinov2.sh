@@ -71,26 +71,26 @@ for ((seed = 0; seed < seeds; seed++)); do
   models=()
   for k in 2 3 4; do
     stage "Raptor of $k blocks, seed $seed"
-    $launch training/distill_raptor.py "$recipes"/${line}_raptor.yaml "${learn[@]}" --resume --seed $seed \
+    $launch training/distill_raptor.py "$recipes"/dinov2_raptor.yaml "${learn[@]}" --resume --seed $seed \
       --phases_file "$out"/phases/phases.json --k $k --output_dir "$run"/raptor_k$k
     models+=("raptor_k$k=$run/raptor_k$k")
   done
 
   stage "classification: linear heads and nearest neighbours on teacher and Raptors, seed $seed"
-  $launch evaluation/probe.py "$recipes"/${line}_classification_probe.yaml --resume --seed $seed "${probe[@]}" \
+  $launch evaluation/probe.py "$recipes"/dinov2_classification_probe.yaml --resume --seed $seed "${probe[@]}" \
     --dataset "$images" --train_split $train_split --test_split $test_split "${pixels[@]}" \
     --models "${models[@]}" --output_dir "$run"/classification
   results+=("$run"/classification/results)
 
   if [ -n "$segmentation" ]; then
     stage "segmentation: linear heads on teacher and Raptors, seed $seed"
-    $launch evaluation/probe.py "$recipes"/${line}_segmentation_probe.yaml --resume --seed $seed "${probe[@]}" \
+    $launch evaluation/probe.py "$recipes"/dinov2_segmentation_probe.yaml --resume --seed $seed "${probe[@]}" \
       --dataset "$segmentation" --models "${models[@]}" --output_dir "$run"/segmentation
     results+=("$run"/segmentation/results)
   fi
 
   stage "depth as a dynamical system, seed $seed"
-  python -m evaluation.dynamics "$recipes"/${line}_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
+  python -m evaluation.dynamics "$recipes"/dinov2_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
     --data "$images" --split $test_split --phases_file "$out"/phases/phases.json \
     --model teacher="$teacher" "${models[@]}" --output_dir "$run"/dynamics
 done

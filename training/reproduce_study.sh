@@ -7,9 +7,9 @@
 # run goes on where it stopped.
 #
 #   --quick                   a few students after a few steps: to see that it runs
-#   --images NAME             small images (a folder <NAME>/<split>/<class>/<image>, or a dataset of the Hub)
-#                             instead of the digits: teachers of 32 pixels, as for CIFAR-100
-#   --teacher ID_OR_FOLDER    a pretrained teacher on these images: no other teacher is trained
+#   --images NAME, --teacher ID_OR_FOLDER
+#                             a pretrained teacher on these images (a folder <NAME>/<split>/<class>/<image>, or a
+#                             dataset of the Hub) instead of the digits; no other teacher is trained
 #   -- FLAGS                  for evaluation.recurrence.study, such as --resolution 98 --units 40
 #
 # Results go to outputs/study (OUT); the teacher of the digits is that of outputs/digits (DIGITS).
@@ -26,6 +26,7 @@ while [ $# -gt 0 ]; do
     *) echo "no option $1" >&2; usage ;;
   esac
 done
+[ "$images" = digits ] || [ -n "$teacher" ] || usage
 
 source training/environment.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small are as fast on one thread
@@ -33,17 +34,15 @@ out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
 export recipes=${RECIPES:-training/recipes}
 processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 
-study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir $out/results)
+study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir "$out/results")
 if [ -n "$teacher" ]; then
   stage "study of $teacher"
-  exec python -m evaluation.recurrence.study $recipes/dinov2_small_study.yaml "${study[@]}" --teacher "$teacher" \
+  exec python -m evaluation.recurrence.study "$recipes"/dinov2_study.yaml "${study[@]}" --teacher "$teacher" \
     --activations online --experiments gap partitions alternatives "$@"
 fi
 
-kind=digits
-[ "$images" = digits ] || kind=small_images
-export teaching="$recipes/${kind}_teacher.yaml --dataset $images --resume"
-steps=$(sed -n 's/^steps: //p' $recipes/${kind}_teacher.yaml)
+export teaching="$recipes/digits_teacher.yaml --resume"
+steps=$(sed -n 's/^steps: //p' "$recipes/digits_teacher.yaml")
 teachers=(
   "untrained --steps 0 --warmup_steps 0" "early --steps $((steps / 10)) --warmup_steps $((steps / 40))"
   "overfitted --steps $((2 * steps)) --views 1 --drop_path_rate 0 --label_smoothing 0 --weight_decay 0"
@@ -56,16 +55,9 @@ if [ -n "$quick" ]; then
 fi
 
 stage "the teacher"
-own=$digits/teacher learned=online
-if [ $kind = digits ]; then
-  python training/train_teacher.py $recipes/digits_teacher.yaml --resume --output_dir $own
-  learned=$digits/activations
-  python training/extract_activations.py $recipes/digits_activations.yaml --resume --teacher $own \
-    --output_dir $learned
-else
-  own=$out/teacher
-  python training/train_teacher.py $teaching --output_dir $own
-fi
+python training/train_teacher.py $teaching --output_dir "$digits/teacher"
+python training/extract_activations.py "$recipes/digits_activations.yaml" --resume --teacher "$digits/teacher" \
+  --output_dir "$digits/activations"
 
 stage "${#teachers[@]} others, $processes at a time: drop rates, seeds, untrained, early, overfitted"
 export out
@@ -75,5 +67,5 @@ printf '%s\n' "${teachers[@]}" | xargs -P $processes -L 1 \
 stage "the study"
 named=()
 for words in "${teachers[@]}"; do named+=("${words%% *}=$out/${words%% *}"); done
-python -m evaluation.recurrence.study $recipes/${kind}_study.yaml "${study[@]}" --teacher $own --activations $learned \
-  --teachers "${named[@]}" --processes $processes "$@"
+python -m evaluation.recurrence.study "$recipes/digits_study.yaml" "${study[@]}" --teacher "$digits/teacher" \
+  --activations "$digits/activations" --teachers "${named[@]}" --processes $processes "$@"

@@ -77,9 +77,12 @@ def write_study(folder: Path, results: list[dict], **about) -> None:
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
+PARTS = (Arguments, ReadingArguments, StudyArguments)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them, write the results."""
-    own, reading, options = parse_arguments(Arguments, ReadingArguments, StudyArguments, argv=argv)
+    own, reading, options = parse_arguments(*PARTS, argv=argv)
     models = named_folders("--model", own.model)
 
     # a run is its arguments, its models and its images

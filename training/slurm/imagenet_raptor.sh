@@ -21,7 +21,8 @@ task=${SLURM_ARRAY_TASK_ID:-0}
 k=$((2 + task / 3))
 number=$((task % 3))
 blocks=(100 106 112)
+phases=("7 5" "7 3 2" "4 3 3 2")
 seed=$((1001 + 100 * (k - 2) + number))
-exec bash training/slurm/launch.sh training/distill_raptor.py "training/recipes/imagenet_raptor_k$k.yaml" \
-  --resume --seed "$seed" --blocks "outputs/imagenet/seed_${blocks[number]}/blocks" \
+exec bash training/slurm/launch.sh training/distill_raptor.py training/recipes/imagenet_raptor.yaml \
+  --phases ${phases[k - 2]} --resume --seed "$seed" --blocks "outputs/imagenet/seed_${blocks[number]}/blocks" \
   --output_dir "outputs/imagenet/raptor_k${k}_seed_$seed" "$@"
