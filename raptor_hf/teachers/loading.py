@@ -16,22 +16,6 @@ from ..weights import check_weight_files, weights_digest
 from .layers import find_part
 
 
-def load_teacher_config(name_or_path: str, revision: str | None = None) -> PreTrainedConfig:
-    """Load the configuration of a teacher; of a model with a vision tower, this tower's.
-
-    Args:
-        name_or_path: a Hub id or a local folder.
-        revision: branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: a model of a family that a Raptor can't be made of.
-        OSError: no such model.
-    """
-    config = tower_config(AutoConfig.from_pretrained(name_or_path, revision=revision))
-    teacher_family(config)
-    return config
-
-
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
     """Load a frozen teacher or Raptor, without a task head, in evaluation mode and float32.
 
@@ -75,7 +59,10 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
         model = _load_within(name_or_path, config, **options)
     finally:
         logging.set_verbosity(verbosity)
-    _own_weights(model)
+    # copied from the file that they are mapped from: kernels choose their way by the alignment of
+    # the address, and equal weights of two mapped files may differ in the last bits of the states
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
     if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
         model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)
@@ -83,6 +70,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
 
 def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
     """Load a backbone by its own configuration; a ValueError names weights that are missing."""
+    # the class, and the weights that it lacks
     family = TEACHER_FAMILIES.get(config.model_type)
     model_class = AutoModel
     if family is not None and family.model_class:
@@ -91,6 +79,7 @@ def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTr
         name_or_path, config=config, output_loading_info=True, **options
     )
     missing = loaded["missing_keys"]
+
     if missing and all(key.startswith("pooler.") for key in missing):
         # the backbone of a classifier that was trained without this pooler: no state needs it, and
         # random weights would change the digest of the teacher every time
@@ -136,16 +125,6 @@ def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
         if family is not None and find_part(module, family.layers):  # not an empty shell
             towers[path] = module
     return towers
-
-
-def _own_weights(model: PreTrainedModel) -> None:
-    """Copy a model's weights from the file that they are mapped from into torch's own memory.
-
-    Kernels choose their way by the alignment of the address: equal weights of two mapped files may
-    give states that differ in the last bits.
-    """
-    for weight in (*model.parameters(), *model.buffers()):
-        weight.data = weight.data.clone()
 
 
 def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""The image processors of models, and what size of images they make."""
+"""Image processors: load one at a resolution, and the size of its images."""
 
 import copy
 
@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from ..configuration_raptor import tower_config
+from ..modeling_raptor import pair
 
 
 def load_processor(
@@ -14,12 +15,12 @@ def load_processor(
     """Load the image processor that belongs to a teacher or a Raptor.
 
     Args:
-        resolution: height and width in pixels that it shall make; empty: its own.
+        resolution: height and width in pixels of its images; default: its own.
 
     Raises:
         OSError: there is none beside the model.
-        ValueError: a resolution that is no multiple of the patch, or for a processor whose sizes
-            are given in another way.
+        ValueError: a resolution that is no multiple of the patch, or a processor that does not
+            resize to a size or crop.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
@@ -30,15 +31,13 @@ def load_processor(
         ) from error
     except (OSError, ValueError) as error:
         raise OSError(
-            f"{name_or_path} must bring its image processor (preprocessor_config.json), which says "
-            "how its images are resized and normalised; none was found. Save one beside the model "
-            "with processor.save_pretrained."
+            f"{name_or_path} must bring its image processor (preprocessor_config.json); none was "
+            "found. Save one beside the model with processor.save_pretrained."
         ) from error
     if not resolution:
         return processor
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    patch = getattr(tower_config(config), "patch_size", None)
-    patches = [patch, patch] if isinstance(patch, int) else list(patch or [1, 1])
+    patches = pair(getattr(tower_config(config), "patch_size", None) or 1)
     if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
         raise ValueError(
             f"--resolution takes multiples of the patch, {patches[0]}×{patches[1]} pixels in "
@@ -48,22 +47,15 @@ def load_processor(
 
 
 def image_size(processor) -> tuple[int, int]:
-    """Return the height and width in pixels of what a processor makes of a photograph."""
+    """Return the height and width in pixels of the images that a processor makes."""
     made = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
     return tuple(made.shape[-2:])
 
 
 def _at_resolution(processor, resolution: list[int]):
-    """Return a processor that makes images of another height and width in pixels.
+    """Return a copy of a processor that makes images of another height and width in pixels.
 
-    What is cut off at the edges stays the same share of the image.
-
-    Args:
-        processor: of a model; it is not changed.
-        resolution: height and width.
-
-    Raises:
-        ValueError: a processor whose sizes are given in another way.
+    A crop keeps its share of the resized image. Errors as `load_processor`.
     """
     if tuple(resolution) == image_size(processor):
         return processor
