@@ -11,9 +11,12 @@ from raptor_hf.reports.tables import markdown_table
 
 
 class Verdict(NamedTuple):
-    """Whether a claim holds by its criterion, and the figures that decide, in words."""
+    """Whether a claim holds by its criterion, and the figures that decide, in words.
 
-    seen: bool
+    `seen` is None where the figures are too uncertain to tell: an interval holds both answers.
+    """
+
+    seen: bool | None
     figures: str
 
 
@@ -31,7 +34,7 @@ def judge(claims: Sequence[Claim], results: Mapping[str, dict]) -> list[dict]:
 
     Returns:
         A dict a claim: `sentence`, `source`, `criterion`, and `verdicts` by the name of the result,
-        each with `seen` (None: the result lacks the figures) and `figures`.
+        each with `seen` (None: can't tell) and `figures`, empty where the result lacks them.
     """
     judged = []
     for claim in claims:
@@ -52,9 +55,18 @@ def judge(claims: Sequence[Claim], results: Mapping[str, dict]) -> list[dict]:
     return judged
 
 
-def verdict_word(seen: bool | None) -> str:
+def verdict_word(verdict: dict) -> str:
     """Return a verdict as tables show it."""
-    return {True: "seen", False: "not seen", None: "–"}[seen]
+    if not verdict["figures"]:
+        return "–"
+    return {True: "seen", False: "not seen", None: "can't tell"}[verdict["seen"]]
+
+
+def by_interval(low: float, high: float) -> bool | None:
+    """Return whether an interval lies above 0, or below; None where it holds 0 or is unknown."""
+    if low > 0:
+        return True
+    return False if high < 0 else None
 
 
 def claims_table(judged: Sequence[dict]) -> str:
@@ -62,7 +74,7 @@ def claims_table(judged: Sequence[dict]) -> str:
     names = list(judged[0]["verdicts"])
     rows = []
     for claim in judged:
-        words = [verdict_word(claim["verdicts"][name]["seen"]) for name in names]
+        words = [verdict_word(claim["verdicts"][name]) for name in names]
         rows.append([claim["sentence"], claim["source"], *words])
     return markdown_table(["claim", "source", *names], rows)
 
@@ -74,7 +86,7 @@ def claims_details(judged: Sequence[dict]) -> str:
         head = f"**{claim['sentence']}** ({claim['source']}). Seen if: {claim['criterion']}."
         lines = []
         for name, verdict in claim["verdicts"].items():
-            if verdict["seen"] is not None:
-                lines.append(f"- {name}: {verdict_word(verdict['seen'])}. {verdict['figures']}")
+            if verdict["figures"]:
+                lines.append(f"- {name}: {verdict_word(verdict)}. {verdict['figures']}")
         paragraphs.append("\n".join([head, "", *lines]).rstrip())
     return "\n\n".join(paragraphs)

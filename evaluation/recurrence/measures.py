@@ -87,9 +87,10 @@ def values_of(rows: Sequence[dict], figure: str, **label) -> np.ndarray:
 
     Args:
         rows: of an experiment.
-        figure: `"accuracy"`, `"r2"` and `"r2 cls"`, … (means over layers), `"last"` (R² of the last
-            state), or `"gap"` (ε over the spread, all tokens, mean over layers). Untied layers, of
-            which there are fewer than the teacher has, have the last state alone.
+        figure: `"accuracy"`, `"r2"` (mean over layers), `"median cls"` (R², median over layers, as
+            the little variance of cls at layer 1 would rule the mean), `"last"` (R² of the last
+            state), or `"gap"` (ε over the spread, mean over layers). A token group may follow,
+            default `all`. Untied layers have the last state alone.
         label: values by key that a row must have.
     """
     name, _, group = figure.partition(" ")
@@ -97,12 +98,15 @@ def values_of(rows: Sequence[dict], figure: str, **label) -> np.ndarray:
     values = []
     for row in rows:
         other = any(row.get(key) != value for key, value in label.items())
-        if other or (name in ("r2", "gap") and row.get("untied")):
+        if other or (name in ("r2", "median", "gap") and row.get("untied")):
             continue
         if name == "accuracy":
             values.append(row["accuracy"])
         elif name == "r2":
             values.append(row["r2"]["mean"].get(group))
+        elif name == "median":
+            layers = row["r2"]["layers"].get(group)
+            values.append(None if layers is None else float(np.median(layers)))
         elif name == "last":
             values.append(row["r2"]["layers"][group][-1])
         else:

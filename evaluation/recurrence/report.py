@@ -24,7 +24,7 @@ _LABELS = {
 }
 _FIGURES = {
     "r2": "R²",
-    "r2 cls": "R² cls",
+    "median cls": "R² cls, median layer",
     "r2 patches": "R² patches",
     "last": "R², last state",
     "gap": "ε / spread",

@@ -246,9 +246,16 @@ def test_claims_are_judged_by_their_figures():
     assert rise(result) == (True, "steepest: cls at layer 3 of 6")
     result["convergence"] = {"cls": curve(0, 0.8, 0.82, 0.84, 0.9, 0.95, 1)}
     assert rise(result) == (False, "steepest: cls at layer 1 of 6")
-    push = claims["A pushed cls token bends back"]
-    result["self_correction"] = {"cls": {"0.5": {"0": curve(30, 60)}, "0.1": {"0": curve(6, 3)}}}
-    assert push(result) == (True, "of a push of 0.1 after layer 0 is left at the end: 50 %")
+    # a push that keeps its length while the norm doubles: half of the angle, growth 1
+    push = claims["The angle of a pushed cls token shrinks"]
+    result["norm"] = {"cls": curve(1, 1, 1, 1.6, 1.6, 2, 2)}
+    result["self_correction"] = {
+        "cls": {"0.5": {"0": curve(30, 60)}, "0.1": {"0": curve(6, 3), "3": curve(5, 6)}}
+    }
+    seen, figures = push(result)
+    assert not seen
+    assert "left at the end: 50 %, 120 % of the angle; norms alone leave 50 %, 80 %" in figures
+    assert figures.endswith("in length it grows × 1.00, 1.50")
     swap = claims["Layers of one phase stand in for each other"]
     assert swap(result) is None
     kinds = {"same_phase": {"3": {"accuracy": curve(0.9, 0.92)}}}
@@ -256,8 +263,10 @@ def test_claims_are_judged_by_their_figures():
     result["layer_swap"] = {"2-4": kinds, "2-2-2": {}}
     seen, figures = swap(result)
     assert seen and "2-4: 0.910 against 0.510 (± 0.014)" in figures
-    kinds["other_phase"] = {"3": {"accuracy": curve(0.9, 0.88)}}
-    assert not swap(result).seen
+    kinds["other_phase"] = {"3": {"accuracy": curve(0.9, 0.88)}}  # .91 and .89 ± .02
+    assert swap(result).seen is None
+    kinds["other_phase"] = {"3": {"accuracy": curve(0.95, 0.96)}}
+    assert swap(result).seen is False
     contrast = claims["Phases are tighter than random ones"]
     result["phase_contrast"] = {"2-4": {"contrast": 0.5, "random": [0.1, 0.6], "shuffled": [0.0]}}
     seen, figures = contrast(result)
