@@ -66,8 +66,15 @@ class LoopArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "batch_size", "max_grad_norm", "keep")
-        check_not_negative(self, "steps", "learning_rate", "weight_decay", "warmup_steps")
+        check_positive(self, "batch_size", "learning_rate", "max_grad_norm", "keep")
+        check_not_negative(self, "steps", "final_learning_rate", "weight_decay", "warmup_steps")
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--final_learning_rate {self.final_learning_rate} is above --learning_rate "
+                f"{self.learning_rate}: give a smaller one."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must lie between 0 and 2³² − 1; got {self.seed}.")
 
 
 @dataclass(kw_only=True)

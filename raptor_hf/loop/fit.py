@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ..runs.processes import Interrupted, StopSignals
 from .arguments import LoopArguments
-from .batches import BatchShare, StepBatches, StepSampler
+from .batches import StepBatches, StepSampler
 from .checkpoints import resume, save_checkpoint
 from .graphs import StepGraphs, can_record
 from .log import TrainingLog
@@ -76,16 +76,16 @@ def fit(
     """
     # a) Set up the processes, the optimisers and the data; load the newest checkpoint
     check_training(arguments, len(dataset))
-    accelerator, share = make_accelerator(arguments)
+    accelerator = make_accelerator(arguments)
     groups = groups or [{"params": trained_parameters(module)}]
     model, optimizers, schedules = prepare(accelerator, module, groups, arguments)
     first = resume(accelerator, arguments.output_dir)
-    sampler = StepSampler(len(dataset), share, arguments, first=first, new_views=new_views)
-    backward = _make_backward(accelerator, model, compute_loss, arguments, share, kind)
+    sampler = StepSampler(len(dataset), arguments, accelerator, first=first, new_views=new_views)
+    backward = _make_backward(accelerator, model, compute_loss, arguments, kind)
 
     with (
         StopSignals() as signals,
-        StepBatches(dataset, sampler, arguments, accelerator) as batches,
+        StepBatches(dataset, sampler, arguments, accelerator, signals) as batches,
         TrainingLog(accelerator, arguments, first) as log,
     ):
         check = FiniteCheck(accelerator, module, compute_loss, batches)
@@ -112,7 +112,7 @@ def fit(
             _seed_step(arguments.seed, step, accelerator.process_index)
             logging = _is_due(arguments.log_every, step + 1, step + 1 == arguments.steps)
             scalars = StepScalars(logging=logging)
-            for weight, part in zip(share.weights(), parts, strict=True):
+            for weight, part in zip(sampler.weights(), parts, strict=True):
                 batch = send_to_device(part, accelerator.device, non_blocking=True)
                 result = backward(batch, step / arguments.steps, weight)
                 scalars.add(result, weight)
@@ -141,20 +141,19 @@ def _make_backward(
     model: nn.Module,
     compute_loss: ComputeLoss,
     arguments: LoopArguments,
-    share: BatchShare,
     kind: StepKind | None,
 ) -> Callable[[dict, float, float], StepResult]:
     """Return `backward(batch, progress, weight)`, which adds the gradients of a part of a batch."""
+    # Accelerate takes the mean over processes and parts, however many images each has
+    scale = accelerator.num_processes * accelerator.gradient_accumulation_steps
 
     def backward(batch: dict, progress: float, weight: float = 1.0) -> StepResult:
         with accelerator.accumulate(model):
             result = compute_loss(model, batch, progress)
-            # Accelerate takes the mean over processes and parts, however many images each has
-            scale = weight * share.num_processes * share.num_parts
-            accelerator.backward(result.loss * scale)
+            accelerator.backward(result.loss * (weight * scale))
         return result.detached()
 
-    if not (arguments.cuda_graphs and kind and can_record(accelerator, model, share)):
+    if not (arguments.cuda_graphs and kind and can_record(accelerator, model)):
         return backward
     graphs = StepGraphs(backward, kind, trained_parameters(model))
     return lambda batch, progress, _weight: graphs(batch, progress)

@@ -12,14 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .batches import BatchShare
-
 _PLAIN_STEPS = 3  # of a kind, before one is recorded: they compile and allocate
 
 
-def can_record(accelerator: Accelerator, model: nn.Module, share: BatchShare) -> bool:
+def can_record(accelerator: Accelerator, model: nn.Module) -> bool:
     """Return whether steps can be CUDA graphs: one GPU, whole batches, no checkpointing."""
-    whole = share.num_processes == share.num_parts == 1
+    whole = accelerator.num_processes == accelerator.gradient_accumulation_steps == 1
     on_gpu = accelerator.device.type == "cuda" and accelerator.scaler is None
     # gradient checkpoints ask for the random state, which is forbidden while recording
     checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())

@@ -1,6 +1,7 @@
 """Set up Accelerate for a training: processes, precision, compiled blocks, trackers."""
 
 import importlib.util
+import logging
 import math
 import uuid
 from dataclasses import asdict
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 
 from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
-from .batches import BatchShare
 from .optimizers import make_optimizers, make_schedule
+
+logger = logging.getLogger(__name__)
 
 
 def check_training(arguments: LoopArguments, num_rows: int) -> None:
@@ -40,16 +42,11 @@ def check_training(arguments: LoopArguments, num_rows: int) -> None:
         )
 
 
-def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]:
-    """Return Accelerate as its launcher configured it, and this process' share of a batch.
-
-    Raises:
-        ValueError: a batch that the processes can't share.
-    """
+def make_accelerator(arguments: LoopArguments) -> Accelerator:
+    """Return Accelerate as its launcher configured it, with as few parts of a batch as fit."""
     process_state()
-    tracker = arguments.report_to
     accelerator = Accelerator(
-        log_with=None if tracker == "none" else tracker,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
         # the schedule makes one step an update, whatever the number of processes
         dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -57,16 +54,22 @@ def make_accelerator(arguments: LoopArguments) -> tuple[Accelerator, BatchShare]
     )
     if accelerator.device.type == "cuda" and arguments.tf32:
         torch.set_float32_matmul_precision("high")
-
-    # as few parts as the launcher and `per_device_batch_size` allow
-    processes, num_parts = accelerator.num_processes, accelerator.gradient_accumulation_steps
     if arguments.per_device_batch_size:
-        images = math.ceil(arguments.batch_size / processes)
-        num_parts = max(num_parts, math.ceil(images / arguments.per_device_batch_size))
-    accelerator.gradient_accumulation_steps = num_parts
-    share = BatchShare(arguments.batch_size, processes, accelerator.process_index, num_parts)
-    accelerator.print(f"{Path(arguments.output_dir).name}: {share}", flush=True)
-    return accelerator, share
+        images = math.ceil(arguments.batch_size / accelerator.num_processes)
+        least = math.ceil(images / arguments.per_device_batch_size)
+        num_parts = max(least, accelerator.gradient_accumulation_steps)
+        accelerator.gradient_accumulation_steps = num_parts
+    if accelerator.is_main_process and 0 < arguments.steps <= arguments.warmup_steps:
+        logger.warning(
+            "--warmup_steps %d of a run of %d steps: it ends before it reaches --learning_rate %g.",
+            arguments.warmup_steps, arguments.steps, arguments.learning_rate,
+        )  # fmt: skip
+    accelerator.print(
+        f"{Path(arguments.output_dir).name}: {arguments.batch_size} images a step, in "
+        f"{accelerator.num_processes} processes of {accelerator.gradient_accumulation_steps} parts",
+        flush=True,
+    )
+    return accelerator
 
 
 def prepare(

@@ -14,10 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from tqdm.auto import tqdm
 
-# what Ctrl-C, schedulers and `#SBATCH --signal=USR1@…` send; Windows has no SIGUSR1
-STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]
+# sent by Ctrl-C, schedulers, `#SBATCH --signal=USR1@…`, submitit and a closed terminal; Windows
+# lacks the last three
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Interrupted(Exception):
@@ -57,10 +57,14 @@ class StopSignals:
 
 
 def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:
-    """Set the handler of all stop signals; the handlers that were set before."""
+    """Set the handler of all stop signals; return the handlers that were set before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    numbers = [*STOP_SIGNALS]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup and signal.getsignal(hangup) is signal.SIG_IGN:  # started by nohup: let it go on
+        numbers.remove(hangup)
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def ignore_stop_signals(_worker: int = 0) -> None:

@@ -3,15 +3,18 @@
 import errno
 import os
 import random
+import resource
 import signal
+import threading
 import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from raptor_hf.loop import fit, newest_checkpoint, read_log, remove_checkpoints
+from raptor_hf.loop import batches, fit, newest_checkpoint, read_log, remove_checkpoints
 from raptor_hf.loop.checkpoints import checkpoints_of
+from raptor_hf.runs.processes import Interrupted, StopSignals
 from tests.helpers import FeatureDataset, arguments, compute_loss, noisy_network, untimed
 from tests.memory import PROCESSES
 
@@ -87,7 +90,8 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights(uninterrupted, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGUSR1, 0)]
+    ("number", "workers"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 0), (signal.SIGUSR2, 0)],
 )
 def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, number, workers):
     path = tmp_path / "stopped"
@@ -141,9 +145,53 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
+def test_nohup_keeps_its_meaning():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL
+    signal.signal(signal.SIGHUP, previous)
+
+
+class Broken(FeatureDataset):
+    """Rows that a worker can't hand over, or is stuck with, once five steps are read."""
+
+    def __init__(self, data, how):
+        super().__init__(data.features, data.labels)
+        self.how, self.calls = how, 0
+
+    def __getitems__(self, rows):
+        self.calls += 1
+        if self.calls > 5 and self.how == "stuck":
+            time.sleep(600)
+        if self.calls > 5:
+            # no file can grow, and shared memory is one: as where /dev/shm is full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        return super().__getitems__(rows)
+
+
+def test_a_worker_that_can_not_hand_over_a_batch_ends_the_run(data, tmp_path):
+    settings = arguments(tmp_path, num_workers=1, checkpoint_every=2)
+    with pytest.raises(OSError, match="fewer --num_workers, or docker run --shm-size"):
+        fit(noisy_network(), Broken(data, "full"), compute_loss, settings)
+    assert newest_checkpoint(tmp_path).name == "step_00000002"
+
+
+def test_a_signal_ends_the_wait_for_a_worker(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_PATIENCE", 1)
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    settings = arguments(tmp_path, num_workers=1, checkpoint_every=0)
+    with pytest.raises(Interrupted, match="SIGTERM. The state after step 5 is saved"):
+        fit(noisy_network(), Broken(data, "stuck"), compute_loss, settings)
+    assert newest_checkpoint(tmp_path).name == "step_00000005"
+
+
 REFUSED = {
     "rows": ({"batch_size": 64}, "the dataset has 37"),
     "keep": ({"keep": 0}, "--keep"),
+    "rate": ({"learning_rate": 0.0}, "--learning_rate"),
+    "rates": ({"learning_rate": 1e-7}, "--final_learning_rate 1e-06 is above"),
+    "seed": ({"seed": 2**32}, "--seed must lie between 0"),
     "tracker": ({"report_to": "trackio"}, "pip install trackio"),
     "matrices": ({"optimizer": "muon"}, "blocks and layers"),
 }
@@ -156,3 +204,8 @@ def test_a_training_is_refused_before_its_first_step(data, tmp_path, monkeypatch
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         fit(noisy_network(), data, None, arguments(tmp_path, **changes))
+
+
+def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, caplog):
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, steps=2))
+    assert "--warmup_steps 2 of a run of 2 steps" in caplog.text

@@ -3,14 +3,14 @@
 import json
 import math
 import time
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from raptor_hf.loop import StepResult, Validation, fit, newest_checkpoint, read_log
-from raptor_hf.loop.batches import BatchShare, StepSampler
+from raptor_hf.loop.batches import StepSampler
 from raptor_hf.loop.setup import make_accelerator
 from tests.helpers import Killed, arguments, compute_loss, noisy_network, untimed
 
@@ -46,10 +46,12 @@ def test_resume_equals_uninterrupted_bit_for_bit(data, tmp_path, killed):
     assert logs[0] == logs[1]
 
 
-def sampler(rows, share, **options):
-    settings = {"seed": options.pop("seed", 0), "steps": options.pop("steps")}
-    share = BatchShare(share) if isinstance(share, int) else share
-    return StepSampler(rows, share, arguments("unused", **settings), **options)
+def sampler(rows, batch_size, *, processes=1, index=0, parts=1, seed=0, steps=1, **options):
+    settings = arguments("unused", batch_size=batch_size, seed=seed, steps=steps)
+    launched = SimpleNamespace(
+        num_processes=processes, process_index=index, gradient_accumulation_steps=parts
+    )
+    return StepSampler(rows, settings, launched, **options)
 
 
 def test_an_epoch_shows_every_row_once():
@@ -68,35 +70,32 @@ def test_new_views_number_the_rows_on_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (3, 2), (7, 1)])
-def test_shares_are_the_batch_and_weigh_as_many_images(processes, parts):
-    rows = np.arange(100, 117)
-    shares = [BatchShare(17, processes, index, parts) for index in range(processes)]
-    split = [part for share in shares for part in share.split(rows)]
-    assert [row for part in split for row in part] == rows.tolist()
-    assert max(map(len, split)) - min(map(len, split)) <= 2
-    assert max(map(len, split)) == shares[0].largest_part
-    weights = [weight for share in shares for weight in share.weights()]
-    assert weights == [len(part) / 17 for part in split]
-    text = "64 images a step, in 8 processes of 2 parts of at most 4 images"
-    assert str(BatchShare(64, 8, 0, 2)) == text
+def test_processes_share_the_same_batches_and_weigh_as_many_images(processes, parts):
+    options = {"seed": 1, "first": 2, "steps": 5}
+    whole = list(sampler(40, 17, **options))
+    samplers = [
+        sampler(40, 17, processes=processes, index=index, parts=parts, **options)
+        for index in range(processes)
+    ]
+    assert len(samplers[0]) == 3 * parts
+    for step, batch in zip((2, 3, 4), whole, strict=True):
+        split = [part for one in samplers for part in one.parts(step)]
+        assert [row for part in split for row in part] == batch
+        assert max(map(len, split)) - min(map(len, split)) <= 2
+        weights = [weight for one in samplers for weight in one.weights()]
+        assert weights == [len(part) / 17 for part in split]
+    with pytest.raises(ValueError, match="18 processes with 1 parts"):
+        sampler(40, 17, processes=18)
 
 
-@pytest.mark.parametrize(
-    ("largest", "least", "parts"), [(0, 1, 1), (9, 1, 2), (4, 1, 3), (4, 8, 8)]
-)
+PARTS = [(0, 1, 1), (9, 1, 2), (4, 1, 3), (4, 8, 8)]
+
+
+@pytest.mark.parametrize(("largest", "least", "parts"), PARTS)
 def test_parts_are_as_few_as_fit(tmp_path, monkeypatch, largest, least, parts):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(least))
     settings = arguments(tmp_path, batch_size=12, per_device_batch_size=largest)
-    assert make_accelerator(settings)[1].num_parts == parts
-
-
-def test_every_process_gets_its_part_of_the_same_batches():
-    options = {"seed": 1, "first": 2, "steps": 7}
-    whole = list(sampler(20, 6, **options))
-    shared = [list(sampler(20, BatchShare(6, 2, index, 2), **options)) for index in (0, 1)]
-    for step, batch in enumerate(whole):
-        parts = [part for rows in shared for part in rows[2 * step : 2 * step + 2]]
-        assert [row for part in parts for row in part] == batch
+    assert make_accelerator(settings).gradient_accumulation_steps == parts
 
 
 def test_schedule_warms_up_and_falls_to_the_final_rate(data, tmp_path):
