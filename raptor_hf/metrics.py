@@ -1,7 +1,7 @@
 """Metrics of the `evaluate` library that need no network and are fed with sufficient statistics.
 
-Instantiate them directly, with `keep_in_memory=True` where no cache file is wanted. Each stands
-beside the function that makes its rows, all in this one file, which is a little long for it.
+Each stands beside the function that makes its rows; `compute_over_processes` feeds it. All of them
+are in this one file, which is a little long for it.
 """
 
 import datasets
@@ -10,34 +10,52 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
+# a variance below this share of the mean square is rounding: the states are equal
+_ROUNDING = 1e-12
 
-def compute_over_processes(metric: evaluate.Metric, batches: list[dict[str, list]]) -> dict:
+
+class _Metric(evaluate.Metric):
+    """A metric that makes no folder in the user's cache if it is kept in memory.
+
+    `rows` names the columns of `add_batch`.
+    """
+
+    rows: dict
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            inputs_description="sufficient statistics: " + ", ".join(self.rows),
+            features=datasets.Features(self.rows),
+        )
+
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root if self.keep_in_memory else super()._build_data_dir()
+
+
+def compute_over_processes(metric: type[evaluate.Metric], batches: list[dict[str, list]]) -> dict:
     """Compute a metric over the statistics of all processes; each gets the result.
 
     Args:
-        metric: made with `keep_in_memory=True`.
-        batches: what this process has for `add_batch`. The processes may have different numbers of
+        metric: its class.
+        batches: rows of this process for `add_batch`. The processes may have different numbers of
             batches, of any length: unlike samples that are padded to even batches, nothing counts
             twice.
     """
+    in_memory = metric(keep_in_memory=True)
     for batch in gather_object(batches):
-        metric.add_batch(**batch)
-    return metric.compute()
+        in_memory.add_batch(**batch)
+    return in_memory.compute()
 
 
-class Accuracy(evaluate.Metric):
+class Accuracy(_Metric):
     """Share of right predictions, `accuracy` (top 1) and `top5`, each in [0, 1].
 
     Feed it `label_ranks`: one integer an image.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of images whose class is the likeliest, or among the first five.",
-            citation="",
-            inputs_description="rank: how many classes come before the right one, one an image",
-            features=datasets.Features(rank=datasets.Value("int64")),
-        )
+    rows = {"rank": datasets.Value("int64")}
 
     def _compute(self, rank) -> dict[str, float]:
         rank = np.asarray(rank)
@@ -63,21 +81,17 @@ def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list
     return {"rank": before.sum(dim=1).tolist()}
 
 
-class MeanIoU(evaluate.Metric):
+class MeanIoU(_Metric):
     """Intersection over union of every class, pooled over all images, and its mean `miou`.
 
     A class that neither occurs nor is predicted has no IoU (None in `iou`) and is left out of the
     mean. Feed it rows from `segmentation_statistics`, one an image.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        counts = datasets.List(datasets.Value("int64"))
-        return evaluate.MetricInfo(
-            description="Mean intersection over union, and the share of right pixels.",
-            citation="",
-            inputs_description="pixels per class of every image, from segmentation_statistics",
-            features=datasets.Features(intersection=counts, predicted=counts, target=counts),
-        )
+    rows = {
+        name: datasets.List(datasets.Value("int64"))
+        for name in ("intersection", "predicted", "target")
+    }
 
     def _compute(self, intersection, predicted, target) -> dict:
         """Return `miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
@@ -130,21 +144,14 @@ def segmentation_statistics(
 _DEPTH_SUMS = ("squared_error", "relative_error", "log10_error", "delta1", "delta2", "delta3")
 
 
-class DepthError(evaluate.Metric):
+class DepthError(_Metric):
     """The usual figures of depth estimation, pooled over all valid pixels of all images.
 
     Feed it rows from `depth_statistics`, one an image.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"count": datasets.Value("int64")}
-        features |= {name: datasets.Value("float64") for name in _DEPTH_SUMS}
-        return evaluate.MetricInfo(
-            description="Errors of predicted depth.",
-            citation="",
-            inputs_description="sums over the valid pixels of every image, from depth_statistics",
-            features=datasets.Features(features),
-        )
+    rows = {"count": datasets.Value("int64")}
+    rows |= {name: datasets.Value("float64") for name in _DEPTH_SUMS}
 
     def _compute(self, count, **sums) -> dict[str, float]:
         """Return errors, and shares of pixels that are nearly right.
@@ -210,49 +217,54 @@ def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
         )
 
 
-class RSquared(evaluate.Metric):
+class RSquared(_Metric):
     """R² of states, per layer and token group: 1 − Σ(â − a)² / Σ(a − ā)².
 
     ā is the mean of each channel over images and tokens of that layer and group. `all` pools the
     groups: errors and variances around the groups' own means are summed over them. Feed it rows
-    from `state_statistics`; how the images are split into batches makes no difference.
+    from `state_statistics`; how the images are split into batches makes no difference. A group
+    without variance has no R², and is left out of `all`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(
-            layer=datasets.Value("int64"),
-            group=datasets.Value("string"),
-            count=datasets.Value("int64"),
-            squared_error=datasets.Value("float64"),
-            target_square=datasets.Value("float64"),
-            target_sum=datasets.List(datasets.Value("float64")),
-        )
-        return evaluate.MetricInfo(
-            description="Coefficient of determination of a student's states.",
-            citation="",
-            inputs_description="one row per batch, layer and token group, from state_statistics",
-            features=features,
-        )
+    rows = {
+        "layer": datasets.Value("int64"),
+        "group": datasets.Value("string"),
+        "count": datasets.Value("int64"),
+        "squared_error": datasets.Value("float64"),
+        "target_square": datasets.Value("float64"),
+        "target_sum": datasets.List(datasets.Value("float64")),
+    }
 
     def _compute(self, layer, group, count, squared_error, target_square, target_sum) -> dict:
         """Return `layers`: group to a list over layers 1 … L; `mean`: group to the mean over
-        layers.
+        layers. None stands where the target has no variance, as the cls token of a single image.
         """
-        errors, variances = {}, {}
-        for key in sorted(set(zip(group, layer, strict=True))):
-            rows = [i for i, row in enumerate(zip(group, layer, strict=True)) if row == key]
-            total = np.sum([target_sum[i] for i in rows], axis=0)
-            spread = sum(target_square[i] for i in rows)
-            spread -= float(total @ total) / sum(count[i] for i in rows)
-            for name in (key[0], "all"):
-                errors.setdefault((name, key[1]), 0.0)
-                variances.setdefault((name, key[1]), 0.0)
-                errors[name, key[1]] += sum(squared_error[i] for i in rows)
-                variances[name, key[1]] += spread
-        layers: dict[str, list[float]] = {}
-        for name, depth in sorted(errors):
-            layers.setdefault(name, []).append(1 - errors[name, depth] / variances[name, depth])
-        return {"layers": layers, "mean": {name: float(np.mean(r2)) for name, r2 in layers.items()}}
+        # sums over batches, by layer and group
+        sums: dict[tuple[int, str], list] = {}
+        rows = zip(layer, group, count, squared_error, target_square, target_sum, strict=True)
+        for depth, name, *values, total in rows:
+            before = sums.get((depth, name), (0, 0.0, 0.0, 0.0))
+            added = (*values, np.asarray(total))
+            sums[depth, name] = [old + new for old, new in zip(before, added, strict=True)]
+
+        # errors and variances of every group, and of all groups that have a variance
+        layers: dict[str, list[float | None]] = {"all": []}
+        for depth in sorted(set(layer)):
+            errors = variances = 0.0
+            for name in sorted(set(group)):
+                number, error, square, total = sums[depth, name]
+                variance = square - float(total @ total) / number
+                varies = variance > _ROUNDING * square
+                layers.setdefault(name, []).append(1 - error / variance if varies else None)
+                errors += error if varies else 0.0
+                variances += variance if varies else 0.0
+            layers["all"].append(1 - errors / variances if variances else None)
+
+        means = {}
+        for name, scores in layers.items():
+            there = [score for score in scores if score is not None]
+            means[name] = float(np.mean(there)) if there else None
+        return {"layers": layers, "mean": means}
 
 
 def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:

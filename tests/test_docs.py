@@ -38,7 +38,6 @@ CASES = [
      {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "snippet runs"),
     ("docs/performance.md", "fast", {}, "torch.Size([4, 10])\n"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
-    ("docs/probes.md", "scenes", {"scenes.png": "OUT/scenes.png"}, ""),
     ("docs/probes.md", "segmenter", {}, "'ground'"),
     ("docs/quickstart.md", "turns", {}, "tensor(["),
     ("docs/study.md", "student", {}, "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 3\n"),

@@ -129,6 +129,22 @@ def test_r_squared_by_hand():
     assert result["layers"]["all"] == [pytest.approx(1 - 2 / 6)]
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_group_without_variance_has_no_r2(images):
+    """The cls token of one image, or of equal ones: rounding must not decide."""
+    torch.manual_seed(0)
+    target = torch.randn(1, 3, 5, 384).repeat(images, 1, 1, 1)
+    result = r_squared([(target + 0.1, target)])
+    assert result["layers"]["cls"] == [None, None] and result["mean"]["cls"] is None
+    assert result["layers"]["all"] == result["layers"]["patches"]
+    assert 0.9 < result["mean"]["all"] < 1
+
+
+def test_metrics_make_no_folder_in_the_users_cache(monkeypatch):
+    monkeypatch.setattr("os.makedirs", None)
+    assert Accuracy(keep_in_memory=True).compute(rank=[0]) == {"accuracy": 1.0, "top5": 1.0}
+
+
 def test_r_squared_equals_numpy_and_does_not_depend_on_batches():
     torch.manual_seed(0)
     target = torch.randn(7, 4, 5, 6) * torch.rand(6) + 3 * torch.randn(6)
@@ -189,7 +205,7 @@ for b in filter(None, batches):
     valid = depths[1, b] > 1.3
     sums.append(depth_statistics(prediction=depths[0, b], target=depths[1, b], valid=valid))
 found = [
-    compute_over_processes(metric(keep_in_memory=True), batches)
+    compute_over_processes(metric, batches)
     for metric, batches in ((Accuracy, ranks), (MeanIoU, counts), (DepthError, sums))
 ]
 Path(__file__).with_name(f"{state.num_processes}_{state.process_index}.json").write_text(

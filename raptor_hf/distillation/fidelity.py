@@ -74,7 +74,7 @@ def trajectory_r2(
         references.append((len(target), r2_reference(prediction=prediction, target=target)))
     references = gather_object(references)
     mean = sum(n * r2 for n, r2 in references) / sum(n for n, _ in references)
-    result = compute_over_processes(RSquared(keep_in_memory=True), statistics)
+    result = compute_over_processes(RSquared, statistics)
     return {**result, "reference": mean}
 
 
@@ -138,10 +138,9 @@ class TrajectoryValidation:
         scalars = {}
         for name, rows in states_rows.items():
             if self.head is not None:
-                accuracy = Accuracy(keep_in_memory=True)
-                right = compute_over_processes(accuracy, label_rows[name])
+                right = compute_over_processes(Accuracy, label_rows[name])
                 scalars[f"{name}/accuracy"] = right["accuracy"]
-            r2 = compute_over_processes(RSquared(keep_in_memory=True), rows)
+            r2 = compute_over_processes(RSquared, rows)
             scalars[f"{name}/r2"] = r2["mean"]["all"]
         return scalars
 

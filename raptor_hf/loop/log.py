@@ -132,8 +132,7 @@ def _r_squared(statistics: list[dict[str, dict]]) -> dict[str, float]:
     scores = {}
     for name in statistics[0]:
         rows = [part[name] for part in statistics]
-        metric = RSquared(keep_in_memory=True)
-        scores[f"train/{name}/r2"] = compute_over_processes(metric, rows)["mean"]["all"]
+        scores[f"train/{name}/r2"] = compute_over_processes(RSquared, rows)["mean"]["all"]
     if scores:
         scores["train/r2"] = float(np.mean(list(scores.values())))
     return scores

@@ -47,7 +47,7 @@ def nearest_neighbours(
         votes = torch.zeros(len(index), task.num_outputs, device=device)
         votes.scatter_add_(1, labels[index], (similarity / temperature).exp())
         statistics.append(label_ranks(logits=votes, labels=batch["target"].to(device)))
-    return compute_over_processes(Accuracy(keep_in_memory=True), statistics)
+    return compute_over_processes(Accuracy, statistics)
 
 
 def constant_metrics(task: Task, targets: list, validation: Features) -> dict:
@@ -60,4 +60,4 @@ def constant_metrics(task: Task, targets: list, validation: Features) -> dict:
     for batch in validation.batches(64):
         prediction = answer.expand(*batch["target"].shape, *answer.shape)
         statistics.append(task.statistics(prediction, batch["target"]))
-    return compute_over_processes(task.metric(keep_in_memory=True), statistics)
+    return compute_over_processes(task.metric, statistics)

@@ -239,7 +239,7 @@ class Evaluation:
             target = torch.from_numpy(target)[None].to(device)
             logits = task.logits(head, batch["features"].to(device), resized)
             rows.append(task.statistics(task.predict(logits, target), target))
-        return compute_over_processes(task.metric(keep_in_memory=True), rows)
+        return compute_over_processes(task.metric, rows)
 
     def _write_constant(self, task: Task, validation: Features) -> None:
         """Write the result of the best constant answer."""

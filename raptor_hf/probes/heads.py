@@ -198,7 +198,7 @@ def score_head(task: Task, head: nn.Linear, features: Features, batch_size: int)
         target = batch["target"].to(device)
         logits = task.logits(head, batch["features"].to(device), target)
         rows.append(task.statistics(task.predict(logits, target), target))
-    return compute_over_processes(task.metric(keep_in_memory=True), rows)
+    return compute_over_processes(task.metric, rows)
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def values_of(results: list[dict], model: str, task: str, *keys: str) -> np.ndar
                 value = (value or {}).get(key)
             if value is not None:
                 values.append(value)
-    return np.array(values)
+    return np.array(values, dtype=float)  # NaN where a layer has no R²
 
 
 def mean_std(values: np.ndarray, digits: int) -> str:

@@ -37,41 +37,36 @@ def load_segmentation(
         name: `"digit_scenes"` (embedded), a folder with images/<split> and annotations/<split>,
             or a dataset of the Hub with a column of masks.
         split: `"train"` and `"test"` of the embedded one, `"training"` and `"validation"` of
-            ADE20k, or what the dataset calls its splits.
-        reading: with `skip_corrupt` it is left to `read` to complain of missing files.
-        dense: column of masks, names of the classes, what the labels stand for.
+            ADE20k, or a split of the dataset by its own name.
+        reading: with `skip_corrupt` missing files are refused when they are read.
+        dense: column of masks, names of the classes, numbers of the labels.
 
     Raises:
         FileNotFoundError: no such folder or dataset, or an image without its mask.
         ValueError: no images in it, classes without names, or images that are to be shrunk.
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
-    _check_reading(reading)
+    cells = _load_pairs(name, split, "mask", reading, dense)
     if name == "digit_scenes":
-        cells = _scene_pairs(split, "mask")
-        read = partial(read_mask, num_classes=len(CLASSES))
-        return LabelledImages(name, cells, read, CLASSES, reading)
-    table = None
-    if is_folder(name):
-        root = real_folder(name)
-        cells = _folder_of_pairs(root, split, "annotations", "mask", reading)
-        table = next((root / table for table in _TABLES if (root / table).is_file()), None)
+        names, first_label = CLASSES, 0
     else:
-        cells = _hub_pairs(name, split, "mask", reading, dense)
-    names = read_class_names(dense.class_names or table, of=name)
+        # ADE20k's table of classes lies beside its images, and its label 0 is no class
+        tables = [real_folder(name) / table for table in _TABLES]
+        table = next((table for table in tables if table.is_file()), None)
+        names = read_class_names(dense.class_names or table, of=name)
+        first_label = dense.first_label
+        if first_label is None:
+            first_label = 1 if table and not dense.class_names else 0
     if len(names) > IGNORED:
         raise ValueError(f"{name}: masks of at most {IGNORED} classes; got {len(names)}.")
-    first = dense.first_label
-    if first is None:  # ADE20k's 0 is no class
-        first = 1 if table and not dense.class_names else 0
     read = partial(
         read_mask,
         num_classes=len(names),
-        first_label=first,
+        first_label=first_label,
         ignore_label=dense.ignore_label,
         max_megapixels=reading.max_megapixels,
     )
-    return LabelledImages(name, cells, read, names, reading)
+    return LabelledImages(name, cells, read, names, reading, first_label)
 
 
 def load_depth(
@@ -80,78 +75,78 @@ def load_depth(
     reading: ReadingArguments | None = None,
     dense: DenseArguments | None = None,
 ) -> LabelledImages:
-    """Return images and their depth.
+    """Return images and their depth maps.
 
     Args:
         name: `"digit_scenes"` (embedded); NYUv2's folder `nyu_data`, with
             `data/nyu2_{train,test}.csv`, whose lines are `rgb path,depth path` below that folder
             (the training images have depth of 8 bits, those of other splits of 16); a folder with
-            images/<split> and depths/<split>; or a dataset of the Hub with a column of depth.
-        split: `"train"`, `"test"`, or what the dataset calls its splits.
-        reading: with `skip_corrupt` it is left to `read` to complain of missing files.
-        dense: column of depth, and its unit, which all but the first two need.
+            images/<split> and depths/<split>; or a dataset of the Hub with a column of depth maps.
+        split: `"train"`, `"test"`, or a split of the dataset by its own name.
+        reading: with `skip_corrupt` missing files are refused when they are read.
+        dense: column of depth maps, and their unit, which all but the first two need.
 
     Raises:
-        FileNotFoundError: no such folder, dataset or list, or a file that it names is missing.
+        FileNotFoundError: no such folder, dataset or list, or a missing file.
         ValueError: an empty list, a line without two paths, a path out of the folder, or no unit.
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
-    _check_reading(reading)
+    cells = _load_pairs(name, split, "depth", reading, dense)
+    bits, unit_m = None, dense.depth_unit_m
     if name == "digit_scenes":
-        cells = _scene_pairs(split, "depth")
-        read = partial(read_depth, unit_m=_MILLIMETRES, bits=16)
-        return LabelledImages(name, cells, read, reading=reading)
-    bits, unit = None, dense.depth_unit_m
-    if not is_folder(name):
-        cells = _hub_pairs(name, split, "depth", reading, dense)
-    elif (root := real_folder(name)) and (root / "depths").is_dir():
-        cells = _folder_of_pairs(root, split, "depths", "depth", reading)
-    else:
-        cells = _nyu_pairs(root, split, reading)
+        bits, unit_m = 16, _MILLIMETRES
+    elif _is_nyuv2(name):
         bits = 8 if split == "train" else 16
-        unit = unit or _NYU_UNITS[bits]
-    if unit is None:
+        unit_m = unit_m or _NYU_UNITS[bits]
+    if unit_m is None:
         raise ValueError(
             f"{name}: the numbers in depth images have no unit of their own. Give --depth_unit_m, "
             "the metres in one of them: 0.001 where they are millimetres, 1 where they are metres."
         )
-    limit = reading.max_megapixels
-    read = partial(read_depth, unit_m=unit, bits=bits, max_megapixels=limit)
+    read = partial(read_depth, unit_m=unit_m, bits=bits, max_megapixels=reading.max_megapixels)
     return LabelledImages(name, cells, read, reading=reading)
 
 
-def _check_reading(reading: ReadingArguments) -> None:
-    """Refuse what is for images whose pixels have no targets."""
+def _load_pairs(
+    name: str, split: str, column: str, reading: ReadingArguments, dense: DenseArguments
+) -> datasets.Dataset:
+    """Return undecoded images and their targets, `column` (mask or depth)."""
     if reading.shorter_side or reading.image_cache:
         raise ValueError(
             "--shorter_side and --image_cache are for images without masks or depth maps: leave "
             "them out. --resolution resizes images and targets alike."
         )
+    if name == "digit_scenes":
+        return undecoded(digit_scenes(split).select_columns(["image", column]))
+    if not is_folder(name):
+        return _hub_pairs(name, split, column, reading, dense)
+    root, missing_ok = real_folder(name), reading.skip_corrupt > 0
+    if column == "depth" and _is_nyuv2(name):
+        return _nyu_pairs(root, split, missing_ok)
+    return _folder_of_pairs(root, split, column, missing_ok)
 
 
-def _scene_pairs(split: str, column: str) -> datasets.Dataset:
-    """Return the embedded scenes and one kind of their targets."""
-    return undecoded(digit_scenes(split).select_columns(["image", column]))
+def _is_nyuv2(name: str) -> bool:
+    """Return whether a dataset of depth maps is a folder in NYUv2's layout."""
+    return is_folder(name) and not (real_folder(name) / "depths").is_dir()
 
 
-def _folder_of_pairs(
-    root: Path, split: str, targets: str, column: str, reading: ReadingArguments
-) -> datasets.Dataset:
+def _folder_of_pairs(root: Path, split: str, column: str, missing_ok: bool) -> datasets.Dataset:
     """Return the pairs of files of one name in `images/<split>` and `<targets>/<split>`."""
+    targets = {"mask": "annotations", "depth": "depths"}[column]
     folders = {"image": root / "images" / split, column: root / targets / split}
     for folder in folders.values():
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder}: no such folder. Expected images and their {column}s with equal names "
-                f"in {root}/images/<split> and {root}/{targets}/<split>, as ADE20k's "
-                "ADEChallengeData2016 has them."
+                f"in {root}/images/<split> and {root}/{targets}/<split>."
             )
     files, others = (_images_by_stem(folder) for folder in folders.values())
     columns = {
         "image": list(files.values()),
         column: [others.get(stem, folders[column] / f"{stem}.png") for stem in files],
     }
-    return _paired_files(columns, where=folders["image"], missing_ok=reading.skip_corrupt > 0)
+    return _paired_files(columns, folders["image"], missing_ok)
 
 
 def _images_by_stem(folder: Path) -> dict[str, Path]:
@@ -173,7 +168,7 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _nyu_pairs(root: Path, split: str, reading: ReadingArguments) -> datasets.Dataset:
+def _nyu_pairs(root: Path, split: str, missing_ok: bool) -> datasets.Dataset:
     """Return the pairs of NYUv2's list of a split; errors as `load_depth`."""
     table = root / "data" / f"nyu2_{split}.csv"
     if not table.is_file():
@@ -189,11 +184,11 @@ def _nyu_pairs(root: Path, split: str, reading: ReadingArguments) -> datasets.Da
         if any(os.path.isabs(p) or os.path.normpath(p).startswith("..") for p in line):
             raise ValueError(f"{table}, line {number}: a path leaves {root}; got {line}.")
     columns = {"image": [root / line[0] for line in lines], "depth": [root / li[1] for li in lines]}
-    return _paired_files(columns, where=table, missing_ok=reading.skip_corrupt > 0)
+    return _paired_files(columns, table, missing_ok)
 
 
 def _paired_files(
-    columns: dict[str, list[Path]], *, where: Path, missing_ok: bool
+    columns: dict[str, list[Path]], where: Path, missing_ok: bool
 ) -> datasets.Dataset:
     """Return the files as a dataset of undecoded images; errors as in the loaders."""
     if not columns["image"]:
@@ -213,14 +208,14 @@ def _hub_pairs(
 ) -> datasets.Dataset:
     """Return the images of a dataset of the Hub, and their masks or depth in `column`."""
     dataset = load_columns(name, split, reading)
-    pictures = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    others = [c for c in pictures if c != reading.image_column]
+    columns = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    others = [c for c in columns if c != reading.image_column]
     target = dense.target_column
     if target is None and len(others) == 1:  # nothing else can be meant
         target = others[0]
-    if reading.image_column not in pictures or target not in others:
+    if reading.image_column not in columns or target not in others:
         raise ValueError(
-            f"{name} ({split}) has the columns of images {', '.join(pictures) or 'none'}: which "
+            f"{name} ({split}) has the columns of images {', '.join(columns) or 'none'}: which "
             f"holds the images, and which their {column}? Give --image_column and --target_column."
         )
     pairs = dataset.select_columns([reading.image_column, target])

@@ -1,13 +1,10 @@
 """Digit scenes: real handwritten digits that stand on receding ground, with class and depth.
 
 The embedded dataset for dense tasks: nothing is downloaded, every pixel has a class and a depth.
-`python -m raptor_hf.tasks.digit_scenes --output scenes.png` shows a sheet of them.
 
 A pinhole camera looks at level ground up to a dark wall. A digit at z metres is `40 / z` pixels
 high and stands where the ground is z metres away; nearer digits cover farther ones.
 """
-
-import argparse
 
 import datasets
 import numpy as np
@@ -97,27 +94,3 @@ def draw_scene(
         "mask": mask.astype(np.uint8),
         "depth": (1000 * depth).round().astype(np.uint16),
     }
-
-
-def main() -> None:
-    """Draw a sheet of scenes: image, classes and depth side by side."""
-    from .pictures import plot_scenes
-
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", default="digit_scenes.png", help="the PNG to write")
-    parser.add_argument("--split", choices=list(NUMBER), default="train")
-    parser.add_argument("--number", type=int, default=8, help="scenes on the sheet")
-    arguments = parser.parse_args()
-    scenes = digit_scenes(arguments.split, arguments.number)
-    plot_scenes(
-        list(scenes["image"]),
-        [np.asarray(mask) for mask in scenes["mask"]],
-        [np.asarray(depth) / 1000 for depth in scenes["depth"]],
-        CLASSES,
-        arguments.output,
-    )
-    print(f"sheet: {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Images and what is to be told of them, undecoded until a row is read; and those with a class."""
+"""Lazily decoded images with targets: a class, a mask or a depth map."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,14 +16,15 @@ from .arguments import DenseArguments
 
 @dataclass
 class LabelledImages:
-    """Images and what is to be told of them.
+    """Lazily decoded images with targets.
 
     Args:
-        name: of the dataset that they are of, as in `load_images`.
+        name: of the dataset, as in `load_images`.
         cells: a dataset of two columns, the undecoded `image` and its target.
         read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
         class_names: None where the target is no class.
-        reading: how large an image may be.
+        reading: the sizes that images may have and are shrunk to.
+        first_label: number of the first class in the files of masks.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LabelledImages:
     read_target: Callable[[object, str], int | np.ndarray]
     class_names: list[str] | None = None
     reading: ReadingArguments = field(default_factory=ReadingArguments)
+    first_label: int = 0
 
     @cached_property
     def files(self) -> Fingerprint:
@@ -52,7 +54,7 @@ class LabelledImages:
         pixels = read_pixels(cells[cell_name], name=f"image {row}", **self.reading.sizes)
         target = self.read_target(cells[target_name], f"{target_name} {row}")
         if isinstance(target, np.ndarray):
-            check_pair(pixels, target, name=cells[cell_name]["path"] or f"image {row}")
+            check_pair(pixels, target, cells[cell_name]["path"] or f"image {row}")
         return pixels, target
 
     def target(self, row: int) -> np.ndarray:
@@ -90,17 +92,13 @@ def load_classification(
 
 
 def _read_label(label: int, name: str, *, num_classes: int) -> int:
-    """Return a class, as it is.
-
-    Raises:
-        ValueError: no class; −1 is what datasets without labels have.
-    """
+    """Return a class, refuse labels that are none (−1: the image has no label)."""
     if label is None or not 0 <= label < num_classes:
         raise ValueError(f"{name}: expected a class from 0 to {num_classes - 1}; got {label}.")
     return label
 
 
-def check_pair(pixels: np.ndarray, target: np.ndarray, *, name: str) -> None:
+def check_pair(pixels: np.ndarray, target: np.ndarray, name: str) -> None:
     """Refuse a mask or depth of another size than its image."""
     height, width = pixels.shape[:2]
     if target.shape != (height, width):

@@ -83,23 +83,3 @@ def plot_depth_maps(images: list, maps: dict[str, list[np.ndarray]], path: str |
             drawn = axis.imshow(depth, cmap="viridis_r", **limits)
     figure.colorbar(drawn, ax=axes, label="depth (m)", shrink=0.8)
     figure.savefig(path, dpi=110)
-
-
-def plot_scenes(
-    images: list,
-    masks: list[np.ndarray],
-    depths: list[np.ndarray],
-    class_names: list[str],
-    path: str | Path,
-) -> None:
-    """Draw a sheet of scenes: image, classes and depth in metres side by side."""
-    colours, shown = _class_colours(len(class_names), masks)
-    headings = ["image", "class", "depth (m)"]
-    figure, axes = _picture_grid(len(images), headings, masks[0].shape)
-    for row, (image, mask, depth) in enumerate(zip(images, masks, depths, strict=True)):
-        axes[row, 0].imshow(image, cmap="gray")
-        axes[row, 1].imshow(mask, **colours)
-        drawn = axes[row, 2].imshow(depth, cmap="viridis_r", vmin=1, vmax=10)
-    _class_legend(figure, class_names, colours, shown)
-    figure.colorbar(drawn, ax=axes[:, 2], shrink=0.6)
-    figure.savefig(path, dpi=110)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raptor_hf.tasks.digit_scenes import CLASSES, digit_scenes, draw_scene, main
+from raptor_hf.tasks.digit_scenes import CLASSES, digit_scenes, draw_scene
 
 GROUND = CLASSES.index("ground")
 
@@ -50,11 +50,3 @@ def test_depth_is_stored_with_sixteen_bits():
     assert depth.max() == 10_000 and depth.min() >= 1_500
     share = (columns(digit_scenes("train", 50), "mask") == GROUND).mean()
     assert 0.6 < share < 0.95  # neither empty nor full
-
-
-def test_a_sheet_of_scenes_is_drawn(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "sheet.png"
-    monkeypatch.setattr("sys.argv", ["digit_scenes", "--output", str(path), "--number", "2"])
-    main()
-    assert capsys.readouterr().out == f"sheet: {path}\n"
-    assert Image.open(path).width > 400
