@@ -11,8 +11,6 @@ picture of some predictions.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import transformers
-
 from raptor_hf import probes
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import LoopArguments
@@ -52,15 +50,12 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
         inputs["head"] = digest(recipe.head)
-    for folder in folders.values():  # a name that is no model is said now, not hours later
-        transformers.AutoConfig.from_pretrained(folder)
     evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
     files = evaluation.files()
     counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
     evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")
-    if training.dry_run:
-        return
-    if start_run(*parts, inputs=inputs, images=files):
+    evaluation.check_models(folders)
+    if training.dry_run or start_run(*parts, inputs=inputs, images=files):
         return
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)

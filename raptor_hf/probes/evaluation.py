@@ -5,6 +5,7 @@ Teacher and Raptor go through the same code.
 
 import copy
 import dataclasses
+import logging
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -30,16 +31,20 @@ from ..runs.processes import process_state
 from ..tasks.arguments import DenseArguments
 from ..tasks.heads import attach_head, load_linear_head
 from ..tasks.pictures import plot_class_maps, plot_depth_maps
+from ..tasks.targets import check_classes
 from ..tasks.task import TASKS, Depth, Task
 from ..teachers import image_size, load_backbone, load_processor
+from ..teachers.trunks import differing_weights
 from .arguments import ProbeArguments
 from .baselines import NEIGHBOUR_IMAGES, constant_metrics, nearest_neighbours
 from .features import Features, compute_features
 from .heads import Probe, head_grid, train_heads
 from .images import ProbeImages, load_splits
 
+logger = logging.getLogger(__name__)
+
 _PICTURES = 4  # validation images that are drawn
-_CONSTANT_TARGETS = 1000  # training targets that the constant baseline is fitted to
+_TARGETS = 1000  # training targets that are looked at first
 # settings that change pixel values, beside sizes
 _PIXEL_SETTINGS = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize")
 _PIXEL_SETTINGS += ("image_mean", "image_std", "resample")
@@ -84,6 +89,9 @@ class Evaluation:
         task = TASKS[recipe.task]
         self.num_heads = len(head_grid(recipe, loop, task))
         self.splits = load_splits(recipe, dense, reading, num_heads=self.num_heads, seed=loop.seed)
+        self.targets = self._some_targets()
+        if task.name == "segmentation":
+            check_classes(self.targets, self.splits.train.class_names, of=recipe.dataset)
 
         # all models get the same images: those that the teacher's processor makes
         resolution = None if task.dense else reading.resolution
@@ -102,6 +110,39 @@ class Evaluation:
             "train_images": self.splits.train.files,
             "test_images": self.splits.validation.files,
         }
+
+    def check_models(self, folders: dict[str, str]) -> None:
+        """Load every model once, so that one that can't be judged is refused before the first is.
+
+        Raises:
+            ValueError: a Raptor that was made from another teacher, a model without the tokens of
+                the task, or a head for other outputs.
+        """
+        keys = _PIXEL_SETTINGS
+        if not TASKS[self.recipe.task].dense:
+            keys += ("size", "crop_size")
+        for name, folder in folders.items():
+            model = self.teacher if name == "teacher" else load_backbone(folder)
+            task = make_task(self.recipe, model.config, self.splits.train.class_names)
+            head_grid(self.recipe, self.loop, task)
+            self._load_head(task)
+            if name == "teacher":
+                continue
+
+            # all models get the same images
+            ours, theirs = self.processor.to_dict(), load_processor(folder).to_dict()
+            changed = [key for key in keys if ours.get(key) != theirs.get(key)]
+            if changed:
+                logger.warning(
+                    "%s is judged, and saved, with the teacher's image processor; its own has "
+                    "another %s. --resolution HEIGHT WIDTH sets the size.", name, ", ".join(changed)
+                )  # fmt: skip
+            differing = differing_weights(model, self.teacher) if hasattr(model, "shell") else []
+            if differing:
+                raise ValueError(
+                    f"{name} was made from another teacher than {self.teacher_name}: their "
+                    f"{', '.join(differing[:3])} differ. Give its own teacher."
+                )
 
     def evaluate_model(self, name: str, folder: str) -> None:
         """Probe one model and write its results, unless they are there already.
@@ -136,9 +177,11 @@ class Evaluation:
             if task.name == "classification":
                 self._write_result(name, "r2", self._compare_states(model), validation, facts)
         if name == "teacher":
-            self._write_constant(task, validation)
+            metrics = constant_metrics(task, self.targets, validation)
+            baseline = {"phases": None, "block_parameters": None}
+            self._write_result("constant", task.name, metrics, validation, baseline)
         result = {"best_on_validation": probe.best_on_validation, "selected": probe.selected}
-        if neighbours is not None:
+        if neighbours is not None and self.recipe.train_split != self.recipe.test_split:
             result["knn"] = nearest_neighbours(neighbours, validation, task)
         if self.reading.resolution and task.name == "segmentation":
             probe.metrics["original_size"] = self._original_size_metrics(task, probe, validation)
@@ -241,20 +284,18 @@ class Evaluation:
             rows.append(task.statistics(task.predict(logits, target), target))
         return compute_over_processes(task.metric, rows)
 
-    def _write_constant(self, task: Task, validation: Features) -> None:
-        """Write the result of the best constant answer."""
-        rows = np.random.default_rng(0).permutation(self.splits.train_rows)[:_CONSTANT_TARGETS]
+    def _some_targets(self) -> list:
+        """Return targets of training images, which the constant baseline is fitted to."""
+        rows = np.random.default_rng(0).permutation(self.splits.train_rows)[:_TARGETS]
         targets = []
         for row in np.sort(rows).tolist():
             try:
                 targets.append(self.splits.train.target(row))
             except ValueError:
-                # the features have counted unreadable images already
+                # unreadable images are counted where their features are computed
                 if not self.reading.skip_corrupt:
                     raise
-        metrics = constant_metrics(task, targets, validation)
-        facts = {"phases": None, "block_parameters": None}
-        self._write_result("constant", task.name, metrics, validation, facts)
+        return targets
 
     def _result_file(self, name: str, task: str) -> Path:
         """Return the path of a model's result."""
@@ -310,6 +351,7 @@ class Evaluation:
             height, width = validation.__getitems__([0])["target"].shape[1:]
             processor = DPTImageProcessorPil(
                 size={"height": height, "width": width},
+                do_reduce_labels=self.splits.train.first_label == 1,
                 **{key: settings[key] for key in _PIXEL_SETTINGS if key in settings},
             )
         processor.save_pretrained(folder)

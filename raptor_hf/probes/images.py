@@ -1,5 +1,6 @@
 """The images of a probe: which of them train, select and validate heads, and as tensors."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from ..tasks.arguments import DenseArguments
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import TASKS
 from .arguments import ProbeArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +64,12 @@ def load_splits(
             f"{recipe.dataset}: the splits {recipe.train_split!r} and {recipe.test_split!r} must "
             "have the same classes in the same order; only in one of them: "
             f"{', '.join(sorted(differing)[:5]) or 'none'}."
+        )
+
+    if recipe.train_split == recipe.test_split:
+        logger.warning(
+            "The heads are judged on the images that they learn from: %r is the split of both.",
+            recipe.train_split,
         )
 
     # a share of the training images selects, if there is something to select

@@ -1,12 +1,15 @@
 """What the numbers in a mask or a depth map mean, and the names of classes."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from ..data.arguments import ReadingArguments
 from ..data.decoding import open_image
+
+logger = logging.getLogger(__name__)
 
 IGNORED = 255  # label of a pixel without a class, once it is read
 _MODES = {8: ("L",), 16: ("I;16", "I;16B", "I")}  # of Pillow, by the bits of a channel
@@ -89,6 +92,34 @@ def read_mask(
             "mean."
         )
     return np.where(nothing, IGNORED, labels - first_label)
+
+
+def check_classes(masks: list[np.ndarray], class_names: list[str], *, of: str) -> None:
+    """Warn of classes without a pixel in some masks: no head can learn them.
+
+    Args:
+        masks: (H, W) each, from `read_mask`.
+        of: name of their dataset, for errors.
+
+    Raises:
+        ValueError: fewer than two classes have pixels.
+    """
+    counts = np.zeros(len(class_names), dtype=int)
+    for mask in masks:
+        counts += np.bincount(mask[mask != IGNORED], minlength=len(class_names))
+    missing = [name for name, number in zip(class_names, counts, strict=True) if not number]
+    listed = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    if len(class_names) - len(missing) < 2:
+        raise ValueError(
+            f"{of}: {len(masks)} masks have no pixel of {listed}, which leaves fewer than two "
+            "classes. --class_names, --first_label and --ignore_label (255) say what their numbers "
+            "mean."
+        )
+    if missing:
+        logger.warning(
+            "%s: %d of %d classes have no pixel in %d masks: %s",
+            of, len(missing), len(class_names), len(masks), listed,
+        )  # fmt: skip
 
 
 def read_depth(

@@ -207,9 +207,11 @@ class Segmentation(Task):
         return frame.interpolate(segmentation_logits(head, features, frame.grid))
 
     def loss(self, logits, target):
-        """Return the cross-entropy over the pixels that have a class."""
-        loss = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
-        return loss / (target != IGNORED).sum().clamp(min=1)
+        """Return the cross-entropy, 0 at pixels without a class, as a mean over all pixels: those
+        with a class weigh alike, however a batch is divided among processes.
+        """
+        losses = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+        return losses.mean()
 
     def predict(self, logits, target):
         """Return (B, H, W) classes; of a target of another size than the images, at its size."""
@@ -266,10 +268,19 @@ class Depth(Task):
         return depth_logits(head, features, PatchFrame.of(target.shape[1:], self.config).grid)
 
     def loss(self, logits, target):
-        """Return `depth_loss`."""
+        """Return `depth_loss` of every image, weighted by its share of valid pixels, as a mean: so
+        valid pixels weigh alike, however a batch is divided among processes.
+        """
         frame = PatchFrame.of(target.shape[1:], self.config)
-        depth = self.predict(logits, target)
-        return depth_loss(logits, depth, target, frame, **self.limits)
+        images = zip(logits, self.predict(logits, target), target, strict=True)
+        losses = [
+            depth_loss(*(one[None] for one in image), frame, **self.limits) for image in images
+        ]
+        return (torch.stack(losses) * self._valid(target).float().mean(dim=(1, 2))).mean()
+
+    def _valid(self, target: torch.Tensor) -> torch.Tensor:
+        """Return where depth is known and within the bins."""
+        return (target >= self.limits["min_depth"]) & (target <= self.limits["max_depth"])
 
     def predict(self, logits, target):
         """Return (B, H, W) in metres."""
@@ -282,7 +293,7 @@ class Depth(Task):
         Raises:
             ValueError: images smaller than the crop.
         """
-        valid = (target >= self.limits["min_depth"]) & (target <= self.limits["max_depth"])
+        valid = self._valid(target)
         if self.eval_crop:
             top, bottom, left, right = self.eval_crop
             if bottom > target.shape[1] or right > target.shape[2]:

@@ -1,12 +1,15 @@
 """The probes' recipes on small folders in the layouts of the real datasets, as users run them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
@@ -15,8 +18,11 @@ from transformers import (
     pipeline,
 )
 
+from evaluation import probe as probe_program
 from raptor_hf import make_raptor
 from raptor_hf.data import make_processor
+from raptor_hf.data.decoding import to_pixel_values
+from raptor_hf.tasks.dense_images import load_segmentation
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from tests.helpers import randomised
 from tests.layouts import write_ade20k, write_imagenet, write_nyuv2
@@ -34,7 +40,8 @@ def backbones(tmp_path_factory):
         image_size=56, patch_size=14, hidden_size=12, num_hidden_layers=3, num_attention_heads=2
     )
     teacher = Dinov2WithRegistersModel(config).eval()
-    raptor = randomised(make_raptor(teacher, [2, 1]))
+    raptor = make_raptor(teacher, [2, 1])
+    randomised(raptor.blocks)
     for name, model in (("teacher", teacher), ("raptor", raptor)):
         model.save_pretrained(folder / name)
         make_processor(224).save_pretrained(folder / name)
@@ -144,3 +151,46 @@ def test_splits_with_other_classes_are_refused(backbones, tmp_path):
     done = run(*LAUNCH, "training/recipes/imagenet_probe.yaml", "--dataset", data, *backbones,
                *SMALL, "--output_dir", tmp_path / "run", check=False)  # fmt: skip
     assert "must have the same classes in the same order" in done.stderr
+
+
+def probe(*flags):
+    """Run the program in this process."""
+    probe_program.main([str(flag) for flag in flags])
+
+
+def test_models_that_cannot_be_judged_are_refused_before_the_first_is(backbones, tmp_path, caplog):
+    """A Raptor of another teacher, also by the dry run; a split that is judged on itself."""
+    teacher = Dinov2WithRegistersModel.from_pretrained(backbones[1])
+    teacher.embeddings.cls_token.data += 0.1
+    teacher.save_pretrained(tmp_path / "other")
+    make_processor(112).save_pretrained(tmp_path / "other")
+    flags = ["--teacher", tmp_path / "other", *backbones[2:], "--test_split", "train", *SMALL]
+    for dry_run in ([], ["--dry_run"]):
+        with pytest.raises(ValueError, match="raptor_k2 was made from another teacher than"):
+            probe(*flags, *dry_run, "--output_dir", tmp_path / "run")
+    assert "The heads are judged on the images that they learn from: 'train'" in caplog.text
+    assert "raptor_k2 is judged, and saved, with the teacher's image processor" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_normalize": False}])
+def test_a_saved_segmenter_reads_images_and_masks_as_they_were_judged(
+    settings, backbones, tmp_path
+):
+    data = write_ade20k(tmp_path / "ade", number=3, size=(60, 80))
+    teacher = tmp_path / "teacher"
+    shutil.copytree(backbones[1], teacher)
+    path = teacher / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    flags = ["--task", "segmentation", "--train_split", "training", "--test_split", "validation"]
+    flags += ["--dataset", data, "--teacher", teacher, *backbones[2:], *SMALL, "--batch_size", "2"]
+    probe(*flags, "--output_dir", tmp_path / "run")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run" / "models" / "raptor_k2")
+    images = load_segmentation(str(data), "validation")
+    pixels, mask = images.read(0)
+    in_file = Image.open(images.cells[0]["mask"]["path"])
+    batch = processor(Image.fromarray(pixels), segmentation_maps=in_file, return_tensors="pt")
+    assert torch.equal(batch["labels"][0], torch.from_numpy(mask))
+    whole = {"do_resize": False, "do_center_crop": False}
+    judged = to_pixel_values([pixels], AutoImageProcessor.from_pretrained(teacher), **whole)
+    torch.testing.assert_close(batch["pixel_values"], judged)

@@ -4,6 +4,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raptor_hf.data import ReadingArguments
@@ -11,7 +12,8 @@ from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_depth, load_segmentation
 from raptor_hf.tasks.digit_scenes import digit_scenes
 from raptor_hf.tasks.labelled_images import check_pair, load_classification
-from raptor_hf.tasks.targets import read_depth, read_mask
+from raptor_hf.tasks.targets import check_classes, read_depth, read_mask
+from raptor_hf.tasks.task import Depth, Segmentation
 from tests.layouts import write_ade20k, write_nyuv2
 
 
@@ -120,7 +122,7 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
     with pytest.raises(ValueError, match="the split is empty"):
         load_depth(str(nyuv2), "test")
     with pytest.raises(ValueError, match="got 4×6 and 6×4"):
-        check_pair(np.zeros((4, 6, 3)), np.zeros((6, 4)), name="row 0")
+        check_pair(np.zeros((4, 6, 3)), np.zeros((6, 4)), "row 0")
 
 
 COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)] + [(9 * n,) * 3 for n in range(8)]
@@ -220,3 +222,35 @@ def test_masks_and_depth_of_the_hub(monkeypatch):
     named = DenseArguments(target_column="id", depth_unit_m=2)
     with pytest.raises(ValueError, match="which holds the images, and which their depth"):
         load_depth("me/rooms", "train", reading, named)
+
+
+def test_classes_without_pixels_are_named(caplog):
+    names = ["other", "road", "sky"]
+    check_classes([np.array([[0, 255], [1, 1]])], names, of="roads")
+    assert "1 of 3 classes have no pixel in 1 masks: sky" in caplog.text
+    # masks of 0 and 255, the number of no class
+    with pytest.raises(ValueError, match="no pixel of road, sky.* --ignore_label"):
+        check_classes([np.array([[0, 255]]), np.array([[0, 0]])], names, of="roads")
+
+
+@pytest.mark.parametrize("task", [Segmentation, Depth])
+def test_a_dense_loss_is_that_of_its_parts(task, teacher):
+    """Of each of four images another share has a target; one has none at all."""
+    task = task(teacher.config, 5)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(task.head_width(teacher.config), 5)
+    features = torch.randn(4, 5, 24, generator=generator)
+    unknown = 255 if task.name == "segmentation" else 0
+    target = torch.randint(1, 5, (4, 8, 8), generator=generator)
+    for image, number in enumerate((0, 12, 48, 64)):
+        target[image].view(-1)[:number] = unknown
+    target = target if task.name == "segmentation" else target.float()
+
+    def loss(rows):
+        return task.loss(task.logits(head, features[rows], target[rows]), target[rows])
+
+    parts = 0.25 * loss([0]) + 0.75 * loss([1, 2, 3])
+    torch.testing.assert_close(loss([0, 1, 2, 3]), parts)
+    assert loss([3]) == 0
+    loss([3]).backward()
+    assert head.weight.grad.abs().max() == 0
