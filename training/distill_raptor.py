@@ -9,7 +9,7 @@
 recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import transformers
 
@@ -90,15 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     loop.configure_compute(model, compute)
     chains = [distillation.chain_of(model, parse_token_weights(objective.token_weights))]
 
-    # b) The states that it learns from, the validation, the image processor
+    # b) The states that it learns from, and the validation
     layers = distillation.covered_layers(chains)
     states = activations.open_source(source, images, crops, reading, teacher, layers)
-    reading = replace(reading, resolution=states.resolution)
-    processor = raptor_hf.teachers.load_processor(
-        source.teacher, source.revision, states.resolution
-    )
     validate = distillation.open_validation(
-        validation, teacher, chains, reading=reading, revision=source.revision,
+        validation, teacher, chains, processor=states.processor, reading=reading,
         num_workers=training.num_workers,
     )  # fmt: skip
 
@@ -106,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     distillation.print_plan(chains, teacher, states, objective, training)
     if training.dry_run:
         return
-    inputs = {"activations": states.identity(), "phases": lengths}
+    inputs = distillation.source_inputs(teacher, states) | {"phases": lengths}
     if own.blocks:
         inputs["blocks"] = folder_digest(own.blocks)
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
@@ -119,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     if process_state().is_main_process:
         model.cpu().save_pretrained(training.output_dir)
-        processor.save_pretrained(training.output_dir)
+        states.processor.save_pretrained(training.output_dir)
         recipe = [objective] if own.blocks else [objective, blocks]
         dataset = images.dataset or states.manifest["dataset"]
         distillation.write_training(

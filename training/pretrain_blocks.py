@@ -7,7 +7,7 @@
 `--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import transformers
 
@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     # b) The states that they learn from, and the validation
     layers = distillation.covered_layers(chains)
     states = activations.open_source(source, images, crops, reading, teacher, layers)
-    reading = replace(reading, resolution=states.resolution)
     validate = distillation.open_validation(
-        validation, teacher, chains, reading=reading, revision=source.revision,
+        validation, teacher, chains, processor=states.processor, reading=reading,
         num_workers=training.num_workers,
     )  # fmt: skip
 
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     distillation.print_plan(chains, teacher, states, objective, training)
     if training.dry_run:
         return
-    inputs = {"activations": states.identity()}
+    inputs = distillation.source_inputs(teacher, states)
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return
 

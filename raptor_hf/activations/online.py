@@ -109,6 +109,11 @@ class OnlineActivations(Dataset):
         """The processor's values of bytes (`pixel_table`), on the teacher's device."""
         return torch.from_numpy(self.images.table).to(self.teacher.device)
 
+    @property
+    def processor(self):
+        """The image processor that makes the images."""
+        return self.images.processor
+
     @cached_property
     def resolution(self) -> list[int]:
         """Height and width of the images in pixels."""
@@ -202,18 +207,18 @@ def open_source(
             f"{source.activations} holds the states of images of {stored.resolution} "
             f"pixels; --resolution asks for {reading.resolution}. Leave it out."
         )
-    _check_processor(source, stored)
+    stored.processor = _find_processor(source, stored)
     return stored
 
 
-def _check_processor(source: ActivationArguments, stored: StoredActivations) -> None:
-    """Refuse a store of images that another image processor prepared than the teacher's."""
+def _find_processor(source: ActivationArguments, stored: StoredActivations):
+    """Return the image processor of a store; refuse a store of another one than the teacher's."""
     before = stored.manifest["transform"]
     for resolution in (None, stored.resolution):  # its own, or that of an extraction's --resolution
         processor = load_processor(source.teacher, source.revision, resolution)
         now = json.loads(json.dumps(processor.to_dict()))
         if now == before:
-            return
+            return processor
     name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
     raise ValueError(
         f"{source.activations} was made with another image processor ({name} {before.get(name)}, "

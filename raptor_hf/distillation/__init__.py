@@ -2,7 +2,7 @@
 
 from .blocks import chain_of, covered_layers, make_chains, raptor_from_blocks, save_blocks
 from .fidelity import open_validation
-from .provenance import write_training
+from .provenance import source_inputs, write_training
 from .training import print_plan, train_chains
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "print_plan",
     "raptor_from_blocks",
     "save_blocks",
+    "source_inputs",
     "train_chains",
     "write_training",
 ]

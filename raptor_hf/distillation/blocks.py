@@ -10,6 +10,7 @@ from ..loop.arguments import ComputeArguments
 from ..loop.setup import configure_compute
 from ..modeling_raptor import RaptorModel
 from ..teachers.making import make_raptor
+from .provenance import check_teacher
 from .rollout import Chain, Span
 
 # what blocks of one folder share, beside their teacher
@@ -99,8 +100,12 @@ def raptor_from_blocks(
         folder: of `pretrain_blocks.py`: `blocks.safetensors` and the architecture, `config.json`.
 
     Raises:
-        ValueError: no block for one of the phases (those that there are are named).
+        FileNotFoundError: no such folder.
+        ValueError: no block for one of the phases, or blocks of another teacher.
     """
+    if not (Path(folder) / "blocks.safetensors").is_file():
+        raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py.")
+    check_teacher(folder, teacher)
     config = RaptorConfig.from_pretrained(folder)
     options = {name: getattr(config, name) for name in ARCHITECTURE}
     model = make_raptor(teacher, phases, init="random", **options)

@@ -26,7 +26,7 @@ from ..modeling_raptor import rotary_angles
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
-from ..teachers import final_norm, load_processor, trajectory
+from ..teachers import final_norm, trajectory
 from ..teachers.states import run_layers
 from .arguments import ValidationArguments
 from .blocks import Chain
@@ -179,16 +179,16 @@ def open_validation(
     teacher: PreTrainedModel,
     chains: list[Chain],
     *,
+    processor,
     reading: ReadingArguments,
-    revision: str | None = None,
     num_workers: int = 0,
 ) -> Validation | None:
     """Open the images and the head that a training validates with; None without a dataset.
 
     Args:
-        teacher: as it was loaded: its name leads to its head and its image processor.
+        teacher: as it was loaded: its name leads to its head.
+        processor: image processor that the blocks are trained with.
         reading: how the images are read, and by how many processes (`num_workers`).
-        revision: of the teacher on the Hub.
 
     Raises:
         ValueError: an interval or a head without a dataset, or a head that doesn't fit the teacher.
@@ -200,7 +200,7 @@ def open_validation(
         return None
     images = ImageViews(
         load_images(arguments.validation_dataset, arguments.validation_split, reading),
-        load_processor(teacher.name_or_path, revision, reading.resolution),
+        processor,
         reading=reading,
     )
     head = None

@@ -5,14 +5,32 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..activations.online import Activations
 from ..configuration_raptor import teacher_family
 from ..loop.arguments import LoopArguments
-from ..runs.files import public_name, read_json, write_json
+from ..runs.files import json_digest, public_name, read_json, write_json
 from ..runs.folder import identity_values, program_name
 from ..runs.processes import process_state
 from ..teachers import teacher_identity
+from ..weights import weights_digest
 
 _FILE = "training.json"
+
+
+def source_inputs(teacher: PreTrainedModel, activations: Activations) -> dict[str, str]:
+    """Return digests of what the states depend on, as `start_run` takes them.
+
+    They are those of the weights or the store, of the configuration, which may change what equal
+    weights compute, and of the image processor.
+    """
+    config = teacher.config.to_diff_dict()
+    for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        config.pop(name, None)
+    return {
+        "activations": activations.identity(),
+        "config": json_digest(config),
+        "processor": json_digest(activations.processor.to_dict()),
+    }
 
 
 def write_training(
@@ -51,6 +69,16 @@ def write_training(
         "stages": [*stages, stage],
     }
     write_json(Path(loop.output_dir) / _FILE, content)
+
+
+def check_teacher(folder: str | Path, teacher: PreTrainedModel) -> None:
+    """Refuse blocks or a Raptor that were made from another teacher, as far as that is noted."""
+    facts = training_facts(folder)
+    if facts and facts["teacher"]["weights_sha256"] != weights_digest(teacher):
+        raise ValueError(
+            f"{folder} was made from another teacher, {facts['teacher']['name']}, with other "
+            f"weights than {teacher.name_or_path}. Give that one."
+        )
 
 
 def training_facts(folder: str | Path) -> dict | None:

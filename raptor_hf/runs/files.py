@@ -66,6 +66,12 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def json_digest(content: dict) -> str:
+    """Return SHA-256 of what JSON can hold; other values count as their text."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def folder_digest(path: str | Path) -> str:
     """Return SHA-256 of what a folder of ours holds: weights, manifest or result.
 

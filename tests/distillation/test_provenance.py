@@ -1,9 +1,14 @@
 """The file that says how a Raptor was trained."""
 
+import copy
 import json
 
+import pytest
+
+from raptor_hf.activations import OnlineActivations
 from raptor_hf.distillation.arguments import BlockArguments, ObjectiveArguments
-from raptor_hf.distillation.provenance import training_facts, write_training
+from raptor_hf.distillation.blocks import make_span, raptor_from_blocks, save_blocks
+from raptor_hf.distillation.provenance import source_inputs, training_facts, write_training
 from raptor_hf.loop.arguments import LoopArguments
 
 
@@ -31,3 +36,29 @@ def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
     assert "init" in before["arguments"]
     assert (last["images"], last["seconds"], last["num_processes"]) == (40, 13.0, 1)
     assert training_facts(tmp_path) is None
+
+
+def test_blocks_of_another_teacher_are_refused(teacher, tmp_path):
+    save_blocks([make_span(teacher, 0, 6)], tmp_path)
+    write_training(
+        teacher, LoopArguments(output_dir=str(tmp_path)), revision=None, dataset="digits"
+    )
+    raptor_from_blocks(teacher, [6], tmp_path)
+    other = copy.deepcopy(teacher)
+    other.layernorm.bias.data += 1
+    with pytest.raises(ValueError, match="made from another teacher"):
+        raptor_from_blocks(other, [6], tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no blocks"):
+        raptor_from_blocks(teacher, [6], tmp_path / "nowhere")
+
+
+def test_inputs_change_with_what_a_teacher_computes(teacher, images):
+    before = source_inputs(teacher, OnlineActivations(teacher, images))
+    assert before == source_inputs(copy.deepcopy(teacher), OnlineActivations(teacher, images))
+    images.processor.image_mean = [0.0, 0.0, 0.0]
+    now = source_inputs(teacher, OnlineActivations(teacher, images))
+    assert [name for name in now if now[name] != before[name]] == ["processor"]
+    other = copy.deepcopy(teacher)
+    other.config.layer_norm_eps = 0.1  # no weight, and another function
+    now = source_inputs(other, OnlineActivations(teacher, images))
+    assert [name for name in now if now[name] != before[name]] == ["config", "processor"]

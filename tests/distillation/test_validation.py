@@ -86,7 +86,7 @@ def test_without_a_head_there_is_r2_alone(teacher, images):
 
 
 def test_an_interval_without_a_dataset_is_refused(teacher):
-    options = {"reading": ReadingArguments()}
+    options = {"reading": ReadingArguments(), "processor": None}
     assert open_validation(ValidationArguments(), teacher, [], **options) is None
     with pytest.raises(ValueError, match="validate_every=5 needs --validation_dataset"):
         open_validation(ValidationArguments(validate_every=5), teacher, [], **options)

@@ -53,6 +53,17 @@ def test_a_stop_signal_is_noted_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_is_ignored_stays_ignored(handlers):
+    """As `nohup` starts a program."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.received is None
+        signal.raise_signal(signal.SIGUSR2)
+        assert signals.received == signal.SIGUSR2
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @pytest.fixture
 def handlers():
     """Put the handlers of stop signals back: `run_program` sets them for the whole process."""

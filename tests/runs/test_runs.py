@@ -194,8 +194,8 @@ def test_wrong_recipes_are_refused(tmp_path, recipe, words):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("steps", "-5"), ("learning_rate", "nan"), ("batch_size", "0"), ("max_grad_norm", "inf"),
-     ("stepz", "1")],
+    [("steps", "-5"), ("learning_rate", "nan"), ("learning_rate", "0"), ("batch_size", "0"),
+     ("max_grad_norm", "inf"), ("seed", "5000000000"), ("stepz", "1")],
 )  # fmt: skip
 def test_wrong_flags_are_refused(flag, value):
     argv = ["--teacher", "t", "--output_dir", "o", f"--{flag}", value]
