@@ -36,8 +36,9 @@ class Arguments:
 
 PARTS = (Arguments, ProbeArguments, CropArguments, DenseArguments, ReadingArguments)
 PARTS += (LoopArguments,)
-# by default no random views, and as many steps as the recipe's epochs have
-DEFAULTS = {"crop_scale": [], "flip": 0.0, "steps": None}
+# by default no random views, as many steps as the recipe's epochs have, and no warm-up, which a few
+# images would never leave
+DEFAULTS = {"crop_scale": [], "flip": 0.0, "steps": None, "learning_rate": 1e-3, "warmup_steps": 0}
 
 
 def main(argv: list[str] | None = None) -> None:

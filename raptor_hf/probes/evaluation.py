@@ -86,6 +86,8 @@ class Evaluation:
         self.recipe, self.reading, self.loop = recipe, reading, loop
         self.teacher_name = teacher
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
+        self.tasks: dict[str, Task] = {}
+        self.heads: dict[str, nn.Linear | None] = {}
         task = TASKS[recipe.task]
         self.num_heads = len(head_grid(recipe, loop, task))
         self.splits = load_splits(recipe, dense, reading, num_heads=self.num_heads, seed=loop.seed)
@@ -114,6 +116,8 @@ class Evaluation:
     def check_models(self, folders: dict[str, str]) -> None:
         """Load every model once, so that one that can't be judged is refused before the first is.
 
+        `evaluate_model` takes the task and the first head of a model from here.
+
         Raises:
             ValueError: a Raptor that was made from another teacher, a model without the tokens of
                 the task, or a head for other outputs.
@@ -125,7 +129,7 @@ class Evaluation:
             model = self.teacher if name == "teacher" else load_backbone(folder)
             task = make_task(self.recipe, model.config, self.splits.train.class_names)
             head_grid(self.recipe, self.loop, task)
-            self._load_head(task)
+            self.tasks[name], self.heads[name] = task, self._load_head(task)
             if name == "teacher":
                 continue
 
@@ -153,11 +157,9 @@ class Evaluation:
         if result_file.exists():
             return
         self.state.print(f"{name}: {folder}", flush=True)
-        model = self.teacher
+        model, task = self.teacher, self.tasks[name]
         if name != "teacher":
             model = load_backbone(folder).to(self.state.device)
-        task = make_task(self.recipe, model.config, self.splits.train.class_names)
-        start = self._load_head(task)
 
         # a) features
         features_dir = self.output_dir / "features" / name
@@ -167,13 +169,14 @@ class Evaluation:
         probe_dir = self.output_dir / "probes" / name
         loop = dataclasses.replace(self.loop, output_dir=str(probe_dir))
         probe = train_heads(
-            task, train, selection, validation, self.recipe, loop, backbone=model, start=start
-        )
+            task, train, selection, validation, self.recipe, loop,
+            backbone=model, start=self.heads[name],
+        )  # fmt: skip
 
         # c) results
-        facts = model_facts(model)
+        training, facts = training_facts(folder), model_facts(model)
         if facts["phases"]:
-            facts["training"] = training_facts(folder)
+            facts["training"] = training
             if task.name == "classification":
                 self._write_result(name, "r2", self._compare_states(model), validation, facts)
         if name == "teacher":
@@ -190,10 +193,8 @@ class Evaluation:
         if self.state.is_main_process:
             if facts["phases"]:
                 self._save_model(name, model, task, probe, validation)
-                if facts["training"]:  # for the model's card
-                    write_json(
-                        self.output_dir / "models" / name / "training.json", facts["training"]
-                    )
+                if training:  # for the model's card
+                    shutil.copy(Path(folder) / "training.json", self.output_dir / "models" / name)
             if task.dense:
                 self._save_predictions(name, task, probe.head, validation)
         self._write_result(name, task.name, probe.metrics, validation, {**result, **facts})
