@@ -110,7 +110,7 @@ def benchmark_images(number: int, rounds: int, folder: Path) -> Iterator[Row]:
 
 def _compare_readers(path: Path, cache: Path, rounds: int) -> dict[str, list[float]]:
     """Return the times of the ways to read batches of one folder of photographs."""
-    processor, crops = make_processor(_PIXELS), Augmentation((_PIXELS, _PIXELS))
+    processor, crops = make_processor(_PIXELS), Augmentation(size=(_PIXELS, _PIXELS))
     files = sorted((path / "train").iterdir())
 
     def ours(**options) -> Callable[[int], object]:
