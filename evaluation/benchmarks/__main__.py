@@ -40,8 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
     add("--images", type=int, default=256, help="activations, images: how many")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
-    add("--recipe", default="digits", help="recipe: <recipe>_raptor.yaml is ours")
-    add("--model", help="recipe: the teacher; default: that of outputs/<recipe>")
+    add("--line", default="outputs/digits", help="recipe: folder of reproduce.sh")
+    add("--model", help="recipe: the teacher; default: that of the line")
     add("--dataset", help="recipe: images of the teacher; default: the stored digits")
     add("--resolution", type=int, nargs="+", help="recipe: height and width in pixels")
     add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
@@ -62,10 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     name, machine = a.benchmark, platform.machine()
     if a.device == "cuda":
         name, machine = f"{name}_cuda", torch.cuda.get_device_name()
-    if name == "recipe" and a.recipe != "digits":
-        name = f"recipe_{a.recipe}"
+    line = Path(a.line).name
+    if name == "recipe" and line != "digits":
+        name = f"recipe_{line}"
     path = Path(a.output_dir) / f"{name}.json"
-    settings = {key: value for key, value in vars(a).items() if key != "output_dir"}
+    settings = {key: value for key, value in vars(a).items() if key not in ("line", "output_dir")}
     content = {"settings": settings, "machine": machine, "environment": environment()}
 
     if a.benchmark == "recipe":

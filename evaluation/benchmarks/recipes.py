@@ -2,7 +2,7 @@
 
 At every number of blocks and every budget each recipe gets the best learning rate among its
 doublings and halvings, judged on training images with the first seed. R² is that of images that it
-did not learn from. Runs are kept in `outputs/<recipe>/recipe_runs.jsonl`, and not made again.
+did not learn from. Runs are kept in `recipe_runs.jsonl` of the line's folder, and not made again.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Setting:
     """A teacher, its phases and its images, as `reproduce.sh` leaves them or as flags name them."""
 
     def __init__(self, a: argparse.Namespace):
-        line = Path("outputs") / a.recipe
+        line = Path(a.line)
         name = a.model or str(line / "teacher")
         self.teacher, self.record = load_backbone(name), line / "recipe_runs.jsonl"
         self.flags = {"teacher": name, "phases_file": line / "phases" / "phases.json"}
@@ -142,7 +142,7 @@ def benchmark_recipes(a: argparse.Namespace) -> dict:
         for every seed.
     """
     setting, table = Setting(a), []
-    compared = recipes(a.recipe, setting.teacher.config.hidden_size)
+    compared = recipes(Path(a.line).name.split("_")[0], setting.teacher.config.hidden_size)
     points = [(budget, k) for budget in sorted(a.budgets) for k in a.k]
     for budget, k in points:
         for name, recipe in compared.items():

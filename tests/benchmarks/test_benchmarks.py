@@ -113,14 +113,14 @@ def test_stores_and_readers_are_compared(tmp_path):
 
 
 @pytest.mark.slow
-def test_recipes_are_compared_and_runs_on_record_are_not_made_again(tmp_path, monkeypatch):
+def test_recipes_are_compared_and_runs_on_record_are_not_made_again(tmp_path):
     """On what `reproduce.sh digits` leaves, of a small random teacher."""
     torch.manual_seed(0)
     config = Dinov2WithRegistersConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=16, patch_size=4,
         num_register_tokens=1, layerscale_value=0.3,
     )  # fmt: skip
-    teacher, line = Dinov2WithRegistersModel(config).eval(), tmp_path / "outputs" / "digits"
+    teacher, line = Dinov2WithRegistersModel(config).eval(), tmp_path / "digits"
     for folder in ("activations", "phases"):
         (line / folder).mkdir(parents=True)
     teacher.save_pretrained(line / "teacher")
@@ -129,10 +129,10 @@ def test_recipes_are_compared_and_runs_on_record_are_not_made_again(tmp_path, mo
     write_activations(teacher, images, line / "activations")
     (line / "phases" / "phases.json").write_text(json.dumps({"phases": {"2": [2, 2]}}))
 
-    monkeypatch.chdir(tmp_path)
-    options = ["recipe", "--k", "2", "--budgets", "0.2", "0.4", "--seeds", "2", "--output_dir", "."]
+    options = ["recipe", "--k", "2", "--budgets", "0.2", "0.4", "--seeds", "2"]
+    options += ["--line", str(line), "--output_dir", str(tmp_path)]
     main(options)
-    found = read_json("recipe.json")["result"]
+    found = read_json(tmp_path / "recipe.json")["result"]
     record = line / "recipe_runs.jsonl"
     all_runs = [json.loads(text) for text in record.read_text().splitlines()]
     named = [(row["recipe"], row["budget"]) for row in found["table"]]
@@ -145,4 +145,4 @@ def test_recipes_are_compared_and_runs_on_record_are_not_made_again(tmp_path, mo
         assert len(row["r2"]) == 2 and row["r2"][0] != row["r2"][1]
     main(options)
     assert len(record.read_text().splitlines()) == len(all_runs)
-    assert read_json("recipe.json")["result"] == found
+    assert read_json(tmp_path / "recipe.json")["result"] == found
