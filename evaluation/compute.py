@@ -10,7 +10,7 @@ from raptor_hf.distillation.compute import (
     rollouts_per_step,
 )
 from raptor_hf.loop.arguments import LoopArguments
-from raptor_hf.modeling_raptor import make_shell
+from raptor_hf.modeling_raptor import bare_teacher
 from raptor_hf.teachers.layers import config_for_teacher
 
 UNIT_IMAGES = 64
@@ -39,7 +39,7 @@ def step_units(
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     # a block like a layer of the teacher
     with torch.device("meta"):
-        teacher = make_shell(config.teacher_config, num_layers=1)
+        teacher = bare_teacher(config.teacher_config, num_layers=1)
     matched = config_for_teacher(teacher, [layers])
     layer = application_flops(matched, num_tokens)
     return flops / (3 * UNIT_IMAGES * layers * layer)

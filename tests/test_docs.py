@@ -23,7 +23,7 @@ CASES = [
     ("README.md", "states", {}, " (1, 13, 18, 16)\n"),
     ("README.md", "distil", {}, "its snippet runs without raptor_hf"),
     ("docs/activations.md", "plan", {"path/to/images": "digits"}, "1,437 trajectories of 13"),
-    ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is whole: 1,437 images"),
+    ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is complete: 1,437 images"),
     ("docs/atlas.md", "agreement", {}, "0.5 1.0\n"),
     ("docs/atlas.md", "atlas",
      {"outputs/digits/atlas": "OUT/atlas --num_images 40 --resamples 20"}, "OUT/atlas/README.md"),
@@ -66,7 +66,7 @@ def stand_ins(line, tmp_path):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     return {
         "outputs/digits": str(line[0]),
-        "outputs": str(tmp_path),
+        "outputs/": f"{tmp_path}/",
         "path/to/images": str(tmp_path / "images"),
         "facebook/dinov2-with-registers-base": str(line[0] / "teacher"),
         "facebook/dinov2-with-registers-small": str(line[0] / "teacher"),
@@ -139,10 +139,10 @@ def test_flags_that_pages_name_are_there():
     assert named <= set().union(scripts, LAUNCHERS, *known.values())
 
 
-# flags of accelerate and SLURM that pages name
+# flags of accelerate, docker and SLURM that pages name
 LAUNCHERS = {
     "--mixed_precision", "--dynamo_backend", "--multi_gpu", "--nodes", "--num_processes",
-    "--signal",
+    "--shm", "--signal",
 }  # fmt: skip
 
 
