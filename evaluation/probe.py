@@ -16,7 +16,7 @@ from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
 from raptor_hf.runs.arguments import named_folders, parse_arguments
-from raptor_hf.runs.files import file_digest, folder_digest
+from raptor_hf.runs.files import file_digest, folder_digest, json_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import run_program
 from raptor_hf.tasks.arguments import DenseArguments
@@ -47,11 +47,16 @@ def main(argv: list[str] | None = None) -> None:
     own, recipe, crops, dense, reading, training = parts
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}
-    inputs = {name: folder_digest(path) for name, path in folders.items() if Path(path).is_dir()}
+    inputs = {}
+    for name, path in folders.items():
+        if Path(path).is_dir():
+            inputs[name] = folder_digest(path)
+            inputs[f"{name}, configuration"] = file_digest(Path(path) / "config.json")
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
         inputs["head"] = digest(recipe.head)
     evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
+    inputs["processor"] = json_digest(evaluation.processor.to_dict())
     files = evaluation.files()
     counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
     evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")

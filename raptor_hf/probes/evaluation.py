@@ -21,7 +21,7 @@ from ..data.loading import Classes
 from ..data.transforms import Augmentation
 from ..data.views import skip_corrupt
 from ..distillation.fidelity import trajectory_r2
-from ..distillation.provenance import model_facts, training_facts
+from ..distillation.provenance import check_teacher, model_facts, training_facts
 from ..loop.arguments import LoopArguments
 from ..loop.checkpoints import remove_checkpoints
 from ..metrics import compute_over_processes
@@ -133,6 +133,7 @@ class Evaluation:
             if name == "teacher":
                 continue
 
+            check_teacher(folder, self.teacher)
             # all models get the same images
             ours, theirs = self.processor.to_dict(), load_processor(folder).to_dict()
             changed = [key for key in keys if ours.get(key) != theirs.get(key)]
