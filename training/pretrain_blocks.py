@@ -7,7 +7,7 @@
 `--phases_file outputs/digits/phases/phases.json --k 2 3 4` takes the spans of partitions instead.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 import transformers
 
@@ -19,9 +19,7 @@ from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.distillation.arguments import (
     BlockArguments,
     ObjectiveArguments,
-    SpanArguments,
     ValidationArguments,
-    parse_span,
     parse_token_weights,
     read_phases,
 )
@@ -30,17 +28,43 @@ from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Which spans of layers get a block."""
+
+    _argument_group_name = "spans"
+
+    spans: list[str] = field(
+        default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
+    )
+    phases_file: str | None = field(
+        default=None, metadata={"help": "phases.json of find_phases.py"}
+    )
+    k: list[int] = field(
+        default_factory=list, metadata={"help": "partitions of phases_file to cover"}
+    )
+    last_block_weights: str = field(
+        default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
+    )
+
+
 PARTS = (
-    SpanArguments, ActivationArguments, ImageArguments, BlockArguments, CropArguments,
+    Arguments, ActivationArguments, ImageArguments, BlockArguments, CropArguments,
     ReadingArguments, ObjectiveArguments, ComputeArguments, ValidationArguments, LoopArguments,
 )  # fmt: skip
 
 
-def read_spans(own: SpanArguments) -> list[tuple[int, int]]:
+def read_spans(own: Arguments) -> list[tuple[int, int]]:
     """Return the spans that are given, and those of the partitions of a file, in order."""
     if bool(own.phases_file) != bool(own.k):
         raise ValueError("--phases_file FILE and --k 2 3 4 need each other.")
-    spans = {parse_span(text) for text in own.spans}
+    spans = set()
+    for text in own.spans:
+        start, dash, stop = text.partition("-")
+        if not (dash and start.isdigit() and stop.isdigit()):
+            raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
+        spans.add((int(start), int(stop)))
     for k in own.k:
         spans |= set(phase_spans(read_phases(own.phases_file, k)))
     if not spans:

@@ -43,29 +43,6 @@ class BlockArguments:
 
 
 @dataclass(kw_only=True)
-class SpanArguments:
-    """Which spans stage 1 trains blocks for."""
-
-    _argument_group_name = "spans"
-
-    spans: list[str] = field(
-        default_factory=list, metadata={"help": "spans of layers, like 0-7 7-10"}
-    )
-    phases_file: str | None = field(
-        default=None, metadata={"help": "phases.json of find_phases.py"}
-    )
-    k: list[int] = field(
-        default_factory=list, metadata={"help": "partitions of phases_file to cover"}
-    )
-    last_block_weights: str = field(
-        default="0.34,0.33,0.33", metadata={"help": "token_weights of spans that end at layer L"}
-    )
-
-    def __post_init__(self):
-        check_positive(self, "k")
-
-
-@dataclass(kw_only=True)
 class ObjectiveArguments:
     """The loss that blocks are trained with; every option of the reference trainer."""
 
@@ -190,14 +167,6 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
             f"like 0.45,0.10,0.45, or none; got {text!r}."
         )
     return dict(zip(_TOKEN_GROUPS, weights, strict=True))
-
-
-def parse_span(text: str) -> tuple[int, int]:
-    """Parse `"0-7"` as (0, 7); a ValueError says what was given."""
-    start, dash, stop = text.partition("-")
-    if not (dash and start.isdigit() and stop.isdigit()):
-        raise ValueError(f"A span is written start-stop, like 0-7; got {text!r}.")
-    return int(start), int(stop)
 
 
 def read_phases(file: str, k: int) -> list[int]:

@@ -1,7 +1,6 @@
 """How well a student follows its teacher: R² of its states, and how large it is."""
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -41,7 +40,6 @@ def trajectory_r2(
     activations: Activations,
     *,
     batch_size: int = 64,
-    rows: Sequence[int] | None = None,
     num_workers: int = 0,
 ) -> dict:
     """Measure R² of a student's states against its teacher's, by two definitions.
@@ -52,7 +50,6 @@ def trajectory_r2(
     Args:
         student: a Raptor; online, any model with the teacher's number of states.
         activations: all of the teacher's states, from either source; the processes share them.
-        rows: which of them; default: all.
         num_workers: processes that read ahead.
 
     Returns:
@@ -64,7 +61,7 @@ def trajectory_r2(
     check_all_layers(activations)
     groups = activations.layout.groups()
     statistics, references = [], []
-    for batch in batches(activations, batch_size, "R²", rows=rows, num_workers=num_workers):
+    for batch in batches(activations, batch_size, "R²", num_workers=num_workers):
         target = activations.states(batch).to(student.device).float()
         if "pixel_values" in batch:
             prediction = trajectory(student, activations.pixel_values(batch).to(student.device))

@@ -9,7 +9,7 @@ from ..activations.online import Activations
 from ..configuration_raptor import teacher_family
 from ..loop.arguments import LoopArguments
 from ..runs.files import json_digest, public_name, read_json, write_json
-from ..runs.folder import identity_values, program_name
+from ..runs.folder import LOCATIONS, identity_values, program_name
 from ..runs.processes import process_state
 from ..teachers import teacher_identity
 from ..weights import weights_digest
@@ -54,11 +54,14 @@ def write_training(
         dataset: the images, by name; paths are shortened.
         blocks: folder of the stage before, if there was one.
     """
+    recipe = identity_values(*parts, loop)
+    for name in LOCATIONS:  # paths of this machine
+        recipe.pop(name, None)
     identity = teacher_identity(teacher, revision)
     stages = training_facts(blocks)["stages"] if blocks else []
     stage = {
         "program": program_name(),
-        "arguments": identity_values(*parts, loop),
+        "arguments": recipe,
         "images": loop.steps * loop.batch_size,
         "seconds": _training_seconds(Path(loop.output_dir)),
         "num_processes": process_state().num_processes,

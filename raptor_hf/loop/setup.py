@@ -40,11 +40,6 @@ def check_training(arguments: LoopArguments, num_rows: int) -> None:
             f"--report_to {tracker} needs its package: pip install {tracker}, or choose none "
             "(log.jsonl is written in any case)."
         )
-    if 0 < arguments.steps <= arguments.warmup_steps:
-        logger.warning(
-            "--warmup_steps %d of --steps %d: the learning rate never reaches its peak.",
-            arguments.warmup_steps, arguments.steps,
-        )  # fmt: skip
 
 
 def make_accelerator(arguments: LoopArguments) -> Accelerator:

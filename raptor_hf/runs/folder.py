@@ -27,7 +27,7 @@ NOT_IDENTITY = (
     "validate_every", "push_to_hub", "private",
 )  # fmt: skip
 # Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
-_LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")
+LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")
 _LOCKS: dict[Path, FileLock] = {}  # held by this process
 
 
@@ -132,7 +132,7 @@ def _check_same_run(output_dir: Path, before: dict, run: dict) -> None:
             "Choose another --output_dir."
         )
     differences = []
-    for kind, ignored in (("arguments", _LOCATIONS), ("inputs", ())):
+    for kind, ignored in (("arguments", LOCATIONS), ("inputs", ())):
         old, new = before[kind], run[kind]
         for name in sorted({*old, *new} - {*ignored}):
             if old.get(name) != new.get(name):

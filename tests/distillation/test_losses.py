@@ -3,7 +3,7 @@ import torch
 
 from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import token_layout
-from raptor_hf.distillation.arguments import ObjectiveArguments, parse_span, parse_token_weights
+from raptor_hf.distillation.arguments import ObjectiveArguments, parse_token_weights
 from raptor_hf.distillation.blocks import (
     Chain,
     Span,
@@ -15,6 +15,7 @@ from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.objective import token_loss
 from raptor_hf.distillation.rollout import rollout
 from tests.helpers import assert_same_outputs, randomised
+from training.pretrain_blocks import Arguments, read_spans
 
 GROUPS = {"cls": slice(0, 1), "registers": slice(1, 3), "patches": slice(3, None)}
 
@@ -218,10 +219,10 @@ def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
 
 
 def test_spans_are_written_start_stop():
-    assert parse_span("7-10") == (7, 10)
+    assert read_spans(Arguments(spans=["7-10", "0-7"])) == [(0, 7), (7, 10)]
     for text in ("7", "7-", "a-b", "7:10"):
         with pytest.raises(ValueError, match=f"start-stop, like 0-7; got '{text}'"):
-            parse_span(text)
+            read_spans(Arguments(spans=[text]))
 
 
 def test_spans_outside_the_teacher_are_refused(teacher):

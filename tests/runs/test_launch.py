@@ -101,9 +101,9 @@ def wrong_file():
 
 
 def wrong_argument():
-    from raptor_hf.distillation.arguments import parse_span
+    from raptor_hf.distillation.arguments import parse_token_weights
 
-    parse_span("7")
+    parse_token_weights("7")
 
 
 @pytest.mark.parametrize("main", [wrong_file, wrong_argument])
