@@ -188,7 +188,7 @@ def test_the_programs_online_source(teacher, tmp_path):
 
 
 def test_the_resolution_is_that_of_the_images(teacher):
-    """Without a centre crop the processor does not say it."""
+    """Without a centre crop the processor alone does not say it."""
     images = grey_images(3, size=12)
     images.processor = make_processor(8)
     images.processor.do_center_crop = False
