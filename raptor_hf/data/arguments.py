@@ -21,9 +21,6 @@ class ReadingArguments:
     skip_corrupt: int = field(
         default=0, metadata={"help": "leave out up to so many unreadable images, with a warning"}
     )
-    max_megapixels: float = field(
-        default=89.0, metadata={"help": "larger images can't be read: a bound on memory"}
-    )
     shorter_side: int = field(
         default=0,
         metadata={
@@ -44,17 +41,12 @@ class ReadingArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "max_megapixels", "resolution")
+        check_positive(self, "resolution")
         check_not_negative(self, "skip_corrupt", "shorter_side")
         if len(self.resolution) > 2:
             raise ValueError(f"resolution takes one or two numbers; got {self.resolution}.")
         if len(self.resolution) == 1:
             self.resolution = self.resolution * 2
-
-    @property
-    def sizes(self) -> dict[str, float]:
-        """How large an image may be, and how large it becomes, for `read_pixels`."""
-        return {"max_megapixels": self.max_megapixels, "shorter_side": self.shorter_side}
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,6 @@ from .decoding import image_columns, open_image, to_ppm, undecoded
 from .folders import list_folder
 
 EMBEDDED = ("digits", "digit_scenes")  # the second is a dataset of dense tasks: `tasks`
-_PART_BYTES = 2**30  # of a column that Arrow numbers by 32 bits
 
 
 def load_images(name: str, split: str, reading: ReadingArguments | None = None) -> datasets.Dataset:
@@ -132,7 +131,8 @@ def _cached(
     tells other images apart. An image that can't be read stays as it is.
     """
     files = undecoded(dataset)
-    key = f"{identity} {files[0]['image']['path']} {reading.sizes}"  # cells hold absolute paths
+    # cells hold absolute paths: images that lie elsewhere get another file
+    key = f"{identity} {files[0]['image']['path']} {reading.shorter_side}"
     folder = Path(reading.image_cache).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.arrow"
@@ -141,9 +141,9 @@ def _cached(
     # Decoding runs in threads, as Pillow needs no lock of Python for it.
     with ThreadPoolExecutor() as pool, process_state().local_main_process_first():
         cached = files.with_format("arrow").map(
-            lambda table: _decoded(table, pool, reading),
+            lambda table: _decoded(table, pool, reading.shorter_side),
             batched=True,
-            batch_size=max(1, min(32, int(_PART_BYTES / (3e6 * reading.max_megapixels)))),
+            batch_size=32 if reading.shorter_side else 3,  # a column of a batch has up to 2 GiB
             features=dataset.features,
             cache_file_name=str(file),
             load_from_cache_file=True,
@@ -155,12 +155,12 @@ def _cached(
     return cached
 
 
-def _decoded(table: pa.Table, pool: ThreadPoolExecutor, reading: ReadingArguments) -> pa.Table:
+def _decoded(table: pa.Table, pool: ThreadPoolExecutor, shorter_side: int) -> pa.Table:
     """Return rows with decoded images."""
 
     def decode(cell: dict) -> dict:
         try:
-            image = open_image(cell, name="", rgb=True, **reading.sizes)
+            image = open_image(cell, name="", rgb=True, shorter_side=shorter_side)
         except ValueError:
             return cell
         return {"bytes": to_ppm(image), "path": cell["path"]}

@@ -106,7 +106,7 @@ class ImageViews(Dataset):
     def read(self, image_id: int) -> np.ndarray:
         """Decode an image, (H, W, 3); errors as `open_image`."""
         cell, name = self.cells[image_id]["image"], f"image {image_id} of the dataset"
-        return read_pixels(cell, name=name, **self.reading.sizes)
+        return read_pixels(cell, name=name, shorter_side=self.reading.shorter_side)
 
     def _make_views(
         self, images: list[np.ndarray], keys: list[tuple[int, int, int]]

@@ -64,7 +64,6 @@ def load_segmentation(
         num_classes=len(names),
         first_label=first_label,
         ignore_label=dense.ignore_label,
-        max_megapixels=reading.max_megapixels,
     )
     return LabelledImages(name, cells, read, names, reading, first_label)
 
@@ -103,7 +102,7 @@ def load_depth(
             f"{name}: the numbers in depth images have no unit of their own. Give --depth_unit_m, "
             "the metres in one of them: 0.001 where they are millimetres, 1 where they are metres."
         )
-    read = partial(read_depth, unit_m=unit_m, bits=bits, max_megapixels=reading.max_megapixels)
+    read = partial(read_depth, unit_m=unit_m, bits=bits)
     return LabelledImages(name, cells, read, reading=reading)
 
 

@@ -51,7 +51,9 @@ class LabelledImages:
         """
         cell_name, target_name = self.cells.column_names
         cells = self.cells[row]
-        pixels = read_pixels(cells[cell_name], name=f"image {row}", **self.reading.sizes)
+        pixels = read_pixels(
+            cells[cell_name], name=f"image {row}", shorter_side=self.reading.shorter_side
+        )
         target = self.read_target(cells[target_name], f"{target_name} {row}")
         if isinstance(target, np.ndarray):
             check_pair(pixels, target, cells[cell_name]["path"] or f"image {row}")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.arguments import ReadingArguments
 from ..data.decoding import open_image
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,6 @@ def read_mask(
     num_classes: int,
     first_label: int = 0,
     ignore_label: int = IGNORED,
-    max_megapixels: float = ReadingArguments.max_megapixels,
 ) -> np.ndarray:
     """Return the classes (H, W), int64, from 0 on, `IGNORED` where there is none.
 
@@ -70,7 +68,7 @@ def read_mask(
     Raises:
         ValueError: not a single-channel image, or a label that is no class.
     """
-    image = open_image(cell, name=name, max_megapixels=max_megapixels)
+    image = open_image(cell, name=name)
     mask = np.asarray(image)
     if mask.ndim != 2:
         raise ValueError(
@@ -128,7 +126,6 @@ def read_depth(
     *,
     unit_m: float,
     bits: int | None = None,
-    max_megapixels: float = ReadingArguments.max_megapixels,
 ) -> np.ndarray:
     """Return the depth (H, W) in metres, float32, 0 where it is unknown.
 
@@ -139,7 +136,7 @@ def read_depth(
     Raises:
         ValueError: an image of another bit depth, with several channels, or of negative depth.
     """
-    image = open_image(cell, name=name, max_megapixels=max_megapixels)
+    image = open_image(cell, name=name)
     expected = _MODES[bits] if bits else (*_MODES[8], *_MODES[16], "F")
     if image.mode not in expected:
         raise ValueError(
