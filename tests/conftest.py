@@ -68,6 +68,13 @@ def store(teacher, images, tmp_path):
     return path
 
 
+def pytest_collection_modifyitems(items):
+    """Give a file, and all tests of the digits line, to one worker of pytest-xdist each."""
+    for item in items:
+        group = "line" if "line" in item.fixturenames else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def line(tmp_path_factory):
     """The digits command of the README, with recipes of a few steps: (output folder, printed)."""

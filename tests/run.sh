@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 source training/environment.sh
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+python -m pytest -n 2 --dist loadgroup -m "not slow" "$@"
 [[ " $* " == *" -m "* ]] || echo "Left out: tests marked slow (kills, compilers, benchmarks, export, clients of the Hub, peak memory). All: bash tests/run.sh -m ''"
