@@ -36,11 +36,14 @@ CASES = [
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
     ("docs/hub.md", "publish",
      {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "snippet runs"),
-    ("docs/performance.md", "fast", {}, "torch.Size([4, 10])\n"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "segmenter", {}, "'ground'"),
     ("docs/quickstart.md", "turns", {}, "tensor(["),
     ("docs/study.md", "student", {}, "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 3\n"),
+    # export and the compiler take long
+    pytest.param(
+        "docs/performance.md", "fast", {}, "torch.Size([4, 10])\n", marks=pytest.mark.slow
+    ),
     pytest.param(
         "docs/hub.md", "export", {"raptor.onnx": "OUT/raptor.onnx"}, " 13\n",
         marks=pytest.mark.slow,
