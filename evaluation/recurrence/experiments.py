@@ -17,7 +17,7 @@ from raptor_hf.runs.folder import environment
 
 from .maps import MapArguments, first_cuts, phase_map
 from .students import Student, runs_of, shuffled
-from .workbench import Bench, Settings, recorded, student_key, train_students
+from .workbench import Bench, Settings, record_file, student_key, train_students
 
 TEACHER = "teacher"  # name of the study's own teacher
 _RANDOM_PARTITIONS = 200
@@ -59,12 +59,11 @@ class Plan(NamedTuple):
 
 def gap(phase_maps: dict, plan: Plan) -> list[Row]:
     """How close are k blocks to the teacher? Phases by max-cut, k = 1 … 6."""
-    phases = phase_maps[TEACHER]["phases"]
-    return [
-        Row({"k": k}, TEACHER, Student(runs_of(phases[str(k)]), seed))
-        for k in plan.ks
-        for seed in range(plan.seeds)
-    ]
+    phases, rows = phase_maps[TEACHER]["phases"], []
+    for k in plan.ks:
+        for seed in range(plan.seeds):
+            rows.append(Row({"k": k}, TEACHER, Student(runs_of(phases[str(k)]), seed)))
+    return rows
 
 
 def partitions(phase_maps: dict, plan: Plan) -> list[Row]:
@@ -83,10 +82,9 @@ def partitions(phase_maps: dict, plan: Plan) -> list[Row]:
                 "random": runs_of(_other_runs(own["distance"], best, seed)),
                 "shuffled": shuffled(best, seed),
             }
-            rows += [
-                Row({"k": k, "partition": kind}, TEACHER, Student(layers, seed))
-                for kind, layers in parts.items()
-            ]
+            for kind, layers in parts.items():
+                label = {"k": k, "partition": kind}
+                rows.append(Row(label, TEACHER, Student(layers, seed)))
     return rows
 
 
@@ -119,7 +117,8 @@ def alternatives(phase_maps: dict, plan: Plan) -> list[Row]:
             if k in plan.partition_ks:
                 students["uniform phases", k] = Student(even, seed)
                 students["Raptor, last state", k] = Student(parts, seed, learned="last")
-        rows += [Row({"k": k, "kind": name}, TEACHER, s) for (name, k), s in students.items()]
+        for (name, k), student in students.items():
+            rows.append(Row({"k": k, "kind": name}, TEACHER, student))
     return rows
 
 
@@ -132,9 +131,8 @@ def training(phase_maps: dict, plan: Plan) -> list[Row]:
     for name, found in phase_maps.items():
         k = str(min(3, max(map(int, found["phases"]))))
         parts = runs_of(found["phases"][k])
-        rows += [
-            Row({"teacher": name}, name, Student(parts, seed)) for seed in range(plan.other_seeds)
-        ]
+        for seed in range(plan.other_seeds):
+            rows.append(Row({"teacher": name}, name, Student(parts, seed)))
     return rows
 
 
@@ -146,17 +144,17 @@ EXPERIMENTS: dict[str, Callable[[dict, Plan], list[Row]]] = {
 }
 
 
-def collect(rows: list[Row], record: list[dict]) -> list[dict]:
-    """Return the results of rows: the label, seed and phases beside what was measured."""
-    found = []
+def collect(rows: list[Row], folder: str | Path) -> list[dict]:
+    """Return the results of rows from the record in a folder, each after its label."""
+    results = []
     for row in rows:
-        key = student_key(row.teacher, row.student)
-        result = next(run for run in record if key.items() <= run.items())
-        measured = {name: value for name, value in result.items() if name not in key}
-        parts = [list(part) for part in row.student.parts]
+        result = read_json(record_file(folder, row.teacher, row.student))
+        for name in student_key(row.teacher, row.student):
+            del result[name]
         label = {**row.label, "seed": row.student.seed, "untied": row.student.untied}
-        found.append({**label, "parts": parts, **measured})
-    return found
+        parts = [list(part) for part in row.student.parts]
+        results.append({**label, "parts": parts, **result})
+    return results
 
 
 def run_study(
@@ -185,9 +183,8 @@ def run_study(
     rows = {name: EXPERIMENTS[name](maps, plan) for name in experiments}
     students = [(row.teacher, row.student) for name in experiments for row in rows[name]]
     train_students(settings, teachers, students, folder, processes=processes)
-    record = recorded(folder)
     for name, own in rows.items():
-        write_json(folder / f"{name}.json", {"rows": rounded(collect(own, record), 5)})
+        write_json(folder / f"{name}.json", {"rows": rounded(collect(own, folder), 5)})
 
 
 def _measure_teachers(

@@ -4,10 +4,15 @@ All have the same images, objective, optimiser and batches, and the same compute
 which decides the number of steps.
 """
 
+import hashlib
 import json
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +21,6 @@ import torch
 from transformers import set_seed
 
 from evaluation.compute import step_units
-from evaluation.recurrence.workers import (
-    in_processes,
-    mend_record,
-    quietly,
-    read_record,
-    write_entries,
-)
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import Activations, OnlineActivations, open_source, stream_states
 from raptor_hf.configuration_raptor import token_layout
@@ -40,13 +38,13 @@ from raptor_hf.distillation.training import train_chains
 from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
+from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import process_state, progress_bar
 from raptor_hf.teachers import load_backbone, load_processor
 
 from .measures import measure_gap, state_sizes
 from .students import Student, make_spans, student_sizes
 
-RECORD = "students.jsonl"
 _WARMUP = 0.1  # of the steps
 
 
@@ -174,23 +172,37 @@ class Bench:
 _benches: dict[str, Bench] = {}  # of this process
 
 
-def _train(settings: Settings, teacher: str, student: Student, threads: int) -> dict:
-    """Train a student silently, in a process that keeps its teachers."""
+def _train_silently(
+    settings: Settings, source: str, name: str, student: Student, path: Path, threads: int
+) -> None:
+    """Train a student in a process that keeps its teachers, and write its file."""
     torch.set_num_threads(threads)
-    with quietly():
-        if teacher not in _benches:
-            _benches[teacher] = Bench(settings, teacher)
-        return _benches[teacher].train(student)
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    with nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        if source not in _benches:
+            _benches[source] = Bench(settings, source)
+        write_json(path, {**student_key(name, student), **_benches[source].train(student)})
+
+
+def _end_with_the_parent() -> None:
+    """End this process when its parent ends, even by `kill -9`."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def student_key(teacher: str, student: Student) -> dict:
-    """Return the entries by which a line of the record is found."""
+    """Return the entries by which a student on record is found."""
     return json.loads(json.dumps({"teacher": teacher, **asdict(student)}))
 
 
-def recorded(folder: str | Path) -> list[dict]:
-    """Return all students on record in a folder."""
-    return read_record(Path(folder) / RECORD)
+def record_file(folder: str | Path, teacher: str, student: Student) -> Path:
+    """Return the file of a student on record: it is there when the student is trained."""
+    key = json.dumps(student_key(teacher, student), sort_keys=True)
+    return Path(folder) / "students" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def train_students(
@@ -201,7 +213,7 @@ def train_students(
     *,
     processes: int,
 ) -> None:
-    """Train the students that are not on record, several at once; each is recorded when done.
+    """Train the students that are not on record, several at once.
 
     Args:
         settings: of the study.
@@ -210,16 +222,24 @@ def train_students(
         folder: of the record.
         processes: students that are trained at the same time.
     """
-    path, done, missing = Path(folder) / RECORD, recorded(folder), {}
+    missing, total = {}, len(set(students))
+    for name, student in students:
+        path = record_file(folder, name, student)
+        if not path.exists():
+            missing[path] = (settings, teachers[name], name, student, path)
+    (Path(folder) / "students").mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    for name, student in dict.fromkeys(students):
-        key = student_key(name, student)
-        if not any(key.items() <= run.items() for run in done):
-            missing[name, student] = (settings, teachers[name], student, threads)
-    mend_record(path)
-    total = len(set(students))
-    bar = progress_bar("students", total, unit="student", initial=total - len(missing))
-    with bar:
-        for task, result in in_processes(_train, missing, processes):
-            write_entries(path, [{**student_key(*task), **result}])
-            bar.update()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent)
+    try:
+        futures = [pool.submit(_train_silently, *task, threads) for task in missing.values()]
+        with progress_bar("students", total, unit="student", initial=total - len(missing)) as bar:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+    except BaseException:  # a stop, or an error of one, ends all at once
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()

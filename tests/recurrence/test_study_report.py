@@ -19,7 +19,7 @@ from evaluation.recurrence.measures import (
 )
 from evaluation.recurrence.report import judge_study, load_study, write_report
 from evaluation.recurrence.students import Student, runs_of
-from evaluation.recurrence.workbench import student_key
+from evaluation.recurrence.workbench import record_file, student_key
 from tests.programs import ROOT
 
 LAYERS = 4
@@ -190,20 +190,15 @@ def test_students_of_the_experiments():
     assert Student(runs_of([2, 2])) in students
 
 
-def test_results_are_laid_beside_their_rows():
+def test_results_follow_their_labels(tmp_path):
+    (tmp_path / "students").mkdir()
+    for seed, accuracy in ((0, 0.1), (1, 0.2)):
+        student = Student(runs_of([2, 2]), seed=seed)
+        content = student_key("teacher", student) | {"accuracy": accuracy}
+        record_file(tmp_path, "teacher", student).write_text(json.dumps(content))
     row = Row({"k": 2, "kind": "Raptor"}, "teacher", Student(runs_of([2, 2]), seed=1))
-    other = student_key("teacher", Student(runs_of([2, 2]), seed=0)) | {"accuracy": 0.1}
-    own = student_key(row.teacher, row.student) | {"accuracy": 0.2}
-    assert collect([row], [other, own]) == [
-        {
-            "k": 2,
-            "kind": "Raptor",
-            "seed": 1,
-            "untied": False,
-            "parts": [[1, 2], [3, 4]],
-            "accuracy": 0.2,
-        }
-    ]
+    label = {"k": 2, "kind": "Raptor", "seed": 1, "untied": False}
+    assert collect([row], tmp_path) == [{**label, "parts": [[1, 2], [3, 4]], "accuracy": 0.2}]
 
 
 def test_the_report_in_git_follows_from_its_figures(tmp_path):
