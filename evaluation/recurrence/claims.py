@@ -17,7 +17,14 @@ import numpy as np
 from evaluation.claims import Claim, Verdict, by_interval
 from raptor_hf.phases.stability import partition_agreement
 
-from .measures import correlation, difference, mean_in_words, saturation, values_of
+from .measures import (
+    correlation,
+    difference,
+    mean_in_words,
+    median_r2,
+    saturation,
+    values_of,
+)
 
 _PAPER, _OURS, _REVIEWERS = "paper", "ours", "the paper's reviewers"
 _COMPARED = ("2", "3", "4")  # numbers of phases that teachers and sizes are compared by
@@ -125,7 +132,7 @@ def _drop_rate_table(study: dict) -> dict[str, np.ndarray]:
             "drop rate": found["drop_path_rate"],
             "similarity": found["similarity"],
             "contrast": found["contrast"],
-            "R² cls": np.median(row["r2"]["layers"]["cls"]),
+            "R² cls": median_r2(row, "cls"),
             "R² patches": row["r2"]["mean"]["patches"],
             "ε / spread": np.mean(row["to_spread"]["all"]),
         }.items():

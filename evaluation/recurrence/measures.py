@@ -78,7 +78,7 @@ def measure_gap(
         result["absolute"][name] = epsilon.tolist()
         result["relative"][name] = (epsilon / torch.tensor(sizes["norm"][name])).tolist()
         result["to_spread"][name] = (epsilon / torch.tensor(sizes["spread"][name])).tolist()
-    result["r2"] = compute_over_processes(RSquared(keep_in_memory=True), statistics)
+    result["r2"] = compute_over_processes(RSquared, statistics)
     return result, torch.cat(last)
 
 
@@ -105,13 +105,18 @@ def values_of(rows: Sequence[dict], figure: str, **label) -> np.ndarray:
         elif name == "r2":
             values.append(row["r2"]["mean"].get(group))
         elif name == "median":
-            layers = row["r2"]["layers"].get(group)
-            values.append(None if layers is None else float(np.median(layers)))
+            values.append(median_r2(row, group))
         elif name == "last":
             values.append(row["r2"]["layers"][group][-1])
         else:
             values.append(float(np.mean(row["to_spread"][group])))
     return np.array([value for value in values if value is not None])
+
+
+def median_r2(row: dict, group: str) -> float | None:
+    """Return the median over layers of R² of a token group, without layers that have none."""
+    layers = [r2 for r2 in row["r2"]["layers"].get(group, ()) if r2 is not None]
+    return float(np.median(layers)) if layers else None
 
 
 def student_t(freedom: float, probability: float = 0.95) -> float:

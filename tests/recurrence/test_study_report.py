@@ -103,6 +103,12 @@ def test_statistics_by_hand():
     study = made_study()
     assert saturation(study["gap"]) == 2 and saturation(study["gap"][:6]) is None
     assert values_of(study["gap"], "gap", k=2).tolist() == pytest.approx([0.3] * 3)
+    # the median leaves out layers without variance, and one layer does not rule it
+    row = measured()
+    row["r2"]["layers"]["cls"] = [None, -9.0, 0.8, 0.9]
+    assert values_of([row], "median cls").tolist() == [0.8]
+    row["r2"]["layers"]["cls"] = [None] * 4
+    assert not len(values_of([row], "median cls"))
     assert values_of(study["gap"], "last cls", k=2).tolist() == [0.95] * 3
 
 
