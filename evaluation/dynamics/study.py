@@ -72,6 +72,7 @@ def skipped_analyses(
     """
     if unknown := sorted(set(wanted) - set(ANALYSES)):
         raise ValueError(f"--analyses are {', '.join(ANALYSES)}; got {', '.join(unknown)}.")
+    # images
     reasons, num_classes = {}, len(np.unique(labels))
     if (labels < 0).any():
         reasons["class_basins"] = "it needs a class of every image, and some have none"
@@ -82,10 +83,12 @@ def skipped_analyses(
         )
     if "cls" not in system.layout.groups():
         reasons["class_basins"] = "it needs a cls token, and this model has none"
+    # phases
     if not partitions:
         no_phases = "it needs phases: give --phases_file (training/find_phases.py), or a Raptor"
         for name in ("layer_swap", "phase_contrast", "linear_modes"):
             reasons[name] = no_phases
+    # the model
     if not system.can_run_on:
         no_layers = "it runs layers one by one, and those of this model are not known"
         reasons["self_correction"] = reasons["layer_swap"] = no_layers
@@ -195,6 +198,7 @@ class ModelStudy:
 
     def result(self) -> dict:
         """Return all figures, ready for JSON, by the names in the docstrings of the measures."""
+        # means and standard deviations over the images, and what follows from the means
         figures, seed = self.spread.summary(), self.options.seed
         for group, values in figures["speed"].items():
             speed = self.spread.mean("speed", group)
@@ -208,6 +212,7 @@ class ModelStudy:
                     values["contraction"] = contraction(np.array(values["mean"]))
         if "layer_swap" in figures:
             figures["layer_swap"]["swaps"] = {" ".join(key): s for key, s in self.swaps.items()}
+        # what waited for the last image
         if "class_basins" in self.wanted:
             figures["class_basins"] = self.basins.result()
         if "phase_contrast" in self.wanted:
@@ -260,6 +265,7 @@ def study_models(
         ValueError: states that are not finite, partitions that do not cover a model's layers, or
             fewer than two images.
     """
+    # the same images for all models, drawn at random
     rows, labels = plain_images(images)
     positions = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
     rows, labels = rows[positions], labels[positions]

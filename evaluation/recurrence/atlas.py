@@ -108,6 +108,7 @@ def map_teacher(
 
     Each teacher is a run of its own, with its record in `runs/<file>`. Errors as they come.
     """
+    # the model, its images, and whether it is finished
     folder = Path(own.output_dir)
     path, record = folder / f"{teacher.file}.json", folder / "runs" / teacher.file
     model = load_vision_model(teacher.source).to(process_state().device)
@@ -118,6 +119,8 @@ def map_teacher(
     inputs = {"weights": source.identity()}
     if start_run(own, options, reading, inputs=inputs, images={"images": listed}) and path.exists():
         return
+
+    # measure, and write all at once
     drop_unreadable(source.images)
     content = {
         "kind": KIND,

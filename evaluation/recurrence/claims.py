@@ -98,6 +98,7 @@ def _cut_matters(other: str, figure: str) -> _Decide:
     def decide(study: dict) -> Verdict | None:
         rows, pairs = study.get("partitions") or [], {}
         for k in sorted({row["k"] for row in rows}):
+            # the partitions of both kinds, over seeds
             parts: dict[str, list] = {"max-cut": [], other: []}
             for row in rows:
                 if row["k"] == k and row["partition"] in parts:
@@ -177,6 +178,7 @@ def _above(first: str, second: str, figures: Sequence[str]) -> _Decide:
                 return maps[teacher]["similarity"]
             return float(values_of(rows, figure, teacher=teacher).mean())
 
+        # the teacher's own seeds are the measure of a difference
         seeds = [name for name in trained if name == "teacher" or name.startswith("seed_")]
         clear, texts = [], []
         for figure in figures:

@@ -180,8 +180,10 @@ def run_study(
         processes: students that are trained at the same time.
     """
     maps = _measure_teachers(settings, plan, teachers, folder, map_images, map_sizes)
-    rows = {name: EXPERIMENTS[name](maps, plan) for name in experiments}
-    students = [(row.teacher, row.student) for name in experiments for row in rows[name]]
+    rows, students = {}, []
+    for name in experiments:
+        rows[name] = EXPERIMENTS[name](maps, plan)
+        students += [(row.teacher, row.student) for row in rows[name]]
     train_students(settings, teachers, students, folder, processes=processes)
     for name, own in rows.items():
         write_json(folder / f"{name}.json", {"rows": rounded(collect(own, folder), 5)})
@@ -236,6 +238,7 @@ def map_teacher(bench: Bench, ks: list[int], number: int, sizes: list[int]) -> d
         found = phase_map(source, options, batch_size=64, description=description)
         return found, first_cuts(found)
 
+    # at the size of the training: distances, phases and their stability
     found, cuts = look(None, MapArguments.resamples)
     distance = np.array(found["distance"])
     phases = {k: cut["phases"] for k, cut in cuts.items()}
@@ -249,6 +252,7 @@ def map_teacher(bench: Bench, ks: list[int], number: int, sizes: list[int]) -> d
         "sizes": {},
         **bench.describe(),
     }
+    # at other sizes the phases alone
     for pixels in sizes:
         _, other = look(pixels, 1)
         measured["sizes"][str(pixels)] = {k: cut["phases"] for k, cut in other.items()}

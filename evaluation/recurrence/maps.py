@@ -72,6 +72,7 @@ def phase_map(
     Raises:
         ValueError: states that are not finite.
     """
+    # stream the states, and keep sums of the measures and the distances of every image
     spread, distances = Spread(), []
     states = stream_states(
         source,
@@ -83,10 +84,12 @@ def phase_map(
     )
     for batch in states:
         figures = measure(batch, source.layout)
-        spread.add({key: figures[key] for key in figures if key[0] in _MEASURES})
+        kept = {key: values for key, values in figures.items() if key[0] in _MEASURES}
+        spread.add(kept)
         # one row a token group and image; their mean is the distance of an image
         pairs = image_distances(batch, source.layout)
         distances.append(pairs.unflatten(0, (-1, len(batch))).mean(dim=0).cpu().numpy())
+    # cut the mean distances, and those of bootstrap resamples
     of_images = np.concatenate(distances)
     mean = tidy_distances(of_images.mean(axis=0))
     return {

@@ -61,6 +61,7 @@ def measure_gap(
     """
     layout = token_layout(teacher.config)
     groups, angles = layout.groups(), rotary_angles(teacher, image_size)
+    # roll out, and keep what R² and ε are computed from
     statistics, norms, last = [], [], []
     for target in states.split(_IMAGES_AT_ONCE):
         prediction = rollout(spans, target, resets={spans[0].start}, angles=angles)

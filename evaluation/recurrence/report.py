@@ -69,6 +69,7 @@ def write_report(folder: str | Path) -> str:
         f"{about['num_images']} held-out images of {about['dataset']}, {about['units']:g} units of "
         "compute for every student."
     )
+    # verdicts, then tables, then pictures
     parts = ["# When is a ViT block-recurrent?", setting, table, claims_details(judged)]
     for experiment in _LABELS:
         if study.get(experiment):
@@ -126,6 +127,7 @@ def _draw_alternatives(rows: list[dict]) -> Figure:
             own = [row for row in rows if row["kind"] == kind]
             if name == "r2" and "last state" in kind:
                 continue  # these students learn the last state alone
+            # a dot a student, a line through the means over seeds
             sizes, means = [], []
             for k in sorted({row["k"] for row in own}):
                 values = values_of(own, name, k=k)

@@ -93,19 +93,20 @@ def main(argv: list[str] | None = None) -> None:
 
     # a run is its arguments, its teachers, its stored states and its images
     read = {**teachers, "activations": source.activations}
-    inputs = {name: folder_digest(it) for name, it in read.items() if Path(it).is_dir()}
-    listed = {
-        f"images_{split}": data.list_images(
-            images.dataset, data.load_images(images.dataset, split, reading)
-        )
-        for split in (images.split, validation.validation_split)
-    }
+    inputs, listed = {}, {}
+    for name, source_folder in read.items():
+        if Path(source_folder).is_dir():
+            inputs[name] = folder_digest(source_folder)
+    for split in (images.split, validation.validation_split):
+        dataset = data.load_images(images.dataset, split, reading)
+        listed[f"images_{split}"] = data.list_images(images.dataset, dataset)
     if start_run(
         own, source, images, crops, reading, objective, compute, validation, loop,
         inputs=inputs, images=listed,
     ):  # fmt: skip
         return print(write_report(loop.output_dir))
 
+    # measure the teachers, train the students, report
     run_study(
         settings,
         plan,
