@@ -273,10 +273,7 @@ def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, ca
 
 
 def test_the_comparison_of_all_methods(tmp_path, call):
-    printed = call(
-        compare_phases, "--distance", FIXTURE, "--k", "3",
-        "--random_draws", "4", "--output_dir", tmp_path,
-    )  # fmt: skip
+    printed = call(compare_phases, "--distance", FIXTURE, "--k", "3", "--output_dir", tmp_path)
     lines = printed.out.splitlines()
     assert lines[0] == "| method | k | phases | share cut | within | between | contrast |"
     assert lines[2] == "| recursive | 3 | [7, 3, 2] | 0.830 | 0.230 | 0.686 | 0.455 |"
@@ -285,10 +282,10 @@ def test_the_comparison_of_all_methods(tmp_path, call):
     assert lines[6].startswith("| uniform | 3 | [4, 4, 4] |")
     rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     draws = next(row for row in rows if row["method"] == "random")
-    expected = [find_phases(PUBLISHED["distance"], 3, "random", seed=seed) for seed in range(4)]
+    expected = [find_phases(PUBLISHED["distance"], 3, "random", seed=seed) for seed in range(20)]
     assert draws["phases"] == expected
     share = np.array(draws["cut_share"])
-    assert f"4 draws | {share.mean():.3f} ± {share.std(ddof=1):.3f} |" in lines[5]
+    assert f"20 draws | {share.mean():.3f} ± {share.std(ddof=1):.3f} |" in lines[5]
     assert (tmp_path / "partitions.png").stat().st_size > 500
 
 
