@@ -68,6 +68,7 @@ class LoopArguments:
     def __post_init__(self):
         check_positive(self, "batch_size", "learning_rate", "max_grad_norm", "keep")
         check_not_negative(self, "steps", "final_learning_rate", "weight_decay", "warmup_steps")
+        check_not_negative(self, "per_device_batch_size")
         if self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"--final_learning_rate {self.final_learning_rate} is above --learning_rate "

@@ -4,8 +4,9 @@ Everything random is a function of (seed, step): the order of the data and the d
 run that is stopped and resumed computes the same as an uninterrupted one, bit for bit, and several
 processes learn from the same batches as one.
 
-The host waits for a GPU only to log: after a gradient that is not finite, the device itself leaves
-the weights as they are until the host has noticed.
+The host waits for a GPU only to log; several processes also agree on stop signals in every step.
+After a gradient that is not finite, the device itself leaves the weights as they are until the host
+has noticed.
 """
 
 from collections.abc import Callable, Hashable

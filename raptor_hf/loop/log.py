@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +17,7 @@ from ..runs.processes import progress_bar
 from .arguments import LoopArguments
 from .setup import start_trackers
 
-# scalars of a training batch that the bar shows, and their names there
-_ON_THE_BAR = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "train/r2": "R²",
-    "images_per_second": "images/s",
-}
+_ON_THE_BAR = ("loss", "accuracy", "train/r2", "images_per_second")
 
 
 class TrainingLog:
@@ -105,9 +99,11 @@ class TrainingLog:
 
     def write_validation(self, step: int, scalars: dict[str, float]) -> None:
         """Write the scalars of a validation, and show the last two on the bar."""
-        self._write(step, scalars, show=list(scalars)[-2:])
+        self._write(step, scalars, on_the_bar=list(scalars)[-2:])
 
-    def _write(self, step: int, values: dict[str, float], show: list[str] = ()) -> None:
+    def _write(
+        self, step: int, values: dict[str, float], on_the_bar: Sequence[str] = _ON_THE_BAR
+    ) -> None:
         """Append a line with the seconds since this process began."""
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
@@ -115,9 +111,7 @@ class TrainingLog:
         elapsed = round(time.perf_counter() - self.started, 2)
         with (self.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "seconds": elapsed, **values}) + "\n")
-        for name in values:
-            if name in _ON_THE_BAR or name in show:
-                self.shown[_ON_THE_BAR.get(name, name)] = f"{values[name]:,.4g}"
+        self.shown |= {name: f"{values[name]:,.4g}" for name in on_the_bar if name in values}
         self.bar.set_postfix(self.shown, refresh=False)  # drawn with the next update
 
 

@@ -152,8 +152,8 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
 
 
 def _is_users_error(error: BaseException) -> bool:
-    """Return whether the user can mend an error: of files or the Hub, or raised by our own code."""
-    if isinstance(error, OSError):
+    """Return whether the user can mend an error: of files, the Hub, NaN, or raised by our code."""
+    if isinstance(error, OSError | FloatingPointError):
         return True
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
     ours = frame.f_globals["__name__"].partition(".")[0] in ("raptor_hf", "evaluation", "__main__")
