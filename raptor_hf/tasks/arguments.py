@@ -7,7 +7,7 @@ from ..runs.arguments import check_not_negative, check_positive
 
 @dataclass(kw_only=True)
 class DenseArguments:
-    """Where masks and depth are in a dataset, and what their numbers stand for."""
+    """The column of masks or depth maps in a dataset, and the meaning of their numbers."""
 
     _argument_group_name = "masks and depth"
 

@@ -1,4 +1,4 @@
-"""Images whose every pixel has a target: masks and depth maps, from folders and from the Hub.
+"""Images with a target at every pixel, masks or depth maps, from folders and from the Hub.
 
 A folder has pairs of files of one name: `images/<split>` beside `annotations/<split>` or
 `depths/<split>`. ADE20k is such a folder. NYUv2 is one with lists of pairs.
@@ -20,7 +20,7 @@ from .digit_scenes import CLASSES, digit_scenes
 from .labelled_images import LabelledImages
 from .targets import IGNORED, read_class_names, read_depth, read_mask
 
-_TABLES = ("objectInfo150.txt", "objectInfo.txt")  # of ADE20k, and of what has its layout
+_TABLES = ("objectInfo150.txt", "objectInfo.txt")  # of ADE20k and of datasets in its layout
 _NYU_UNITS = {8: 10 / 255, 16: 1 / 1000}  # metres in a unit of NYUv2's training and test images
 _MILLIMETRES = 1 / 1000
 
@@ -132,19 +132,20 @@ def _is_nyuv2(name: str) -> bool:
 
 def _folder_of_pairs(root: Path, split: str, column: str, missing_ok: bool) -> datasets.Dataset:
     """Return the pairs of files of one name in `images/<split>` and `<targets>/<split>`."""
-    targets = {"mask": "annotations", "depth": "depths"}[column]
-    folders = {"image": root / "images" / split, column: root / targets / split}
+    kind = {"mask": "annotations", "depth": "depths"}[column]
+    folders = {"image": root / "images" / split, column: root / kind / split}
     for folder in folders.values():
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder}: no such folder. Expected images and their {column}s with equal names "
-                f"in {root}/images/<split> and {root}/{targets}/<split>."
+                f"in {root}/images/<split> and {root}/{kind}/<split>."
             )
-    files, others = (_images_by_stem(folder) for folder in folders.values())
-    columns = {
-        "image": list(files.values()),
-        column: [others.get(stem, folders[column] / f"{stem}.png") for stem in files],
-    }
+    # the target of an image has its name, but for the ending
+    images, targets = _images_by_stem(folders["image"]), _images_by_stem(folders[column])
+    columns: dict[str, list[Path]] = {"image": [], column: []}
+    for stem, image in images.items():
+        columns["image"].append(image)
+        columns[column].append(targets.get(stem, folders[column] / f"{stem}.png"))
     return _paired_files(columns, folders["image"], missing_ok)
 
 
@@ -177,12 +178,15 @@ def _nyu_pairs(root: Path, split: str, missing_ok: bool) -> datasets.Dataset:
         )
     with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark first
         lines = [line for line in csv.reader(file) if line]
+    columns: dict[str, list[Path]] = {"image": [], "depth": []}
     for number, line in enumerate(lines, start=1):
         if len(line) != 2:
             raise ValueError(f"{table}, line {number}: expected `rgb path,depth path`; got {line}.")
-        if any(os.path.isabs(p) or os.path.normpath(p).startswith("..") for p in line):
-            raise ValueError(f"{table}, line {number}: a path leaves {root}; got {line}.")
-    columns = {"image": [root / line[0] for line in lines], "depth": [root / li[1] for li in lines]}
+        for name, path in zip(columns, line, strict=True):
+            # a list from elsewhere must not read other files of this machine
+            if os.path.isabs(path) or os.path.normpath(path).startswith(".."):
+                raise ValueError(f"{table}, line {number}: a path leaves {root}; got {line}.")
+            columns[name].append(root / path)
     return _paired_files(columns, table, missing_ok)
 
 

@@ -38,7 +38,7 @@ def load_linear_head(
             with such a head (a Raptor; for classification DINOv2 too).
         config: of the backbone that the head is for, with D channels.
         task: segmentation has heads (classes, D), depth (bins, 2·D).
-        classes: of the images that it is for: `arrange_head`, whose errors are raised.
+        classes: of the images that it is for, see `arrange_head`.
 
     Returns:
         The head in float32, and its class names where the source has them.
@@ -47,6 +47,7 @@ def load_linear_head(
         ValueError: a source that is no such head, or a head for another width.
         OSError: no such file, folder or model.
     """
+    # a file, or a saved model
     names = None
     if Path(source).suffix in (".pth", ".pt", ".safetensors") and not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such head file.")
@@ -54,6 +55,8 @@ def load_linear_head(
         weights = read_head_file(Path(source))
     else:
         weights, names = _read_classifier(str(source), task)
+
+    # its width tells the backbone that it belongs to
     weight, bias = weights["weight"], weights["bias"]
     width = task.head_width(config)
     if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
@@ -64,6 +67,8 @@ def load_linear_head(
         )
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+
+    # outputs in the order of the images' classes
     if classes is not None:
         order = arrange_head(head, names, classes, source=str(source))
         names = names and [names[output] for output in order]
@@ -155,6 +160,8 @@ def _read_classifier(
             f"{name_or_path} holds {config.architectures}, not a {task.name} head "
             f"({task.model_class.__name__})."
         )
+
+    # a classifier that is missing in the file would be made anew, at random
     check_weight_files(name_or_path, config)
     model, loaded = task.auto_class.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True

@@ -18,10 +18,10 @@ def read_class_names(source: str | Path | None, *, of: str) -> list[str]:
     """Return the names of classes in the order of their labels.
 
     Args:
-        source: a text file with a name a line; a table like ADE20k's, whose lines begin with the
-            number of the class and end with its names; or a JSON file like Hugging Face's
+        source: a text file with a name a line; a table like ADE20k's, with lines from the number
+            of the class to its names; or a JSON file like Hugging Face's
             id2label.json.
-        of: whose classes they are, for errors.
+        of: name of their dataset, for errors.
 
     Raises:
         FileNotFoundError: no such file.
@@ -39,16 +39,24 @@ def read_class_names(source: str | Path | None, *, of: str) -> list[str]:
             content = dict(enumerate(content))
         numbered = {int(number): str(name) for number, name in content.items()}
     else:
-        cells = [line.split("\t") for line in text.splitlines() if line.strip()]
-        if not all(len(row) > 1 for row in cells):
-            numbered = {number: row[0].strip() for number, row in enumerate(cells)}
-        else:  # ADE20k's has a heading
-            rows = [row for row in cells if row[0].strip().isdigit()]
-            numbered = {int(row[0]): row[-1].split(",")[0].strip() for row in rows}
+        numbered = _names_of_lines([line for line in text.splitlines() if line.strip()])
     numbers = sorted(numbered)
     if not numbers or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise ValueError(f"{source}: expected classes numbered in a row; got {numbers[:9]} …")
     return [numbered[number] for number in numbers]
+
+
+def _names_of_lines(lines: list[str]) -> dict[int, str]:
+    """Return numbers and names of the classes in a text file, a line a class."""
+    rows = [line.split("\t") for line in lines]
+    if any(len(row) == 1 for row in rows):
+        return dict(enumerate(line.strip() for line in lines))
+    # a table: ADE20k's has a heading, and several names of a class
+    names = {}
+    for number, *_, name in rows:
+        if number.strip().isdigit():
+            names[int(number)] = name.split(",")[0].strip()
+    return names
 
 
 def read_mask(
@@ -131,7 +139,7 @@ def read_depth(
 
     Args:
         unit_m: metres in one unit of the file.
-        bits: of the channel, 8 or 16; None: any, floats too, whose NaN are unknown.
+        bits: of the channel, 8 or 16; None: any, and floats, where NaN is unknown.
 
     Raises:
         ValueError: an image of another bit depth, with several channels, or of negative depth.

@@ -47,7 +47,7 @@ from .targets import IGNORED
 
 
 class Task(ABC):
-    """What a linear head is asked, and how its answers are judged.
+    """A task for a linear head: its images, features, loss, prediction and metric.
 
     Args:
         config: of the backbone.
@@ -55,13 +55,13 @@ class Task(ABC):
 
     Attributes:
         name: among `TASKS`, and in result files.
-        score: the figure that decides, a key of the metric's result.
+        score: the deciding figure, a key of the metric's result.
         higher_is_better: whether the largest score is the best one.
         dense: an answer at every pixel, for images of any size.
         looks_at: the tokens that go into a head together, each of D channels.
-        poolings: the tokens that heads look at; first all, then what a head may look at alone.
+        poolings: the tokens that heads look at: first all, then those that may stand alone.
         model_class, auto_class: the Raptor with such a head, and how transformers loads it.
-        head_types: model types whose classifier is such a head.
+        head_types: model types with such a head as their classifier.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Task(ABC):
 
     @abstractmethod
     def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Return what heads look at of the tokens (B, N, D) after the final norm."""
+        """Return the inputs of heads, from the tokens (B, N, D) after the final norm."""
 
     @abstractmethod
     def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -109,7 +109,7 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return what the logits say about images as large as the target (B, …)."""
+        """Return predictions for images as large as the target (B, …)."""
 
     @abstractmethod
     def statistics(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, list]:
@@ -124,14 +124,13 @@ class Task(ABC):
     @classmethod
     def head_width(cls, config: PreTrainedConfig) -> int:
         """Return the inputs of a head on a backbone, from its configuration."""
-        has_cls = token_layout(config).num_cls > 0
-        parts = [part for part in cls.looks_at if has_cls or part != "cls"]
+        parts = set(cls.looks_at)
+        if not token_layout(config).num_cls:
+            parts -= {"cls"}
         return len(parts) * config.hidden_size
 
     def config_fields(self) -> dict:
-        """Return what a Raptor's configuration says of a head of this task, beside the class
-        names.
-        """
+        """Return fields of a Raptor's configuration for such a head, beside the class names."""
         return {}
 
     def check_head(self, head: nn.Linear) -> None:
@@ -144,7 +143,7 @@ class Task(ABC):
             )
 
     def best(self, scores: list[float]) -> int:
-        """Return which of several scores is the best; the first of equal ones."""
+        """Return the index of the best score; the first of equal ones."""
         return int(np.argmax(scores) if self.higher_is_better else np.argmin(scores))
 
 
@@ -227,10 +226,8 @@ class Segmentation(Task):
 
     def constant(self, targets):
         """Return the most frequent class."""
-        counts = sum(
-            np.bincount(t[t != IGNORED], minlength=self.num_outputs)
-            for t in map(np.asarray, targets)
-        )
+        labels = np.concatenate([np.asarray(target).ravel() for target in targets])
+        counts = np.bincount(labels[labels != IGNORED], minlength=self.num_outputs)
         return torch.tensor(int(np.argmax(counts)))
 
 
@@ -287,8 +284,7 @@ class Depth(Task):
         return expected_depth(logits, PatchFrame.of(target.shape[1:], self.config), **self.limits)
 
     def statistics(self, prediction, target):
-        """Return `depth_statistics`, of the pixels of the crop whose depth is known and within the
-        bins.
+        """Return `depth_statistics` of the pixels in the crop with a known depth within the bins.
 
         Raises:
             ValueError: images smaller than the crop.
