@@ -74,6 +74,7 @@ def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list
     Raises:
         ValueError: a label that is no class.
     """
+    # of equal logits those of lower classes come first
     _check_labels(labels, logits.shape[1])
     of_label = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -95,10 +96,13 @@ class MeanIoU(_Metric):
 
     def _compute(self, intersection, predicted, target) -> dict:
         """Return `miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
-        hits, found, there = (np.sum(rows, axis=0) for rows in (intersection, predicted, target))
+        hits = np.sum(intersection, axis=0)
+        named, there = np.sum(predicted, axis=0), np.sum(target, axis=0)
         if not there.sum():
             raise ValueError("No pixel is labelled: all are ignored, there is no IoU.")
-        union = (found + there - hits).astype(float)
+
+        # a class that neither occurs nor is predicted has no union
+        union = (named + there - hits).astype(float)
         iou = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
         return {
             "miou": float(np.nanmean(iou)),

@@ -6,6 +6,7 @@ Teacher and Raptor go through the same code.
 import copy
 import dataclasses
 import logging
+import math
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,7 @@ def make_task(
 
 
 class Evaluation:
-    """A task's images, and a folder for what is measured on them.
+    """The images of a task, and the folder of its results.
 
     `results/` gets a JSON a model, `models/` every Raptor with its head, `predictions/` the arrays
     of the picture. All processes work on the same model; the main one writes.
@@ -88,6 +89,8 @@ class Evaluation:
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
         self.tasks: dict[str, Task] = {}
         self.heads: dict[str, nn.Linear | None] = {}
+
+        # the images, and the targets that a constant answer is fitted to
         task = TASKS[recipe.task]
         self.num_heads = len(head_grid(recipe, loop, task))
         self.splits = load_splits(recipe, dense, reading, num_heads=self.num_heads, seed=loop.seed)
@@ -248,7 +251,8 @@ class Evaluation:
                 num_workers=self.loop.num_workers,
             )
 
-        step = -(-len(splits.train_rows) // NEIGHBOUR_IMAGES)
+        # features of the training images, or new views of them in every step
+        step = math.ceil(len(splits.train_rows) / NEIGHBOUR_IMAGES)
         neighbour_rows = splits.train_rows[::step]
         neighbours = selection = None
         if self.augmentation is None:
@@ -261,6 +265,8 @@ class Evaluation:
             train = skip_corrupt(views, self.reading.skip_corrupt, replace=True)
             if not task.dense:
                 neighbours = compute("neighbours", splits.train, neighbour_rows)
+
+        # features of held-out training images, and of another split
         if self.num_heads > 1:
             selection = compute("selection", splits.train, splits.selection_rows)
         validation = compute("validation", splits.validation, splits.validation_rows)
@@ -306,7 +312,7 @@ class Evaluation:
     def _write_result(
         self, name: str, task: str, metrics: dict, judged_on: Features, facts: dict
     ) -> None:
-        """Write a result: what was measured, of which model, on which images."""
+        """Write a result: metrics of a model, facts about it, and the images."""
         if not self.state.is_main_process:
             return
         images = self._images(self.splits.validation)

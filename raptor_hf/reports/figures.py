@@ -12,9 +12,12 @@ def plot_layer_distance(
     distance: np.ndarray, phases: dict[str, list[int]], path: str | Path
 ) -> None:
     """Draw the (L, L) distance matrix and the phases of every partition as squares on it."""
+    # the matrix, with layer 1 in the upper left corner
     layers = len(distance)
     figure, axes = make_figure(figsize=(6.4, 5.4), layout="constrained")
     image = axes.imshow(distance, cmap="viridis", extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
+
+    # a square for every phase; partitions into more phases have thinner lines
     for number, (k, lengths) in enumerate(phases.items()):
         color, width, start = f"C{number + 1}", max(1.0, 4.5 - 1.2 * number), 0.5
         for p, length in enumerate(lengths):
@@ -52,7 +55,7 @@ def plot_bars(bars: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path) 
             spread = values[side].std(ddof=1) if len(values[side]) > 1 else None
             axes.bar(x + 0.4 * side - 0.2, mean, 0.38, yerr=spread, color=color, capsize=4)
             low, high = np.nanmin([low, mean - (spread or 0)]), np.nanmax([high, mean])
-        # as the published figure, or wider
+        # limits of the published figure, or wider
         axes.set_ylim(low, high)
         axes.set_ylabel(label, color=color)
         axes.tick_params(axis="y", colors=color)
@@ -66,6 +69,7 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
     Args:
         curves: model -> token group -> R² of layers 1 … L.
     """
+    # not every model has registers
     groups = list(dict.fromkeys(group for curve in curves.values() for group in curve))
     figure, panels = make_figure(
         1, len(groups), figsize=(3.6 * len(groups), 3.4), sharey=True, squeeze=False,

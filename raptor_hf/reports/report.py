@@ -50,6 +50,7 @@ def write_report(
     Raises:
         ValueError: results of no Raptor, none of the teacher, or none of a model of the pair.
     """
+    # tables
     output_dir = Path(output_dir)
     table = results_table(results, published)
     sections = ["# Raptor report", *_data_section(results), table]
@@ -71,8 +72,11 @@ def write_report(
         if (output_dir / name).exists():
             sections.append(f"![{title}]({name})")
 
-    sections += _pair_section(results, pair) if pair else []
-    sections += ablation_section(ablation, published) if ablation else []
+    # comparisons that were asked for
+    if pair:
+        sections += _pair_section(results, pair)
+    if ablation:
+        sections += ablation_section(ablation, published)
     (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return table
 
@@ -96,6 +100,7 @@ def _data_section(results: list[dict]) -> list[str]:
 def _draw_figures(results: list[dict], names: list[str], output_dir: Path) -> None:
     """Draw `against_k.png` and `r2_per_layer.png` of some Raptors."""
     facts = {result["model"]: result for result in results}
+    # a pair of bars and a curve for every model
     teacher = values_of(results, "teacher", "classification", "accuracy")
     bars, curves = {}, {}
     for name in names:

@@ -47,7 +47,7 @@ def load_results(folders: list[str | Path]) -> list[dict]:
     Raises:
         FileNotFoundError: there are none.
         ValueError: a file is no result; two hold the same (model, task, seed), which would count
-            twice; or a task was judged on other images, whose figures can't be compared.
+            twice; or results of a task are about different images and can't be compared.
     """
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.json"))]
     if not files:
@@ -181,14 +181,12 @@ def published_table(published: dict) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """Return a table of texts in Markdown, with a dash for what is missing."""
-    # a column that only published models have stands with those of the tasks
-    order = ["phases"]
-    for task, column in COLUMNS.items():
-        order += [column.heading, _SHARE] if task == "classification" else [column.heading]
-    order = [heading for heading in order if heading in table]
-    order += [heading for heading in table if heading not in order]
-    table = table[order].astype(object)
+    """Return a table of texts in Markdown, with dashes for missing ones."""
+    # columns of tasks come first, also those that only published models have
+    first = ["phases", COLUMNS["classification"].heading, _SHARE]
+    first += [COLUMNS["segmentation"].heading, COLUMNS["depth"].heading]
+    order = pd.Index(first).intersection(table.columns, sort=False)
+    table = table[order.append(table.columns.difference(order, sort=False))].astype(object)
     cells = table.where(table.notna(), "–").astype(str).reset_index(names="model")
     return markdown_table(list(cells.columns), cells.to_numpy().tolist())
 
@@ -199,26 +197,24 @@ def probes_table(results: list[dict]) -> str:
     The best epoch is picked on the images that it is reported for, as the reference does: it
     flatters, and is here for comparison.
     """
+    probed = [result for result in results if "best_on_validation" in result]
+    seeds = pd.json_normalize(probed, sep="/", max_level=2)
     rows = []
     for name in model_names(results):
         for task, column in COLUMNS.items():
-            probes = [r for r in results if (r["model"], r["task"]) == (name, task)]
-            probes = [r for r in probes if "best_on_validation" in r]
-            if not probes:
+            probes = seeds[(seeds["model"] == name) & (seeds["task"] == task)]
+            if probes.empty:
                 continue
-            best = [r["best_on_validation"] for r in probes]
-            figures = [
-                values_of(results, name, task, column.metric),
-                np.array([point["metrics"][column.metric] for point in best]),
-                np.array([r["knn"][column.metric] for r in probes if "knn" in r]),
-            ]
-            last, flattered, knn = (mean_std(column.scale * v, column.digits) for v in figures)
-            epochs = ", ".join(str(point["epoch"]) for point in best)
-            poolings = ", ".join(sorted({r["selected"]["pooling"] for r in probes}))
-            rates = sorted({f"{r['selected']['learning_rate']:g}" for r in probes})
-            rows.append(
-                [name, column.heading, last, flattered, epochs, knn, poolings, ", ".join(rates)]
-            )
+            row = [name, column.heading]
+            for figures in ("metrics", "best_on_validation/metrics", "knn"):
+                # only classification has k-NN
+                values = probes.get(f"{figures}/{column.metric}", pd.Series(dtype=float)).dropna()
+                row.append(mean_std(column.scale * values.to_numpy(), column.digits))
+            row.insert(-1, ", ".join(probes["best_on_validation/epoch"].astype(str)))
+            row.append(", ".join(sorted(probes["selected/pooling"].unique())))
+            rates = probes["selected/learning_rate"].map("{:g}".format)
+            row.append(", ".join(sorted(rates.unique())))
+            rows.append(row)
     heading = ["model", "figure", "last epoch", "best on validation", "in epoch", "k-NN"]
     return markdown_table([*heading, "head on", "learning rate"], rows)
 
@@ -233,16 +229,20 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
     Raises:
         ValueError: rows of the ablation are missing, for some of the seeds or all.
     """
-    judged = {(r["model"], r["seed"]) for r in results if r["task"] == "classification"}
-    seeds = sorted({seed for model, seed in judged if model in ABLATION})
-    missing = [name for name in ABLATION if any((name, s) not in judged for s in seeds or [0])]
+    # every row needs a result of every seed
+    judged = pd.DataFrame(results, columns=["model", "task", "seed"])
+    judged = judged[judged["model"].isin(ABLATION) & (judged["task"] == "classification")]
+    seeds = sorted(judged["seed"].unique().tolist())
+    counts = judged["model"].value_counts()
+    missing = [name for name in ABLATION if counts.get(name, 0) < max(1, len(seeds))]
     if missing:
         raise ValueError(
             f"The ablation lacks results for {', '.join(missing)} (seeds {seeds}): let "
             "training/ablate.sh finish."
         )
     heading = ["step", "accuracy (%)", "gain (points)", "R², all tokens", "R², cls"]
-    heading += ["published, ImageNet-1k (%)"] if published else []
+    if published:
+        heading.append("published, ImageNet-1k (%)")
     rows, before = [], None
     for name, label in ABLATION.items():
         accuracy = 100 * values_of(results, name, "classification", "accuracy")

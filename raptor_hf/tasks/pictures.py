@@ -17,6 +17,7 @@ def _class_colours(number: int, maps: list[np.ndarray]) -> tuple[dict, list[int]
 
     Twenty colours can be told apart: the classes with most pixels get them, the others are grey.
     """
+    # the largest classes of all maps
     known = np.concatenate([classes[classes < number].ravel() for classes in maps]).astype(int)
     counts = np.bincount(known, minlength=number)
     shown = np.argsort(-counts, kind="stable")[: len(_COLOURS)]
