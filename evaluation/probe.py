@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
     evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")
     evaluation.check_models(folders)
-    if training.dry_run or start_run(*parts, inputs=inputs, images=files):
+    if start_run(*parts, inputs=inputs, images=files):
         return
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)

@@ -77,6 +77,9 @@ def test_dry_runs_print_the_plan_and_write_nothing(teacher, tmp_path, monkeypatc
         (["--resolution", "9"], "multiples of the patch"),
         (["--phases", "4", "4"], "6"),
         (["--layerscale_value", "0.1"], "layerscale_value"),
+        (["--num_images", "5000"], "5,?000"),
+        (["--report_to", "trackio"], "needs its package"),
+        (["--output_dir", "teacher"], "was not made by this program"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_refuses(teacher, tmp_path, monkeypatch, wrong, words):

@@ -100,8 +100,6 @@ def main(argv: list[str] | None = None) -> None:
 
     # c) The plan
     distillation.print_plan(chains, teacher, states, objective, training)
-    if training.dry_run:
-        return
     inputs = distillation.source_inputs(teacher, states) | {"phases": lengths}
     if own.blocks:
         inputs["blocks"] = folder_digest(own.blocks)

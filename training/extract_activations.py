@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     views = activations.image_views(images, crops, reading, own.teacher, own.revision)
     inputs = {"teacher": raptor_hf.weights.weights_digest(teacher)}
     read = {"images": raptor_hf.data.list_images(images.dataset, views.cells)}
-    if not own.dry_run and start_run(*parts, inputs=inputs, images=read):
+    if start_run(*parts, inputs=inputs, images=read) and not own.dry_run:
         return
     activations.write_activations(
         teacher,

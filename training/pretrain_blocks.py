@@ -99,8 +99,6 @@ def main(argv: list[str] | None = None) -> None:
 
     # c) The plan
     distillation.print_plan(chains, teacher, states, objective, training)
-    if training.dry_run:
-        return
     inputs = distillation.source_inputs(teacher, states)
     if start_run(*parts, inputs=inputs, images=states.files(images.dataset)):
         return

@@ -100,8 +100,6 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(images):,} images, {seen:,} in {training.steps:,} steps; {number:,} parameters"
     )
     loop.check_training(training, len(images))
-    if training.dry_run:
-        return
     if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)

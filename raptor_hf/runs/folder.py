@@ -61,9 +61,10 @@ def identity_values(*parts) -> dict:
 def start_run(
     *parts, inputs: dict[str, str] | None = None, images: dict[str, Fingerprint] | None = None
 ) -> bool:
-    """Claim an output folder for a run; True where the same run is finished there already.
+    """Claim an output folder for a run; True where there is nothing to do.
 
-    Of several processes the main one claims it, and the others wait for the answer.
+    That is so for a run that is finished there already, and for a dry run, which checks the same
+    and writes nothing. Of several processes the main one claims the folder; the others wait.
 
     Args:
         parts: the program's arguments, instances of dataclasses; `output_dir` is the folder, and
@@ -76,7 +77,7 @@ def start_run(
             an unfinished run while `resume` is off, or another process writes to it.
     """
     state, values = process_state(), all_values(*parts)
-    output_dir = Path(values["output_dir"])
+    output_dir, dry_run = Path(values["output_dir"]), values.get("dry_run", False)
     if state.is_main_process:
         run = {
             "program": program_name(),
@@ -84,8 +85,11 @@ def start_run(
             "inputs": inputs or {},
             "images": {name: one._asdict() for name, one in (images or {}).items()},
         }
-        _claim_folder(output_dir, json.loads(json.dumps(run)), resume=values["resume"])
+        run = json.loads(json.dumps(run))
+        _claim_folder(output_dir, run, resume=values["resume"], dry_run=dry_run)
     state.wait_for_everyone()
+    if dry_run:
+        return True
     finished = read_json(output_dir / "run.json")["finished"]
     if finished:
         state.print(f"{output_dir}: finished already, nothing to do", flush=True)
@@ -93,7 +97,7 @@ def start_run(
     return finished
 
 
-def _claim_folder(output_dir: Path, run: dict, *, resume: bool) -> None:
+def _claim_folder(output_dir: Path, run: dict, *, resume: bool, dry_run: bool) -> None:
     """Write `run.json` into an empty folder, or check the one that is there."""
     record = output_dir / "run.json"
     made = []
@@ -104,19 +108,23 @@ def _claim_folder(output_dir: Path, run: dict, *, resume: bool) -> None:
             f"{output_dir} is not empty and was not made by this program. "
             "Choose another --output_dir, or delete it."
         )
+
+    # what was claimed by a run that stopped before it made anything counts as empty
+    before = read_json(record) if record.exists() else {"finished": False}
+    empty = not made and not before["finished"]
+    if not empty:
+        _check_same_run(output_dir, before, run)
+        if not before["finished"] and not resume:
+            raise ValueError(
+                f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete "
+                "it."
+            )
+    if dry_run:
+        return
     output_dir.mkdir(parents=True, exist_ok=True)
     lock_folder(output_dir)
-    before = read_json(record) if record.exists() else {"finished": False}
-
-    # empty, or claimed by a run that stopped before it made anything
-    if not made and not before["finished"]:
+    if empty:
         write_json(record, {**run, "environment": environment(), "finished": False})
-        return
-    _check_same_run(output_dir, before, run)
-    if not before["finished"] and not resume:
-        raise ValueError(
-            f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete it."
-        )
 
 
 def _is_record(path: Path) -> bool:
