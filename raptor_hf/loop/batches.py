@@ -117,11 +117,18 @@ class StepBatches:
         self.loaded: Iterator[dict] = iter(self.loader)
         return self
 
-    def __exit__(self, *_) -> None:
-        if hasattr(self.loaded, "_shutdown_workers"):  # there is no public way
-            self.loaded._shutdown_workers()
-            for worker in self.loaded._workers:  # one that is stuck
-                worker.kill()
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
+        if not self.loader.num_workers:
+            return
+        self.loaded._shutdown_workers()  # there is no public way
+        for worker in self.loaded._workers:  # one that is stuck
+            worker.kill()
+        ended = any(text in str(error) for text in ("exited unexpectedly", "killed by signal"))
+        if ended or isinstance(error, ConnectionError):
+            raise OSError(
+                "A worker of the DataLoader ended; its error is above. If shared memory is full: "
+                "fewer --num_workers, or docker run --shm-size 8g."
+            ) from error
 
     def __next__(self) -> list[dict[str, torch.Tensor]]:
         parts = []
@@ -129,11 +136,6 @@ class StepBatches:
             try:
                 parts.append(next(self.loaded))
             except RuntimeError as error:
-                if "exited unexpectedly" in str(error):
-                    raise OSError(
-                        "A worker of the DataLoader ended; its error is above. If shared memory "
-                        "is full: fewer --num_workers, or docker run --shm-size 8g."
-                    ) from error
                 if "timed out" not in str(error):
                     raise
                 # other processes wait for this one in a step: they can't stop before it
