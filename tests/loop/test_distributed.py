@@ -4,6 +4,7 @@ their number.
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_one_process_goes_on_with_what_two_began(blocks, one_process, tmp_path):
     process = start(*TWO_PROCESSES, *blocks, *cut)
     # wait until there is something to go on with, then end it as a scheduler does
     while not list(folder.glob("checkpoints/step_*")) and process.poll() is None:
-        pass
+        time.sleep(0.01)
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0

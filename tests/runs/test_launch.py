@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,7 +146,7 @@ def test_a_stopped_extraction_keeps_its_shards(tmp_path):
     command += ["--batch_size", "2", "--shard_megabytes", "0", "--output_dir", tmp_path / "store"]
     process = start(sys.executable, *command)
     while not list(tmp_path.glob("store/data-*.arrow")) and process.poll() is None:
-        pass
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
