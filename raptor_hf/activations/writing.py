@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data import ImageViews, keep_batch
+from ..data.batching import init_worker
 from ..data.views import first_batch
 from ..runs.files import free_bytes, public_name, read_json, size, write_json
 from ..runs.folder import environment, lock_folder, unlock_folder
@@ -152,7 +153,13 @@ def _write_shards(
     for rows in shards.values():
         order += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     batches = iter(
-        DataLoader(source, batch_sampler=order, collate_fn=keep_batch, num_workers=num_workers)
+        DataLoader(
+            source,
+            batch_sampler=order,
+            collate_fn=keep_batch,
+            num_workers=num_workers,
+            worker_init_fn=init_worker,
+        )
     )
     total, shown = sum(map(len, order)), process_state().is_main_process
     with progress_bar("extract", total, unit="image", enabled=shown) as bar:

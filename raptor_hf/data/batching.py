@@ -1,6 +1,10 @@
 """Batches of a dataset, shared out among the processes of a run."""
 
+import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +25,28 @@ def keep_batch(batch: dict) -> dict:
         aligned = values.data_ptr() % _TORCH_ALIGNMENT == 0
         kept[name] = values if aligned else values.clone()
     return kept
+
+
+def init_worker(_worker: int) -> None:
+    """Let a worker of a DataLoader end if it can't send a batch.
+
+    Python's own way prints the error, and the reading process waits for ever.
+    """
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _batch: object) -> None:
+    """End a worker whose batch can't be put into shared memory."""
+    try:
+        print(
+            f"A batch can't be handed over: {error}. If shared memory is full: fewer "
+            "--num_workers, or docker run --shm-size 8g.",
+            file=sys.stderr,
+            flush=True,
+        )
+    finally:
+        time.sleep(2)  # the batches before it are still fetched from this process
+        os._exit(1)
 
 
 def batches(
@@ -48,7 +74,11 @@ def batches(
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
     shares = [list(rows[start : start + batch_size]) for start in starts]
     loader = DataLoader(
-        dataset, batch_sampler=shares, collate_fn=keep_batch, num_workers=num_workers
+        dataset,
+        batch_sampler=shares,
+        collate_fn=keep_batch,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
     )
 
     total = sum(map(len, shares))

@@ -1,9 +1,6 @@
 """The batches of a training: the same whatever the number of processes, read ahead by workers."""
 
-import os
-import sys
 from collections.abc import Iterator
-from multiprocessing.queues import Queue
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import keep_batch
+from ..data.batching import init_worker
 from ..runs.files import read_json, write_json
 from ..runs.processes import StopSignals, ignore_stop_signals
 from .arguments import LoopArguments
@@ -168,13 +166,4 @@ class StepBatches:
 def _init_worker(_worker: int) -> None:
     """Ignore stop signals, which the reading process handles; end if a batch can't be sent."""
     ignore_stop_signals()
-    # the default prints the error, and the reading process waits for ever
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)
-
-
-def _end_worker(error: Exception, _batch: object) -> None:
-    """End a worker whose batch can't be put into shared memory."""
-    try:
-        print(f"A batch can't be handed over: {error}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(1)
+    init_worker(_worker)

@@ -1,15 +1,17 @@
 import io
+import resource
 import warnings
 
 import datasets
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from raptor_hf.data import (
     ImageViews,
     ReadingArguments,
+    batches,
     keep_batch,
     load_images,
     make_processor,
@@ -81,6 +83,22 @@ def test_unreadable_images_are_left_out_or_replaced():
     assert training.class_names is None and len(training) == 16
     assert drop_unreadable(views).image_ids.tolist() == list(range(8))  # not without --skip_corrupt
     assert skip_corrupt(views, 0) is views
+
+
+class NoSharedMemory(Dataset):
+    """Rows that a worker can't hand over: no file can grow, as where /dev/shm is full."""
+
+    def __len__(self):
+        return 4
+
+    def __getitems__(self, rows):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        return {"row": torch.tensor(rows)}
+
+
+def test_a_worker_that_can_not_hand_over_a_batch_ends():
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(batches(NoSharedMemory(), 2, None, num_workers=1))
 
 
 @pytest.mark.filterwarnings("ignore:left out")
