@@ -29,6 +29,7 @@ from raptor_hf.runs.arguments import check_positive, parse_arguments
 from raptor_hf.runs.files import folder_digest
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_backbone
 
 
 @dataclass(kw_only=True)
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # a) The Raptor: its blocks are new, or those of stage 1
-    teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
+    teacher = load_backbone(source.teacher, source.revision)
     transformers.set_seed(training.seed)
     if own.blocks:
         model = distillation.raptor_from_blocks(teacher, lengths, own.blocks)

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import raptor_hf
 from raptor_hf import activations
 from raptor_hf.activations.arguments import ImageArguments
+from raptor_hf.data import list_images
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, reopen_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_backbone
+from raptor_hf.weights import weights_digest
 
 
 @dataclass(kw_only=True)
@@ -55,14 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     parts = parse_arguments(*PARTS, argv=argv, defaults={"dataset": "digits"})
     own, images, crops, reading = parts
     state = process_state()
-    teacher = raptor_hf.teachers.load_backbone(own.teacher, own.revision).to(state.device)
+    teacher = load_backbone(own.teacher, own.revision).to(state.device)
     store = Path(own.output_dir)
     finished = not own.dry_run and state.is_main_process and (store / "manifest.json").exists()
     if finished and activations.verify_activations(store, checksums=False):
         reopen_run(store)
     views = activations.image_views(images, crops, reading, own.teacher, own.revision)
-    inputs = {"teacher": raptor_hf.weights.weights_digest(teacher)}
-    read = {"images": raptor_hf.data.list_images(images.dataset, views.cells)}
+    inputs = {"teacher": weights_digest(teacher)}
+    read = {"images": list_images(images.dataset, views.cells)}
     if start_run(*parts, inputs=inputs, images=read) and not own.dry_run:
         return
     activations.write_activations(

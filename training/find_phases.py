@@ -20,11 +20,14 @@ import transformers
 
 import raptor_hf
 from raptor_hf import activations, phases, reports
+from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
+from raptor_hf.data.views import drop_unreadable
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
 
 OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
@@ -70,7 +73,7 @@ def measure(
         activations.check_all_layers(source)
     else:
         model.to(process_state().device)
-        source = activations.OnlineActivations(model, raptor_hf.data.views.drop_unreadable(views))
+        source = activations.OnlineActivations(model, drop_unreadable(views))
     options = {name: getattr(arguments, name) for name in OPTIONS}
     states = activations.stream_states(source, "layer distances", **options)
     return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))
@@ -114,13 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     source = {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
-        model = raptor_hf.teachers.load_vision_model(arguments.teacher, arguments.revision)
-        source = {"teacher": raptor_hf.teachers.teacher_identity(model, arguments.revision)}
+        model = load_vision_model(arguments.teacher, arguments.revision)
+        source = {"teacher": teacher_identity(model, arguments.revision)}
         digest = itemgetter("weights_sha256")
-        images = raptor_hf.data.load_images(arguments.dataset, arguments.split, reading)
-        processor = raptor_hf.teachers.load_processor(
-            arguments.teacher, arguments.revision, reading.resolution
-        )
+        images = load_images(arguments.dataset, arguments.split, reading)
+        processor = load_processor(arguments.teacher, arguments.revision, reading.resolution)
         views = raptor_hf.data.ImageViews(images, processor, reading=reading)
         layers = getattr(model.config, "num_hidden_layers", None)
     elif arguments.distance:
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     for k in arguments.k or [1]:
         phases.check_cut(layers or k, k, arguments.method)
     inputs = {name: digest(it) for name, it in source.items()}
-    read = {"images": raptor_hf.data.list_images(arguments.dataset, images)} if views else {}
+    read = {"images": list_images(arguments.dataset, images)} if views else {}
     if start_run(arguments, reading, inputs=inputs, images=read):
         return
     # the distances are written first: cutting them may fail

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 
 import transformers
 
-import raptor_hf
 from raptor_hf import activations, distillation, loop
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.configuration_raptor import phase_spans
@@ -27,6 +26,7 @@ from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_backbone
 
 
 @dataclass(kw_only=True)
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
 
     # a) New blocks, each a chain of its own
-    teacher = raptor_hf.teachers.load_backbone(source.teacher, source.revision)
+    teacher = load_backbone(source.teacher, source.revision)
     transformers.set_seed(training.seed)
     chains = distillation.make_chains(
         teacher, read_spans(own), compute=compute,

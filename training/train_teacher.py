@@ -11,6 +11,7 @@ import transformers
 
 import raptor_hf
 from raptor_hf import loop
+from raptor_hf.data import list_images, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     # the architecture, the images, and the plan of the run
     config = make_config(own)
     model_class = transformers.Dinov2WithRegistersForImageClassification
-    images = raptor_hf.data.load_images(own.dataset, "train", reading)
+    images = load_images(own.dataset, "train", reading)
     with torch.device("meta"):
         number = model_class(config).num_parameters()
     seen = training.steps * training.batch_size
@@ -100,10 +101,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{len(images):,} images, {seen:,} in {training.steps:,} steps; {number:,} parameters"
     )
     loop.check_training(training, len(images))
-    if start_run(*parts, images={"images": raptor_hf.data.list_images(own.dataset, images)}):
+    if start_run(*parts, images={"images": list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)
-    processor = raptor_hf.data.make_processor(own.image_size)
+    processor = make_processor(own.image_size)
     dataset = random_views(images, processor, own, crops, reading, training.seed)
     names, number = dataset.classes
     config.id2label = dict(enumerate(names or map(str, range(number))))

@@ -13,12 +13,12 @@ which is analysed without any model. Runs on one process.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import raptor_hf
 from evaluation.claims import claims_details, claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
 from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.study import StudyArguments, study_models
 from raptor_hf import dynamics
+from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     # a run is its arguments, its models and its images
     images, read = None, {}
     if not dynamics.is_store(own.data):
-        images = raptor_hf.data.load_images(own.data, own.split, reading)
-        read = {"images": raptor_hf.data.list_images(own.data, images)}
+        images = load_images(own.data, own.split, reading)
+        read = {"images": list_images(own.data, images)}
     inputs = digests(dict(zip(own.model, models.values(), strict=True)), own.data)
     if start_run(own, reading, options, inputs=inputs, images=read):
         return

@@ -73,6 +73,8 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
             f"are: {', '.join(splits) or 'none'}. Images that lie in {folder} itself, or in "
             "folders of classes there, are the split '.'."
         )
+
+    # the folder itself: images, or folders of classes
     files, classes = _contents(root, "")
     classes.sort()
     if files and classes:
@@ -80,6 +82,8 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
             f"{root / min(files)} lies beside folders of classes ({classes[0]}, …): expected "
             f"{root}/<class>/<image>. Move it into one of them, or away."
         )
+
+    # the images of the classes
     for name in classes:
         images, folders = _contents(root, name)
         files += images

@@ -66,12 +66,16 @@ class ImageViews(Dataset):
         if image_ids is None:
             image_ids = np.arange(len(dataset))
         self.image_ids = image_ids
+
+        # images as they are in their files, and what makes pixel values of them
         self.cells = undecoded(dataset.select_columns("image"))
         self.processor, self.crops = processor, crops
         self.table = None
         if as_bytes and crops:
             self.table = pixel_table(processor)
         self.views, self.seed, self.plain_first = views, seed, plain_first
+
+        # classes, by image
         labels, self.class_names = read_labels(dataset)
         self.labels = torch.tensor(labels)
 

@@ -117,11 +117,13 @@ class TrajectoryValidation:
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         options = {"description": "validation", "rows": self.rows, "leave": False}
         for batch in batches(self.images, **options, **self.reading):
+            # the teacher's states
             pixel_values = batch["pixel_values"].to(self.state.device)
             states = trajectory(self.teacher, pixel_values)
             angles = rotary_angles(self.teacher, tuple(pixel_values.shape[-2:]))
             for chain in self.chains:
                 first, last = chain.spans[0].start, chain.spans[-1].stop
+                # R² of a chain, and the classes of its last state
                 target = states[:, first : last + 1]
                 prediction = rollout(chain.spans, target, resets={first}, angles=angles)
                 whole = torch.cat([target[:, :1], prediction], dim=1)
@@ -132,6 +134,8 @@ class TrajectoryValidation:
                     logits = self.head(self.finish(prediction[:, -1], last, size))
                     labels = batch["label"].to(logits.device)
                     label_rows[chain.name].append(label_ranks(logits=logits, labels=labels))
+
+        # over all images and processes
         scalars = {}
         for name, rows in states_rows.items():
             if self.head is not None:

@@ -70,7 +70,9 @@ def upload_files(
     Weights and shards of an earlier version are deleted. Errors as `publish_model`.
     """
     folder, api = Path(folder), HfApi()
-    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    files = set()
+    for pattern in patterns:
+        files |= {file for file in folder.glob(pattern) if file.is_file()}
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(

@@ -155,12 +155,13 @@ def train_heads(
         return StepResult(sum(losses), named)
 
     def validate():
-        return {
-            f"{candidate}/{name}": value
-            for candidate, head in zip(candidates, heads.heads, strict=True)
-            for name, value in score_head(task, head, validation, recipe.eval_batch_size).items()
-            if isinstance(value, float)
-        }
+        scalars = {}
+        for candidate, head in zip(candidates, heads.heads, strict=True):
+            scores = score_head(task, head, validation, recipe.eval_batch_size)
+            for name, value in scores.items():
+                if isinstance(value, float):
+                    scalars[f"{candidate}/{name}"] = value
+        return scalars
 
     # b) train; each head has its own rate and its gradients are clipped by themselves
     groups = [

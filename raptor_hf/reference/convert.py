@@ -25,6 +25,7 @@ def convert_checkpoint(
             teacher's; phases that are missing, contradict the thresholds or the number of blocks,
             or do not sum to the teacher's depth.
     """
+    # weights, and the phases that go with them
     original = read_checkpoint(checkpoint)
     if original.thresholds is not None:
         stops = [0, *original.thresholds, teacher.config.num_hidden_layers]
@@ -40,6 +41,7 @@ def convert_checkpoint(
             f"{phases}."
         )
 
+    # a Raptor of the same shape
     model = make_raptor(teacher, list(phases), init="random", **original.options)
     width, heads = model.config.hidden_size, model.blocks[0].attention.num_heads
     given = len(original.blocks[0]["norm1.weight"]), original.num_heads or heads
@@ -48,6 +50,8 @@ def convert_checkpoint(
             f"{checkpoint} has {given[0]} channels and {given[1]} heads, but the teacher has "
             f"{width} and {heads}. Give the teacher that it was distilled from."
         )
+
+    # its blocks' weights
     for block, weights in zip(model.blocks, original.blocks, strict=True):
         try:
             block.load_state_dict(weights)

@@ -140,7 +140,9 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
     """Return the section of the report for a folder of `training/ablate.sh`, as paragraphs."""
     # the teacher is judged beside the tuned head too
     folders = sorted(Path(folder).rglob("results"))
-    results = [r for f in folders for r in load_results([f]) if r["model"] in ABLATION]
+    results = []
+    for results_folder in folders:
+        results += [r for r in load_results([results_folder]) if r["model"] in ABLATION]
     seeds = sorted({result["seed"] for result in results})
     made_by = ""
     if (Path(folder) / "time.json").exists():

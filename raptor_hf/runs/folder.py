@@ -139,6 +139,8 @@ def _check_same_run(output_dir: Path, before: dict, run: dict) -> None:
             f"{output_dir} was made by {before['program']}, not by {run['program']}. "
             "Choose another --output_dir."
         )
+
+    # arguments and inputs, by name
     differences = []
     for kind, ignored in (("arguments", LOCATIONS), ("inputs", ())):
         old, new = before[kind], run[kind]
@@ -147,6 +149,8 @@ def _check_same_run(output_dir: Path, before: dict, run: dict) -> None:
                 differences.append(
                     f"{name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
                 )
+
+    # images, by their number
     for name in sorted({*before["images"], *run["images"]}):
         old, new = before["images"].get(name), run["images"].get(name)
         if old != new:

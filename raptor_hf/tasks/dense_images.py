@@ -196,11 +196,13 @@ def _paired_files(
     """Return the files as a dataset of undecoded images; errors as in the loaders."""
     if not columns["image"]:
         raise ValueError(f"{where} holds no images: the split is empty.")
-    missing = [str(file) for files in columns.values() for file in files if not file.is_file()]
+    missing = []
+    for files in columns.values():
+        missing += [str(file) for file in files if not file.is_file()]
     if missing and not missing_ok:
         raise FileNotFoundError(
             f"{len(missing)} of the files that belong to {where} are missing: "
-            f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+            f"{', '.join(missing[:3])}{' …' * (len(missing) > 3)}"
         )
     paths = {name: [str(file) for file in files] for name, files in columns.items()}
     return undecoded(dataset_of_files(paths))
