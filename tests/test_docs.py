@@ -20,7 +20,7 @@ FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 # every block that is marked `run NAME`: its page and name, what replaces words of it besides those
 # of `stand_ins`, and a part of what it prints
 CASES = [
-    ("README.md", "states", {}, " (1, 13, 18, 16)\n"),
+    ("README.md", "states", {}, " (1, 13, 21, 16)\n"),
     ("README.md", "distil", {}, "its snippet runs without raptor_hf"),
     ("docs/activations.md", "plan", {"path/to/images": "digits"}, "1,437 trajectories of 13"),
     ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is complete: 1,437 images"),
@@ -39,7 +39,7 @@ CASES = [
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "segmenter", {}, "'ground'"),
     ("docs/quickstart.md", "turns", {}, "tensor(["),
-    ("docs/study.md", "student", {}, "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 3\n"),
+    ("docs/study.md", "student", {}, "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 12\n"),
     # export and the compiler take long
     pytest.param(
         "docs/performance.md", "fast", {}, "torch.Size([4, 10])\n", marks=pytest.mark.slow
