@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     results = reports.load_results(arguments.results)
     for model in arguments.models:
         print(f"model:   {model}")
-        card = hub.write_model_card(model, results, TEMPLATE, title=arguments.title)
-        print(f"card:    {card}")
+        hub.write_model_card(model, results, TEMPLATE, title=arguments.title)
+        print(f"card:    {Path(model) / 'README.md'}")
 
 
 if __name__ == "__main__":
