@@ -59,6 +59,11 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
         least = math.ceil(images / arguments.per_device_batch_size)
         num_parts = max(least, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = num_parts
+    if accelerator.is_main_process and 0 < arguments.steps <= arguments.warmup_steps:
+        logger.warning(
+            "--warmup_steps %d of a run of %d steps: it ends before it reaches --learning_rate %g.",
+            arguments.warmup_steps, arguments.steps, arguments.learning_rate,
+        )  # fmt: skip
     accelerator.print(
         f"{Path(arguments.output_dir).name}: {arguments.batch_size} images a step, in "
         f"{accelerator.num_processes} processes of {accelerator.gradient_accumulation_steps} parts",
