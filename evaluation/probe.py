@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     """Probe the teacher and every model, write the results."""
     parts = parse_arguments(*PARTS, argv=argv, defaults=DEFAULTS)
     own, recipe, crops, dense, reading, training = parts
+
+    # the models, the head and the processor are a part of what the run is
     models = named_folders("--models", own.models, reserved=("teacher", "constant"))
     folders = {"teacher": own.teacher, **models}
     inputs = {}
@@ -57,12 +59,16 @@ def main(argv: list[str] | None = None) -> None:
         inputs["head"] = digest(recipe.head)
     evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
     inputs["processor"] = json_digest(evaluation.processor.to_dict())
+
+    # the plan, and all checks, before the first image
     files = evaluation.files()
     counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
     evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")
     evaluation.check_models(folders)
     if start_run(*parts, inputs=inputs, images=files):
         return
+
+    # probe one model after the other
     for name, folder in folders.items():
         evaluation.evaluate_model(name, folder)
     picture = evaluation.draw_predictions(list(folders))

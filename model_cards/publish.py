@@ -43,6 +43,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Check, write the card, and upload unless it is a dry run."""
+    # a model with results, or a dataset
     (arguments,) = parse_arguments(Arguments, argv=argv)
     repo_id = arguments.repo_id
     validate_repo_id(repo_id)
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if bool(arguments.model) != bool(arguments.results):
         raise ValueError("--results FOLDER belongs to --model: its card shows them.")
 
+    # a dataset
     if arguments.activations:
         if arguments.dry_run:
             raise ValueError(
@@ -60,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         commit = hub.publish_activations(arguments.activations, repo_id, private=arguments.private)
         print(f"dataset: {repo_id}, revision {commit}")
         return
+
+    # a model: its card first
     card = hub.write_model_card(
         arguments.model,
         reports.load_results(arguments.results),

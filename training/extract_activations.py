@@ -57,16 +57,22 @@ def main(argv: list[str] | None = None) -> None:
     parts = parse_arguments(*PARTS, argv=argv, defaults={"dataset": "digits"})
     own, images, crops, reading = parts
     state = process_state()
+
+    # the teacher; a store that lost a shard since it was finished is opened again
     teacher = load_backbone(own.teacher, own.revision).to(state.device)
     store = Path(own.output_dir)
     finished = not own.dry_run and state.is_main_process and (store / "manifest.json").exists()
     if finished and activations.verify_activations(store, checksums=False):
         reopen_run(store)
+
+    # the images
     views = activations.image_views(images, crops, reading, own.teacher, own.revision)
     inputs = {"teacher": weights_digest(teacher)}
     read = {"images": list_images(images.dataset, views.cells)}
     if start_run(*parts, inputs=inputs, images=read) and not own.dry_run:
         return
+
+    # the missing shards
     activations.write_activations(
         teacher,
         views,
