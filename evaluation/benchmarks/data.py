@@ -59,6 +59,7 @@ def _compare_stores(
     folder: Path, layers: range, shape: tuple[int, ...], rounds: int
 ) -> dict[str, float]:
     """Return the time of every other store over that of ours, for some consecutive layers."""
+    # the same states in four layouts
     number, part = shape[0], slice(layers[0], layers[-1] + 1)
     ours = load_activations(folder / "store", layers=layers)
     flat = np.memmap(folder / "flat.bin", dtype=np.float16, mode="r", shape=shape)
@@ -73,6 +74,7 @@ def _compare_stores(
         start = _BATCH * (visit % (number // _BATCH))
         return slice(start, start + _BATCH)
 
+    # random rows of each; the reference's code reads consecutive ones, as float32
     candidates = {
         "ours": lambda visit: ours.__getitems__(rows(visit))["states"],
         "ours again": lambda visit: ours.__getitems__(rows(visit))["states"],
@@ -110,6 +112,7 @@ def benchmark_images(number: int, rounds: int, folder: Path) -> Iterator[Row]:
 
 def _compare_readers(path: Path, cache: Path, rounds: int) -> dict[str, list[float]]:
     """Return the times of the ways to read batches of one folder of photographs."""
+    # our reader, with its options
     processor, crops = make_processor(_PIXELS), Augmentation(size=(_PIXELS, _PIXELS))
     files = sorted((path / "train").iterdir())
 
@@ -121,6 +124,7 @@ def _compare_readers(path: Path, cache: Path, rounds: int) -> dict[str, list[flo
         )  # fmt: skip
         return lambda visit: views.__getitems__(range((visit + 2) * _BATCH, (visit + 3) * _BATCH))
 
+    # Pillow and the image processor, with the same crops
     def plain(visit: int) -> torch.Tensor:
         images = []
         for row in range(_BATCH):
@@ -132,6 +136,7 @@ def _compare_readers(path: Path, cache: Path, rounds: int) -> dict[str, list[flo
         prepared = processor(images, do_resize=False, do_center_crop=False, return_tensors="pt")
         return prepared["pixel_values"]
 
+    # CPU seconds of each
     short = {"shorter_side": -(-_PIXELS * 8 // 7)}
     ways = {
         "plain": plain,

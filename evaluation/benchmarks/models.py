@@ -154,6 +154,7 @@ def _relative(values: dict[str, float], name: str) -> dict[str, float]:
 @torch.no_grad()
 def benchmark_model(size: str, batches: list[int], rounds: int, device: str) -> Iterator[Row]:
     """Yield the speed of inference: plain, compiled, and on a GPU as CUDA graphs."""
+    # sizes, which need no clock
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     candidates = Candidates(size, device=device, dtype=dtype)
     yield "FLOP, times the teacher's", _relative(candidates.flops, "teacher")
@@ -168,6 +169,7 @@ def benchmark_model(size: str, batches: list[int], rounds: int, device: str) -> 
         torch.compiler.cudagraph_mark_step_begin()
         rollout(states)
 
+    # each form, at each batch
     modes = {"plain": None, "compiled": None}
     if device == "cuda":
         modes["graphs"] = "reduce-overhead"

@@ -63,13 +63,17 @@ def cut_in_words(cut: dict | None) -> str:
 
 def cuts_table(maps: Sequence[dict]) -> str:
     """Return the cuts of all teachers with their stability: a row a teacher and method."""
-    ks = sorted({int(k) for one in maps for cuts in one["cuts"].values() for k in cuts})
+    ks: set[int] = set()
+    for one in maps:
+        for cuts in one["cuts"].values():
+            ks |= {int(k) for k in cuts}
+    columns = sorted(ks)
     rows = []
     for one in maps:
         for method, cuts in one["cuts"].items():
-            cells = [cut_in_words(cuts.get(str(k))) for k in ks]
+            cells = [cut_in_words(cuts.get(str(k))) for k in columns]
             rows.append([one["name"].replace("|", "\\|"), method, *cells])
-    return markdown_table(["teacher", "method", *(f"k = {k}" for k in ks)], rows)
+    return markdown_table(["teacher", "method", *(f"k = {k}" for k in columns)], rows)
 
 
 def teachers_table(maps: Sequence[dict]) -> str:

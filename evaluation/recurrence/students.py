@@ -70,6 +70,7 @@ def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel,
     A block starts as the mean of its layers. Spans count the states that are learned: an untied
     block makes one.
     """
+    # consecutive layers: a plain Raptor
     plain = student.contiguous and not student.untied
     model = make_raptor(
         teacher,
@@ -79,12 +80,16 @@ def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel,
     )
     if plain:
         return model, chain_of(model, None).spans
+
+    # others: each block starts as the mean of its own layers
     layers = teacher.get_submodule(teacher_family(teacher.config).layers)
     for block, part in zip(model.blocks, student.parts, strict=True):
         made = part[-1:] if student.untied else part
         copy_mean_of_layers(
             block, [layers[layer - 1] for layer in made], layer_parts(teacher.config)
         )
+
+    # spans: one state a block, or runs of layers of one block
     if student.untied:
         return model, [Span(block, n, n + 1) for n, block in enumerate(model.blocks)]
     spans: list[Span] = []
