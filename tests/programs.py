@@ -74,7 +74,8 @@ def run(*command, check=True, new_process=False, **variables):
     """A finished program as a `CompletedProcess`; with `check` it must have succeeded.
 
     Args:
-        new_process: start a new Python instead of a fork; so do variables that imports read.
+        new_process: start a new Python instead of a fork; so do variables that imports read. A
+            program that compiles needs it: inductor's workers do not survive a fork.
     """
     command = [*map(str, command)]
     read_at_import = any(name.startswith(READ_AT_IMPORT) for name in variables)
@@ -91,7 +92,8 @@ def run(*command, check=True, new_process=False, **variables):
             process.kill()
             raise
         done = subprocess.CompletedProcess(command, process.returncode, *output)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
+    message = f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    assert not check or done.returncode == 0, message
     return done
 
 

@@ -92,7 +92,7 @@ def test_blocks_of_code_run(page, name, changes, expected, stand_ins, line, tmp_
         code = code.replace(written, here)
     bash = block_language(page, name) == "bash"
     command = ["bash", "-c", f"set -e\n{code}"] if bash else [sys.executable, "-c", code]
-    done = run(*command)
+    done = run(*command, new_process="compile" in code)
     assert expected.replace("OUT/", f"{tmp_path}/") in done.stdout + done.stderr
     if (page, name) == ("README.md", "distil"):
         model = AutoModelForImageClassification.from_pretrained(
