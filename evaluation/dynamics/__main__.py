@@ -6,8 +6,7 @@
 
 Takes a minute for these four models and 360 digits. Writes dynamics.json with every figure,
 what_we_see.md with the claims and the figures that decide them, and two pictures. `--model` also
-takes Hub ids, and NAME=FOLDER; `--data` an image folder, a Hub dataset, or an activation dataset,
-which is analysed without any model. Runs on one process.
+takes Hub ids, and NAME=FOLDER; `--data` an image folder or a Hub dataset. Runs on one process.
 """
 
 from dataclasses import dataclass, field
@@ -33,12 +32,9 @@ class Arguments:
     _argument_group_name = "inputs and outputs"
 
     model: list[str] = field(
-        default_factory=list,
-        metadata={"help": "teacher first, then Raptors: folders, Hub ids, or NAME=one of these"},
+        metadata={"help": "teacher first, then Raptors: folders, Hub ids, or NAME=one of these"}
     )
-    data: str = field(
-        metadata={"help": "digits, an image folder, a Hub id, or an activation dataset's folder"}
-    )
+    data: str = field(metadata={"help": "digits, an image folder or a Hub id"})
     output_dir: str = field(metadata={"help": "folder of dynamics.json and figures"})
     split: str = field(default="test", metadata={"help": "of the images"})
     num_images: int = field(default=2000, metadata={"help": "at most, drawn at random"})
@@ -51,15 +47,6 @@ class Arguments:
     )
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
-
-
-def digests(models: dict[str, str], data: str) -> dict[str, str]:
-    """Return digests of the folders of ours that are read: weights, or an activation dataset."""
-    found = {}
-    for name, folder in {**models, data: data}.items():
-        if any(Path(folder).glob("*.safetensors")) or dynamics.is_store(folder):
-            found[name] = folder_digest(folder)
-    return found
 
 
 def claims_page(results: list[dict]) -> str:
@@ -86,16 +73,17 @@ def main(argv: list[str] | None = None) -> None:
     models = named_folders("--model", own.model)
 
     # a run is its arguments, its models and its images
-    images, read = None, {}
-    if not dynamics.is_store(own.data):
-        images = load_images(own.data, own.split, reading)
-        read = {"images": list_images(own.data, images)}
-    inputs = digests(dict(zip(own.model, models.values(), strict=True)), own.data)
+    images = load_images(own.data, own.split, reading)
+    inputs = {}
+    for name, folder in zip(own.model, models.values(), strict=True):
+        if any(Path(folder).glob("*.safetensors")):  # a model of ours
+            inputs[name] = folder_digest(folder)
+    read = {"images": list_images(own.data, images)}
     if start_run(own, reading, options, inputs=inputs, images=read):
         return
 
     # measure
-    inputs = dynamics.load_inputs(
+    systems, views = dynamics.load_inputs(
         own.model,
         own.data,
         split=own.split,
@@ -104,9 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         dataset=images,
     )
     results = study_models(
-        inputs.systems,
-        inputs.images,
-        dynamics.find_partitions(own.phases_file, inputs.systems),
+        systems,
+        views,
+        dynamics.find_partitions(own.phases_file, systems),
         options,
         num_images=own.num_images,
         num_workers=own.num_workers,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from raptor_hf.activations.store import StoredActivations
 from raptor_hf.configuration_raptor import phase_spans
 from raptor_hf.data import ImageViews, batches
 from raptor_hf.dynamics.interventions import (
@@ -18,7 +17,7 @@ from raptor_hf.dynamics.interventions import (
     self_correction,
 )
 from raptor_hf.dynamics.measures import Spread, boundary_speed, measure
-from raptor_hf.dynamics.systems import System
+from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.phases.cuts import check_partition, phase_contrast
 from raptor_hf.phases.distance import image_distances
 from raptor_hf.runs.processes import progress_bar
@@ -63,7 +62,7 @@ def partition_name(phases: Sequence[int]) -> str:
 
 
 def skipped_analyses(
-    system: System, partitions: Sequence[list[int]], wanted: Sequence[str], labels: np.ndarray
+    system: DepthSystem, partitions: Sequence[list[int]], wanted: Sequence[str], labels: np.ndarray
 ) -> dict[str, str]:
     """Return the analyses that a model or its images do not allow, each with the reason.
 
@@ -110,7 +109,7 @@ class ModelStudy:
 
     def __init__(
         self,
-        system: System,
+        system: DepthSystem,
         partitions: Sequence[list[int]],
         options: StudyArguments,
         labels: np.ndarray,
@@ -237,8 +236,8 @@ class ModelStudy:
 
 
 def study_models(
-    systems: Sequence[System],
-    images: ImageViews | StoredActivations,
+    systems: Sequence[DepthSystem],
+    images: ImageViews,
     partitions: Sequence[list[int]],
     options: StudyArguments,
     *,
@@ -252,8 +251,8 @@ def study_models(
     image, (L + 1) · D numbers.
 
     Args:
-        systems: teacher and Raptors; of stored trajectories, those that run on from layer 0.
-        images: each is looked at once, as it is: augmented views are left out.
+        systems: teacher and Raptors.
+        images: each is looked at once, as it is.
         partitions: of the teacher's layers into phases.
         batch_size: images at a time.
         num_images: so many, drawn at random; None: all.
@@ -266,9 +265,8 @@ def study_models(
             fewer than two images.
     """
     # the same images for all models, drawn at random
-    rows, labels = plain_images(images)
-    positions = np.random.default_rng(options.seed).permutation(len(rows))[:num_images]
-    rows, labels = rows[positions], labels[positions]
+    rows = np.random.default_rng(options.seed).permutation(len(images.image_ids))[:num_images]
+    labels = images.labels[images.image_ids].numpy()[rows]
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     studies = [ModelStudy(system, partitions, options, labels) for system in systems]
@@ -278,11 +276,3 @@ def study_models(
                 study.add(batch)
                 bar.update(len(batch["label"]))
     return [study.result() for study in studies]
-
-
-def plain_images(images: ImageViews | StoredActivations) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that hold every image as it is, without random views, and their labels."""
-    if isinstance(images, StoredActivations):
-        rows = np.flatnonzero(images.scalars["view"] == 0)
-        return rows, images.scalars["label"].numpy()[rows]
-    return np.arange(len(images.image_ids)), images.labels[images.image_ids].numpy()

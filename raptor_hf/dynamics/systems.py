@@ -2,24 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..activations.format import MANIFEST
-from ..activations.online import OnlineActivations, check_all_layers
-from ..activations.store import StoredActivations, load_activations
+from ..activations.online import OnlineActivations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
 from ..data.loading import Classes
 from ..data.views import drop_unreadable
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
-from ..runs.files import public_name, read_json
+from ..runs.files import read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
@@ -74,7 +70,14 @@ class DepthSystem:
             ValueError: states that are not finite; layer and images are named.
         """
         states = trajectory(self.model, batch["pixel_values"].to(self.model.device))
-        _check_finite(states, self.name, batch)
+        finite = torch.isfinite(states).flatten(2).all(dim=-1).cpu()
+        if not finite.all():
+            layer = int((~finite.all(dim=0)).int().argmax())
+            images = batch["image_id"][~finite[:, layer]].tolist()
+            raise ValueError(
+                f"The states of {self.name} must be finite; from layer {layer} on they hold NaN or "
+                f"infinity for the images {images[:5]}."
+            )
         return states
 
     @torch.no_grad()
@@ -100,47 +103,6 @@ class DepthSystem:
         return self.head(pool_tokens(states, self.model.config)).argmax(dim=-1)
 
 
-@dataclass
-class StoredSystem:
-    """Trajectories of an activation dataset, without the model that made them."""
-
-    name: str
-    depth: int
-    layout: TokenLayout
-    phases: None = None
-    is_raptor: bool = False
-    can_run_on: bool = False
-    head: None = None
-
-    def trajectory(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the stored `states` (B, L + 1, N, D) in float32; errors as `DepthSystem`."""
-        states = batch["states"].float()
-        _check_finite(states, self.name, batch)
-        return states
-
-
-System = DepthSystem | StoredSystem
-
-
-def _check_finite(states: torch.Tensor, name: str, batch: Mapping[str, torch.Tensor]) -> None:
-    """Refuse trajectories (B, L + 1, N, D) with NaN or infinite values."""
-    finite = torch.isfinite(states).flatten(2).all(dim=-1).cpu()
-    if not finite.all():
-        layer = int((~finite.all(dim=0)).int().argmax())
-        images = batch["image_id"][~finite[:, layer]].tolist()
-        raise ValueError(
-            f"The states of {name} must be finite; from layer {layer} on they hold NaN or infinity "
-            f"for the images {images[:5]}."
-        )
-
-
-class Inputs(NamedTuple):
-    """Models, the teacher first, and the images or stored activations to measure them on."""
-
-    systems: list[System]
-    images: ImageViews | StoredActivations
-
-
 def load_inputs(
     models: Sequence[str],
     data: str,
@@ -149,33 +111,26 @@ def load_inputs(
     teacher_head: str | None = None,
     reading: ReadingArguments | None = None,
     dataset: datasets.Dataset | None = None,
-) -> Inputs:
-    """Load models and their images, or the states of an activation dataset, which needs no model.
+) -> tuple[list[DepthSystem], ImageViews]:
+    """Load models, the teacher first, and the images to measure them on.
 
     Args:
         models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
             prepares the images for all.
-        data: digits, an image folder, a Hub id, or the folder of an activation dataset.
+        data: digits, an image folder or a Hub id.
         split: of the images.
         teacher_head: linear head of the first model.
         reading: options of reading images.
         dataset: the images of `data`, where they are loaded already.
 
     Raises:
-        ValueError: models of one name, of different shapes or of another teacher than the first;
-            models for an activation dataset, or none for images.
+        ValueError: no model, or models of one name, of different shapes or of another teacher than
+            the first.
     """
     sources = named_folders("--model", models)
     reading = reading or ReadingArguments()
-    if is_store(data):
-        if sources or reading.resolution:
-            raise ValueError(f"{data} holds states, not images: leave out --model, --resolution.")
-        stored = load_activations(data)
-        check_all_layers(stored)
-        teacher = public_name(stored.manifest["teacher"]["name"])
-        return Inputs([StoredSystem(teacher, stored.depth, stored.layout)], stored)
     if not sources:
-        raise ValueError("Give --model, or an activation dataset as --data, which needs none.")
+        raise ValueError("Give --model: the teacher first, then its Raptors.")
 
     # all models see the images as the teacher's processor prepares them
     first = next(iter(sources))
@@ -192,7 +147,7 @@ def load_inputs(
         system.image_size = image_size(processor)
         systems.append(system)
     _check_alike(systems)
-    return Inputs(systems, images)
+    return systems, images
 
 
 def load_system(
@@ -219,11 +174,6 @@ def load_system(
     return DepthSystem(name, model, token_layout(config) if known else None, linear)
 
 
-def is_store(data: str | Path) -> bool:
-    """Return whether a path is the folder of an activation dataset."""
-    return (Path(data) / MANIFEST).exists()
-
-
 def _check_alike(systems: Sequence[DepthSystem]) -> None:
     """Refuse models with states that can't be compared, and Raptors of another teacher."""
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
@@ -244,7 +194,7 @@ def _check_alike(systems: Sequence[DepthSystem]) -> None:
             )
 
 
-def find_partitions(phases_file: str | None, systems: list[System]) -> list[list[int]]:
+def find_partitions(phases_file: str | None, systems: Sequence[DepthSystem]) -> list[list[int]]:
     """Return the partitions of the teacher's layers: those of a file, or of the Raptors."""
     if phases_file:
         content = read_json(phases_file)

@@ -15,9 +15,8 @@ from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.structure import ClassBasins, LinearModes, fit_linear_map
 from evaluation.dynamics.study import ANALYSES, StudyArguments, study_models
 from raptor_hf import make_raptor
-from raptor_hf.activations.store import StoredActivations, load_activations
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.dynamics.systems import DepthSystem, StoredSystem
+from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.runs.files import read_json
 from tests.helpers import LAYOUT, randomised, save_models
 from tests.programs import ACCELERATE_LAUNCH, ROOT, run
@@ -118,19 +117,16 @@ class Pictures:
         return batch | {"image_id": rows, "view": torch.zeros_like(rows)}
 
 
-class Stored(StoredActivations):
-    """States in memory, as an activation dataset gives them."""
+class Recorded:
+    """States in memory, (20, 5, N, D), of a model that can't be run on."""
 
-    def __init__(self, states, labels):
-        self.states, self.scalars = states, {"label": labels, "view": torch.zeros_like(labels)}
+    name, depth, phases, head, is_raptor, can_run_on = "recorded", 4, None, None, False, False
 
-    def __len__(self):
-        return len(self.scalars["label"])
+    def __init__(self, states, layout):
+        self.states, self.layout = states, layout
 
-    def __getitems__(self, rows):
-        rows = torch.as_tensor(rows)
-        batch = {"states": self.states[rows], "label": self.scalars["label"][rows]}
-        return batch | {"image_id": rows, "view": torch.zeros_like(rows)}
+    def trajectory(self, batch):
+        return self.states[batch["image_id"]]
 
 
 def options(**changed):
@@ -174,28 +170,13 @@ def test_streamed_equals_all_at_once(systems, pictures):
         same(*both)
 
 
-def test_a_study_of_stored_states_is_that_of_the_model(systems, images, store):
-    stored = load_activations(store)
-    wanted = options(analyses=["phase_contrast", "linear_modes"])
-    alone = StoredSystem("teacher", stored.depth, stored.layout)
-    (from_store,) = study_models([alone], stored, PARTITIONS, wanted)
-    (from_model,) = study_models(systems[:1], images, PARTITIONS, wanted)
-    for name in ("convergence", "speed"):
-        for group in LAYOUT.groups():
-            expected = from_model[name][group]["mean"]
-            np.testing.assert_allclose(from_store[name][group]["mean"], expected, 0.01, 2e-3)
-    (result,) = study_models([alone], stored, PARTITIONS, options())
-    assert "not known" in result["skipped"]["self_correction"]
-    assert "not known" in result["skipped"]["layer_swap"]
-    assert dict(draw_study([result]))  # what there is can be drawn
-
-
-def test_an_analysis_that_the_data_does_not_allow_is_skipped_with_the_reason(images):
+def test_an_analysis_that_the_data_does_not_allow_is_skipped_with_the_reason(pictures):
     states = torch.randn(20, 5, 4, 8, generator=torch.Generator().manual_seed(0))
-    without_cls = StoredSystem("no cls", 4, TokenLayout(0, 0))
-    stored = Stored(states, torch.arange(20) % 2)
-    (result,) = study_models([without_cls], stored, [[2, 2]], options())
+    without_cls = Recorded(states, TokenLayout(0, 0))
+    (result,) = study_models([without_cls], pictures, [[2, 2]], options())
     assert result["skipped"]["class_basins"] == "it needs a cls token, and this model has none"
+    for name in ("self_correction", "layer_swap"):
+        assert "not known" in result["skipped"][name]
     assert list(result["convergence"]) == ["patches"]
     assert {"phase_contrast", "linear_modes"} < set(result)
     judged = judge(CLAIMS, {"no cls": result})
@@ -203,13 +184,13 @@ def test_an_analysis_that_the_data_does_not_allow_is_skipped_with_the_reason(ima
     assert seen["Classes end in angular basins"] is None
     assert seen["Directions converge: γ rises to 1"] is not None
     dict(draw_study([result]))
-    (result,) = study_models([without_cls], stored, [], options())
+    (result,) = study_models([without_cls], pictures, [], options())
     assert "give --phases_file" in result["skipped"]["phase_contrast"]
     # ten images a class: 20 of 2 are enough, 20 of 3 are not
-    system = StoredSystem("few", 4, TokenLayout(1, 0))
     for classes, skipped in ((2, False), (3, True)):
-        stored = Stored(states, torch.arange(20) % classes)
-        (result,) = study_models([system], stored, [[2, 2]], options())
+        pictures.labels = torch.arange(20) % classes
+        system = Recorded(states, TokenLayout(1, 0))
+        (result,) = study_models([system], pictures, [[2, 2]], options())
         assert ("class_basins" in result["skipped"]) == skipped
 
 
@@ -330,10 +311,3 @@ def test_a_finished_study_is_left_alone_and_another_one_refused(program):
     assert (out / "dynamics.json").stat() == before
     refused = run(sys.executable, *command, "--seed", "1", check=False)
     assert refused.returncode == 2 and "seed: made with 0, now asked for 1" in refused.stderr
-
-
-def test_stored_states_need_no_model(store, tmp_path):
-    command = ["-m", "evaluation.dynamics", "--data", store, "--output_dir", tmp_path / "out"]
-    run(sys.executable, *command)
-    study = json.loads((tmp_path / "out" / "dynamics.json").read_text())
-    assert study["num_images"] == 5 and len(study["models"]) == 1
