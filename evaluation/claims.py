@@ -29,37 +29,16 @@ class Claim(NamedTuple):
     decide: Callable[[dict], Verdict | None]
 
 
-def judge(claims: Sequence[Claim], results: Mapping[str, dict]) -> list[dict]:
-    """Decide all claims for all results.
+Judged = list[tuple[Claim, dict[str, Verdict | None]]]
 
-    Returns:
-        A dict a claim: `sentence`, `source`, `criterion`, and `verdicts` by the name of the result,
-        each with `seen` (None: can't tell) and `figures`, empty where the result lacks them.
-    """
+
+def judge(claims: Sequence[Claim], results: Mapping[str, dict]) -> Judged:
+    """Decide all claims for all results: each with its verdicts by the name of the result."""
     judged = []
     for claim in claims:
-        verdicts = {}
-        for name, result in results.items():
-            verdict = claim.decide(result) or Verdict(None, "")
-            verdicts[name] = {"seen": None, "figures": verdict.figures}
-            if verdict.seen is not None:
-                verdicts[name]["seen"] = bool(verdict.seen)
-        judged.append(
-            {
-                "sentence": claim.sentence,
-                "source": claim.source,
-                "criterion": claim.criterion,
-                "verdicts": verdicts,
-            }
-        )
+        verdicts = {name: claim.decide(result) for name, result in results.items()}
+        judged.append((claim, verdicts))
     return judged
-
-
-def verdict_word(verdict: dict) -> str:
-    """Return a verdict as tables show it."""
-    if not verdict["figures"]:
-        return "–"
-    return {True: "seen", False: "not seen", None: "can't tell"}[verdict["seen"]]
 
 
 def by_interval(low: float, high: float) -> bool | None:
@@ -69,24 +48,38 @@ def by_interval(low: float, high: float) -> bool | None:
     return False if high < 0 else None
 
 
-def claims_table(judged: Sequence[dict]) -> str:
+def all_of(answers: Sequence[bool | None]) -> bool | None:
+    """Return False if one answer is no, True if all are yes, else None."""
+    if False in answers:
+        return False
+    return True if all(answers) else None
+
+
+def verdict_word(verdict: Verdict | None) -> str:
+    """Return a verdict as tables show it."""
+    if verdict is None:
+        return "–"
+    if verdict.seen is None:
+        return "can't tell"
+    return "seen" if verdict.seen else "not seen"
+
+
+def claims_table(judged: Judged) -> str:
     """Return a Markdown table of verdicts: a row a claim, a column a result."""
-    names = list(judged[0]["verdicts"])
     rows = []
-    for claim in judged:
-        words = [verdict_word(claim["verdicts"][name]) for name in names]
-        rows.append([claim["sentence"], claim["source"], *words])
-    return markdown_table(["claim", "source", *names], rows)
+    for claim, verdicts in judged:
+        rows.append([claim.sentence, claim.source, *map(verdict_word, verdicts.values())])
+    return markdown_table(["claim", "source", *judged[0][1]], rows)
 
 
-def claims_details(judged: Sequence[dict]) -> str:
+def claims_details(judged: Judged) -> str:
     """Return the criterion of every claim and the figures that decided, in Markdown."""
     paragraphs = []
-    for claim in judged:
-        head = f"**{claim['sentence']}** ({claim['source']}). Seen if: {claim['criterion']}."
+    for claim, verdicts in judged:
+        head = f"**{claim.sentence}** ({claim.source}). Seen if: {claim.criterion}."
         lines = []
-        for name, verdict in claim["verdicts"].items():
-            if verdict["figures"]:
-                lines.append(f"- {name}: {verdict_word(verdict)}. {verdict['figures']}")
+        for name, verdict in verdicts.items():
+            if verdict is not None:
+                lines.append(f"- {name}: {verdict_word(verdict)}. {verdict.figures}")
         paragraphs.append("\n".join([head, "", *lines]).rstrip())
     return "\n\n".join(paragraphs)

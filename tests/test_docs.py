@@ -31,7 +31,7 @@ CASES = [
     ("docs/distil.md", "own_teacher", {"source .venv/bin/activate\n": ""}, ""),
     ("docs/dynamics.md", "phases", {}, "k=3: phases [7, 3, 2] (threshold 0.1)\n"),
     ("docs/dynamics.md", "study",
-     {"outputs/digits/dynamics": "OUT/dynamics --num_images 40 --swap_draws 2"}, "| raptor_k4 |"),
+     {"outputs/digits/dynamics": "OUT/dynamics --num_images 40"}, "| raptor_k4 |"),
     ("docs/dynamics.md", "speeds", {}, "tensor(["),
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
     ("docs/hub.md", "publish",

@@ -46,7 +46,7 @@ def test_from_a_teacher_to_its_report(family, tmp_path):
     for task, data in (("classification", "digits"), ("segmentation", "digit_scenes")):
         program("evaluation/probe.py", "--task", task, "--dataset", data, *models,
                 "--batch_size", 16, "--output_dir", out / task)  # fmt: skip
-    run(sys.executable, "-m", "evaluation.dynamics", "--data", "digits", "--split", "test",
+    run(sys.executable, "-m", "evaluation.dynamics", "--dataset", "digits", "--split", "test",
         "--num_images", 40, "--phases_file", out / "phases" / "phases.json",
         "--model", f"teacher={teacher}", f"raptor={out / 'raptor'}",
         "--output_dir", out / "dynamics")  # fmt: skip

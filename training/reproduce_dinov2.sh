@@ -91,7 +91,7 @@ for ((seed = 0; seed < seeds; seed++)); do
 
   stage "depth as a dynamical system, seed $seed"
   python -m evaluation.dynamics "$recipes"/dinov2_dynamics.yaml --resume --seed $seed "${read_with[@]}" \
-    --data "$images" --split $test_split --phases_file "$out"/phases/phases.json \
+    --dataset "$images" --split $test_split --phases_file "$out"/phases/phases.json \
     --model teacher="$teacher" "${models[@]}" --output_dir "$run"/dynamics
 done
 

@@ -1,12 +1,12 @@
 """Depth as a dynamical system: measure a teacher and its Raptors on the same images.
 
-    accelerate launch -m evaluation.dynamics --output_dir outputs/digits/dynamics --data digits \
+    accelerate launch -m evaluation.dynamics --output_dir outputs/digits/dynamics --dataset digits \
         --phases_file outputs/digits/phases/phases.json --model outputs/digits/teacher \
         outputs/digits/seed_0/classification/models/raptor_k{2,3,4}
 
 Takes a minute for these four models and 360 digits. Writes dynamics.json with every figure,
 what_we_see.md with the claims and the figures that decide them, and two pictures. `--model` also
-takes Hub ids, and NAME=FOLDER; `--data` an image folder or a Hub dataset. Runs on one process.
+takes Hub ids, and NAME=FOLDER; `--dataset` an image folder or a Hub dataset. Runs on one process.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from pathlib import Path
 from evaluation.claims import claims_details, claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
 from evaluation.dynamics.figures import draw_study
-from evaluation.dynamics.study import StudyArguments, study_models
+from evaluation.dynamics.study import study_models
 from raptor_hf import dynamics
 from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
@@ -34,17 +34,14 @@ class Arguments:
     model: list[str] = field(
         metadata={"help": "teacher first, then Raptors: folders, Hub ids, or NAME=one of these"}
     )
-    data: str = field(metadata={"help": "digits, an image folder or a Hub id"})
+    dataset: str = field(metadata={"help": "digits, an image folder or a Hub id"})
     output_dir: str = field(metadata={"help": "folder of dynamics.json and figures"})
     split: str = field(default="test", metadata={"help": "of the images"})
     num_images: int = field(default=2000, metadata={"help": "at most, drawn at random"})
     phases_file: str | None = field(
         default=None, metadata={"help": "phases.json of find_phases.py; default: the Raptors'"}
     )
-    teacher_head: str | None = field(
-        default=None,
-        metadata={"help": "linear head of the first model, if it has none of its own"},
-    )
+    seed: int = field(default=0, metadata={"help": "of the images, pushes, swaps and partitions"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
 
@@ -64,45 +61,36 @@ def write_study(folder: Path, results: list[dict], **about) -> None:
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
-PARTS = (Arguments, ReadingArguments, StudyArguments)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them, write the results."""
-    own, reading, options = parse_arguments(*PARTS, argv=argv)
+    own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
     models = named_folders("--model", own.model)
 
     # a run is its arguments, its models and its images
-    images = load_images(own.data, own.split, reading)
-    inputs = {}
+    images, inputs = load_images(own.dataset, own.split, reading), {}
     for name, folder in zip(own.model, models.values(), strict=True):
         if any(Path(folder).glob("*.safetensors")):  # a model of ours
             inputs[name] = folder_digest(folder)
-    read = {"images": list_images(own.data, images)}
-    if start_run(own, reading, options, inputs=inputs, images=read):
+    listed = {"images": list_images(own.dataset, images)}
+    if start_run(own, reading, inputs=inputs, images=listed):
         return
 
     # measure
     systems, views = dynamics.load_inputs(
-        own.model,
-        own.data,
-        split=own.split,
-        teacher_head=own.teacher_head,
-        reading=reading,
-        dataset=images,
+        own.model, own.dataset, split=own.split, reading=reading, dataset=images
     )
     results = study_models(
         systems,
         views,
         dynamics.find_partitions(own.phases_file, systems),
-        options,
+        seed=own.seed,
         num_images=own.num_images,
         num_workers=own.num_workers,
     )
 
     # write
     folder = Path(own.output_dir)
-    write_study(folder, results, data=public_name(own.data), split=own.split)
+    write_study(folder, results, data=public_name(own.dataset), split=own.split)
     finish_run(own.output_dir)
     print(claims_page(results).split("\n\n")[1], end="\n\n")
     for result in results:

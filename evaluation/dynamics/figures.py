@@ -13,7 +13,6 @@ _CURVES = {
     "speed": "turn of the layer (degrees)",
     "coherence": "coherence κ of patches",
     "update_rank": "rank of updates",
-    "class_basins": "degrees to class means",
 }
 
 
@@ -23,9 +22,7 @@ def _draw_trajectories(results: list[dict]) -> Figure:
     The band is the standard deviation over the images, of the first model.
     """
     first = results[0]
-    kinds = {name: list(first[name]) for name in _CURVES if name in first}
-    if "class_basins" in kinds:
-        kinds["class_basins"] = ["own_angle", "other_angle"]
+    kinds = {name: list(first[name]) for name in _CURVES}
     figure, axes = make_panels(len(kinds), max(map(len, kinds.values())))
     for row, name in zip(axes, kinds, strict=True):
         for axis, kind in zip(row, kinds[name], strict=False):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from evaluation.claims import Claim, Verdict, by_interval
+from evaluation.claims import Claim, Verdict, all_of, by_interval
 from raptor_hf.phases.stability import partition_agreement
 
 from .measures import (
@@ -79,14 +79,7 @@ def _better_at_every_k(pairs: Mapping[int, Sequence[np.ndarray]]) -> Verdict | N
             texts.append(f"k = {k}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
     if not texts:
         return None
-    return Verdict(_all_clear(clear), "; ".join(texts))
-
-
-def _all_clear(clear: Sequence[bool | None]) -> bool | None:
-    """Return False if one answer is no, True if all are yes, else None."""
-    if False in clear:
-        return False
-    return True if all(clear) else None
+    return Verdict(all_of(clear), "; ".join(texts))
 
 
 def _cut_matters(other: str, figure: str) -> _Decide:
@@ -191,7 +184,7 @@ def _above(first: str, second: str, figures: Sequence[str]) -> _Decide:
                 f"{figure} {values[0]:.3f} ({first}), {values[1]:.3f} ({second}), seeds differ by "
                 f"{spread:.3f}"
             )
-        return Verdict(_all_clear(clear), "; ".join(texts))
+        return Verdict(all_of(clear), "; ".join(texts))
 
     return decide
 

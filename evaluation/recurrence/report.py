@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.claims import claims_details, claims_table, judge
+from evaluation.claims import Judged, claims_details, claims_table, judge
 from evaluation.plotting import COLORS, line_style, make_panels
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
@@ -54,7 +54,7 @@ def load_study(folder: str | Path) -> dict:
     return study
 
 
-def judge_study(study: dict) -> list[dict]:
+def judge_study(study: dict) -> Judged:
     """Return the verdicts on all claims, under the name of the dataset."""
     return judge(CLAIMS, {study["about"]["dataset"]: study})
 

@@ -108,7 +108,6 @@ def load_inputs(
     data: str,
     *,
     split: str,
-    teacher_head: str | None = None,
     reading: ReadingArguments | None = None,
     dataset: datasets.Dataset | None = None,
 ) -> tuple[list[DepthSystem], ImageViews]:
@@ -119,7 +118,6 @@ def load_inputs(
             prepares the images for all.
         data: digits, an image folder or a Hub id.
         split: of the images.
-        teacher_head: linear head of the first model.
         reading: options of reading images.
         dataset: the images of `data`, where they are loaded already.
 
@@ -140,8 +138,7 @@ def load_inputs(
     images = drop_unreadable(ImageViews(dataset, processor, reading=reading))
     systems = []
     for name, source in sources.items():
-        head = teacher_head if name == first else None
-        system = load_system(name, source, head=head, classes=images.classes)
+        system = load_system(name, source, classes=images.classes)
         if not system.can_run_on:  # the layout is read off the states of an image
             system.layout = OnlineActivations(system.model, images).layout
         system.image_size = image_size(processor)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.recurrence import compare_phases
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import make_processor
 from raptor_hf.phases.cuts import (
@@ -270,22 +269,6 @@ def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, ca
     maxcut = [find_phases_program, "--output_dir", tmp_path / "maxcut", "--method", "maxcut"]
     printed = call(*maxcut, "--distance", tmp_path / "out" / "phases.json")
     assert [line[:4] for line in printed.out.splitlines()] == ["k=2:", "k=3:", "k=4:"]
-
-
-def test_the_comparison_of_all_methods(tmp_path, call):
-    printed = call(compare_phases, "--distance", FIXTURE, "--k", "3", "--output_dir", tmp_path)
-    lines = printed.out.splitlines()
-    assert lines[0] == "| method | k | phases | share cut | within | between | contrast |"
-    assert lines[2] == "| recursive | 3 | [7, 3, 2] | 0.830 | 0.230 | 0.686 | 0.455 |"
-    assert lines[3].startswith("| maxcut | 3 | [5, 4, 3] | 0.855 |")
-    assert lines[4] == lines[2].replace("recursive", "ncut")
-    assert lines[6].startswith("| uniform | 3 | [4, 4, 4] |")
-    rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
-    draws = next(row for row in rows if row["method"] == "random")
-    expected = [find_phases(PUBLISHED["distance"], 3, "random", seed=seed) for seed in range(20)]
-    assert draws["phases"] == expected
-    share = np.array(draws["cut_share"])
-    assert f"20 draws | {share.mean():.3f} ± {share.std(ddof=1):.3f} |" in lines[5]
 
 
 def test_phases_of_a_planted_matrix_beat_all_others():

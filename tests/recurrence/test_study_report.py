@@ -79,13 +79,16 @@ def made_study(better=0.05):
 
 def verdicts(study):
     """Return whether each claim is seen."""
-    judged = judge_study(study)
-    return {claim["sentence"]: claim["verdicts"]["made"]["seen"] for claim in judged}
+    seen = {}
+    for claim, by_name in judge_study(study):
+        (verdict,) = by_name.values()
+        seen[claim.sentence] = None if verdict is None else verdict.seen
+    return seen
 
 
 def figures_of(study, sentence):
-    (claim,) = [claim for claim in judge_study(study) if claim["sentence"] == sentence]
-    return claim["verdicts"]["made"]["figures"]
+    verdicts = {claim.sentence: found["made"] for claim, found in judge_study(study)}
+    return verdicts[sentence].figures
 
 
 def test_statistics_by_hand():
@@ -128,7 +131,7 @@ def test_claims_follow_the_figures():
         "Overfitting lowers similarity and fidelity": True,
         "A Raptor beats a shallow ViT of as many bytes: accuracy": None,  # one seed
     }.items():
-        assert seen[sentence] is expected, sentence
+        assert seen[sentence] == expected, sentence
     uniform = "Repeated max-cut beats uniform runs: R²"
     text = figures_of(made_study(), uniform)
     assert text.startswith("k = 2") and "k = 3" in text
@@ -138,14 +141,14 @@ def test_claims_follow_the_figures():
             row["parts"] = 2
     assert figures_of(same, uniform).startswith("k = 3")  # both are one partition at k = 2
     for better, expected in ((0, None), (-0.05, False)):
-        assert verdicts(made_study(better))["Max-cut beats random runs: R²"] is expected
+        assert verdicts(made_study(better))["Max-cut beats random runs: R²"] == expected
     # a copy of the embeddings follows an untrained teacher's patches, and not its cls token
     copied = made_study()
     for row in copied["training"]:
         if row["teacher"] == "untrained":
             row["r2"]["layers"]["cls"] = [-9.0, -2, -1, 0.9]
     sentence = "An untrained ViT is easier to follow than a trained one"
-    assert verdicts(copied)[sentence] is False
+    assert verdicts(copied)[sentence] == False  # noqa: E712
     assert "median cls -1.500 (untrained)" in figures_of(copied, sentence)
     # one teacher more or less similar than another says nothing where seeds differ by more
     seeds = made_study()
