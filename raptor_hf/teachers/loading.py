@@ -25,11 +25,15 @@ def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedM
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: a model of a family that a Raptor can't be made of, or weights that are missing.
+        ValueError: a model of a family that a Raptor can't be made of, one of images that are not
+            in RGB, or weights that are missing.
         OSError: no such model.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    teacher_family(getattr(config, "teacher_config", tower_config(config)))
+    config = getattr(config, "teacher_config", tower_config(config))
+    teacher_family(config)
+    if getattr(config, "num_channels", 3) != 3:
+        raise ValueError(f"{name_or_path} takes {config.num_channels} channels; images have 3.")
     return load_vision_model(name_or_path, revision)
 
 

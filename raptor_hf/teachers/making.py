@@ -30,21 +30,23 @@ def make_raptor(
         ffn, intermediate_size: see `RaptorConfig`; None takes the teacher's own.
         depth_scaling: see `RaptorConfig`.
         layerscale_value: initial LayerScale of random blocks; None takes 1e-5.
-        block_norm_eps: None takes the eps of the teacher's layers.
+        block_norm_eps: of random blocks; None takes the eps of the teacher's layers.
 
     Raises:
         ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown family,
             offloaded, quantised or in training mode with dropout, a model around a teacher
-            (`raptorize` takes those), or `init="teacher"` with a LayerScale or another FFN than the
-            teacher's.
+            (`raptorize` takes those), or `init="teacher"` with a LayerScale, an eps or another FFN
+            than the teacher's.
     """
     if init not in ("random", "teacher"):
         raise ValueError(f"init must be 'teacher' or 'random'; got {init!r}.")
-    if init == "teacher" and layerscale_value is not None:
-        raise ValueError(
-            f"layerscale_value={layerscale_value} contradicts init='teacher', which takes over the "
-            "teacher's LayerScales. Leave it out, or start with init='random'."
-        )
+    own = {"layerscale_value": layerscale_value, "block_norm_eps": block_norm_eps}
+    for name, value in own.items():
+        if init == "teacher" and value is not None:
+            raise ValueError(
+                f"{name}={value} contradicts init='teacher', which takes over the teacher's. Leave "
+                "it out, or start with init='random'."
+            )
     check_teacher(teacher)
 
     # embeddings and final norm are the teacher's, and stay as they are

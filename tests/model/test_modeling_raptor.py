@@ -162,6 +162,7 @@ def test_bad_images_are_refused_in_words(teacher):
         ({"init": "mean"}, "init must be 'teacher' or 'random'; got 'mean'"),
         ({"ffn": "swiglu"}, "init='teacher' needs blocks like the teacher's layers"),
         ({"layerscale_value": 0.5}, "layerscale_value=0.5 contradicts init='teacher'"),
+        ({"block_norm_eps": 0.1}, "block_norm_eps=0.1 contradicts init='teacher'"),
     ],
 )
 def test_make_raptor_refuses_arguments_that_do_not_fit(teacher, arguments, message):

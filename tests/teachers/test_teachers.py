@@ -255,6 +255,9 @@ def test_foreign_families_and_missing_weights_are_refused(teacher, tmp_path):
     SwinConfig().save_pretrained(tmp_path / "swin")
     with pytest.raises(ValueError, match="got a model of type 'swin': the width or the number"):
         load_backbone(str(tmp_path / "swin"))
+    transformers.ViTConfig(num_channels=1).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ValueError, match="takes 1 channels; images have 3"):
+        load_backbone(str(tmp_path / "grey"))
     weights = teacher.state_dict()
     del weights["layernorm.weight"]
     teacher.save_pretrained(tmp_path / "broken", state_dict=weights)
