@@ -80,11 +80,15 @@ def test_dry_runs_print_the_plan_and_write_nothing(teacher, tmp_path, monkeypatc
         (["--num_images", "5000"], "5,?000"),
         (["--report_to", "trackio"], "needs its package"),
         (["--output_dir", "teacher"], "was not made by this program"),
+        (["--teacher", "plain", "--token_weights", "0,1,0"], "leave nothing to learn"),
     ],
 )
-def test_a_dry_run_refuses_what_the_run_refuses(teacher, tmp_path, monkeypatch, wrong, words):
-    teacher.save_pretrained(tmp_path / "teacher")
-    make_processor(8).save_pretrained(tmp_path / "teacher")
+def test_a_dry_run_refuses_what_the_run_refuses(
+    teacher, plain_teacher, tmp_path, monkeypatch, wrong, words
+):
+    for model, name in ((teacher, "teacher"), (plain_teacher, "plain")):
+        model.save_pretrained(tmp_path / name)
+        make_processor(8).save_pretrained(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     argv = ["--teacher", "teacher", "--output_dir", "out", "--activations", "online"]
     argv += ["--dataset", "digits", "--phases", "4", "2", *wrong]

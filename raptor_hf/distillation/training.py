@@ -5,7 +5,6 @@ from transformers import PreTrainedModel
 from ..activations.online import Activations
 from ..loop import Validation, check_training, fit
 from ..loop.arguments import LoopArguments
-from ..loop.checkpoints import ADAMW_BYTES
 from ..modeling_raptor import rotary_angles
 from ..runs.files import free_bytes, size
 from ..runs.processes import process_state
@@ -13,7 +12,7 @@ from .arguments import ObjectiveArguments
 from .blocks import Chain
 from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
-from .objective import state_variances
+from .objective import state_variances, token_loss
 
 
 def print_plan(
@@ -34,6 +33,8 @@ def print_plan(
     spans = [span for chain in chains for span in chain.spans]
     block = spans[0].block.attention.config
     states = activations.states(activations.__getitems__([0]))
+    for chain in chains:  # refuses weights of tokens that the teacher does not have
+        token_loss(states, states, groups=activations.layout.groups(), weights=chain.weights)
     num_tokens, images = states.shape[2], loop.steps * loop.batch_size
     online = "images" in vars(activations)
 
@@ -43,6 +44,7 @@ def print_plan(
     flop = 3 * passes * images * applications * application_flops(block, num_tokens)
     flop += loop.steps * optimizer_flops(loop.optimizer, block, len(spans))
     parameters = sum(weight.numel() for span in spans for weight in span.block.parameters())
+    moments = 1 if loop.optimizer == "muon" else 2
     reads = size(images * states[0].numel() * states.element_size())
     if online:
         layer = sum(weight.numel() for weight in teacher.parameters())
@@ -59,7 +61,7 @@ def print_plan(
         f"layers {', '.join(span.name for span in spans)}\n"
         f"computes  {flop:.3g} FLOP\n"
         f"writes    {loop.output_dir}: {size(4 * parameters)}, and checkpoints of "
-        f"{size(ADAMW_BYTES * parameters)}; {size(free_bytes(loop.output_dir))} free",
+        f"{size(4 * (1 + moments) * parameters)}; {size(free_bytes(loop.output_dir))} free",
         flush=True,
     )
 

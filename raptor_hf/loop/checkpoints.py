@@ -13,8 +13,6 @@ from accelerate.utils import broadcast_object_list
 
 from .arguments import LoopArguments
 
-ADAMW_BYTES = 12  # a parameter in a checkpoint: float32 weight and two moments
-
 
 def checkpoints_of(output_dir: str | Path) -> Path:
     """Return the folder of a run's checkpoints."""

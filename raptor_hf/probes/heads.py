@@ -41,8 +41,10 @@ def head_grid(
     """Return the grid of heads of a recipe; a head that is judged without training is no grid.
 
     Raises:
-        ValueError: a pooling that the task doesn't have.
+        ValueError: a pooling that the task doesn't have, or an optimiser of blocks.
     """
+    if loop.optimizer == "muon":
+        raise ValueError("--optimizer muon is for blocks; linear heads learn by adamw.")
     poolings = recipe.poolings or task.poolings[:1]
     unknown = set(poolings) - set(task.poolings)
     if unknown:

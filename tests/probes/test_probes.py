@@ -147,6 +147,7 @@ def test_depth_is_judged_on_the_crop_alone(teacher):
         ({"eval_crop": [0, 1, 0, 1]}, "depth"),
         ({"held_out": 1.0}, "between 0 and 1"),
         ({"poolings": ["cls"]}, r"poolings of segmentation are patches; got \['cls'\]"),
+        ({"optimizer": "muon"}, "linear heads learn by adamw"),
     ],
 )
 def test_contradictions_of_a_recipe_are_refused(values, message, tmp_path):
