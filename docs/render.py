@@ -13,8 +13,7 @@ import numpy as np
 
 from evaluation.claims import claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
-from evaluation.recurrence.atlas_page import cuts_table
-from evaluation.recurrence.maps import load_atlas
+from evaluation.recurrence.atlas import cuts_table, load_atlas
 from evaluation.recurrence.report import judge_study, load_study
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (

@@ -5,42 +5,41 @@
 
 Writes `<name>.json` and `<name>.png` a teacher, and `README.md` with the tables of all. A teacher
 that is finished is skipped: name one more, and only that one is measured. Without `--teachers` the
-page is made anew of the files in the folder. A DINOv2-S and 500 images take three minutes on one
+page is made anew of the files in the folder. A DINOv2-S and 500 images take two minutes on one
 core.
 """
 
-import sys
-import traceback
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
+import numpy as np
 
-from evaluation.recurrence.atlas_page import write_page
-from evaluation.recurrence.maps import (
-    KIND,
-    MapArguments,
-    file_name,
-    load_atlas,
-    model_facts,
-    phase_map,
-)
-from raptor_hf.activations.online import OnlineActivations
+from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.data import ImageViews, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.data.views import drop_unreadable
-from raptor_hf.hub import upload_files
+from raptor_hf.phases.distance import image_distances, tidy_distances
+from raptor_hf.phases.stability import cut_stability, default_methods, resampled_distances
+from raptor_hf.reports.figures import plot_layer_distance
+from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.arguments import named_folders, parse_arguments
-from raptor_hf.runs.files import public_name, rounded, write_json
+from raptor_hf.runs.files import public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
-from raptor_hf.runs.processes import (
-    Interrupted,
-    process_state,
-    run_program,
-)
-from raptor_hf.teachers import load_processor, load_vision_model
+from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
+
+_KIND = "phase map"  # value of the key `kind` of a map's file
+_KS = (2, 3, 4, 5, 6)
+_HEAD = """# Atlas of phases
+
+Where the depth of Vision Transformers falls into phases, runs of similar layers, after
+"Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941). Each figure is made of the
+JSON file beside it, `<name>.json`, which holds distances of layers, and cuts with their stability.
+
+In brackets: the share of bootstrap resamples of the images with exactly these phases."""
 
 
 @dataclass(kw_only=True)
@@ -57,129 +56,164 @@ class Arguments:
         default=None, metadata={"help": "digits, an image folder or a Hub id"}
     )
     split: str = field(default="train", metadata={"help": "of the images"})
+    num_images: int = field(
+        default=500, metadata={"help": "at most, drawn at random; the same ones for all teachers"}
+    )
     output_dir: str = field(
         metadata={"help": "folder of README.md and <name>.json, with maps of other teachers or not"}
     )
     resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    push_to_hub: str | None = field(
-        default=None, metadata={"help": "dataset on the Hub for the whole atlas: NAME/set"}
-    )
-    private: bool = field(
-        default=False, metadata={"help": "only its owner sees the dataset on the Hub"}
-    )
 
 
-class Teacher(NamedTuple):
-    """A teacher of the atlas: its file without .json, its title, its folder or Hub id."""
-
-    file: str
-    title: str
-    source: str
+def file_name(title: str) -> str:
+    """Return the letters and digits of a title in lower case, with `_` between them."""
+    return re.sub(r"[\W_]+", "_", title.lower()).strip("_")
 
 
-def named_teachers(values: Iterable[str]) -> list[Teacher]:
-    """Return the teachers that a command line names.
+def phase_map(source: OnlineActivations, num_images: int, num_workers: int = 0) -> dict:
+    """Measure the layer distances of a model on some images, and cut them.
 
-    Args:
-        values: folders or Hub ids, or `NAME=one of these`. A name may hold anything but `=`.
+    Memory holds (L, L) distances of every image, and one batch of states.
+
+    Returns:
+        `num_images`; `distance` (L, L); `cuts`: `cut_stability` by method and k.
 
     Raises:
-        ValueError: no source or name, or two teachers with files of one name.
+        ValueError: states that are not finite.
     """
-    teachers = []
-    for value in values:
-        title, equals, source = value.partition("=")
-        if not equals or Path(value).is_dir():
-            title, source = public_name(value), value
-        teachers.append(Teacher(file_name(title), title.strip(), source))
-    named_folders("--teachers", [f"{one.file}={one.source}" for one in teachers])
-    return teachers
+    # the distances of every image: the mean of one row a token group
+    distances = []
+    for states in stream_states(
+        source, "phase map", num_images=num_images, num_workers=num_workers
+    ):
+        pairs = image_distances(states, source.layout)
+        distances.append(pairs.unflatten(0, (-1, len(states))).mean(dim=0).cpu().numpy())
+
+    # cut their mean, and those of bootstrap resamples
+    of_images = np.concatenate(distances)
+    mean, resampled = tidy_distances(of_images.mean(axis=0)), resampled_distances(of_images)
+    cuts: dict[str, dict[str, dict]] = {}
+    for method in default_methods(len(mean)):
+        cuts[method] = {}
+        for k in _KS:
+            if k <= len(mean):
+                cuts[method][str(k)] = cut_stability(mean, resampled, k, method)
+    return {"num_images": len(of_images), "distance": mean.tolist(), "cuts": cuts}
 
 
 def map_teacher(
-    teacher: Teacher,
-    images: datasets.Dataset,
-    own: Arguments,
-    reading: ReadingArguments,
-    options: MapArguments,
+    title: str, name: str, images: datasets.Dataset, own: Arguments, reading: ReadingArguments
 ) -> None:
     """Measure a teacher and write its file, unless that was done before.
 
-    Each teacher is a run of its own, with its record in `runs/<file>`. Errors as they come.
+    Each teacher is a run of its own, with its record in `runs/<file>`.
+
+    Args:
+        title: of the teacher on the page.
+        name: folder or Hub id.
+        images: of all teachers.
     """
     # the model, its images, and whether it is finished
-    folder = Path(own.output_dir)
-    path, record = folder / f"{teacher.file}.json", folder / "runs" / teacher.file
-    model = load_vision_model(teacher.source).to(process_state().device)
-    processor = load_processor(teacher.source, None, reading.resolution)
+    folder, file = Path(own.output_dir), file_name(title)
+    path, record = folder / f"{file}.json", folder / "runs" / file
+    model = load_vision_model(name).to(process_state().device)
+    processor = load_processor(name, None, reading.resolution)
     source = OnlineActivations(model, ImageViews(images, processor, reading=reading))
-    own = replace(own, output_dir=str(record), teachers=[f"{teacher.title}={teacher.source}"])
-    listed = list_images(own.dataset, images)
-    inputs = {"weights": source.identity()}
-    if start_run(own, options, reading, inputs=inputs, images={"images": listed}) and path.exists():
+    own = replace(own, output_dir=str(record), teachers=[f"{title}={name}"])
+    listed, identity = list_images(own.dataset, images), teacher_identity(model)
+    inputs = {"weights": identity["weights_sha256"]}
+    if start_run(own, reading, inputs=inputs, images={"images": listed}) and path.exists():
         return
 
-    # measure, and write all at once
+    # measure, and write all at once, without a path of this machine
     drop_unreadable(source.images)
     content = {
-        "kind": KIND,
-        "name": teacher.title,
-        **model_facts(source),
+        "kind": _KIND,
+        "name": title,
+        "model_type": model.config.model_type,
+        "source": identity["name"],
+        "revision": identity["revision"],
+        **inputs,
+        "num_layers": source.depth,
+        "num_parameters": model.num_parameters(),
+        "image_size": source.resolution,
         "dataset": public_name(own.dataset),
         "split": own.split,
         "images_sha256": listed.content_digest,
-        **phase_map(source, options, num_workers=own.num_workers, description=teacher.title),
+        **phase_map(source, own.num_images, own.num_workers),
     }
     write_json(path, rounded({**content, "environment": environment()}))
     finish_run(record)
 
 
-def map_teachers(
-    own: Arguments, reading: ReadingArguments, options: MapArguments
-) -> dict[str, str]:
-    """Measure all teachers; return the reasons of those that failed, by title.
+def load_atlas(folder: str | Path) -> list[dict]:
+    """Load the maps of a folder, sorted by file; other JSON files in it are left alone."""
+    contents = [read_json(path) for path in sorted(Path(folder).glob("*.json"))]
+    return [one for one in contents if isinstance(one, dict) and one.get("kind") == _KIND]
 
-    One that fails does not stop the others.
-    """
-    teachers, failed = named_teachers(own.teachers), {}
-    if not teachers:
-        return {}
-    if not own.dataset:
-        raise ValueError("--teachers are looked at on images: give --dataset, too.")
-    images = load_images(own.dataset, own.split, reading)
-    for number, teacher in enumerate(teachers, 1):
-        process_state().print(f"teacher {number} of {len(teachers)}: {teacher.title}", flush=True)
-        try:
-            map_teacher(teacher, images, own, reading, options)
-        except Interrupted:
-            raise
-        except Exception as error:  # of any library: the model may be anybody's
-            if not isinstance(error, ValueError | OSError | ImportError):
-                traceback.print_exc()
-            failed[teacher.title] = " ".join(f"{error or type(error).__name__}".split())
-    return failed
+
+def write_page(folder: str | Path) -> Path:
+    """Write `README.md`, and `<name>.png` of all maps in a folder."""
+    folder, maps = Path(folder), load_atlas(folder)
+    parts = [_HEAD, cuts_table(maps), teachers_table(maps)]
+    for one in maps:
+        # the partitions of the first method, the published one
+        picture, cuts = f"{file_name(one['name'])}.png", next(iter(one["cuts"].values()))
+        phases = {k: cut["phases"] for k, cut in cuts.items() if k in "234" and cut["phases"]}
+        plot_layer_distance(np.array(one["distance"]), phases, folder / picture)
+        parts += [f"## {one['name']}", f"![phase map of {one['name']}]({picture})"]
+    page = folder / "README.md"
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return page
+
+
+def cuts_table(maps: Sequence[dict]) -> str:
+    """Return the cuts of all teachers with their stability: a row a teacher and method."""
+    rows = []
+    for one in maps:
+        for method, cuts in one["cuts"].items():
+            row = [one["name"].replace("|", "\\|"), method]
+            for k in _KS:
+                cut = cuts.get(str(k))
+                if cut is None:
+                    row.append("–")
+                elif cut["phases"] is None:
+                    row.append("no partition")
+                else:
+                    row.append(f"{', '.join(map(str, cut['phases']))} ({100 * cut['same']:.0f} %)")
+            rows.append(row)
+    return markdown_table(["teacher", "method", *(f"k = {k}" for k in _KS)], rows)
+
+
+def teachers_table(maps: Sequence[dict]) -> str:
+    """Return the sizes of the teachers, and the images that they were mapped on."""
+    rows = []
+    for one in maps:
+        rows.append(
+            [
+                one["name"].replace("|", "\\|"),
+                one["model_type"],
+                str(one["num_layers"]),
+                f"{one['num_parameters'] / 1e6:.3g} M",
+                "×".join(map(str, one["image_size"])),
+                f"{one['num_images']:,} of {one['dataset']} ({one['split']})",
+            ]
+        )
+    return markdown_table(["teacher", "type", "layers", "parameters", "pixels", "images"], rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, write the page, publish, and report failures."""
-    own, reading, options = parse_arguments(Arguments, ReadingArguments, MapArguments, argv=argv)
-    failed = map_teachers(own, reading, options)
-    page = write_page(own.output_dir)
-    if page is not None:
-        print(f"page:    {page}\nfigures: {own.output_dir}/*.json")
-    for name, reason in failed.items():
-        print(f"failed:  {name}: {reason}", file=sys.stderr)
-    if failed:
-        sys.exit(1)  # an atlas that lacks a teacher is not published
-    if own.push_to_hub:
-        # by name: records of runs lie in the same folder
-        names = [file_name(one["name"]) for one in load_atlas(own.output_dir)]
-        files = ["README.md", *(f"{name}.{end}" for name in names for end in ("json", "png"))]
-        commit = upload_files(
-            own.output_dir, own.push_to_hub, files, repo_type="dataset", private=own.private
-        )
-        print(f"dataset: {own.push_to_hub}, revision {commit}")
+    """Measure the teachers that are named, and write the page of all."""
+    own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
+    teachers = named_folders("--teachers", own.teachers)
+    if teachers:
+        if not own.dataset:
+            raise ValueError("--teachers are looked at on images: give --dataset, too.")
+        images = load_images(own.dataset, own.split, reading)
+    for title, name in teachers.items():
+        map_teacher(title, name, images, own, reading)
+    print(f"page:    {write_page(own.output_dir)}\nfigures: {own.output_dir}/*.json")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The report of a study: claims, tables and figures, made of its JSON files alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,14 @@ from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
 from .claims import CLAIMS
-from .experiments import EXPERIMENTS
-from .measures import mean_in_words, values_of
+from .measures import ACCURACY, FIGURES, LAST, R2, mean_in_words, table_of
 
 _BYTES = 4  # of a stored parameter, float32
 _LABELS = {
-    "gap": ("k",),
-    "partitions": ("k", "partition"),
-    "alternatives": ("kind", "k"),
-    "training": ("teacher",),
-}
-_FIGURES = {
-    "r2": "R²",
-    "median cls": "R² cls, median layer",
-    "r2 patches": "R² patches",
-    "last": "R², last state",
-    "gap": "ε / spread",
-    "accuracy": "accuracy",
+    "gap": ["k"],
+    "partitions": ["k", "partition"],
+    "alternatives": ["kind", "k"],
+    "training": ["teacher"],
 }
 _CAPTIONS = {
     "gap": "ε, the mean distance of a Raptor's state from its teacher's, over the spread of the "
@@ -44,13 +34,11 @@ def load_study(folder: str | Path) -> dict:
     Raises:
         FileNotFoundError: the folder has no `maps.json`.
     """
-    folder = Path(folder)
-    if not (folder / "maps.json").exists():
-        raise FileNotFoundError(f"{folder} has no maps.json: run evaluation.recurrence.study.")
-    study = read_json(folder / "maps.json")
-    for name in EXPERIMENTS:
-        if (folder / f"{name}.json").exists():
-            study[name] = read_json(folder / f"{name}.json")["rows"]
+    study = read_json(Path(folder) / "maps.json")
+    for name in _LABELS:
+        path = Path(folder) / f"{name}.json"
+        if path.exists():
+            study[name] = read_json(path)["rows"]
     return study
 
 
@@ -61,44 +49,36 @@ def judge_study(study: dict) -> Judged:
 
 def write_report(folder: str | Path) -> str:
     """Write `study.md` and its figures into a study's folder; return the table of claims."""
-    folder = Path(folder)
     study = load_study(folder)
-    judged = judge_study(study)
-    table, about = claims_table(judged), study["about"]
+    judged, about = judge_study(study), study["about"]
     setting = (
         f"{about['num_images']} held-out images of {about['dataset']}, {about['units']:g} units of "
         "compute for every student."
     )
     # verdicts, then tables, then pictures
-    parts = ["# When is a ViT block-recurrent?", setting, table, claims_details(judged)]
-    for experiment in _LABELS:
-        if study.get(experiment):
-            parts += [f"## {experiment}", experiment_table(study[experiment], experiment)]
-    for name, figure in draw(study):
-        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
-        parts.append(f"![{_CAPTIONS[name]}]({name}.png)\n\n{_CAPTIONS[name]}")
-    (folder / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return table
+    parts = ["# When is a ViT block-recurrent?", setting]
+    parts += [claims_table(judged), claims_details(judged)]
+    for name in _LABELS:
+        if name in study:
+            parts += [f"## {name}", experiment_table(study[name], name)]
+    for name, draw in {"gap": _draw_gap, "alternatives": _draw_alternatives}.items():
+        if name in study:
+            figure = draw(study[name])
+            figure.savefig(Path(folder) / f"{name}.png", dpi=110, metadata={"Software": None})
+            parts.append(f"![{_CAPTIONS[name]}]({name}.png)\n\n{_CAPTIONS[name]}")
+    (Path(folder) / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return claims_table(judged)
 
 
 def experiment_table(rows: list[dict], experiment: str) -> str:
-    """Return the means and 95 % intervals over seeds of an experiment, a row a kind of student."""
-    names, lines = _LABELS[experiment], []
-    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        label = dict(zip(names, key, strict=True))
-        first = next(row for row in rows if label.items() <= row.items())
-        cells = [mean_in_words(values_of(rows, figure, **label)) for figure in _FIGURES]
-        cost = [f"{first['stored_parameters']:,}", f"{first['multiply_adds']:,}"]
-        lines.append([*map(str, key), *cells, *cost, str(first["steps"])])
-    heading = [*names, *_FIGURES.values(), "parameters", "multiply-adds", "steps"]
-    return markdown_table(heading, lines)
-
-
-def draw(study: dict) -> Iterator[tuple[str, Figure]]:
-    """Yield the name and the figure of the experiments that are drawn."""
-    for name, figure in {"gap": _draw_gap, "alternatives": _draw_alternatives}.items():
-        if study.get(name):
-            yield name, figure(study[name])
+    """Return the means over seeds of an experiment with their intervals, a row a kind."""
+    names, costs = _LABELS[experiment], ["stored_parameters", "multiply_adds", "steps"]
+    lines = []
+    for key, students in table_of(rows).groupby(names, sort=False):
+        cells = [mean_in_words(students[figure]) for figure in FIGURES]
+        cells += [f"{students[cost].iloc[0]:,}" for cost in costs]
+        lines.append([*map(str, key), *cells])
+    return markdown_table([*names, *FIGURES, "parameters", "multiply-adds", "steps"], lines)
 
 
 def _draw_gap(rows: list[dict]) -> Figure:
@@ -120,24 +100,17 @@ def _draw_gap(rows: list[dict]) -> Figure:
 
 def _draw_alternatives(rows: list[dict]) -> Figure:
     """Draw R² and accuracy against stored bytes: every student is a dot, a kind a line."""
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    table = table_of(rows)
+    table["MB"] = table.stored_parameters * _BYTES / 1e6
     figure, axes = make_panels(1, 3)
-    for axis, name in zip(axes[0], ("r2", "last", "accuracy"), strict=True):
-        for number, kind in enumerate(kinds):
-            own = [row for row in rows if row["kind"] == kind]
-            if name == "r2" and "last state" in kind:
+    for axis, name in zip(axes[0], (R2, LAST, ACCURACY), strict=True):
+        for number, (kind, students) in enumerate(table.groupby("kind", sort=False)):
+            if name == R2 and "last state" in kind:
                 continue  # these students learn the last state alone
-            # a dot a student, a line through the means over seeds
-            sizes, means = [], []
-            for k in sorted({row["k"] for row in own}):
-                values = values_of(own, name, k=k)
-                if len(values):
-                    size = next(row["stored_parameters"] for row in own if row["k"] == k)
-                    sizes.append(size * _BYTES / 1e6)
-                    means.append(values.mean())
-                    axis.plot([sizes[-1]] * len(values), values, ".", color=COLORS[number], ms=3)
-            axis.plot(sizes, means, label=kind, **line_style(number))
-        axis.set_title(_FIGURES[name], fontsize="small")
+            means = students.groupby("MB")[name].mean()
+            axis.plot(students.MB, students[name], ".", color=COLORS[number], ms=3)
+            axis.plot(means.index, means, label=kind, **line_style(number))
+        axis.set_title(name, fontsize="small")
         axis.set_xlabel("blocks, MB (float32)")
     handles = axes[0, -1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper", fontsize="x-small")

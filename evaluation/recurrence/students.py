@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import phase_spans, teacher_family
 from raptor_hf.distillation.blocks import chain_of
-from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.rollout import Span
 from raptor_hf.modeling_raptor import RaptorModel
 from raptor_hf.teachers.layers import copy_mean_of_layers, layer_parts
@@ -101,19 +100,3 @@ def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel,
         else:
             spans.append(Span(block, layer - 1, layer))
     return model, spans
-
-
-def student_sizes(model: RaptorModel, num_applications: int, num_tokens: int) -> dict[str, int]:
-    """Return the size of the blocks of a student, and their cost.
-
-    Args:
-        num_applications: how often a block is applied to an image.
-        num_tokens: of an image.
-
-    Returns:
-        `stored_parameters`, and `multiply_adds` of an image, both without embeddings and norm.
-    """
-    return {
-        "stored_parameters": sum(weight.numel() for weight in model.blocks.parameters()),
-        "multiply_adds": num_applications * application_flops(model.config, num_tokens) // 2,
-    }

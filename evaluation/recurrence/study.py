@@ -14,7 +14,7 @@ on record, and the same command goes on. Writes a JSON an experiment, `study.md`
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.recurrence.experiments import EXPERIMENTS, Plan, run_study
+from evaluation.recurrence.experiments import EXPERIMENTS, run_study
 from evaluation.recurrence.report import write_report
 from evaluation.recurrence.workbench import Settings
 from raptor_hf import data
@@ -46,26 +46,16 @@ class Arguments:
         metadata={"help": "compute of a student, in steps of 64 images through all layers"},
     )
     ks: list[int] = field(
-        default_factory=lambda: [1, 2, 3, 4, 5, 6], metadata={"help": "numbers of blocks of gap"}
+        default_factory=lambda: [1, 2, 3, 4, 5, 6],
+        metadata={"help": "numbers of blocks; partitions are compared at those of 2, 3 and 4"},
     )
-    partition_ks: list[int] = field(
-        default_factory=lambda: [2, 3, 4], metadata={"help": "numbers of blocks of partitions"}
-    )
-    seeds: int = field(default=5, metadata={"help": "of gap and partitions"})
-    other_seeds: int = field(default=3, metadata={"help": "of the other experiments"})
-    map_images: int = field(
-        default=500, metadata={"help": "images whose states say where phases are"}
-    )
-    map_sizes: list[int] = field(
-        default_factory=list,
-        metadata={"help": "other sizes of images in pixels: are the phases the same?"},
-    )
+    seeds: int = field(default=3, metadata={"help": "of every student"})
     processes: int = field(
         default=2, metadata={"help": "students that are trained at the same time"}
     )
 
     def __post_init__(self):
-        check_positive(self, "units", "ks", "partition_ks", "seeds", "other_seeds", "map_images")
+        check_positive(self, "units", "ks", "seeds")
         if unknown := [name for name in self.experiments if name not in EXPERIMENTS]:
             raise ValueError(
                 f"--experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}."
@@ -89,7 +79,6 @@ def main(argv: list[str] | None = None) -> None:
     settings = Settings(
         source, images, crops, reading, objective, compute, loop, validation, own.units
     )
-    plan = Plan(own.ks, own.partition_ks, own.seeds, own.other_seeds)
 
     # a run is its arguments, its teachers, its stored states and its images
     read = {**teachers, "activations": source.activations}
@@ -109,12 +98,11 @@ def main(argv: list[str] | None = None) -> None:
     # measure the teachers, train the students, report
     run_study(
         settings,
-        plan,
         teachers,
         own.experiments,
         Path(loop.output_dir),
-        map_images=own.map_images,
-        map_sizes=own.map_sizes,
+        ks=own.ks,
+        seeds=own.seeds,
         processes=own.processes,
     )
     table = write_report(loop.output_dir)

@@ -32,6 +32,7 @@ from raptor_hf.distillation.arguments import (
     ValidationArguments,
     parse_token_weights,
 )
+from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.fidelity import teacher_head
 from raptor_hf.distillation.rollout import Chain
 from raptor_hf.distillation.training import train_chains
@@ -42,8 +43,8 @@ from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import process_state, progress_bar
 from raptor_hf.teachers import load_backbone, load_processor
 
-from .measures import measure_gap, state_sizes
-from .students import Student, make_spans, student_sizes
+from .measures import measure_gap
+from .students import Student, make_spans
 
 _WARMUP = 0.1  # of the steps
 
@@ -104,11 +105,9 @@ class Bench:
         reading = self.settings.reading
         return open_source(self.source, images, crops, reading, self.system.model, list(layers))
 
-    def views(self, split: str, number: int, resolution: list[int] | None = None) -> ImageViews:
+    def views(self, split: str, number: int) -> ImageViews:
         """Open images as they are: at most so many, chosen at random; 0: all."""
         reading = self.settings.reading
-        if resolution is not None:
-            reading = replace(reading, resolution=resolution)
         images = load_images(self.settings.images.dataset, split, reading)
         views = ImageViews(
             images,
@@ -124,17 +123,11 @@ class Bench:
             return None
         return float((self.system.predict(last) == self.labels).double().mean())
 
-    def describe(self) -> dict:
-        """Return accuracy and sizes of the teacher itself, on the held-out images."""
-        return {
-            "num_layers": self.system.depth,
-            "accuracy": self.accuracy(self.states[:, -1]),
-            "parameters": self.system.model.num_parameters(),
-            **state_sizes(self.states[:, 1:], self.system.layout),
-        }
-
     def train(self, student: Student) -> dict:
-        """Train a student and judge it: `measure_gap`, `student_sizes`, accuracy, steps."""
+        """Train a student and judge it: `measure_gap`, accuracy, steps, and its costs.
+
+        Costs are `stored_parameters`, and `multiply_adds` of an image, without embeddings and norm.
+        """
         settings, teacher = self.settings, self.system.model
         set_seed(student.seed)
         model, spans = make_spans(teacher, student)
@@ -165,8 +158,14 @@ class Bench:
         model.to(teacher.device)
         held_out = self.states[:, student.layers]
         gap, last = measure_gap(spans, teacher, held_out, self.system.image_size)
-        sizes = student_sizes(model, applications, num_tokens)
-        return {**gap, **sizes, "accuracy": self.accuracy(last), "steps": steps}
+        flops = applications * application_flops(model.config, num_tokens)
+        return {
+            **gap,
+            "stored_parameters": sum(weight.numel() for weight in model.blocks.parameters()),
+            "multiply_adds": flops // 2,
+            "accuracy": self.accuracy(last),
+            "steps": steps,
+        }
 
 
 _benches: dict[str, Bench] = {}  # of this process
