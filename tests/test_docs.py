@@ -26,7 +26,7 @@ CASES = [
     ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is complete: 1,437 images"),
     ("docs/atlas.md", "agreement", {}, "0.5 1.0\n"),
     ("docs/atlas.md", "atlas",
-     {"outputs/digits/atlas": "OUT/atlas --num_images 40 --resamples 20"}, "OUT/atlas/README.md"),
+     {"outputs/digits/atlas": "OUT/atlas --num_images 40"}, "OUT/atlas/README.md"),
     ("docs/clusters.md", "processes", {"torchrun": "torchrun --standalone"}, "2 processes"),
     ("docs/distil.md", "own_teacher", {"source .venv/bin/activate\n": ""}, ""),
     ("docs/dynamics.md", "phases", {}, "k=3: phases [7, 3, 2] (threshold 0.1)\n"),

@@ -2,25 +2,20 @@
 
     python -m evaluation.benchmarks model         # inference: minutes on one thread
     python -m evaluation.benchmarks train_step    # a training step, and the memory that it keeps
-    python -m evaluation.benchmarks activations   # stored states: six minutes, 6 GB of memory
-    python -m evaluation.benchmarks images        # image files to batches, on one core
     python -m evaluation.benchmarks recipe        # R² against compute, from `reproduce.sh digits`
 
-Needs the extras `benchmark` and `train`. The first two take `--device cuda`, and then compute in
-bfloat16. `recipe` takes hours, goes on where it stopped, and compares recipes on any teacher once
-`reproduce.sh` has found its phases. The figures go to evaluation/results/benchmarks/<name>.json as
-they are measured; the expected ones are in docs/performance.md, activations.md, images.md and
-recipes.md.
+Needs the extra `train`. The first two take `--device cuda`, and then compute in bfloat16. `recipe`
+takes hours, goes on where it stopped, and compares recipes on any teacher once `reproduce.sh` has
+found its phases. The figures go to evaluation/results/benchmarks/<name>.json as they are measured;
+the expected ones are in docs/performance.md and recipes.md.
 """
 
 import argparse
 import platform
-import tempfile
 from pathlib import Path
 
 import torch
 
-from evaluation.benchmarks.data import benchmark_activations, benchmark_images
 from evaluation.benchmarks.models import SIZES, benchmark_model, benchmark_train_step
 from evaluation.benchmarks.recipes import benchmark_recipes
 from raptor_hf.runs.files import write_json
@@ -34,11 +29,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("benchmark", choices=["model", "train_step", "activations", "images", "recipe"])
-    add("--size", default="base", choices=list(SIZES), help="of the models and stored states")
+    add("benchmark", choices=["model", "train_step", "recipe"])
+    add("--size", default="base", choices=list(SIZES), help="of model and train_step")
     add("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of model and train_step")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
-    add("--images", type=int, default=256, help="activations, images: how many")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
     add("--line", default="outputs/digits", help="recipe: folder of reproduce.sh")
     add("--model", help="recipe: the teacher; default: that of the line")
@@ -72,20 +66,15 @@ def main(argv: list[str] | None = None) -> None:
     if a.benchmark == "recipe":
         write_json(path, {"result": benchmark_recipes(a), **content})
         return
-    with tempfile.TemporaryDirectory(dir=a.output_dir) as files:
-        rows = {
-            "model": lambda: benchmark_model(a.size, a.batch_sizes, a.rounds, a.device),
-            "train_step": lambda: benchmark_train_step(a.size, a.batch_sizes, a.rounds, a.device),
-            "activations": lambda: benchmark_activations(a.size, a.images, a.rounds, Path(files)),
-            "images": lambda: benchmark_images(a.images, a.rounds, Path(files)),
-        }[a.benchmark]()
-        result = {}
-        for title, row in rows:
-            result[title] = row
-            print(title)
-            for key, value in row.items():
-                print(f"  {key:<24} {value:,.3g}", flush=True)
-            write_json(path, {"result": result, **content})
+    measure, result = benchmark_model, {}
+    if a.benchmark == "train_step":
+        measure = benchmark_train_step
+    for title, row in measure(a.size, a.batch_sizes, a.rounds, a.device):
+        result[title] = row
+        print(title)
+        for key, value in row.items():
+            print(f"  {key:<24} {value:,.3g}", flush=True)
+        write_json(path, {"result": result, **content})
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ from raptor_hf.modeling_raptor import RaptorModel
 from .timing import Row, clock_of, interleaved, matmul_peak, speed_rows
 
 PHASES = [7, 3, 2]
-# DINOv2 ViT-B/14 and ViT-S/14 at 224 px, and the teacher of the digits
+# DINOv2 ViT-B/14 at 224 px, and the teacher of the digits
 SIZES = {
     "base": dict(hidden_size=768, num_attention_heads=12, image_size=224, patch_size=14),
-    "small": dict(hidden_size=384, num_attention_heads=6, image_size=224, patch_size=14),
     "digits": dict(hidden_size=64, num_attention_heads=4, image_size=16, patch_size=4),
 }
 

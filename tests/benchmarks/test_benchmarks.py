@@ -100,19 +100,6 @@ def test_models_are_compared(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_stores_and_readers_are_compared(tmp_path):
-    options = ("--rounds", "1", "--images", "64")
-    stores = benchmark("activations", tmp_path, "--size", "digits", *options)
-    for part in ("reading, all layers", "reading, 4 layers"):
-        assert {"np.memmap", "torch format", "reference"} < set(stores[part])
-    readers = benchmark("images", tmp_path, *options)
-    for size in ("500×375", "2000×1500"):
-        speeds = readers[f"JPEG of {size}: images a second"]
-        assert speeds["ours, --image_cache"] > speeds["ours"] > speeds["plain"] > 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
-
-
-@pytest.mark.slow
 def test_recipes_are_compared_and_runs_on_record_are_not_made_again(tmp_path):
     """On what `reproduce.sh digits` leaves, of a small random teacher."""
     torch.manual_seed(0)
