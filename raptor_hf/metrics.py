@@ -1,7 +1,6 @@
 """Metrics of the `evaluate` library that need no network and are fed with sufficient statistics.
 
-Each stands beside the function that makes its rows; `compute_over_processes` feeds it. All of them
-are in this one file, which is a little long for it.
+Each stands beside the function that makes its rows; `compute_over_processes` feeds it.
 """
 
 import datasets
@@ -39,9 +38,7 @@ def compute_over_processes(metric: type[evaluate.Metric], batches: list[dict[str
 
     Args:
         metric: its class.
-        batches: rows of this process for `add_batch`. The processes may have different numbers of
-            batches, of any length: unlike samples that are padded to even batches, nothing counts
-            twice.
+        batches: rows of this process for `add_batch`, in any number: nothing counts twice.
     """
     in_memory = metric(keep_in_memory=True)
     for batch in gather_object(batches):
@@ -74,7 +71,6 @@ def label_ranks(*, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, list
     Raises:
         ValueError: a label that is no class.
     """
-    # of equal logits those of lower classes come first
     _check_labels(labels, logits.shape[1])
     of_label = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -89,10 +85,9 @@ class MeanIoU(_Metric):
     mean. Feed it rows from `segmentation_statistics`, one an image.
     """
 
-    rows = {
-        name: datasets.List(datasets.Value("int64"))
-        for name in ("intersection", "predicted", "target")
-    }
+    rows = dict.fromkeys(
+        ("intersection", "predicted", "target"), datasets.List(datasets.Value("int64"))
+    )
 
     def _compute(self, intersection, predicted, target) -> dict:
         """Return `miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
@@ -168,8 +163,8 @@ class DepthError(_Metric):
         if not count.sum():
             raise ValueError("No pixel has a valid depth: there is no depth error.")
         means = {name: float(np.sum(sums[name]) / count.sum()) for name in _DEPTH_SUMS}
-        there = count > 0
-        per_image = np.sqrt(np.asarray(sums["squared_error"])[there] / count[there])
+        squares = np.asarray(sums["squared_error"])
+        per_image = np.sqrt(squares[count > 0] / count[count > 0])
         return {
             "rmse_m": means.pop("squared_error") ** 0.5,
             "rmse_m_per_image": float(per_image.mean()),
@@ -185,18 +180,13 @@ def depth_statistics(
     """Return rows for `DepthError.add_batch`: sums over the valid pixels of every image.
 
     Args:
-        prediction: (B, H, W), metres, positive.
-        target: (B, H, W), metres.
+        prediction, target: (B, H, W), metres, positive where they count.
         valid: (B, H, W), True where a pixel counts.
 
     Raises:
-        ValueError: different shapes, or a depth of a valid pixel that is not positive.
+        ValueError: different shapes.
     """
     _check_shapes(prediction, target)
-    _check_shapes(valid, target)
-    for name, depth in (("prediction", prediction), ("target", target)):
-        if not (depth[valid] > 0).all():
-            raise ValueError(f"Depth in metres must be positive where it counts; {name} is not.")
     count = valid.sum(dim=(1, 2))
     # pixels that don't count must not make NaN: there both are 1 m
     prediction = torch.where(valid, prediction, 1.0).double()
@@ -210,15 +200,6 @@ def depth_statistics(
     }
     sums = {name: values.double().sum(dim=(1, 2)).tolist() for name, values in maps.items()}
     return {"count": count.tolist(), **sums}
-
-
-def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
-    """Refuse labels that are no class."""
-    if labels.numel() and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
-            f"Labels must be classes from 0 to {num_classes - 1}; "
-            f"got {int(labels.min())} … {int(labels.max())}."
-        )
 
 
 class RSquared(_Metric):
@@ -244,30 +225,26 @@ class RSquared(_Metric):
         layers. None stands where the target has no variance, as the cls token of a single image.
         """
         # sums over batches, by layer and group
-        sums: dict[tuple[int, str], list] = {}
-        rows = zip(layer, group, count, squared_error, target_square, target_sum, strict=True)
-        for depth, name, *values, total in rows:
-            before = sums.get((depth, name), (0, 0.0, 0.0, 0.0))
-            added = (*values, np.asarray(total))
-            sums[depth, name] = [old + new for old, new in zip(before, added, strict=True)]
+        depths, row = np.unique(layer, return_inverse=True)
+        names, column = np.unique(group, return_inverse=True)
+        sums = np.zeros((3, len(depths), len(names)))
+        np.add.at(sums, (slice(None), row, column), [count, squared_error, target_square])
+        totals = np.zeros((len(depths), len(names), len(target_sum[0])))
+        np.add.at(totals, (row, column), target_sum)
 
-        # errors and variances of every group, and of all groups that have a variance
-        layers: dict[str, list[float | None]] = {"all": []}
-        for depth in sorted(set(layer)):
-            errors = variances = 0.0
-            for name in sorted(set(group)):
-                number, error, square, total = sums[depth, name]
-                variance = square - float(total @ total) / number
-                varies = variance > _ROUNDING * square
-                layers.setdefault(name, []).append(1 - error / variance if varies else None)
-                errors += error if varies else 0.0
-                variances += variance if varies else 0.0
-            layers["all"].append(1 - errors / variances if variances else None)
+        # errors and variances of all groups that have a variance, and of each
+        number, error, square = sums
+        variance = square - np.square(totals).sum(axis=-1) / number
+        parts = np.where(variance > _ROUNDING * square, [error, variance], np.nan)
+        pooled = np.nansum(parts, axis=-1, keepdims=True)
+        pooled[:, pooled[1] == 0] = np.nan
+        error, variance = np.concatenate([pooled, parts], axis=-1)
 
-        means = {}
-        for name, scores in layers.items():
-            there = [score for score in scores if score is not None]
-            means[name] = float(np.mean(there)) if there else None
+        layers, means = {}, {}
+        for name, scores in zip(["all", *names.tolist()], (1 - error / variance).T, strict=True):
+            layers[name] = [None if np.isnan(score) else score for score in scores.tolist()]
+            there = scores[~np.isnan(scores)]
+            means[name] = float(there.mean()) if len(there) else None
         return {"layers": layers, "mean": means}
 
 
@@ -293,15 +270,6 @@ def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
     return float(1 - error / (prediction - prediction.mean()).square().sum())
 
 
-def _check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
-    """Refuse a prediction and a target of different shapes."""
-    if prediction.shape != target.shape:
-        raise ValueError(
-            "Prediction and target must have the same shape; got "
-            f"{tuple(prediction.shape)} and {tuple(target.shape)}."
-        )
-
-
 def state_statistics(
     *, prediction: torch.Tensor, target: torch.Tensor, groups: dict[str, slice]
 ) -> dict[str, list]:
@@ -316,8 +284,7 @@ def state_statistics(
         ValueError: different shapes.
     """
     _check_shapes(prediction, target)
-    names = ("layer", "group", "count", "squared_error", "target_square", "target_sum")
-    rows: dict[str, list] = {name: [] for name in names}
+    rows: dict[str, list] = {name: [] for name in RSquared.rows}
     for name, tokens in groups.items():
         # layer by layer: doubles of all at once would take long, and much memory
         for layer in range(1, target.shape[1]):
@@ -332,3 +299,17 @@ def state_statistics(
     for name in ("squared_error", "target_square", "target_sum"):
         rows[name] = torch.stack(rows[name]).tolist()
     return rows
+
+
+def _check_labels(labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse labels that are no class."""
+    if labels.numel() and (labels.min() < 0 or labels.max() >= num_classes):
+        given = f"{int(labels.min())} … {int(labels.max())}"
+        raise ValueError(f"Labels must be classes from 0 to {num_classes - 1}; got {given}.")
+
+
+def _check_shapes(prediction: torch.Tensor, target: torch.Tensor) -> None:
+    """Refuse a prediction and a target of different shapes."""
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"Prediction and target must have the same shape; got {shapes}.")
