@@ -26,9 +26,6 @@ class Arguments:
     results: list[str] = field(metadata={"help": "folders with result files"})
     output_dir: str = field(metadata={"help": "folder of report.md and its figures"})
     phases: str | None = field(default=None, metadata={"help": "folder of find_phases.py"})
-    pair: list[str] = field(
-        default_factory=list, metadata={"help": "two models that differ in their start only"}
-    )
     published: bool = field(default=False, metadata={"help": "show the paper's numbers too"})
     ablation: str | None = field(default=None, metadata={"help": "folder of training/ablate.sh"})
 
@@ -41,16 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.phases:
         shutil.copy(Path(arguments.phases) / "layer_distance.png", output_dir)
     # pictures of predictions: where several seeds have one, the first wins
-    pictures = [
-        Path(folder) / f"{task}.png" for folder in arguments.results for task in reports.COLUMNS
-    ]
-    for picture in reversed(pictures):
-        if picture.exists() and picture.parent.resolve() != output_dir.resolve():
-            shutil.copy(picture, output_dir)
+    for folder in reversed(arguments.results):
+        for picture in Path(folder).glob("*.png"):
+            if picture.parent.resolve() != output_dir.resolve():
+                shutil.copy(picture, output_dir)
     table = reports.write_report(
         reports.load_results(arguments.results),
         output_dir,
-        pair=tuple(arguments.pair) or None,
         published=read_json(PUBLISHED) if arguments.published else None,
         ablation=arguments.ablation,
     )

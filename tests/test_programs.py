@@ -46,7 +46,7 @@ def test_the_line_ends_in_a_table_and_paths_that_exist(line):
     assert f"model:   {classifier(out)}" in printed
     assert len(AutoModel.from_pretrained(classifier(out)).config.phases) == 3
     assert (classifier(out) / "preprocessor_config.json").exists()
-    for name in ("report.md", "against_k.png", "r2_per_layer.png", "layer_distance.png"):
+    for name in ("report.md", "r2_per_layer.png", "layer_distance.png"):
         assert (out / "report" / name).stat().st_size > 500
     assert not list(out.rglob("checkpoints"))
 

@@ -66,5 +66,5 @@ stage "model card of the reference's recipe, and report"
 python model_cards/render.py --results $out/ablation/seed_*/head/results --title raptor_k3_reference_recipe \
   --models $out/ablation/seed_0/head/models/second_stage
 python evaluation/report.py --results $out/seed_*/{classification,segmentation,depth}/results --phases $out/phases \
-  --pair raptor_k3 raptor_k3_random_init --published True --ablation $out/ablation --output_dir $out/report
+  --published True --ablation $out/ablation --output_dir $out/report
 sed -n '/^## Ablation/,$p' $out/report/report.md

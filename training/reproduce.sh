@@ -66,8 +66,7 @@ done
 
 stage "report and model cards"
 more=()
-[ -z "$full" ] || more=(--pair raptor_k3 raptor_k3_random_init)
-[ ! -d "$out/ablation/seed_0/tuned_head/results" ] || more+=(--published True --ablation "$out/ablation")
+[ ! -d "$out/ablation/seed_0/tuned_head/results" ] || more=(--published True --ablation "$out/ablation")
 python evaluation/report.py --results "${results[@]}" --phases "$out/phases" ${more[@]+"${more[@]}"} \
   --output_dir "$out/report"
 cards=()

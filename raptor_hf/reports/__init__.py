@@ -2,13 +2,6 @@
 
 from .figures import plot_layer_distance
 from .report import write_report
-from .tables import COLUMNS, load_results, markdown_table, mean_std
+from .tables import load_results
 
-__all__ = [
-    "COLUMNS",
-    "load_results",
-    "markdown_table",
-    "mean_std",
-    "plot_layer_distance",
-    "write_report",
-]
+__all__ = ["load_results", "plot_layer_distance", "write_report"]

@@ -1,4 +1,4 @@
-"""Figures of layer distances, accuracy and R². `report` decides which numbers are drawn."""
+"""Figures of layer distances and R²."""
 
 from pathlib import Path
 
@@ -35,50 +35,19 @@ def plot_layer_distance(
     figure.savefig(path, dpi=150)
 
 
-def plot_bars(bars: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path) -> None:
-    """Draw accuracy (left axis) beside R² (right axis), a pair of bars a model, mean over seeds.
-
-    Error bars are the standard deviation over seeds, where there are several.
-
-    Args:
-        bars: label of a model -> (accuracy as % of the teacher's, R²), each (seeds,); either may be
-            empty.
-    """
-    figure, left = make_figure(figsize=(1.6 + 1.5 * len(bars), 3.8), layout="constrained")
-    sides = (
-        (left, "C0", "accuracy, % of the teacher's", (90, 100)),
-        (left.twinx(), "C1", "R², all tokens", (0.5, 1)),
-    )
-    for side, (axes, color, label, (low, high)) in enumerate(sides):
-        for x, values in enumerate(bars.values()):
-            mean = values[side].mean() if len(values[side]) else np.nan
-            spread = values[side].std(ddof=1) if len(values[side]) > 1 else None
-            axes.bar(x + 0.4 * side - 0.2, mean, 0.38, yerr=spread, color=color, capsize=4)
-            low, high = np.nanmin([low, mean - (spread or 0)]), np.nanmax([high, mean])
-        # limits of the published figure, or wider
-        axes.set_ylim(low, high)
-        axes.set_ylabel(label, color=color)
-        axes.tick_params(axis="y", colors=color)
-    left.set_xticks(range(len(bars)), list(bars))
-    figure.savefig(path, dpi=150)
-
-
 def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path) -> None:
     """Draw R² of every layer, one panel a token group, one line a model.
 
     Args:
-        curves: model -> token group -> R² of layers 1 … L.
+        curves: token group -> model -> R² of layers 1 … L.
     """
-    # not every model has registers
-    groups = list(dict.fromkeys(group for curve in curves.values() for group in curve))
     figure, panels = make_figure(
-        1, len(groups), figsize=(3.6 * len(groups), 3.4), sharey=True, squeeze=False,
+        1, len(curves), figsize=(3.6 * len(curves), 3.4), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axes, group in zip(panels[0], groups, strict=True):
-        for name, curve in curves.items():
-            if group in curve:
-                axes.plot(range(1, len(curve[group]) + 1), curve[group], ".-", label=name)
+    for axes, (group, models) in zip(panels[0], curves.items(), strict=True):
+        for name, r2 in models.items():
+            axes.plot(range(1, len(r2) + 1), r2, ".-", label=name)
         axes.set(xlabel="layer", title=group)
     panels[0][0].set_ylabel("R² on held-out images")
     panels[0][0].legend(fontsize="small")

@@ -23,11 +23,13 @@ COLUMNS = {
     "segmentation": Column("miou", "mIoU (%)", 100, 1),
     "depth": Column("rmse_m", "depth RMSE (m)", 1, 3),
 }
-_R2_COLUMNS = (
-    Column("mean/all", "R², all tokens", 1, 3),
-    Column("mean/cls", "R², cls", 1, 3),
-    Column("mean/patches", "R², patches", 1, 3),
-    Column("reference", "R² (reference's definition)", 1, 3),
+_MORE_COLUMNS = (
+    ("classification", Column("knn/accuracy", "k-NN accuracy (%)", 100, 1)),
+    ("segmentation", Column("original_size/miou", "mIoU at the original size (%)", 100, 1)),
+    ("r2", Column("mean/all", "R², all tokens", 1, 3)),
+    ("r2", Column("mean/cls", "R², cls", 1, 3)),
+    ("r2", Column("mean/patches", "R², patches", 1, 3)),
+    ("r2", Column("reference", "R² (reference's definition)", 1, 3)),
 )
 _SHARE = "of the teacher's (%)"
 ABLATION = {
@@ -52,25 +54,20 @@ def load_results(folders: list[str | Path]) -> list[dict]:
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.json"))]
     if not files:
         raise FileNotFoundError(f"No result files (*.json) in {', '.join(map(str, folders))}.")
-    results = [read_json(file) for file in files]
-    for file, result in zip(files, results, strict=True):
+    results, seen = [], {}
+    for file in files:
+        result = read_json(file)
         if not {"model", "task", "seed", "metrics"} <= set(result):
-            raise ValueError(
-                f"{file} is no result file: expected the keys model, task, seed and metrics."
-            )
-
-    table = pd.DataFrame(results)
-    twice = table.duplicated(["model", "task", "seed"], keep=False)
-    if twice.any():
-        first, second = [file for file, same in zip(files, twice, strict=True) if same][:2]
-        raise ValueError(
-            f"{first} and {second} both hold a result of one model, task and seed. Leave one of "
-            "the folders out."
-        )
+            raise ValueError(f"{file} is no result file: it lacks model, task, seed or metrics.")
+        key = (result["model"], result["task"], result["seed"])
+        if key in seen:
+            raise ValueError(f"{seen[key]} and {file} both hold a result of {key}: leave one out.")
+        seen[key] = file
+        results.append(result)
 
     # results of earlier versions lack some of these keys
-    for task, of_task in table.groupby("task"):
-        for key in table.columns.intersection(_SAME_IMAGES):
+    for task, of_task in pd.DataFrame(results).groupby("task"):
+        for key in of_task.columns.intersection(_SAME_IMAGES):
             values = of_task[key].dropna().unique().tolist()
             if len(values) > 1:
                 raise ValueError(
@@ -112,10 +109,8 @@ def markdown_table(heading: list[str], rows: list[list[str]]) -> str:
 
 def model_names(results: list[dict]) -> list[str]:
     """Return the models in order: the teacher, other baselines, Raptors by their blocks."""
-    facts = {result["model"]: result for result in results}
-    return sorted(
-        facts, key=lambda name: (len(facts[name]["phases"] or ()), name != "teacher", name)
-    )
+    phases = {result["model"]: result["phases"] or () for result in results}
+    return sorted(phases, key=lambda name: (len(phases[name]), name != "teacher", name))
 
 
 def results_table(results: list[dict], published: dict | None = None) -> str:
@@ -131,92 +126,52 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     names = model_names(results)
     if "teacher" not in names:
         raise ValueError(f"The table needs results of the teacher; got only {', '.join(names)}.")
-    seeds = pd.json_normalize(results, sep="/", max_level=2)
-    facts = seeds.drop_duplicates("model", keep="last").set_index("model")
-    table = pd.DataFrame({"phases": facts["phases"]}, index=names)
-
-    # figures of tasks, and of states
-    columns = [*COLUMNS.items(), *(("r2", column) for column in _R2_COLUMNS)]
-    for task, column in columns:
-        figures = seeds[seeds["task"] == task].set_index("model")
-        if (key := f"metrics/{column.metric}") in figures:
-            figures = figures[key].dropna().groupby("model")
-            table[column.heading] = figures.agg(
-                lambda values, c=column: mean_std(c.scale * values.to_numpy(), c.digits)
-            )
-            if task == "classification":
-                shares = 100 * figures.mean() / figures.mean().get("teacher", np.nan)
-                table[_SHARE] = shares.map("{:.1f}".format)
-
-    # sizes
-    parameters = facts["block_parameters"].dropna()
-    shares = 100 * parameters / parameters["teacher"]
-    table["parameters of the blocks"] = parameters.map("{:,.0f}".format)
-    table["of the teacher's layers (%)"] = shares.map("{:.1f}".format)
-    if published:
-        table = pd.concat([table, published_figures(published)])
-    return _markdown(table)
+    facts = {result["model"]: result for result in results}
+    whole = values_of(results, "teacher", "classification", "accuracy")
+    layers = facts["teacher"]["block_parameters"]
+    rows = []
+    for name in names:
+        row = {"model": name, "phases": str(facts[name]["phases"] or "–")}
+        for task, column in (*COLUMNS.items(), *_MORE_COLUMNS):
+            values = values_of(results, name, task, *column.metric.split("/"))
+            row[column.heading] = mean_std(column.scale * values, column.digits)
+            if column == COLUMNS["classification"]:
+                row[_SHARE] = "–"
+                if len(values) and len(whole):
+                    row[_SHARE] = f"{100 * values.mean() / whole.mean():.1f}"
+        parameters = facts[name]["block_parameters"]
+        if parameters:
+            row["parameters of the blocks"] = f"{parameters:,}"
+            row["of the teacher's layers (%)"] = f"{100 * parameters / layers:.1f}"
+        rows.append(row)
+    return _markdown(rows + (_published_rows(published) if published else []))
 
 
-def published_figures(published: dict) -> pd.DataFrame:
-    """Return the published figures as text, a row a model, marked as published."""
-    results = pd.DataFrame(published["results"])
-    names = list(results["model"].unique())
-    phases = results.drop_duplicates("model").set_index("model")["phases"]
-    table = pd.DataFrame({"phases": phases}, index=names)
-    for task, column in COLUMNS.items():
-        of_task = results[results["task"] == task].set_index("model")
-        mean, std = of_task["mean"], of_task["std"].dropna()
-        text = (column.scale * mean).map(f"{{:.{column.digits}f}}".format)
-        spread = (column.scale * std).map(f" ± {{:.{column.digits}f}}".format)
-        table[column.heading] = text + spread.reindex(text.index, fill_value="")
-        if task == "classification":
-            table[_SHARE] = (100 * mean / mean[published["teacher"]]).map("{:.1f}".format)
-    return table.rename(index="{} (published)".format)
+def _published_rows(published: dict) -> list[dict]:
+    """Return the published figures, a row a model, marked as published."""
+    means = {(r["model"], r["task"]): r["mean"] for r in published["results"]}
+    whole, rows = means[published["teacher"], "classification"], {}
+    for result in published["results"]:
+        name, column = result["model"], COLUMNS[result["task"]]
+        row = rows.setdefault(name, {"model": f"{name} (published)"})
+        row["phases"] = str(result["phases"] or "–")
+        row[column.heading] = f"{column.scale * result['mean']:.{column.digits}f}"
+        if result["std"] is not None:
+            row[column.heading] += f" ± {column.scale * result['std']:.{column.digits}f}"
+        if result["task"] == "classification":
+            row[_SHARE] = f"{100 * result['mean'] / whole:.1f}"
+    return list(rows.values())
 
 
 def published_table(published: dict) -> str:
     """Return the table of published figures in Markdown."""
-    return _markdown(published_figures(published))
+    return _markdown(_published_rows(published))
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    """Return a table of texts in Markdown, with dashes for missing ones."""
-    # columns of tasks come first, also those that only published models have
-    first = ["phases", COLUMNS["classification"].heading, _SHARE]
-    first += [COLUMNS["segmentation"].heading, COLUMNS["depth"].heading]
-    order = pd.Index(first).intersection(table.columns, sort=False)
-    table = table[order.append(table.columns.difference(order, sort=False))].astype(object)
-    cells = table.where(table.notna(), "–").astype(str).reset_index(names="model")
-    return markdown_table(list(cells.columns), cells.to_numpy().tolist())
-
-
-def probes_table(results: list[dict]) -> str:
-    """Return the table of probes: the last epoch, the best of all epochs, and k-NN.
-
-    The best epoch is picked on the images that it is reported for, as the reference does: it
-    flatters, and is here for comparison.
-    """
-    probed = [result for result in results if "best_on_validation" in result]
-    seeds = pd.json_normalize(probed, sep="/", max_level=2)
-    rows = []
-    for name in model_names(results):
-        for task, column in COLUMNS.items():
-            probes = seeds[(seeds["model"] == name) & (seeds["task"] == task)]
-            if probes.empty:
-                continue
-            row = [name, column.heading]
-            for figures in ("metrics", "best_on_validation/metrics", "knn"):
-                # only classification has k-NN
-                values = probes.get(f"{figures}/{column.metric}", pd.Series(dtype=float)).dropna()
-                row.append(mean_std(column.scale * values.to_numpy(), column.digits))
-            row.insert(-1, ", ".join(probes["best_on_validation/epoch"].astype(str)))
-            row.append(", ".join(sorted(probes["selected/pooling"].unique())))
-            rates = probes["selected/learning_rate"].map("{:g}".format)
-            row.append(", ".join(sorted(rates.unique())))
-            rows.append(row)
-    heading = ["model", "figure", "last epoch", "best on validation", "in epoch", "k-NN"]
-    return markdown_table([*heading, "head on", "learning rate"], rows)
+def _markdown(rows: list[dict]) -> str:
+    """Return rows as a table in Markdown: a dash for what is missing, no column of dashes."""
+    table = pd.DataFrame(rows).replace("–", np.nan).dropna(axis="columns", how="all").fillna("–")
+    return markdown_table(list(table), table.to_numpy().tolist())
 
 
 def ablation_table(results: list[dict], published: dict | None = None) -> str:
@@ -229,30 +184,23 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
     Raises:
         ValueError: rows of the ablation are missing, for some of the seeds or all.
     """
-    # every row needs a result of every seed
-    judged = pd.DataFrame(results, columns=["model", "task", "seed"])
-    judged = judged[judged["model"].isin(ABLATION) & (judged["task"] == "classification")]
-    seeds = sorted(judged["seed"].unique().tolist())
-    counts = judged["model"].value_counts()
-    missing = [name for name in ABLATION if counts.get(name, 0) < max(1, len(seeds))]
-    if missing:
-        raise ValueError(
-            f"The ablation lacks results for {', '.join(missing)} (seeds {seeds}): let "
-            "training/ablate.sh finish."
-        )
     heading = ["step", "accuracy (%)", "gain (points)", "R², all tokens", "R², cls"]
-    if published:
-        heading.append("published, ImageNet-1k (%)")
-    rows, before = [], None
+    rows, means = [], []
+    seeds = {result["seed"] for result in results}
     for name, label in ABLATION.items():
         accuracy = 100 * values_of(results, name, "classification", "accuracy")
-        gain = "" if before is None else f"{accuracy.mean() - before:+.1f}"
-        before = accuracy.mean()
-        cells = [label, mean_std(accuracy, 1), gain]
-        for group in ("all", "cls"):
-            cells.append(mean_std(values_of(results, name, "r2", "mean", group), 3))
-        if published:
-            step = next(row for row in published["ablation"] if row["step"] == name)
-            cells.append(f"{100 * step['mean']:.1f}")
-        rows.append(cells)
+        if len(accuracy) < max(1, len(seeds)):
+            raise ValueError(
+                f"The ablation lacks results for {name} (seeds {sorted(seeds)}): let "
+                "training/ablate.sh finish."
+            )
+        means.append(accuracy.mean())
+        gain = f"{means[-1] - means[-2]:+.1f}" if rows else ""
+        r2 = [values_of(results, name, "r2", "mean", group) for group in ("all", "cls")]
+        rows.append([label, mean_std(accuracy, 1), gain, *(mean_std(values, 3) for values in r2)])
+    if published:
+        heading.append("published, ImageNet-1k (%)")
+        figures = {step["step"]: f"{100 * step['mean']:.1f}" for step in published["ablation"]}
+        for name, row in zip(ABLATION, rows, strict=True):
+            row.append(figures[name])
     return markdown_table(heading, rows)
