@@ -57,24 +57,25 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.head and Path(recipe.head).exists():
         digest = folder_digest if Path(recipe.head).is_dir() else file_digest
         inputs["head"] = digest(recipe.head)
-    evaluation = probes.Evaluation(recipe, crops, dense, reading, training, own.teacher)
+    evaluation = probes.Evaluation(recipe, crops, dense, reading, training, folders)
     inputs["processor"] = json_digest(evaluation.processor.to_dict())
 
     # the plan, and all checks, before the first image
-    files = evaluation.files()
+    splits = evaluation.splits
+    files = {
+        "train_images": splits["train"].images.files,
+        "test_images": splits["validation"].images.files,
+    }
     counts = ", ".join(f"{name} of {one.num_files:,} files" for name, one in files.items())
     evaluation.state.print(f"{recipe.task} of {', '.join(folders)}: {counts}")
-    evaluation.check_models(folders)
+    evaluation.load_models()
     if start_run(*parts, inputs=inputs, images=files):
         return
 
     # probe one model after the other
-    for name, folder in folders.items():
-        evaluation.evaluate_model(name, folder)
-    picture = evaluation.draw_predictions(list(folders))
+    for name in folders:
+        evaluation.evaluate_model(name)
     if evaluation.state.is_main_process:
-        if picture:
-            print(f"predictions: {picture}")
         finish_run(training.output_dir)
     evaluation.state.wait_for_everyone()
 

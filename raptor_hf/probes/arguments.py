@@ -22,7 +22,6 @@ class ProbeArguments:
     train_images: int = field(default=0, metadata={"help": "a random choice of so many; 0: all"})
     test_images: int = field(default=0, metadata={"help": "the same for all seeds; 0: all"})
     epochs: int = field(default=10, metadata={"help": "times that the training images are seen"})
-    validate_epochs: int = field(default=1, metadata={"help": "epochs between two validations"})
     head: str | None = field(
         default=None,
         metadata={"help": "linear head (file, folder, Hub id) to start from; --steps 0 judges it"},
@@ -47,9 +46,7 @@ class ProbeArguments:
     eval_batch_size: int = field(default=64, metadata={"help": "images at a time in evaluation"})
 
     def __post_init__(self):
-        check_positive(
-            self, "epochs", "validate_epochs", "learning_rate_grid", "max_depth", "eval_batch_size"
-        )
+        check_positive(self, "epochs", "learning_rate_grid", "max_depth", "eval_batch_size")
         check_not_negative(self, "train_images", "test_images")
         if len(self.eval_crop) not in (0, 4):
             raise ValueError(f"eval_crop takes 4 numbers; got {self.eval_crop}.")

@@ -1,5 +1,7 @@
 """Baselines without training: a vote of the nearest images, and the best constant answer."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -31,11 +33,11 @@ def nearest_neighbours(
     def image_tokens(batch: dict) -> torch.Tensor:
         return nn.functional.normalize(batch["features"][:, :size].to(device), dim=1)
 
-    # every process needs the tokens and labels of all training images
+    # every process needs the tokens and labels of the training images
     keys, labels = [], []
-    for start in range(0, len(train), _KEYS_AT_ONCE):
-        rows = range(start, min(start + _KEYS_AT_ONCE, len(train)))
-        batch = train.__getitems__(list(rows))
+    every = math.ceil(len(train) / NEIGHBOUR_IMAGES)
+    for rows in torch.arange(0, len(train), every).split(_KEYS_AT_ONCE):
+        batch = train.__getitems__(rows.tolist())
         keys.append(image_tokens(batch))
         labels.append(batch["target"].to(device))
     keys, labels = torch.cat(keys), torch.cat(labels)
@@ -50,13 +52,9 @@ def nearest_neighbours(
     return compute_over_processes(Accuracy, statistics)
 
 
-def constant_metrics(task: Task, targets: list, validation: Features) -> dict:
-    """Return the metric of the best constant answer, which looks at no image.
-
-    Args:
-        targets: training targets that the answer is fitted to.
-    """
-    answer, statistics = task.constant(targets), []
+def constant_metrics(task: Task, answer: torch.Tensor, validation: Features) -> dict:
+    """Return the metric of a constant answer (`Task.constant`), which looks at no image."""
+    statistics = []
     for batch in validation.batches(64):
         prediction = answer.expand(*batch["target"].shape, *answer.shape)
         statistics.append(task.statistics(prediction, batch["target"]))

@@ -27,7 +27,7 @@ class Features(Dataset):
 
     def __init__(self, rows: datasets.Dataset):
         self.rows = rows.with_format("arrow")
-        self.image_ids = np.array(rows.with_format(None)["image_id"][:], dtype=np.int64)
+        self.image_ids = np.array(rows["image_id"][:])
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -39,10 +39,6 @@ class Features(Dataset):
         if batch["target"].dtype == torch.uint8:
             batch["target"] = batch["target"].long()
         return batch
-
-    def choose(self, image_ids: np.ndarray) -> "Features":
-        """Return the features of some images, without those that could not be read."""
-        return Features(self.rows.select(np.flatnonzero(np.isin(self.image_ids, image_ids))))
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield this process' share of the rows, in order; the last batch may be smaller."""
@@ -78,20 +74,17 @@ def compute_features(
         ValueError: an image that can't be read, or images of several sizes.
     """
     state = process_state()
-    parts = [
-        folder / f"part_{number}_of_{state.num_processes}.arrow"
-        for number in range(state.num_processes)
-    ]
-    part = parts[state.process_index]
+    names = [f"part_{i}_of_{state.num_processes}.arrow" for i in range(state.num_processes)]
+    part = folder / names[state.process_index]
     if not part.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_features(part, backbone, task, batches(
-            images, batch_size, "features", num_workers=num_workers))  # fmt: skip
+        read = batches(images, batch_size, "features", num_workers=num_workers)
+        _write_features(part, backbone, task, read)
     state.wait_for_everyone()
 
     # a process without any images has an empty file
-    files = [datasets.Dataset.from_file(str(part)) for part in parts if part.stat().st_size]
-    rows = datasets.concatenate_datasets(files)
+    files = [folder / name for name in names if (folder / name).stat().st_size]
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
     return Features(rows.select(np.argsort(np.array(rows["image_id"][:]))))
 
 
@@ -105,24 +98,19 @@ def _write_features(
             target = batch["target"]
             if target.ndim > 1 and not target.is_floating_point():
                 target = target.to(torch.uint8)  # classes of pixels: 0 … 254 and `IGNORED`
-            size = tuple(target.shape[1:])
             features = backbone_features(backbone, task, batch["pixel_values"]).float().cpu()
-            table = pa.table(
-                {
-                    "features": to_arrow(features.numpy()),
-                    "target": to_arrow(target.numpy()),
-                    "image_id": batch["image_id"].numpy(),
-                }
-            )
+            columns = {"features": features, "target": target, "image_id": batch["image_id"]}
+            table = pa.table({name: to_arrow(values.numpy()) for name, values in columns.items()})
             if writer is None:
-                writer, first_size = pa.ipc.new_stream(file, table.schema), size
-            check_one_size({size, first_size})
+                writer, size = pa.ipc.new_stream(file, table.schema), target.shape[1:]
+            check_one_size({size, target.shape[1:]})
             writer.write_table(table)
         if writer is not None:
             writer.close()
     os.replace(unfinished, path)
 
 
+# `datasets` has columns of arrays, too; to read them takes three times as long
 def to_arrow(array: np.ndarray) -> pa.Array:
     """Return an array (n, …) as n Arrow values, nested lists of fixed lengths."""
     column = pa.array(np.ascontiguousarray(array).ravel())

@@ -1,9 +1,7 @@
 """A grid of linear heads on frozen features: trained side by side, one of them selected."""
 
-import copy
 import dataclasses
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +13,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from ..loop.arguments import LoopArguments
-from ..loop.fit import Validation, fit
-from ..loop.log import read_log
+from ..loop.fit import fit
 from ..loop.scalars import StepResult
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state
+from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import Task
 from .arguments import ProbeArguments
 from .features import Features, backbone_features
@@ -68,32 +66,27 @@ class ProbeHeads(nn.Module):
         super().__init__()
         self.task = task
         self.heads = nn.ModuleList()
-        self.masks = []
         for candidate in candidates:
             head = nn.Linear(task.head_width(task.config), task.num_outputs)
-            mask = None
-            if candidate.pooling != task.poolings[0]:
-                cls = torch.arange(head.in_features) < task.config.hidden_size
-                mask = (cls if candidate.pooling == "cls" else ~cls).float()
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
             if start is not None:
                 head.load_state_dict(start.state_dict())
-            if mask is not None:
-                head.weight.data *= mask
+            if candidate.pooling != task.poolings[0]:
+                cls = torch.arange(head.in_features) < task.config.hidden_size
+                seen = (cls if candidate.pooling == "cls" else ~cls).float()
+                head.weight.data *= seen
+                head.weight.register_hook(lambda grad, seen=seen: grad * seen.to(grad.device))
             self.heads.append(head)
-            self.masks.append(mask)
 
     def forward(self, features: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
         """Return the loss of every head."""
+        if not self.task.dense or len(self.heads) == 1:
+            return [self._loss(head, features, target) for head in self.heads]
+        # logits at every pixel are large: only those of one head at a time stay in memory
         losses = []
-        for head, mask in zip(self.heads, self.masks, strict=True):
-            seen = features if mask is None else features * mask.to(features.device)
-            if self.task.dense and len(self.heads) > 1:
-                # logits at every pixel are large: only those of one head at a time stay in memory
-                losses.append(checkpoint(self._loss, head, seen, target, use_reentrant=False))
-            else:
-                losses.append(self._loss(head, seen, target))
+        for head in self.heads:
+            losses.append(checkpoint(self._loss, head, features, target, use_reentrant=False))
         return losses
 
     def _loss(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -101,50 +94,36 @@ class ProbeHeads(nn.Module):
         return self.task.loss(self.task.logits(head, features, target), target)
 
 
-@dataclass
-class Probe:
-    """A trained head and its figures.
-
-    Args:
-        metrics: on the validation images, after the last epoch.
-        best_on_validation: the best `epoch`, and the scalar `metrics` after it.
-        selected: learning rate and pooling of the head, and its loss on the images that select
-            (None without a grid).
-    """
-
-    head: nn.Linear
-    metrics: dict
-    best_on_validation: dict
-    selected: dict
-
-
 def train_heads(
     task: Task,
     train: Dataset,
     selection: Features | None,
-    validation: Features,
     recipe: ProbeArguments,
     loop: LoopArguments,
     *,
     backbone: PreTrainedModel | None = None,
     start: nn.Linear | None = None,
-) -> Probe:
-    """Train the heads of a grid side by side, select one, and judge it.
+) -> tuple[nn.Linear, dict]:
+    """Train the heads of a recipe side by side and select one.
 
     Args:
-        train: `Features`, or images in random views that the backbone sees in every step.
+        task: of the heads.
+        train: features, or images in random views, from which `backbone` makes features.
         selection: training images that no head learns from; the head with the smallest loss on them
             is selected. None without a grid.
         loop: its `steps` may be None: as many as the recipe's epochs have.
         start: a head that all of them start from; default: zeros.
+
+    Returns:
+        The selected head, and its `learning_rate`, `pooling` and `selection_loss`.
     """
     # a) an epoch of a small dataset is one batch
     set_seed(loop.seed)
     candidates = head_grid(recipe, loop, task)
     heads = ProbeHeads(task, candidates, start)
-    batch_size = min(loop.batch_size, len(train))
-    epoch_steps = len(train) / batch_size
-    steps = math.ceil(recipe.epochs * epoch_steps) if loop.steps is None else loop.steps
+    batch_size, steps = min(loop.batch_size, len(train)), loop.steps
+    if steps is None:
+        steps = math.ceil(recipe.epochs * len(train) / batch_size)
     loop = dataclasses.replace(loop, steps=steps, batch_size=batch_size)
 
     def compute_loss(module, batch, progress):
@@ -156,50 +135,42 @@ def train_heads(
         # the sum: each head learns as if it were alone
         return StepResult(sum(losses), named)
 
-    def validate():
-        scalars = {}
-        for candidate, head in zip(candidates, heads.heads, strict=True):
-            scores = score_head(task, head, validation, recipe.eval_batch_size)
-            for name, value in scores.items():
-                if isinstance(value, float):
-                    scalars[f"{candidate}/{name}"] = value
-        return scalars
-
     # b) train; each head has its own rate and its gradients are clipped by themselves
-    groups = [
-        {"params": list(head.parameters()), "lr": candidate.learning_rate}
-        for head, candidate in zip(heads.heads, candidates, strict=True)
-    ]
-    every = max(1, round(recipe.validate_epochs * epoch_steps))
-    validation_steps = Validation(validate, every)
-    fit(
-        heads, train, compute_loss, loop,
-        groups=groups, new_views=True, validation=validation_steps,
-    )  # fmt: skip
+    groups = []
+    for head, candidate in zip(heads.heads, candidates, strict=True):
+        groups.append({"params": list(head.parameters()), "lr": candidate.learning_rate})
+    fit(heads, train, compute_loss, loop, groups=groups, new_views=True)
 
-    # c) select on images that no head has seen, judge on those of another split
+    # c) select on images that no head has seen
     number, loss = 0, None
     if selection is not None:
         losses = _selection_losses(heads, selection, recipe.eval_batch_size)
         number = int(np.nanargmin(losses))
         loss = losses[number]
-    candidate, head = candidates[number], heads.heads[number]
-    process_state().wait_for_everyone()  # until the log is written
-    return Probe(
-        copy.deepcopy(head).cpu(),
-        score_head(task, head, validation, recipe.eval_batch_size),
-        best_epoch(task, read_log(loop.output_dir), candidate, epoch_steps),
-        {**candidate._asdict(), "selection_loss": loss},
-    )
+    return heads.heads[number], {**candidates[number]._asdict(), "selection_loss": loss}
 
 
 @torch.no_grad()
-def score_head(task: Task, head: nn.Linear, features: Features, batch_size: int) -> dict:
-    """Return the metric of a head; the processes share the images."""
+def score_head(
+    task: Task,
+    head: nn.Linear,
+    features: Features,
+    batch_size: int,
+    original: LabelledImages | None = None,
+) -> dict:
+    """Return the metric of a head; the processes share the images.
+
+    Args:
+        original: images with the targets that count, each of its own size; default: the targets
+            that lie beside the features.
+    """
     device, rows = process_state().device, []
-    for batch in features.batches(batch_size):
+    for batch in features.batches(1 if original else batch_size):
         target = batch["target"].to(device)
         logits = task.logits(head, batch["features"].to(device), target)
+        if original:
+            target = original.target(int(batch["image_id"]))
+            target = torch.from_numpy(target)[None].to(device)
         rows.append(task.statistics(task.predict(logits, target), target))
     return compute_over_processes(task.metric, rows)
 
@@ -212,15 +183,5 @@ def _selection_losses(heads: ProbeHeads, features: Features, batch_size: int) ->
         target = batch["target"].to(device)
         losses = torch.stack(heads(batch["features"].to(device), target))
         rows.append((len(target), losses.cpu().double().numpy()))
-    rows = gather_object(rows)
-    total = sum(number for number, _ in rows)
-    return (sum(number * losses for number, losses in rows) / total).tolist()
-
-
-def best_epoch(task: Task, log: list[dict], candidate: Candidate, epoch_steps: float) -> dict:
-    """Return the `epoch` with a head's best score on validation, and the `metrics` after it."""
-    prefix = f"{candidate}/"
-    validations = [line for line in log if f"{prefix}{task.score}" in line]
-    best = validations[task.best([line[f"{prefix}{task.score}"] for line in validations])]
-    metrics = {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
-    return {"epoch": max(1, round(best["step"] / epoch_steps)), "metrics": metrics}
+    numbers, losses = zip(*gather_object(rows), strict=True)
+    return np.average(losses, axis=0, weights=numbers).tolist()

@@ -20,80 +20,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ProbeSplits:
-    """The images of a probe, the same for every model.
-
-    Args:
-        train, validation: all images of the two splits.
-        train_rows: the rows that heads learn from.
-        selection_rows: the training rows that heads never see and that select among them; none
-            where there is one head.
-        validation_rows: the rows that results are about.
-    """
-
-    train: LabelledImages
-    validation: LabelledImages
-    train_rows: np.ndarray
-    selection_rows: np.ndarray
-    validation_rows: np.ndarray
-
-
-def load_splits(
-    recipe: ProbeArguments,
-    dense: DenseArguments,
-    reading: ReadingArguments,
-    *,
-    num_heads: int,
-    seed: int,
-) -> ProbeSplits:
-    """Load the training and validation images of a recipe and divide their rows.
-
-    Args:
-        num_heads: heads that are trained; one needs no selection.
-        seed: of the choice of training images; all seeds are judged on the same images.
-
-    Raises:
-        ValueError: an empty split, splits with different classes, or too few images.
-    """
-    load = TASKS[recipe.task].load
-    train = load(recipe.dataset, recipe.train_split, reading, dense)
-    validation = load(recipe.dataset, recipe.test_split, reading, dense)
-    if train.class_names != validation.class_names:
-        differing = set(train.class_names) ^ set(validation.class_names)
-        raise ValueError(
-            f"{recipe.dataset}: the splits {recipe.train_split!r} and {recipe.test_split!r} must "
-            "have the same classes in the same order; only in one of them: "
-            f"{', '.join(sorted(differing)[:5]) or 'none'}."
-        )
-
-    if recipe.train_split == recipe.test_split:
-        logger.warning(
-            "The heads are judged on the images that they learn from: %r is the split of both.",
-            recipe.train_split,
-        )
-
-    # a share of the training images selects, if there is something to select
-    rows = _random_rows(len(train), recipe.train_images, seed)
-    number = max(1, round(recipe.held_out * len(rows))) if num_heads > 1 else 0
-    if number >= len(rows):
-        raise ValueError(
-            f"{num_heads} heads need at least two training images, one to learn from and one to "
-            f"select with; {recipe.dataset} ({recipe.train_split}) has {len(rows)}."
-        )
-    return ProbeSplits(
-        train,
-        validation,
-        train_rows=np.sort(rows[number:]),
-        selection_rows=np.sort(rows[:number]),
-        validation_rows=np.sort(_random_rows(len(validation), recipe.test_images, 0)),
-    )
-
-
-def _random_rows(number: int, at_most: int, seed: int) -> np.ndarray:
-    """Return row numbers in random order; all of them where `at_most` is 0."""
-    return np.random.default_rng(seed).permutation(number)[: at_most or None]
-
-
 class ProbeImages(Dataset):
     """Images and targets as tensors. Row r is image r mod n in its view r div n.
 
@@ -104,24 +30,21 @@ class ProbeImages(Dataset):
         images: the images and targets of a split.
         processor: the image processor of the model; with an augmentation, and for targets of
             pixels, it only normalises.
-        rows: the images to take; default: all.
+        image_ids: the images to take; default: all.
         augmentation: random views; an equal (seed, row) gives an equal view.
         resolution: (height, width) that images with targets of pixels are resized to.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        processor,
-        *,
-        rows: np.ndarray | None = None,
-        augmentation: Augmentation | None = None,
-        resolution: tuple[int, int] | None = None,
-        seed: int = 0,
-    ):
-        self.image_ids = np.arange(len(images)) if rows is None else rows
-        self.images, self.processor = images, processor
-        self.augmentation, self.resolution, self.seed = augmentation, resolution, seed
+    images: LabelledImages
+    processor: object
+    image_ids: np.ndarray | None = None
+    augmentation: Augmentation | None = None
+    resolution: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.image_ids is None:
+            self.image_ids = np.arange(len(self.images))
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -135,11 +58,11 @@ class ProbeImages(Dataset):
         """
         if not rows:
             return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
-        images, targets = zip(*(self.read(row) for row in rows), strict=True)
-        whole = self.augmentation is not None or isinstance(targets[0], np.ndarray)
-        if whole:
+        images, targets = zip(*map(self.read, rows), strict=True)
+        options = {}
+        if self.augmentation is not None or isinstance(targets[0], np.ndarray):
             check_one_size({image.shape[:2] for image in images})
-        options = {"do_resize": False, "do_center_crop": False} if whole else {}
+            options = {"do_resize": False, "do_center_crop": False}
         return {
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
             "target": torch.from_numpy(np.stack(targets)),
@@ -150,14 +73,13 @@ class ProbeImages(Dataset):
         """Return an image (H, W, 3) and its target in the view of a row."""
         image_id = int(self.image_ids[row % len(self)])
         image, target = self.images.read(image_id)
-        of_pixels = isinstance(target, np.ndarray)
+        maps = target if isinstance(target, np.ndarray) else None
         if self.augmentation is not None:
             rng = np.random.default_rng((self.seed, row // len(self), image_id))
-            image, maps = self.augmentation(image, target if of_pixels else None, rng)
-            return image, maps if of_pixels else target
-        if of_pixels and self.resolution:
-            return resize_pair(image, target, self.resolution)
-        return image, target
+            image, maps = self.augmentation(image, maps, rng)
+        elif maps is not None and self.resolution:
+            image, maps = resize_pair(image, maps, self.resolution)
+        return image, target if maps is None else maps
 
     def public_path(self, image_id: int) -> str:
         """Return the name of an image in lists, see `raptor_hf.data.views.public_path`."""
@@ -172,3 +94,59 @@ def check_one_size(sizes: set[tuple[int, ...]]) -> None:
             f"The images have several sizes ({listed}): give --resolution HEIGHT WIDTH to resize "
             "them and their targets."
         )
+
+
+def load_splits(
+    recipe: ProbeArguments,
+    dense: DenseArguments,
+    reading: ReadingArguments,
+    processor,
+    *,
+    num_heads: int,
+    seed: int,
+) -> dict[str, ProbeImages]:
+    """Load the training and validation images of a recipe and divide them.
+
+    Args:
+        num_heads: heads that are trained; one needs no selection.
+        seed: of the choice of training images; all seeds are judged on the same images.
+
+    Returns:
+        `train`: the images that heads learn from; `selection`: training images that heads never see
+        and that select among them; `validation`: the images that results are about.
+
+    Raises:
+        ValueError: an empty split, splits with different classes, or too few images.
+    """
+    load = TASKS[recipe.task].load
+    train = load(recipe.dataset, recipe.train_split, reading, dense)
+    validation = load(recipe.dataset, recipe.test_split, reading, dense)
+    splits = f"{recipe.train_split!r} and {recipe.test_split!r}"
+    if train.class_names != validation.class_names:
+        differing = sorted(set(train.class_names) ^ set(validation.class_names))
+        raise ValueError(
+            f"{recipe.dataset}: the splits {splits} must have the same classes in the same order; "
+            f"only in one of them: {', '.join(differing[:5]) or 'none'}."
+        )
+    if recipe.train_split == recipe.test_split:
+        logger.warning("The heads are judged on the images that they learn from: %s.", splits)
+
+    # a share of the training images selects, if there is something to select
+    rows = np.random.default_rng(seed).permutation(len(train))[: recipe.train_images or None]
+    number = max(1, round(recipe.held_out * len(rows))) if num_heads > 1 else 0
+    if number >= len(rows):
+        raise ValueError(
+            f"{num_heads} heads need at least two training images, one to learn from and one to "
+            f"select with; {recipe.dataset} ({recipe.train_split}) has {len(rows)}."
+        )
+    judged = np.random.default_rng(0).permutation(len(validation))[: recipe.test_images or None]
+
+    def take(images: LabelledImages, image_ids: np.ndarray) -> ProbeImages:
+        resolution = tuple(reading.resolution) or None
+        return ProbeImages(images, processor, np.sort(image_ids), resolution=resolution)
+
+    return {
+        "train": take(train, rows[number:]),
+        "selection": take(train, rows[:number]),
+        "validation": take(validation, judged),
+    }

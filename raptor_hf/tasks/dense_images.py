@@ -12,8 +12,8 @@ from pathlib import Path
 import datasets
 
 from ..data.arguments import ReadingArguments
-from ..data.decoding import undecoded
-from ..data.folders import is_image, is_text, visible
+from ..data.decoding import image_columns, undecoded
+from ..data.folders import list_folder
 from ..data.loading import dataset_of_files, is_folder, load_columns, real_folder
 from .arguments import DenseArguments
 from .digit_scenes import CLASSES, digit_scenes
@@ -22,7 +22,6 @@ from .targets import IGNORED, read_class_names, read_depth, read_mask
 
 _TABLES = ("objectInfo150.txt", "objectInfo.txt")  # of ADE20k and of datasets in its layout
 _NYU_UNITS = {8: 10 / 255, 16: 1 / 1000}  # metres in a unit of NYUv2's training and test images
-_MILLIMETRES = 1 / 1000
 
 
 def load_segmentation(
@@ -47,25 +46,19 @@ def load_segmentation(
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
     cells = _load_pairs(name, split, "mask", reading, dense)
-    if name == "digit_scenes":
-        names, first_label = CLASSES, 0
-    else:
+    names, first_label = CLASSES, dense.first_label or 0
+    if name != "digit_scenes":
         # ADE20k's table of classes lies beside its images, and its label 0 is no class
         tables = [real_folder(name) / table for table in _TABLES]
-        table = next((table for table in tables if table.is_file()), None)
-        names = read_class_names(dense.class_names or table, of=name)
-        first_label = dense.first_label
-        if first_label is None:
-            first_label = 1 if table and not dense.class_names else 0
+        source = dense.class_names or next((table for table in tables if table.is_file()), None)
+        names = read_class_names(source, of=name)
+        if dense.first_label is None and source in tables:
+            first_label = 1
     if len(names) > IGNORED:
         raise ValueError(f"{name}: masks of at most {IGNORED} classes; got {len(names)}.")
-    read = partial(
-        read_mask,
-        num_classes=len(names),
-        first_label=first_label,
-        ignore_label=dense.ignore_label,
-    )
-    return LabelledImages(name, cells, read, names, reading, first_label)
+    labels = {"first_label": first_label, "ignore_label": dense.ignore_label}
+    read = partial(read_mask, num_classes=len(names), **labels)
+    return LabelledImages(name, cells, read, names, first_label=first_label)
 
 
 def load_depth(
@@ -74,26 +67,24 @@ def load_depth(
     reading: ReadingArguments | None = None,
     dense: DenseArguments | None = None,
 ) -> LabelledImages:
-    """Return images and their depth maps.
+    """Return images and their depth maps; arguments and errors as `load_segmentation`.
 
     Args:
-        name: `"digit_scenes"` (embedded); NYUv2's folder `nyu_data`, with
-            `data/nyu2_{train,test}.csv`, whose lines are `rgb path,depth path` below that folder
-            (the training images have depth of 8 bits, those of other splits of 16); a folder with
-            images/<split> and depths/<split>; or a dataset of the Hub with a column of depth maps.
-        split: `"train"`, `"test"`, or a split of the dataset by its own name.
-        reading: with `skip_corrupt` missing files are refused when they are read.
+        name: `"digit_scenes"`; NYUv2's folder `nyu_data`, with `data/nyu2_{train,test}.csv`, whose
+            lines are `rgb path,depth path` below that folder (the training images have depth of 8
+            bits, those of other splits of 16); a folder with images/<split> and depths/<split>; or
+            a dataset of the Hub with a column of depth maps.
+        split, reading: as there.
         dense: column of depth maps, and their unit, which all but the first two need.
 
     Raises:
-        FileNotFoundError: no such folder, dataset or list, or a missing file.
-        ValueError: an empty list, a line without two paths, a path out of the folder, or no unit.
+        ValueError: also for a line without two paths, a path out of the folder, or no unit.
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
     cells = _load_pairs(name, split, "depth", reading, dense)
     bits, unit_m = None, dense.depth_unit_m
     if name == "digit_scenes":
-        bits, unit_m = 16, _MILLIMETRES
+        bits, unit_m = 16, 1 / 1000
     elif _is_nyuv2(name):
         bits = 8 if split == "train" else 16
         unit_m = unit_m or _NYU_UNITS[bits]
@@ -102,8 +93,7 @@ def load_depth(
             f"{name}: the numbers in depth images have no unit of their own. Give --depth_unit_m, "
             "the metres in one of them: 0.001 where they are millimetres, 1 where they are metres."
         )
-    read = partial(read_depth, unit_m=unit_m, bits=bits)
-    return LabelledImages(name, cells, read, reading=reading)
+    return LabelledImages(name, cells, partial(read_depth, unit_m=unit_m, bits=bits))
 
 
 def _load_pairs(
@@ -119,10 +109,22 @@ def _load_pairs(
         return undecoded(digit_scenes(split).select_columns(["image", column]))
     if not is_folder(name):
         return _hub_pairs(name, split, column, reading, dense)
-    root, missing_ok = real_folder(name), reading.skip_corrupt > 0
+
+    # a folder: pairs of files
+    root = real_folder(name)
     if column == "depth" and _is_nyuv2(name):
-        return _nyu_pairs(root, split, missing_ok)
-    return _folder_of_pairs(root, split, column, missing_ok)
+        pairs = _nyu_pairs(root, split)
+    else:
+        pairs = _pairs_by_name(root, split, {"mask": "annotations", "depth": "depths"}[column])
+    if not pairs:
+        raise ValueError(f"{root} has no images in the split {split!r}.")
+    missing = [file for pair in pairs for file in pair if not os.path.isfile(file)]
+    if missing and not reading.skip_corrupt:
+        raise FileNotFoundError(
+            f"{len(missing)} files of {root} ({split}) are missing: {', '.join(missing[:3])}."
+        )
+    images, targets = map(list, zip(*pairs, strict=True))
+    return undecoded(dataset_of_files({"image": images, column: targets}))
 
 
 def _is_nyuv2(name: str) -> bool:
@@ -130,45 +132,21 @@ def _is_nyuv2(name: str) -> bool:
     return is_folder(name) and not (real_folder(name) / "depths").is_dir()
 
 
-def _folder_of_pairs(root: Path, split: str, column: str, missing_ok: bool) -> datasets.Dataset:
-    """Return the pairs of files of one name in `images/<split>` and `<targets>/<split>`."""
-    kind = {"mask": "annotations", "depth": "depths"}[column]
-    folders = {"image": root / "images" / split, column: root / kind / split}
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: no such folder. Expected images and their {column}s with equal names "
-                f"in {root}/images/<split> and {root}/{kind}/<split>."
-            )
-    # the target of an image has its name, but for the ending
-    images, targets = _images_by_stem(folders["image"]), _images_by_stem(folders[column])
-    columns: dict[str, list[Path]] = {"image": [], column: []}
-    for stem, image in images.items():
-        columns["image"].append(image)
-        columns[column].append(targets.get(stem, folders[column] / f"{stem}.png"))
-    return _paired_files(columns, folders["image"], missing_ok)
+def _pairs_by_name(root: Path, split: str, kind: str) -> list[tuple[str, str]]:
+    """Return the images of `images/<split>` and the files of their names in `<kind>/<split>`."""
+    images, targets = list_folder(root / "images", split), list_folder(root / kind, split)
+    names = {os.path.splitext(file)[0]: file for file in targets.files}
+    if len(names) < len(targets.files):
+        raise ValueError(f"{targets.root} has files that differ in their endings alone.")
+    pairs = []
+    for file in images.files:
+        stem = os.path.splitext(file)[0]
+        target = names.get(stem, f"{stem}.png")
+        pairs.append((str(images.root / file), str(targets.root / target)))
+    return pairs
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by their names without ending, in order.
-
-    Raises:
-        ValueError: something else in the folder, or two images of one name.
-    """
-    files: dict[str, Path] = {}
-    for entry in sorted(visible(folder), key=lambda entry: entry.name):
-        file = Path(entry.path)
-        if is_text(file):
-            continue
-        if entry.is_dir() or not is_image(file):
-            raise ValueError(f"{file} is no image: expected nothing but images in {folder}.")
-        if file.stem in files:
-            raise ValueError(f"{files[file.stem]} and {file} have one name: which is meant?")
-        files[file.stem] = file
-    return files
-
-
-def _nyu_pairs(root: Path, split: str, missing_ok: bool) -> datasets.Dataset:
+def _nyu_pairs(root: Path, split: str) -> list[tuple[str, str]]:
     """Return the pairs of NYUv2's list of a split; errors as `load_depth`."""
     table = root / "data" / f"nyu2_{split}.csv"
     if not table.is_file():
@@ -176,36 +154,19 @@ def _nyu_pairs(root: Path, split: str, missing_ok: bool) -> datasets.Dataset:
             f"{table}: no such file. Expected NYUv2's folder nyu_data with data/nyu2_train.csv and "
             f"data/nyu2_test.csv, or a folder with images/{split} and depths/{split}."
         )
+    pairs = []
     with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark first
-        lines = [line for line in csv.reader(file) if line]
-    columns: dict[str, list[Path]] = {"image": [], "depth": []}
-    for number, line in enumerate(lines, start=1):
-        if len(line) != 2:
-            raise ValueError(f"{table}, line {number}: expected `rgb path,depth path`; got {line}.")
-        for name, path in zip(columns, line, strict=True):
+        for number, line in enumerate(csv.reader(file), start=1):
             # a list from elsewhere must not read other files of this machine
-            if os.path.isabs(path) or os.path.normpath(path).startswith(".."):
-                raise ValueError(f"{table}, line {number}: a path leaves {root}; got {line}.")
-            columns[name].append(root / path)
-    return _paired_files(columns, table, missing_ok)
-
-
-def _paired_files(
-    columns: dict[str, list[Path]], where: Path, missing_ok: bool
-) -> datasets.Dataset:
-    """Return the files as a dataset of undecoded images; errors as in the loaders."""
-    if not columns["image"]:
-        raise ValueError(f"{where} holds no images: the split is empty.")
-    missing = []
-    for files in columns.values():
-        missing += [str(file) for file in files if not file.is_file()]
-    if missing and not missing_ok:
-        raise FileNotFoundError(
-            f"{len(missing)} of the files that belong to {where} are missing: "
-            f"{', '.join(missing[:3])}{' …' * (len(missing) > 3)}"
-        )
-    paths = {name: [str(file) for file in files] for name, files in columns.items()}
-    return undecoded(dataset_of_files(paths))
+            paths = [os.path.normpath(path) for path in line]
+            outside = any(os.path.isabs(path) or path.startswith("..") for path in paths)
+            if outside or len(paths) not in (0, 2):
+                raise ValueError(
+                    f"{table}, line {number}: expected `rgb path,depth path` in {root}; got {line}."
+                )
+            if paths:
+                pairs.append((str(root / paths[0]), str(root / paths[1])))
+    return pairs
 
 
 def _hub_pairs(
@@ -213,17 +174,16 @@ def _hub_pairs(
 ) -> datasets.Dataset:
     """Return the images of a dataset of the Hub, and their masks or depth in `column`."""
     dataset = load_columns(name, split, reading)
-    columns = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    others = [c for c in columns if c != reading.image_column]
+    others = [other for other in image_columns(dataset) if other != reading.image_column]
     target = dense.target_column
     if target is None and len(others) == 1:  # nothing else can be meant
         target = others[0]
-    if reading.image_column not in columns or target not in others:
+    if reading.image_column not in image_columns(dataset) or target not in others:
+        columns = ", ".join(image_columns(dataset)) or "none"
         raise ValueError(
-            f"{name} ({split}) has the columns of images {', '.join(columns) or 'none'}: which "
-            f"holds the images, and which their {column}? Give --image_column and --target_column."
+            f"{name} ({split}) has the columns of images {columns}: which holds the images, and "
+            f"which their {column}? Give --image_column and --target_column."
         )
     pairs = dataset.select_columns([reading.image_column, target])
-    renamed = {reading.image_column: "image", target: column}
-    pairs = pairs.rename_columns({old: new for old, new in renamed.items() if old != new})
+    pairs = pairs.rename_columns({reading.image_column: "image", target: column})
     return undecoded(pairs)

@@ -58,37 +58,32 @@ def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
 def draw_scene(
     images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return one scene of some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask`,
-    `depth`.
-    """
+    """Draw some of the digits (n, 8, 8), values in [0, 1]: `image`, `mask` and `depth`."""
     rows = np.arange(_HEIGHT)[:, None] + np.zeros((1, _WIDTH))
     depth = np.minimum(_GROUND / np.maximum(rows - _HORIZON, 1e-3), _WALL)
     depth[rows <= _HORIZON] = _WALL
     # darker with distance, and rough
     image = 30 * NEAREST / depth + rng.normal(0, 2, size=depth.shape)
     mask = np.full((_HEIGHT, _WIDTH), CLASSES.index("ground"))
+
+    # digits from far to near, each cut off at the borders of the picture
     number = rng.integers(2, 5)
     distances = np.exp(rng.uniform(np.log(NEAREST), np.log(_FARTHEST), size=number))
-    for distance in np.sort(distances)[::-1]:  # from far to near
-        image_index = rng.integers(len(images))
+    for distance in np.sort(distances)[::-1]:
+        digit = rng.integers(len(images))
         size = round(_DIGIT_HEIGHT / distance)
         left = rng.integers(-size // 4, _WIDTH - 3 * size // 4)
-        bottom = round(_HORIZON + _GROUND / distance)
-        ink = np.asarray(
-            Image.fromarray(images[image_index].astype(np.float32)).resize(
-                (size, size), Image.Resampling.BICUBIC
-            )
-        ).clip(0, 1)
-        top, right = bottom - size, left + size
-        window = np.s_[max(top, 0) : min(bottom, _HEIGHT), max(left, 0) : min(right, _WIDTH)]
-        ink = ink[window[0].start - top :, window[1].start - left :]
-        ink = ink[: window[0].stop - window[0].start, : window[1].stop - window[1].start]
+        top = round(_HORIZON + _GROUND / distance) - size
+        small = Image.fromarray(images[digit].astype(np.float32))
+        ink = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
+        ink = ink[max(-top, 0) : _HEIGHT - top, max(-left, 0) : _WIDTH - left]
+        window = np.s_[max(top, 0) : top + size, max(left, 0) : left + size]
+
         # a nearer digit is brighter, so that it stands out from those behind it
         brightness = 120 + 135 * NEAREST / distance
         image[window] = (1 - ink) * image[window] + ink * brightness
-        covered = ink > _INK
-        mask[window][covered] = labels[image_index]
-        depth[window][covered] = distance
+        mask[window][ink > _INK] = labels[digit]
+        depth[window][ink > _INK] = distance
     return {
         "image": image.round().clip(0, 255).astype(np.uint8),
         "mask": mask.astype(np.uint8),

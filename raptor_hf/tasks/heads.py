@@ -29,9 +29,6 @@ def load_linear_head(
 ) -> tuple[nn.Linear, list[str] | None]:
     """Return the linear head of a task, and the names of its classes.
 
-    For classification DINOv2's own heads and the classifiers of transformers' Dinov2 models put
-    the features in the same order, cls before the mean of the patches, and leave registers out.
-
     Args:
         source: DINOv2's `dinov2_vit*_linear_head.pth` or a `.safetensors` file, with `weight`
             (classes, 2·D) and `bias` (classes,), or a folder or Hub id of a model of transformers
@@ -97,12 +94,13 @@ def arrange_head(
     number, names = head.out_features, classes.names
     if not classes.number:  # no labels
         return list(range(number))
-    named = _are_names(head_names)
+    numbers = list(map(str, range(number)))
+    named = bool(head_names) and head_names not in (numbers, [f"LABEL_{n}" for n in numbers])
     numbered = bool(names) and all(map(str.isdecimal, names))
 
     # numbers are places, but for a head whose own names are these numbers
     if numbered and not (named and set(names) <= set(head_names)):
-        names, head_names = [str(int(name)) for name in names], list(map(str, range(number)))
+        names, head_names = [str(int(name)) for name in names], numbers
     elif not named or not names or all(map(_WORDNET.fullmatch, names)):
         if classes.number > number or (names and classes.number < number):
             raise ValueError(
@@ -111,37 +109,30 @@ def arrange_head(
             )
         return list(range(number))
 
-    # a few names may be spelt differently, where their places are taken by no other name
+    # lists of ImageNet's names differ in a few, which are taken to be in their places; of two
+    # outputs of one name ("crane") the first has it
     outputs = {name: output for output, name in reversed(list(enumerate(head_names)))}
     unknown = [place for place, name in enumerate(names) if name not in outputs]
-    free = set(range(number)) - {outputs[name] for name in names if name in outputs}
-    few = len(unknown) <= _SPELT_OTHERWISE * number and len(names) == number
-    for place in unknown if few and free == set(unknown) else []:
-        logger.warning(
-            "%s: class %d is %r, of the images %r; taken for one class",
-            source, place, head_names[place], names[place],
-        )  # fmt: skip
-        outputs[names[place]] = place
-
-    unknown = [name for name in names if name not in outputs]
-    if unknown:
+    if len(names) == number and len(unknown) <= _SPELT_OTHERWISE * number:
+        for place in unknown:
+            logger.warning(
+                "%s: class %d is %r, of the images %r; taken for one class",
+                source, place, head_names[place], names[place],
+            )  # fmt: skip
+            outputs[names[place]] = place
+        unknown = []
+    order = [outputs[name] for name in names if name in outputs]
+    if unknown or len(set(order)) < len(order):
+        examples = ", ".join(repr(names[place]) for place in unknown[:3])
         raise ValueError(
-            f"{source} knows no class {', '.join(map(repr, unknown[:3]))} ({len(unknown)} of the "
-            f"{len(names)} classes of the images); its own are {', '.join(head_names[:3])}, …. "
-            "Give images of these classes, or a head for those."
+            f"{source} has other classes than the images, of which it lacks {examples or 'none'} "
+            f"({len(unknown)} of {len(names)}); its own are {', '.join(head_names[:3])}, …. Give "
+            "images of these classes, or a head for those."
         )
-    order = [outputs[name] for name in names]
-    order += [output for output in range(number) if output not in set(order)]
+    order += sorted(set(range(number)) - set(order))
     head.weight.copy_(head.weight[order])
     head.bias.copy_(head.bias[order])
     return order
-
-
-def _are_names(names: list[str] | None) -> bool:
-    """Return whether outputs have names, and not just their numbers (`LABEL_0`, `0`)."""
-    return bool(names) and not all(
-        name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names)
-    )
 
 
 def _read_classifier(
@@ -149,16 +140,12 @@ def _read_classifier(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return weights and class names of the linear head of a saved model."""
     config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type not in task.head_types:
+    other = config.model_type == "raptor" and config.architectures != [task.model_class.__name__]
+    if config.model_type not in task.head_types or other:
         raise ValueError(
-            f"{name_or_path}: expected a {task.name} model on {' and '.join(task.looks_at)}, of "
-            f"the type {', '.join(task.head_types)}; got {config.model_type}, whose head reads "
-            "other features."
-        )
-    if config.model_type == "raptor" and config.architectures != [task.model_class.__name__]:
-        raise ValueError(
-            f"{name_or_path} holds {config.architectures}, not a {task.name} head "
-            f"({task.model_class.__name__})."
+            f"{name_or_path} holds {config.model_type} {config.architectures}: expected a model of "
+            f"{task.name} of the type {' or '.join(task.head_types)}, whose head reads the same "
+            "features."
         )
 
     # a classifier that is missing in the file would be made anew, at random

@@ -23,7 +23,7 @@ class LabelledImages:
         cells: a dataset of two columns, the undecoded `image` and its target.
         read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
         class_names: None where the target is no class.
-        reading: the sizes that images may have and are shrunk to.
+        reading: the size that images are shrunk to.
         first_label: number of the first class in the files of masks.
     """
 
@@ -49,17 +49,18 @@ class LabelledImages:
             ValueError: a file that is missing or can't be decoded, a target that is no class or has
                 another bit depth, or a target of another size than its image.
         """
-        cell_name, target_name = self.cells.column_names
-        cells = self.cells[row]
-        pixels = read_pixels(
-            cells[cell_name], name=f"image {row}", shorter_side=self.reading.shorter_side
-        )
-        target = self.read_target(cells[target_name], f"{target_name} {row}")
-        if isinstance(target, np.ndarray):
-            check_pair(pixels, target, cells[cell_name]["path"] or f"image {row}")
+        cell, name = self.cells[row]["image"], f"image {row}"
+        pixels = read_pixels(cell, name=name, shorter_side=self.reading.shorter_side)
+        target = self.target(row)
+        if isinstance(target, np.ndarray) and target.shape != pixels.shape[:2]:
+            sizes = ["×".join(map(str, shape)) for shape in (pixels.shape[:2], target.shape)]
+            raise ValueError(
+                f"{cell['path'] or name}: image and target must have the same size; got "
+                f"{sizes[0]} and {sizes[1]}."
+            )
         return pixels, target
 
-    def target(self, row: int) -> np.ndarray:
+    def target(self, row: int) -> int | np.ndarray:
         """Return the target of a row alone."""
         name = self.cells.column_names[1]
         return self.read_target(self.cells[row][name], f"{name} {row}")
@@ -74,11 +75,8 @@ def load_classification(
     """Return images and their classes; names and errors as `load_images`.
 
     Raises:
-        ValueError: also for images without labels, or with labels that are no classes, or for
-            arguments of masks and depth.
+        ValueError: also for images without labels, or with labels that are no classes.
     """
-    if dense not in (None, DenseArguments()):
-        raise ValueError(f"These are for masks and depth, not for classification: {dense}.")
     dataset = load_images(name, split, reading)
     labels, names = read_labels(dataset)
     if not (labels >= 0).any():
@@ -95,16 +93,6 @@ def load_classification(
 
 def _read_label(label: int, name: str, *, num_classes: int) -> int:
     """Return a class, refuse labels that are none (−1: the image has no label)."""
-    if label is None or not 0 <= label < num_classes:
+    if not 0 <= label < num_classes:
         raise ValueError(f"{name}: expected a class from 0 to {num_classes - 1}; got {label}.")
     return label
-
-
-def check_pair(pixels: np.ndarray, target: np.ndarray, name: str) -> None:
-    """Refuse a mask or depth of another size than its image."""
-    height, width = pixels.shape[:2]
-    if target.shape != (height, width):
-        raise ValueError(
-            f"{name}: image and target must have the same size; got {height}×{width} "
-            f"and {target.shape[0]}×{target.shape[1]}."
-        )

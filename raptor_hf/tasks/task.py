@@ -1,10 +1,10 @@
 """The tasks that frozen backbones are judged on. Whatever depends on the task is in its class.
 
-Every head is one linear layer on the tokens after the final norm. Teacher and Raptor are asked
-alike: a task only needs to know the configuration of the backbone.
+Every head is one linear layer on the tokens after the final norm. Teacher and Raptor are judged
+alike: a task only needs the configuration of the backbone.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import evaluate
 import numpy as np
@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from ..configuration_raptor import token_layout
-from ..data.arguments import ReadingArguments
 from ..metrics import (
     Accuracy,
     DepthError,
@@ -40,14 +39,19 @@ from ..modeling_raptor_heads import (
     resize_maps,
     segmentation_logits,
 )
-from .arguments import DenseArguments
 from .dense_images import load_depth, load_segmentation
-from .labelled_images import load_classification
+from .labelled_images import LabelledImages, load_classification
 from .targets import IGNORED
 
 
-class Task(ABC):
+class Task:
     """A task for a linear head: its images, features, loss, prediction and metric.
+
+    A subclass has the attributes below and the methods `logits(head, features, target)`,
+    `loss(logits, target)`, `predict(logits, target)`, `statistics(prediction, target)` (rows for
+    the metric, one an image) and `constant(targets)` (the constant answer that fits some targets
+    best, without axes of images and pixels). A target is (B,) or (B, H, W); for logits and
+    predictions only its size counts.
 
     Args:
         config: of the backbone.
@@ -56,24 +60,22 @@ class Task(ABC):
     Attributes:
         name: among `TASKS`, and in result files.
         score: the deciding figure, a key of the metric's result.
-        higher_is_better: whether the largest score is the best one.
         dense: an answer at every pixel, for images of any size.
-        looks_at: the tokens that go into a head together, each of D channels.
         poolings: the tokens that heads look at: first all, then those that may stand alone.
         model_class, auto_class: the Raptor with such a head, and how transformers loads it.
         head_types: model types with such a head as their classifier.
+        load: (dataset, split, reading, dense) to its images and targets.
     """
 
     name: str
     score: str
-    higher_is_better = True
     dense = True
-    looks_at: tuple[str, ...]
     poolings: tuple[str, ...]
     metric: type[evaluate.Metric]
     model_class: type
     auto_class: type
     head_types: tuple[str, ...] = ("raptor",)
+    load: Callable[..., LabelledImages]
 
     def __init__(self, config: PreTrainedConfig, num_outputs: int):
         self.config, self.num_outputs = config, num_outputs
@@ -85,73 +87,25 @@ class Task(ABC):
                     f"{config.model_type!r} has none."
                 )
 
-    @staticmethod
-    @abstractmethod
-    def load(
-        name: str,
-        split: str,
-        reading: ReadingArguments | None = None,
-        dense: DenseArguments | None = None,
-    ):
-        """Load a dataset of this task as `LabelledImages`; `dense` is for targets of pixels."""
-
-    @abstractmethod
-    def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Return the inputs of heads, from the tokens (B, N, D) after the final norm."""
-
-    @abstractmethod
-    def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return a head's logits; of the target (B, …) only the size counts."""
-
-    @abstractmethod
-    def loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the training loss, a scalar."""
-
-    @abstractmethod
-    def predict(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return predictions for images as large as the target (B, …)."""
-
-    @abstractmethod
-    def statistics(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, list]:
-        """Return rows for the metric, one an image."""
-
-    @abstractmethod
-    def constant(self, targets: list) -> torch.Tensor:
-        """Return the one answer that fits some training targets best: a prediction without its axes
-        of images and pixels.
-        """
-
     @classmethod
     def head_width(cls, config: PreTrainedConfig) -> int:
-        """Return the inputs of a head on a backbone, from its configuration."""
-        parts = set(cls.looks_at)
-        if not token_layout(config).num_cls:
-            parts -= {"cls"}
-        return len(parts) * config.hidden_size
+        """Return the inputs of a head on a backbone: D for the patches, D for the cls token."""
+        with_cls = "cls" in cls.poolings[0] and token_layout(config).num_cls > 0
+        return (1 + with_cls) * config.hidden_size
 
     def config_fields(self) -> dict:
         """Return fields of a Raptor's configuration for such a head, beside the class names."""
         return {}
 
-    def check_head(self, head: nn.Linear) -> None:
-        """Refuse a head for another number of outputs."""
-        if head.out_features != self.num_outputs:
-            kind = "bins of depth" if self.name == "depth" else "classes"
-            raise ValueError(
-                f"The head has {head.out_features} {kind}, but {self.num_outputs} are asked for. "
-                "Give a head for these, or none."
-            )
-
-    def best(self, scores: list[float]) -> int:
-        """Return the index of the best score; the first of equal ones."""
-        return int(np.argmax(scores) if self.higher_is_better else np.argmin(scores))
+    def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Return the inputs of heads (B, 1 + h·w, D), cls and patches after the final norm."""
+        return drop_registers(last_hidden_state, self.config)
 
 
 class Classification(Task):
     """A class an image, from [cls, mean of patches] as in DINOv2, or one of the two alone."""
 
     name, score, dense = "classification", "accuracy", False
-    looks_at = ("cls", "mean of patches")
     poolings = ("cls_patches", "cls", "patches")
     metric = Accuracy
     model_class, auto_class = RaptorForImageClassification, AutoModelForImageClassification
@@ -163,26 +117,24 @@ class Classification(Task):
         """Return (B, 2·D); without a cls token (B, D)."""
         return pool_tokens(last_hidden_state, self.config)
 
-    def logits(self, head, features, target):
+    def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor):
         """Return (B, classes)."""
         return head(features)
 
-    def loss(self, logits, target):
+    def loss(self, logits: torch.Tensor, target: torch.Tensor):
         """Return the cross-entropy."""
         return nn.functional.cross_entropy(logits, target)
 
-    def predict(self, logits, target):
-        """Return the logits themselves: the metric looks at the first five."""
+    def predict(self, logits: torch.Tensor, target: torch.Tensor):
+        """Return the logits: the metric looks at the five best classes."""
         return logits
 
-    def statistics(self, prediction, target):
+    def statistics(self, prediction: torch.Tensor, target: torch.Tensor):
         """Return `label_ranks`."""
         return label_ranks(logits=prediction, labels=target)
 
-    def constant(self, targets):
-        """Return how often each class occurs (classes,): as logits they name the most frequent
-        ones.
-        """
+    def constant(self, targets: list):
+        """Return the number of targets of each class (classes,), as logits."""
         return torch.bincount(torch.tensor(targets), minlength=self.num_outputs).float()
 
 
@@ -190,100 +142,94 @@ class Segmentation(Task):
     """A class a pixel, from its patch."""
 
     name, score = "segmentation", "miou"
-    looks_at = ("patch",)
     poolings = ("patches",)
     metric = MeanIoU
     model_class, auto_class = RaptorForSemanticSegmentation, AutoModelForSemanticSegmentation
     load = staticmethod(load_segmentation)
 
-    def features(self, last_hidden_state):
-        """Return (B, 1 + h·w, D), cls and patches."""
-        return drop_registers(last_hidden_state, self.config)
-
-    def logits(self, head, features, target):
+    def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor):
         """Return (B, classes, H, W)."""
         frame = PatchFrame.of(target.shape[1:], self.config)
         return frame.interpolate(segmentation_logits(head, features, frame.grid))
 
-    def loss(self, logits, target):
+    def loss(self, logits: torch.Tensor, target: torch.Tensor):
         """Return the cross-entropy, 0 at pixels without a class, as a mean over all pixels: those
         with a class weigh alike, however a batch is divided among processes.
         """
         losses = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
         return losses.mean()
 
-    def predict(self, logits, target):
-        """Return (B, H, W) classes; of a target of another size than the images, at its size."""
+    def predict(self, logits: torch.Tensor, target: torch.Tensor):
+        """Return the classes (B, H, W) at the size of the target."""
         if logits.shape[-2:] != target.shape[-2:]:
             logits = resize_maps(logits, target.shape[-2:])
         return logits.argmax(dim=1)
 
-    def statistics(self, prediction, target):
+    def statistics(self, prediction: torch.Tensor, target: torch.Tensor):
         """Return `segmentation_statistics`."""
         return segmentation_statistics(
             prediction=prediction, target=target, num_classes=self.num_outputs, ignore_index=IGNORED
         )
 
-    def constant(self, targets):
-        """Return the most frequent class."""
-        labels = np.concatenate([np.asarray(target).ravel() for target in targets])
-        counts = np.bincount(labels[labels != IGNORED], minlength=self.num_outputs)
-        return torch.tensor(int(np.argmax(counts)))
+    def constant(self, targets: list):
+        """Return the most frequent class.
+
+        Raises:
+            ValueError: no pixel has a class.
+        """
+        labels = np.concatenate([target[target != IGNORED] for target in targets])
+        if not len(labels):
+            raise ValueError(f"No pixel of {len(targets)} masks has a class: all are ignored.")
+        return torch.tensor(int(np.argmax(np.bincount(labels, minlength=self.num_outputs))))
 
 
 class Depth(Task):
     """Metres at every pixel, from [patch, cls], with DINOv2's bins of depth.
 
     Args:
-        min_depth, max_depth: where the bins begin and end, in metres; other pixels don't count.
+        max_depth: where the bins end, in metres; farther pixels don't count.
         eval_crop: rows and columns (top, bottom, left, right) that are judged, as Eigen's crop of
             NYUv2; all where it is None.
     """
 
-    name, score, higher_is_better = "depth", "rmse_m", False
-    looks_at = ("patch", "cls")
+    name, score = "depth", "rmse_m"
     poolings = ("cls_patches",)
     metric = DepthError
     model_class, auto_class = RaptorForDepthEstimation, AutoModelForDepthEstimation
     load = staticmethod(load_depth)
 
-    def __init__(self, config, num_outputs, *, min_depth=0.001, max_depth=10.0, eval_crop=None):
+    def __init__(self, config, num_outputs, *, max_depth=10.0, eval_crop=None):
         super().__init__(config, num_outputs)
-        self.limits = {"min_depth": min_depth, "max_depth": max_depth}
+        self.limits = {"min_depth": 0.001, "max_depth": max_depth}
         self.eval_crop = eval_crop
 
     def config_fields(self):
         """Return the number and range of the bins."""
         return {"depth_bins": self.num_outputs, **self.limits}
 
-    def features(self, last_hidden_state):
-        """Return (B, 1 + h·w, D), cls and patches."""
-        return drop_registers(last_hidden_state, self.config)
-
-    def logits(self, head, features, target):
+    def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor):
         """Return (B, bins, 4·h, 4·w), over the padded image."""
         return depth_logits(head, features, PatchFrame.of(target.shape[1:], self.config).grid)
 
-    def loss(self, logits, target):
+    def loss(self, logits: torch.Tensor, target: torch.Tensor):
         """Return `depth_loss` of every image, weighted by its share of valid pixels, as a mean: so
         valid pixels weigh alike, however a batch is divided among processes.
         """
         frame = PatchFrame.of(target.shape[1:], self.config)
-        images = zip(logits, self.predict(logits, target), target, strict=True)
-        losses = [
-            depth_loss(*(one[None] for one in image), frame, **self.limits) for image in images
-        ]
+        losses = []
+        for image in zip(logits, self.predict(logits, target), target, strict=True):
+            losses.append(depth_loss(*(one[None] for one in image), frame, **self.limits))
         return (torch.stack(losses) * self._valid(target).float().mean(dim=(1, 2))).mean()
 
-    def _valid(self, target: torch.Tensor) -> torch.Tensor:
+    def _valid(self, target):
         """Return where depth is known and within the bins."""
         return (target >= self.limits["min_depth"]) & (target <= self.limits["max_depth"])
 
-    def predict(self, logits, target):
+    def predict(self, logits: torch.Tensor, target: torch.Tensor):
         """Return (B, H, W) in metres."""
         return expected_depth(logits, PatchFrame.of(target.shape[1:], self.config), **self.limits)
 
-    def statistics(self, prediction, target):
+    def statistics(self, prediction: torch.Tensor, target: torch.Tensor):
         """Return `depth_statistics` of the pixels in the crop with a known depth within the bins.
 
         Raises:
@@ -302,11 +248,19 @@ class Depth(Task):
             valid &= inside
         return depth_statistics(prediction=prediction, target=target, valid=valid)
 
-    def constant(self, targets):
-        """Return the mean depth, which has the smallest RMSE."""
-        depth = np.concatenate([np.asarray(target).ravel() for target in targets])
-        low, high = self.limits["min_depth"], self.limits["max_depth"]
-        return torch.tensor(float(depth[(depth >= low) & (depth <= high)].mean()))
+    def constant(self, targets: list):
+        """Return the mean depth, which has the smallest RMSE.
+
+        Raises:
+            ValueError: no pixel has a known depth within the bins.
+        """
+        depth = np.concatenate([target[self._valid(target)] for target in targets])
+        if not len(depth):
+            raise ValueError(
+                f"No pixel of {len(targets)} depth maps lies within {self.limits['max_depth']:g} m."
+                " Check --depth_unit_m and --max_depth."
+            )
+        return torch.tensor(float(depth.mean()))
 
 
 TASKS = {task.name: task for task in (Classification, Segmentation, Depth)}

@@ -8,7 +8,7 @@ from raptor_hf.data.transforms import Augmentation
 from raptor_hf.data.views import skip_corrupt
 from raptor_hf.modeling_raptor_heads import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
-from raptor_hf.probes.features import compute_features, from_arrow, to_arrow
+from raptor_hf.probes.features import compute_features
 from raptor_hf.probes.images import ProbeImages, load_splits
 from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_segmentation
@@ -25,7 +25,7 @@ def ade20k(tmp_path):
 def test_views_are_functions_of_seed_and_row():
     images = load_segmentation("digit_scenes", "test")
     options = {"augmentation": Augmentation(size=(24, 32), scale=(0.2, 0.5))}
-    options["rows"] = np.array([7, 3])
+    options["image_ids"] = np.array([7, 3])
     first, again, other = (
         ProbeImages(images, make_processor(8), **options, seed=seed) for seed in (1, 1, 2)
     )
@@ -61,7 +61,6 @@ def test_unreadable_images_are_left_out_and_counted(ade20k, teacher, tmp_path):
     task = Segmentation(teacher.config, 150)
     features = compute_features(teacher, task, tolerant, tmp_path / "features", batch_size=2)
     assert features.image_ids.tolist() == [0, 2, 3]
-    assert features.choose(np.array([1, 3])).image_ids.tolist() == [3]
     assert np.array_equal(features.__getitems__([2])["target"][0], images.target(3))
     (training / "ADE_train_00000002.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match="unreadable images so far: 2 of 4; --skip_corrupt 1"):
@@ -87,7 +86,7 @@ def test_features_are_the_models_and_are_computed_once(dense, teacher, tmp_path,
     load, name = (load_segmentation, "digit_scenes") if dense else (load_classification, "digits")
     task = Segmentation(teacher.config, 11) if dense else Classification(teacher.config, 10)
     rows = np.array([2, 5, 9])
-    images = ProbeImages(load(name, "test"), make_processor(8), rows=rows)
+    images = ProbeImages(load(name, "test"), make_processor(8), rows)
     features = compute_features(teacher, task, images, tmp_path / "features", batch_size=2)
     batch = images.__getitems__([0, 1, 2])
     states = teacher(batch["pixel_values"]).last_hidden_state
@@ -102,29 +101,21 @@ def test_features_are_the_models_and_are_computed_once(dense, teacher, tmp_path,
         compute_features(teacher, task, images, tmp_path / "others", batch_size=2)
 
 
-def test_arrays_of_any_shape_come_back_from_arrow():
-    import pyarrow as pa
-
-    array = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
-    table = pa.table({"x": to_arrow(array)})
-    assert np.array_equal(from_arrow(table["x"]), array)
-    parts = pa.concat_tables([table.slice(3, 1), table.slice(0, 2)])
-    assert np.array_equal(from_arrow(parts["x"]), array[[3, 0, 1]])
-
-
 def test_held_out_training_images_select_and_never_train():
     def splits(num_heads, seed=0, **values):
-        arguments = (ProbeArguments(**values), DenseArguments(), ReadingArguments())
+        arguments = (ProbeArguments(**values), DenseArguments(), ReadingArguments(), None)
         return load_splits(*arguments, num_heads=num_heads, seed=seed)
 
-    alone = splits(1)
-    assert len(alone.train_rows) == 1437 and len(alone.selection_rows) == 0
+    def number(splits):
+        return [len(splits[name]) for name in ("train", "selection", "validation")]
+
     grid = splits(2)
-    assert len(grid.train_rows) == 1293 and len(grid.selection_rows) == 144
-    assert set(grid.train_rows) | set(grid.selection_rows) == set(range(1437))
+    assert number(splits(1)) == [1437, 0, 360] and number(grid) == [1293, 144, 360]
+    assert {*grid["train"].image_ids, *grid["selection"].image_ids} == set(range(1437))
     few = splits(2, train_images=100, test_images=20, seed=3)
-    assert (len(few.train_rows), len(few.selection_rows), len(few.validation_rows)) == (90, 10, 20)
+    assert number(few) == [90, 10, 20]
     # all seeds are judged on the same images
-    assert np.array_equal(few.validation_rows, splits(1, test_images=20).validation_rows)
+    same = splits(1, test_images=20)["validation"]
+    assert np.array_equal(few["validation"].image_ids, same.image_ids)
     with pytest.raises(ValueError, match="at least two training images"):
         splits(2, train_images=1)

@@ -11,7 +11,7 @@ from raptor_hf.data import ReadingArguments
 from raptor_hf.tasks.arguments import DenseArguments
 from raptor_hf.tasks.dense_images import load_depth, load_segmentation
 from raptor_hf.tasks.digit_scenes import digit_scenes
-from raptor_hf.tasks.labelled_images import check_pair, load_classification
+from raptor_hf.tasks.labelled_images import load_classification
 from raptor_hf.tasks.targets import check_classes, read_depth, read_mask
 from raptor_hf.tasks.task import Depth, Segmentation
 from tests.layouts import write_ade20k, write_nyuv2
@@ -56,7 +56,7 @@ def test_ade20k_class_names_are_those_of_its_table(ade20k):
     with pytest.raises(ValueError, match=r"classes numbered in a row; got \[1, 2, .*8, 10\]"):
         load_segmentation(str(ade20k), "training")
     table.unlink()
-    with pytest.raises(ValueError, match="nowhere said. Give --class_names FILE"):
+    with pytest.raises(ValueError, match="are unknown. Give --class_names FILE"):
         load_segmentation(str(ade20k), "training")
 
 
@@ -101,12 +101,12 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
     image.write_bytes(image.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"00000000\.jpg can't be decoded"):
         load_segmentation(str(ade20k), "training").read(0)
-    with pytest.raises(
-        FileNotFoundError, match="images/validation: no such folder. Expected images"
-    ):
+    with pytest.raises(FileNotFoundError, match="has no split 'validation'.* are: training"):
         load_segmentation(str(ade20k), "validation")
     (ade20k / "annotations" / "training" / "ADE_train_00000001.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of the files .*ADE_train_00000001\.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 files of .* missing: .*ADE_train_00000001\.png"
+    ):
         load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match=r"00000001\.png can't be decoded: .*No such file"):
         load_segmentation(str(ade20k), "training", ReadingArguments(skip_corrupt=1)).read(1)
@@ -116,13 +116,13 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
         load_depth(str(nyuv2), "test")
     for path in ("../other/rgb.png", "/etc/rgb.png", "data/../../rgb.png"):
         table.write_text(f"{path},data/nyu2_test/0_depth.png\n")
-        with pytest.raises(ValueError, match=r"nyu2_test\.csv, line 1: a path leaves"):
+        with pytest.raises(
+            ValueError, match=r"nyu2_test\.csv, line 1: expected `rgb path,depth path` in"
+        ):
             load_depth(str(nyuv2), "test")
     table.write_text("")
-    with pytest.raises(ValueError, match="the split is empty"):
+    with pytest.raises(ValueError, match="no images in the split 'test'"):
         load_depth(str(nyuv2), "test")
-    with pytest.raises(ValueError, match="got 4×6 and 6×4"):
-        check_pair(np.zeros((4, 6, 3)), np.zeros((6, 4)), "row 0")
 
 
 COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)] + [(9 * n,) * 3 for n in range(8)]
@@ -149,7 +149,6 @@ def test_anyones_masks_have_their_own_classes(tmp_path):
         "names.txt": "\n".join(names),
         "table.txt": "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(names)),
         "id2label.json": json.dumps({str(n): name for n, name in enumerate(names)}),
-        "names.json": json.dumps(names),
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -227,7 +226,7 @@ def test_masks_and_depth_of_the_hub(monkeypatch):
 def test_classes_without_pixels_are_named(caplog):
     names = ["other", "road", "sky"]
     check_classes([np.array([[0, 255], [1, 1]])], names, of="roads")
-    assert "1 of 3 classes have no pixel in 1 masks: sky" in caplog.text
+    assert "1 of 3 classes have no pixel: sky" in caplog.text
     # masks of 0 and 255, the number of no class
     with pytest.raises(ValueError, match="no pixel of road, sky.* --ignore_label"):
         check_classes([np.array([[0, 255]]), np.array([[0, 0]])], names, of="roads")
