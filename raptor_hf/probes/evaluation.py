@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -149,13 +150,11 @@ class Evaluation:
     def _some_targets(self, split: ProbeImages) -> list:
         """Return the targets of some images, at most 1,000."""
         rows, targets = np.random.default_rng(0).permutation(split.image_ids)[:_TARGETS], []
+        # unreadable ones that may be left out are counted where their features are computed
+        unreadable = (ValueError,) if self.reading.skip_corrupt else ()
         for row in np.sort(rows).tolist():
-            try:
+            with suppress(*unreadable):
                 targets.append(split.images.target(row))
-            except ValueError:
-                # unreadable images are counted where their features are computed
-                if not self.reading.skip_corrupt:
-                    raise
         return targets
 
     def evaluate_model(self, name: str) -> None:

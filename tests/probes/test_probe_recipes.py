@@ -93,7 +93,7 @@ def test_ade20k_recipe(backbones, tmp_path):
     data = write_ade20k(tmp_path / "ADEChallengeData2016", number=3, size=(60, 80))
     recipe = "training/recipes/ade20k_probe.yaml"
     run(*LAUNCH, recipe, "--dataset", data, *backbones, *SMALL, "--batch_size", "1",
-        "--learning_rate_grid", "1", "3", "--eval_batch_size", "1",
+        "--learning_rate_grid", "1", "3", "--eval_batch_size", "1", "--resolution", "126",
         "--output_dir", tmp_path / "run")  # fmt: skip
     results = results_of(tmp_path / "run", "segmentation")
     found = results["raptor_k2"]["metrics"]
@@ -175,13 +175,13 @@ def test_masks_without_a_class_and_other_heads_are_refused_before_training(
     torch.save({"weight": torch.zeros(5, 12), "bias": torch.zeros(5)}, head)
     recipe = ["training/recipes/ade20k_probe.yaml", "--dataset", data, *SMALL, "--batch_size", "1"]
     flags = [*recipe, *backbones, "--output_dir", tmp_path / "run"]
-    with pytest.raises(ValueError, match=r"head\.pth has 5 outputs, but 150"):
+    with pytest.raises(ValueError, match=r"head\.pth has 5 classes and the images have 150"):
         probe(*flags, "--head", head)
     for mask in (data / "annotations" / "validation").iterdir():
         Image.new("L", (28, 28)).save(mask)  # background alone
     with pytest.raises(ValueError, match="No pixel of 2 masks has a class"):
         probe(*flags)
-    assert "139 of 150 classes have no pixel" in caplog.text
+    assert "of 150 classes have no pixel: thing 1," in caplog.text
     assert not (tmp_path / "run").exists()
 
 
