@@ -135,6 +135,7 @@ def test_bad_input_is_said_in_words(line, tmp_path):
     store = ["--teacher", out / "teacher", "--activations", out / "activations"]
     file = ["--phases_file", out / "phases" / "phases.json", "--k", "3"]
     cases = {
+        "has the partitions k = ": [distill, *store, *file[:2], "--k", "11"],
         "Give either --phases 7 3 2, or": [distill, *store, *file, "--phases", "7", "5"],
         "sum to the teacher's 12 layers; got [7, 3, 1]": [
             distill, *store, "--phases", "7", "3", "1"

@@ -1,6 +1,7 @@
 """A training that is killed or stopped, that runs out of disk or memory, or is refused."""
 
 import errno
+import fcntl
 import os
 import random
 import resource
@@ -113,7 +114,11 @@ def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, numb
         assert torch.equal(weight, weights[name]), name
 
 
-def test_the_newest_checkpoints_are_kept_and_no_half_one_is_used(data, tmp_path):
+def test_the_newest_checkpoints_are_kept_and_no_half_one_is_used(data, tmp_path, monkeypatch):
+    def fsync(file):  # Windows syncs files that may be written only
+        assert fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+    monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "checkpoints" / "unfinished").mkdir(parents=True)
     assert newest_checkpoint(tmp_path) is None
     fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2, keep=3))

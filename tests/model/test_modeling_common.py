@@ -50,6 +50,8 @@ def assert_same_weights(ours, theirs):
 def test_save_and_load(model_class, teacher, pixel_values, tmp_path):
     model = make(model_class, teacher)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
+    model.save_pretrained(tmp_path / "other_process", is_main_process=False)
+    assert not list(tmp_path.glob("other_process/*"))
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert not [*tmp_path.glob("*.bin"), *tmp_path.glob("*.pt")]
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)

@@ -147,9 +147,12 @@ def test_interpolation_may_be_asked_for(model_class, teacher):
     )
 
 
-def test_phases_of_numpy_are_saved(teacher, tmp_path):
-    make_raptor(teacher, np.array([4, 2])).save_pretrained(tmp_path)
+def test_phases_and_depths_of_numpy(teacher, pixel_values, tmp_path):
+    raptor = make_raptor(teacher, np.array([4, 2]))
+    raptor.save_pretrained(tmp_path)
     assert RaptorModel.from_pretrained(tmp_path).config.phases == [4, 2]
+    states = raptor.embed(pixel_values)
+    assert torch.equal(raptor.advance(states, np.int64(5)), raptor.advance(states, 5))
 
 
 def test_maps_of_a_backbone_are_kept():

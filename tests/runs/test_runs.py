@@ -220,6 +220,8 @@ def test_models_are_named(tmp_path, monkeypatch):
     assert named_folders("--models", ["a=x/y", "hub/b", "lr=0.1/raptor", "lr=0.1"]) == {
         "a": "x/y", "b": "hub/b", "raptor": "lr=0.1/raptor", "lr=0.1": "lr=0.1",
     }  # fmt: skip
+    (tmp_path / "latest").symlink_to("lr=0.1")
+    assert named_folders("--models", ["latest"]) == {"latest": "latest"}
     for value in ("runs/lr=0.1/raptor", "../x=y", ".=y", "a=", "=b", "a/b=c"):
         with pytest.raises(ValueError, match=f"--models: there is no folder {value!r}"):
             named_folders("--models", [value])
