@@ -123,21 +123,15 @@ def segmentation_statistics(
         ValueError: different shapes, or a class that is not one of `num_classes`.
     """
     _check_shapes(prediction, target)
-    counted = target != ignore_index
-    for labels in (prediction[counted], target[counted]):
-        _check_labels(labels, num_classes)
-    images = torch.arange(len(target), device=target.device)[:, None, None] * num_classes
-
-    def count(labels: torch.Tensor, chosen: torch.Tensor) -> list[list[int]]:
-        keys = (labels + images)[chosen]
-        counts = torch.bincount(keys, minlength=len(target) * num_classes)
-        return counts.view(len(target), num_classes).tolist()
-
-    return {
-        "intersection": count(target, counted & (prediction == target)),
-        "predicted": count(prediction, counted),
-        "target": count(target, counted),
-    }
+    rows: dict[str, list] = {name: [] for name in MeanIoU.rows}
+    for named, there in zip(prediction, target, strict=True):
+        counted = there != ignore_index
+        named, there = named[counted], there[counted]
+        counts = {"intersection": there[named == there], "predicted": named, "target": there}
+        for name, labels in counts.items():
+            _check_labels(labels, num_classes)
+            rows[name].append(torch.bincount(labels, minlength=num_classes).tolist())
+    return rows
 
 
 _DEPTH_SUMS = ("squared_error", "relative_error", "log10_error", "delta1", "delta2", "delta3")

@@ -29,9 +29,6 @@ class Candidate(NamedTuple):
     learning_rate: float
     pooling: str
 
-    def __str__(self) -> str:
-        return f"{self.learning_rate:g} {self.pooling}"
-
 
 def head_grid(
     recipe: ProbeArguments, loop: LoopArguments, task: Task | type[Task]
@@ -120,6 +117,7 @@ def train_heads(
     # a) an epoch of a small dataset is one batch
     set_seed(loop.seed)
     candidates = head_grid(recipe, loop, task)
+    names = [f"loss/{rate:g} {pooling}" for rate, pooling in candidates]
     heads = ProbeHeads(task, candidates, start)
     batch_size, steps = min(loop.batch_size, len(train)), loop.steps
     if steps is None:
@@ -131,9 +129,8 @@ def train_heads(
         if features is None:
             features = backbone_features(backbone, task, batch["pixel_values"])
         losses = module(features, batch["target"])
-        named = {f"loss/{c}": loss for c, loss in zip(candidates, losses, strict=True)}
         # the sum: each head learns as if it were alone
-        return StepResult(sum(losses), named)
+        return StepResult(sum(losses), dict(zip(names, losses, strict=True)))
 
     # b) train; each head has its own rate and its gradients are clipped by themselves
     groups = []

@@ -140,13 +140,9 @@ def load_splits(
             f"select with; {recipe.dataset} ({recipe.train_split}) has {len(rows)}."
         )
     judged = np.random.default_rng(0).permutation(len(validation))[: recipe.test_images or None]
-
-    def take(images: LabelledImages, image_ids: np.ndarray) -> ProbeImages:
-        resolution = tuple(reading.resolution) or None
-        return ProbeImages(images, processor, np.sort(image_ids), resolution=resolution)
-
+    options = {"resolution": tuple(reading.resolution) or None}
     return {
-        "train": take(train, rows[number:]),
-        "selection": take(train, rows[:number]),
-        "validation": take(validation, judged),
+        "train": ProbeImages(train, processor, np.sort(rows[number:]), **options),
+        "selection": ProbeImages(train, processor, np.sort(rows[:number]), **options),
+        "validation": ProbeImages(validation, processor, np.sort(judged), **options),
     }

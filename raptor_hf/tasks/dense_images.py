@@ -7,6 +7,7 @@ A folder has pairs of files of one name: `images/<split>` beside `annotations/<s
 import csv
 import os
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -118,7 +119,7 @@ def _load_pairs(
         pairs = _pairs_by_name(root, split, {"mask": "annotations", "depth": "depths"}[column])
     if not pairs:
         raise ValueError(f"{root} has no images in the split {split!r}.")
-    missing = [file for pair in pairs for file in pair if not os.path.isfile(file)]
+    missing = [file for file in chain(*pairs) if not os.path.isfile(file)]
     if missing and not reading.skip_corrupt:
         raise FileNotFoundError(
             f"{len(missing)} files of {root} ({split}) are missing: {', '.join(missing[:3])}."

@@ -124,7 +124,7 @@ def test_nyuv2_recipe(backbones, tmp_path):
     assert depth.shape == (48, 64) and depth.min() > 0 and depth.max() < 10
 
 
-@pytest.mark.parametrize("task", ["classification", "depth"])
+@pytest.mark.parametrize("task", ["classification", pytest.param("depth", marks=pytest.mark.slow)])
 def test_two_processes_find_what_one_does(task, backbones, tmp_path):
     recipe = f"tests/recipes/digits_{task}_probe.yaml"
     flags = ["evaluation/probe.py", recipe, *backbones[:2], "--test_images", "13"]

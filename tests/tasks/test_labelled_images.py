@@ -96,7 +96,7 @@ def test_images_of_a_folder_of_classes(tmp_path):
         images.read_target(-1, "label 0")
 
 
-def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
+def test_what_is_missing_or_broken_is_named(ade20k):
     image = ade20k / "images" / "training" / "ADE_train_00000000.jpg"
     image.write_bytes(image.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"00000000\.jpg can't be decoded"):
@@ -110,22 +110,22 @@ def test_what_is_missing_or_broken_is_named(ade20k, nyuv2):
         load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match=r"00000001\.png can't be decoded: .*No such file"):
         load_segmentation(str(ade20k), "training", ReadingArguments(skip_corrupt=1)).read(1)
-    table = nyuv2 / "data" / "nyu2_test.csv"
-    table.write_text(table.read_text() + "only one\n")
-    with pytest.raises(ValueError, match=r"nyu2_test\.csv, line 3: expected `rgb path,depth path`"):
-        load_depth(str(nyuv2), "test")
-    for path in ("../other/rgb.png", "/etc/rgb.png", "data/../../rgb.png"):
-        table.write_text(f"{path},data/nyu2_test/0_depth.png\n")
-        with pytest.raises(
-            ValueError, match=r"nyu2_test\.csv, line 1: expected `rgb path,depth path` in"
-        ):
-            load_depth(str(nyuv2), "test")
-    table.write_text("")
-    with pytest.raises(ValueError, match="no images in the split 'test'"):
-        load_depth(str(nyuv2), "test")
 
 
-COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)] + [(9 * n,) * 3 for n in range(8)]
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "no images in the split 'test'"),
+        ("only one\n", r"nyu2_test\.csv, line 1: expected `rgb path,depth path` in"),
+        ("../other/rgb.png,data/nyu2_test/0.png\n", "line 1: expected"),
+        ("/etc/rgb.png,data/nyu2_test/0.png\n", "line 1: expected"),
+        ("data/../../rgb.png,data/nyu2_test/0.png\n", "line 1: expected"),
+    ],
+)
+def test_lists_that_are_none_or_lead_elsewhere_are_refused(lines, message, nyuv2):
+    (nyuv2 / "data" / "nyu2_test.csv").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        load_depth(str(nyuv2), "test")
 
 
 def write_pairs(folder, targets, *, to="annotations", kind="png"):
@@ -138,47 +138,56 @@ def write_pairs(folder, targets, *, to="annotations", kind="png"):
     return str(folder)
 
 
-def test_anyones_masks_have_their_own_classes(tmp_path):
-    """Eleven classes in a palette, from 0 on, and a label of its own for nothing."""
-    numbers = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    mask = Image.fromarray(numbers, mode="P")
-    mask.putpalette([channel for colour in COLOURS for channel in colour])
-    folder = write_pairs(tmp_path / "mine", [mask])
-    names = [f"thing {n}" for n in range(11)]
-    files = {
-        "names.txt": "\n".join(names),
-        "table.txt": "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(names)),
-        "id2label.json": json.dumps({str(n): name for n, name in enumerate(names)}),
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-        dense = DenseArguments(class_names=str(tmp_path / name), ignore_label=11)
-        images = load_segmentation(folder, "train", dense=dense)
-        assert images.class_names == names
-        _, found = images.read(0)
-        assert found.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 255]]
+NAMES = [f"thing {n}" for n in range(11)]
+
+
+def palette_mask():
+    """A mask of the numbers 0 … 11 in a palette."""
+    mask = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4), mode="P")
+    mask.putpalette([20 * (n % 12) for n in range(36)])
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("names.txt", "\n".join(NAMES)),
+        ("table.txt", "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(NAMES))),
+        ("id2label.json", json.dumps(dict(enumerate(NAMES)))),
+    ],
+)
+def test_anyones_masks_have_their_own_classes(name, content, tmp_path):
+    """Eleven classes, from 0 on, and a label of its own for nothing."""
+    folder = write_pairs(tmp_path / "mine", [palette_mask()])
+    (tmp_path / name).write_text(content)
+    dense = DenseArguments(class_names=str(tmp_path / name), ignore_label=11)
+    images = load_segmentation(folder, "train", dense=dense)
+    assert images.class_names == NAMES
+    assert images.target(0).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 255]]
     shifted = dataclasses.replace(dense, first_label=1)
-    _, found = load_segmentation(folder, "train", dense=shifted).read(0)
-    assert found.tolist() == [[255, 0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 255]]
-    with pytest.raises(ValueError, match=r"0\.png: a mask holds the 11 classes 0 … 10, or 255 for"):
-        load_segmentation(folder, "train", dense=dataclasses.replace(dense, ignore_label=255)).read(
-            0
-        )
-    colours = write_pairs(tmp_path / "colours", [mask.convert("RGB")])
-    with pytest.raises(ValueError, match=r"0\.png: a mask has one channel, .*got RGB, \(3, 4, 3\)"):
-        load_segmentation(colours, "train", dense=dense).read(0)
-    small = write_pairs(tmp_path / "small", [mask.resize((2, 2))])
-    with pytest.raises(ValueError, match="must have the same size; got 3×4 and 2×2"):
-        load_segmentation(small, "train", dense=dense).read(0)
-    for number, fraction in enumerate((0.6, np.nan)):
-        values = Image.fromarray(np.full((3, 4), fraction, np.float32))
-        masks = write_pairs(tmp_path / f"fractions_{number}", [values], kind="tif")
-        with pytest.raises(ValueError, match=r"0\.tif: a mask holds whole numbers"):
-            load_segmentation(masks, "train", dense=dense).read(0)
-    many = tmp_path / "many.txt"
-    many.write_text("\n".join(map(str, range(256))))
+    target = load_segmentation(folder, "train", dense=shifted).target(0)
+    assert target.tolist() == [[255, 0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 255]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (palette_mask(), r"0\.tif: a mask holds the 11 classes 0 … 10, or 255 for none; got 11"),
+        (palette_mask().convert("RGB"), r"a mask has one channel, .*got RGB, \(3, 4, 3\)"),
+        (Image.new("L", (2, 2)), "must have the same size; got 3×4 and 2×2"),
+        (Image.fromarray(np.full((3, 4), 0.6, np.float32)), "a mask holds whole numbers"),
+        (Image.fromarray(np.full((3, 4), np.nan, np.float32)), "a mask holds whole numbers"),
+    ],
+)
+def test_masks_that_are_none_are_refused(mask, message, tmp_path):
+    folder = write_pairs(tmp_path / "masks", [mask], kind="tif")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    dense = DenseArguments(class_names=str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match=message):
+        load_segmentation(folder, "train", dense=dense).read(0)
+    (tmp_path / "names.txt").write_text("\n".join(map(str, range(256))))
     with pytest.raises(ValueError, match="at most 255 classes; got 256"):
-        load_segmentation(folder, "train", dense=DenseArguments(class_names=str(many)))
+        load_segmentation(folder, "train", dense=dense)
 
 
 def test_anyones_depth_has_a_unit(tmp_path):
