@@ -14,31 +14,25 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 
 class TeacherFamily(NamedTuple):
-    """Where the models of one family of transformers keep the parts that a Raptor takes over.
+    """Where the models of one family of transformers keep the parts that a Raptor takes over."""
 
-    Args:
-        layers: path of the list of layers.
-        embeddings: paths of the modules that make state 0 of images, one after the other.
-        final_norm: path of the norm after the last layer; None: the model has none.
-        output_normed: whether the model's own `last_hidden_state` is after that norm.
-        cls, registers: tokens before the patches: a number, or its name in the configuration.
-        resizing: whether images may have another size than the teacher was made for: `"always"`,
-            `"asked"` (with `interpolate_pos_encoding`) or `"never"`.
-        masks: the embeddings drop and shuffle patches by a noise (MAE).
-        model_class: class in transformers, where `AutoModel` does not know the family.
-        shell: changes of the configuration for embeddings without parts that a Raptor does not
-            need.
-    """
-
+    # path of the list of layers
     layers: str
+    # paths of the modules that make state 0 of images, one after the other
     embeddings: tuple[str, ...] = ("embeddings",)
+    # path of the norm after the last layer, and whether `last_hidden_state` is after it
     final_norm: str | None = "layernorm"
     output_normed: bool = True
+    # tokens before the patches: a number, or its name in the configuration
     cls: int | str = 1
     registers: int | str = 0
+    # may images have another size than the teacher's own? asked: with `interpolate_pos_encoding`
     resizing: Literal["always", "asked", "never"] = "always"
+    # the embeddings drop and shuffle patches by a noise (MAE)
     masks: bool = False
+    # class in transformers, where `AutoModel` does not know the family
     model_class: str | None = None
+    # changes of the configuration for embeddings without parts that a Raptor does not need
     shell: dict = {}
 
 
@@ -82,27 +76,6 @@ TEACHER_FAMILIES = {
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }
 
-# model types that can't teach, and why
-_REFUSED = {
-    **dict.fromkeys(
-        ("swin", "swinv2", "hiera", "pvt", "pvt_v2", "cvt", "levit", "convnext", "convnextv2",
-         "focalnet", "donut-swin", "mobilevit", "mobilevitv2", "segformer", "resnet"),
-        "the width or the number of its tokens changes with depth",
-    ),
-    **dict.fromkeys(
-        ("sam_vision_model", "vitdet", "sam3_vit_model", "sam_hq_vision_model"),
-        "it mixes layers with windows and global ones, whose weights differ in shape",
-    ),
-    "sapiens2": "its layers have unlike numbers of heads for key and value",
-    "yolos": "it has tokens after the patches, and adds positions between its layers",
-    **dict.fromkeys(
-        ("siglip2_vision_model", "idefics3_vision", "smolvlm_vision", "pixtral"),
-        "it takes images cut into patches and padded, with a mask, and no plain pixels",
-    ),
-    **dict.fromkeys(("videomae", "vjepa2"), "it takes videos"),
-    **dict.fromkeys(("beit", "data2vec-vision"), "its attention adds a bias for the positions"),
-}  # fmt: skip
-
 
 class TokenLayout(NamedTuple):
     """Numbers of tokens before the patches of a state, in their order: cls, registers."""
@@ -127,21 +100,13 @@ class TokenLayout(NamedTuple):
 
 
 def teacher_family(teacher_config: PreTrainedConfig) -> TeacherFamily:
-    """Return the row of `TEACHER_FAMILIES` for a teacher.
-
-    Raises:
-        ValueError: a family without a row; with the reason, and the families that have one.
-    """
-    model_type = teacher_config.model_type
-    if model_type not in TEACHER_FAMILIES:
-        reason = ""
-        if model_type in _REFUSED:
-            reason = f": {_REFUSED[model_type]}"
+    """Return the row of `TEACHER_FAMILIES` for a teacher; a ValueError if there is none."""
+    if teacher_config.model_type not in TEACHER_FAMILIES:
         raise ValueError(
-            f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; "
-            f"got a model of type {model_type!r}{reason}."
+            f"A Raptor's teacher must be one of {', '.join(TEACHER_FAMILIES)}; got a model of type "
+            f"{teacher_config.model_type!r}. docs/families.md says why others can't teach."
         )
-    return TEACHER_FAMILIES[model_type]
+    return TEACHER_FAMILIES[teacher_config.model_type]
 
 
 def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -171,17 +136,6 @@ def phase_spans(phases: list[int]) -> list[tuple[int, int]]:
         spans.append((start, start + length))
         start += length
     return spans
-
-
-# fields of earlier versions, and the values with which a block is a plain one
-_REMOVED = {
-    "correction_rank": 0,
-    "ffn_experts": 1,
-    "position_bias": False,
-    "exit_angle": None,
-    "semantic_loss_ignore_index": 255,
-}
-_WITHOUT_EFFECT = ("correction_on", "initializer_range", "qk_norm")
 
 
 def _of_teacher(name: str, doc: str) -> property:
@@ -367,13 +321,24 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
 
 
+# fields of earlier versions, and their values in a plain block; others (...) have no effect
+_REMOVED = {
+    "correction_rank": 0,
+    "correction_on": ...,
+    "ffn_experts": 1,
+    "position_bias": False,
+    "exit_angle": None,
+    "semantic_loss_ignore_index": 255,
+    "initializer_range": ...,
+    "qk_norm": ...,
+}
+
+
 def _drop_removed(fields: dict) -> None:
     """Remove fields of earlier versions; a ValueError refuses a model that used one of them."""
-    for name in _WITHOUT_EFFECT:
-        fields.pop(name, None)
     for name, plain in _REMOVED.items():
         value = fields.pop(name, plain)
-        if value != plain:
+        if plain is not ... and value != plain:
             raise ValueError(
                 f"{name}={value!r} is no longer supported (it was, up to commit 67ff351 of "
                 f"raptor_hf): leave it out, or train the model without it."

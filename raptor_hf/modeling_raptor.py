@@ -8,7 +8,6 @@ Shapes: B images, N tokens (cls, registers, patches), D channels, L layers.
 import copy
 import math
 import os
-from typing import NamedTuple
 
 import torch
 import transformers
@@ -191,20 +190,6 @@ class RaptorDepthScaling(nn.Module):
         return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
 
 
-class DepthScales(NamedTuple):
-    """The factors of one application, with LayerScales γ and depth scales s; (D,) or (P, 1, D).
-
-    Args:
-        attention: s₁·γ₁.
-        ffn: s₃·s₂·γ₂.
-        state: s₃; None without depth scaling.
-    """
-
-    attention: torch.Tensor
-    ffn: torch.Tensor
-    state: torch.Tensor | None
-
-
 def make_norm(config: RaptorConfig) -> nn.Module:
     """Return a norm of a block."""
     norm = nn.RMSNorm if config.block_norm == "rmsnorm" else nn.LayerNorm
@@ -249,21 +234,26 @@ class RaptorBlock(GradientCheckpointingLayer):
         Returns:
             The state(s) one layer deeper, in the shape of `hidden_states`.
         """
-        scales = self.scales(depth, hidden_states)
+        s_attention, s_ffn, s_state = self.scales(depth, hidden_states)
         mixed = self.attention(self.norm1(hidden_states), attentions, position_embeddings)
-        states = torch.addcmul(hidden_states, mixed, scales.attention)
+        states = torch.addcmul(hidden_states, mixed, s_attention)
         added = self.ffn(self.norm2(states))
         # s₃·(x + s₂·γ₂·f), with s₃·s₂·γ₂ at once: one tensor less is kept for the backward pass
-        if scales.state is not None:
-            states = states * scales.state
-        return torch.addcmul(states, added, scales.ffn)
+        if s_state is not None:
+            states = states * s_state
+        return torch.addcmul(states, added, s_ffn)
 
-    def scales(self, depth: torch.Tensor, like: torch.Tensor) -> DepthScales:
-        """Return the factors at depths (P,), with the device and dtype of `like`."""
+    def scales(
+        self, depth: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return s₁·γ₁, s₃·s₂·γ₂ and s₃ at depths (P,), in the device and dtype of `like`.
+
+        They are (P, 1, D); without depth scaling they are γ₁, γ₂ and None.
+        """
         if self.depth_scaling is None:
-            return DepthScales(self.layer_scale1, self.layer_scale2, None)
+            return self.layer_scale1, self.layer_scale2, None
         s1, s2, s3 = self.depth_scaling(depth.to(like)[:, None, None])
-        return DepthScales(s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3)
+        return s1 * self.layer_scale1, s3 * s2 * self.layer_scale2, s3
 
 
 class RaptorPreTrainedModel(PreTrainedModel):
@@ -274,6 +264,7 @@ class RaptorPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the Trainer: losses are means over a batch
     _no_split_modules = ["RaptorBlock"]  # transformers adds the embeddings of the shell
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -282,15 +273,9 @@ class RaptorPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args, use_safetensors: bool | None = None, **kwargs):
-        """Load as everywhere in transformers, but from safetensors only, never from a pickle.
-
-        Raises:
-            ValueError: `use_safetensors=False`, or weights in other files.
-        """
-        if use_safetensors is False:
-            raise ValueError("The weights of a Raptor are read from safetensors, never a pickle.")
-        return super().from_pretrained(*args, use_safetensors=True, **kwargs)
+    def from_pretrained(cls, *args, **kwargs):
+        """Load as everywhere in transformers, but from safetensors only, never from a pickle."""
+        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
@@ -346,12 +331,6 @@ class RaptorPreTrainedModel(PreTrainedModel):
         outputs = self.base_model(pixel_values, output_hidden_states=True)
         return torch.stack(outputs.hidden_states, dim=1)
 
-    @property
-    def dummy_inputs(self) -> dict[str, torch.Tensor]:
-        """One black image of the teacher's size."""
-        size = pair(self.config.image_size)
-        return {"pixel_values": torch.zeros(1, self.config.num_channels, *size)}
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw linear weights from N(0, 0.02²); a depth scaling starts as 1 ± 1e-4."""
@@ -403,17 +382,10 @@ class RaptorModel(RaptorPreTrainedModel):
         Images are converted to the dtype of the weights.
 
         Raises:
-            ValueError: not four axes, another number of channels than the teacher's, a height or
-                width that is not a multiple of the patch, or another size than the teacher's where
-                its family takes no other.
+            ValueError: a height or width that is not a multiple of the patch, or another size than
+                the teacher's where its family takes no other.
         """
         # sizes that the teacher does not take
-        channels = self.config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values must have the shape (batch, {channels}, height, width); "
-                f"got {tuple(pixel_values.shape)}."
-            )
         patch_height, patch_width = patch_sides(self.config)
         height, width = pixel_values.shape[2:]
         native = (height, width) == pair(self.config.image_size)  # SigLIP: 384 with patches of 14
@@ -428,9 +400,7 @@ class RaptorModel(RaptorPreTrainedModel):
         arguments = image_arguments(self.config.teacher_config, pixel_values)
         states = pixel_values.to(next(self.shell.parameters()).dtype)
         for path in self.family.embeddings:
-            options = {}
-            if path == "embeddings":  # others are norms, before or after them
-                options = arguments
+            options = arguments if path == "embeddings" else {}  # others are norms
             states = self.shell.get_submodule(path)(states, **options)
         if isinstance(states, tuple):  # MAE's mask comes with them
             return states[0]
@@ -593,7 +563,7 @@ class RaptorModel(RaptorPreTrainedModel):
         return self.eval()
 
     def _begin_rollout(self) -> None:
-        """Let CUDA graphs, if there are any, write over the states of the rollout before."""
+        """Let CUDA graphs, if there are any, overwrite the states of the rollout before."""
         if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
 

@@ -25,8 +25,7 @@ IGNORE_INDEX = 255  # label of pixels that the loss of segmentation leaves out
 
 def feature_size(config: PreTrainedConfig) -> int:
     """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
-    parts = 1 + (token_layout(config).num_cls > 0)
-    return parts * config.hidden_size
+    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -55,12 +54,14 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        interpolate_pos_encoding: bool = True,
+        **options,
     ) -> ImageClassifierOutput:
-        """Return images (B, C, H, W) to `logits` (B, labels); `labels` (B,) give `loss`."""
-        outputs = self.raptor(pixel_values, output_hidden_states, output_attentions)
+        """Return images (B, C, H, W) to `logits` (B, labels); `labels` (B,) give `loss`.
+
+        Args:
+            options: of `RaptorModel.forward`, as in all heads.
+        """
+        outputs = self.raptor(pixel_values, **options)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
@@ -88,22 +89,8 @@ class PatchFrame(NamedTuple):
         patch = patch_sides(config)
         rows, columns = -size[0] % patch[0], -size[1] % patch[1]  # to be added
         padded = (size[0] + rows, size[1] + columns)
-        grid = (padded[0] // patch[0], padded[1] // patch[1])
         padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        return cls(padded, padding, grid)
-
-    @classmethod
-    def of_images(
-        cls, pixel_values: torch.Tensor, labels: torch.Tensor | None, config: PreTrainedConfig
-    ) -> "PatchFrame":
-        """Return the frame of images (B, C, H, W); a ValueError refuses labels of another size."""
-        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-        if labels is not None and tuple(labels.shape) != expected:
-            raise ValueError(
-                f"labels must have the shape (batch, height, width) of the images, {expected}; "
-                f"got {tuple(labels.shape)}."
-            )
-        return cls.of(expected[1:], config)
+        return cls(padded, padding, patch_grid(padded, config))
 
     def pad(self, maps: torch.Tensor) -> torch.Tensor:
         """Pad maps (…, H, W) of an image's pixels with zeros."""
@@ -142,23 +129,17 @@ def segmentation_logits(
 
 
 def depth_logits(
-    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int], *, upsampling: int = 4
+    classifier: nn.Linear, tokens: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Apply a linear layer to [patch, cls], four times as fine as the patches.
+    """Apply a linear layer to [patch, cls]: (B, 1 + h·w, D) to logits (B, bins, 4·h, 4·w).
 
     DINOv2 upsamples the 2·D features and then applies the layer. Bilinear weights sum to one, so
     the layer can come first, on a sixteenth of the positions, with the same result.
-
-    Args:
-        tokens: (B, 1 + h·w, D), cls and the patches.
-
-    Returns:
-        (B, bins, 4·h, 4·w).
     """
     cls, patches = tokens[:, :1], tokens[:, 1:]
     logits = classifier(torch.cat([patches, cls.expand_as(patches)], dim=-1))
     logits = logits.transpose(1, 2).unflatten(2, grid)
-    return resize_maps(logits, (upsampling * grid[0], upsampling * grid[1]))
+    return resize_maps(logits, (4 * grid[0], 4 * grid[1]))
 
 
 def expected_depth(
@@ -185,14 +166,12 @@ def depth_loss(
     """Return 10 × scale-invariant log loss (λ = 0.85) + cross-entropy, over valid pixels.
 
     With d = log(prediction + 1 mm) − log(target + 1 mm): mean(d²) − 0.85·mean(d)². A pixel is valid
-    if its depth lies in [min_depth, max_depth]; the others count in neither part.
+    if its depth lies in [min_depth, max_depth]; the others count in neither part. Without one the
+    loss is 0.
 
     Args:
         logits: (B, bins, h, w) over the padded images.
         predicted_depth, target: (B, H, W) in metres.
-
-    Returns:
-        A scalar; 0 where no pixel is valid.
     """
     bins, target = logits.shape[1], target.to(predicted_depth.dtype)  # labels may be integers
     valid = (target >= min_depth) & (target <= max_depth)
@@ -214,14 +193,10 @@ def depth_loss(
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy over the pixels that have a label; 0 where none has.
+    """Return the mean cross-entropy of logits (B, labels, H, W) for labels (B, H, W).
 
-    Args:
-        logits: (B, labels, H, W).
-        labels: classes (B, H, W); `IGNORE_INDEX` is not counted.
-
-    Raises:
-        ValueError: a single label, of which every pixel would be.
+    `IGNORE_INDEX` is not counted; the loss is 0 where no pixel has a label. A ValueError refuses a
+    single label, of which every pixel would be.
     """
     if logits.shape[1] < 2:
         raise ValueError("Segmentation learns from two labels or more; num_labels is 1.")
@@ -243,25 +218,20 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        interpolate_pos_encoding: bool = True,
+        **options,
     ) -> SemanticSegmenterOutput:
         """Return images (B, C, H, W) of any size to the logits of every patch.
 
         Args:
-            labels: classes (B, H, W); 255 (`IGNORE_INDEX`) is not counted.
+            labels: classes (B, H, W); 255 (`IGNORE_INDEX`) is not counted. They give `loss`.
 
         Returns:
             `logits` (B, labels, h, w) on the patch grid, to be interpolated bilinearly; where the
             image had to be padded to whole patches they have its own size (B, labels, H, W),
-            without the padding. `loss` where `labels` are given.
-
-        Raises:
-            ValueError: labels of another size than the images.
+            without the padding.
         """
-        frame = PatchFrame.of_images(pixel_values, labels, self.config)
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
+        frame = PatchFrame.of(pixel_values.shape[-2:], self.config)
+        outputs = self.raptor(frame.pad(pixel_values), **options)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = segmentation_logits(self.classifier, tokens, frame.grid)
         loss = None
@@ -296,21 +266,16 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        interpolate_pos_encoding: bool = True,
+        **options,
     ) -> DepthEstimatorOutput:
         """Return images (B, C, H, W) of any size to `predicted_depth` (B, H, W) in metres.
 
         Args:
             labels: depth (B, H, W) in metres, 0 where it is unknown; gives `loss` (`depth_loss`).
-
-        Raises:
-            ValueError: labels of another size than the images.
         """
-        frame = PatchFrame.of_images(pixel_values, labels, self.config)
+        frame = PatchFrame.of(pixel_values.shape[-2:], self.config)
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
-        outputs = self.raptor(frame.pad(pixel_values), output_hidden_states, output_attentions)
+        outputs = self.raptor(frame.pad(pixel_values), **options)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = depth_logits(self.classifier, tokens, frame.grid)
         depth = expected_depth(logits, frame, **limits)
@@ -352,13 +317,13 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
         `config.reshape_hidden_states` they are (B, D, h, w) on the patch grid; else cls and then
         the patches (B, 1 + h·w, D), without registers: models that take tokens drop the cls only.
         """
-        # states: those of the maps, and those that are asked for
+        # states: those that are asked for, and those of the maps
         wanted = self.wanted_states(output_hidden_states)
-        layers = sorted({*wanted, *self.out_indices})
-        outputs = self.raptor(pixel_values, layers, output_attentions)
-        hidden_states = []
-        for layer, states in enumerate(outputs.hidden_states):
-            hidden_states.append(states if layer in wanted else None)
+        outputs = self.raptor(pixel_values, [*wanted, *self.out_indices], output_attentions)
+        hidden_states = None
+        if wanted:
+            states = enumerate(outputs.hidden_states)
+            hidden_states = tuple(state if layer in wanted else None for layer, state in states)
 
         # maps
         grid = patch_grid(tuple(pixel_values.shape[-2:]), self.config)
@@ -374,7 +339,7 @@ class RaptorBackbone(BackboneMixin, RaptorPreTrainedModel):
             feature_maps.append(tokens)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
-            hidden_states=tuple(hidden_states) if wanted else None,
+            hidden_states=hidden_states,
             attentions=outputs.attentions,
         )
 

@@ -15,34 +15,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 # errors of the readers for a file that is damaged or of another kind
-_DAMAGED = (
-    EOFError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    zipfile.BadZipFile,
-)
+_DAMAGED = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
+_DAMAGED += (SafetensorError, zipfile.BadZipFile)
 
 
 def check_weight_files(
     name_or_path: str, config: PreTrainedConfig, revision: str | None = None
 ) -> None:
-    """Refuse a model with weights in a pickle, or outside its own folder.
+    """Refuse a model with weights in a pickle, or outside its own folder, with a ValueError.
 
     `use_safetensors=True` alone follows the index of shards wherever it leads.
-
-    Args:
-        name_or_path: Hub id or folder.
-        config: of the model.
-        revision: on the Hub.
-
-    Raises:
-        ValueError: the index or the configuration names such files.
     """
-    # the names of all files of weights
     index = cached_file(
         name_or_path,
         SAFE_WEIGHTS_INDEX_NAME,
@@ -52,8 +35,6 @@ def check_weight_files(
     files = {getattr(config, "transformers_weights", None)} - {None}
     if index:
         files |= set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-
-    # safetensors in the same folder, and nothing else
     foreign = [f for f in sorted(files) if not f.endswith(".safetensors") or Path(f).name != f]
     if foreign:
         raise ValueError(
@@ -67,7 +48,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -75,12 +56,7 @@ def load_weights(path: str | Path, stubs: Sequence = ()):
     """Load a `.safetensors` or torch file without running anything in it.
 
     Args:
-        path: of the file.
-        stubs: stand-ins for the classes that a pickle may name, as (class, name). Any other class
-            is refused.
-
-    Returns:
-        The content: for safetensors a dict of tensors.
+        stubs: stand-ins for the classes that a pickle may name, as (class, name).
 
     Raises:
         ValueError: the file is damaged, of another kind, or names another class.
@@ -107,16 +83,9 @@ def load_weights(path: str | Path, stubs: Sequence = ()):
 
 
 def read_head_file(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors `weight` and `bias` of a linear head.
-
-    Raises:
-        ValueError: as for `load_weights`, or other contents.
-    """
+    """Read the tensors `weight` and `bias` of a linear head; errors as `load_weights`."""
     weights = load_weights(path)
-    if not isinstance(weights, dict) or set(weights) != {"weight", "bias"}:
-        contents = sorted(map(str, weights))[:5] if isinstance(weights, dict) else type(weights)
-        raise ValueError(f"{path}: a linear head holds 'weight' and 'bias'; got {contents}.")
-    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        contents = {name: type(weight).__name__ for name, weight in weights.items()}
-        raise ValueError(f"{path}: 'weight' and 'bias' must be tensors; got {contents}.")
+    names = set(weights) if isinstance(weights, dict) else type(weights)
+    if names != {"weight", "bias"} or not all(map(torch.is_tensor, weights.values())):
+        raise ValueError(f"{path}: a linear head holds tensors 'weight' and 'bias'; got {names}.")
     return weights

@@ -147,7 +147,7 @@ def test_bad_input_is_said_in_words(line, tmp_path):
         "--phase_fraction is for whole Raptors": [
             pretrain, *store, "--spans", "0-7", "--phase_fraction", "0.5"
         ],
-        "between 1 and the number of layers, 12; got 13": [
+        "into 1 … 10 phases; got k=13": [
             "training/find_phases.py", *store[2:], "--k", "13"
         ],
     }  # fmt: skip

@@ -64,9 +64,7 @@ def test_plain_state_dicts_convert_once_the_phases_are_given(tiny, suffix, tmp_p
     ("width", "heads", "hidden", "swiglu", "t_scale", "layer_scale", "thresholds"),
     [
         (32, 4, 128, False, True, True, [7, 10]),
-        (32, 4, 128, True, False, True, [7, 10]),
-        (24, 3, 40, True, True, True, [7]),
-        (48, 6, 96, False, False, True, [4, 7, 10]),
+        (24, 3, 40, True, False, True, [7]),
         (32, 2, 64, True, True, False, [5]),
     ],
 )
@@ -114,7 +112,7 @@ def test_the_command_saves_a_model_and_a_classifier(tiny, tmp_path):
     assert "is not empty. Choose another --output" in again.stderr
 
 
-@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("place", [0.2, 0.6])
 def test_a_flipped_bit_is_found(place, tmp_path):
     content = bytearray(TINY.read_bytes())
     content[int(place * len(content))] ^= 1
@@ -153,21 +151,13 @@ def test_a_hostile_pickle_is_refused_and_nothing_is_run(kind, tmp_path, monkeypa
         assert harm.exists()
 
 
-def test_a_foreign_class_is_named_and_no_class_stays_allowed(tmp_path):
-    torch.save(nn.Bilinear(2, 2, 2), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"names torch\.nn\.modules\.linear\.Bilinear"):
-        convert_checkpoint(tmp_path / "other.pt", make_teacher())
-    allowed = torch.serialization.get_safe_globals()
-    assert not any(stub in allowed for stub in STUBS)
-
-
 @pytest.mark.parametrize(
     ("word", "change"),
     [
         # of the second block, not the first: one setting for all would convert it wrongly
         ("depth_scaling", lambda model: setattr(model.blocks[1], "t_scale", False)),
         ("Sequential", lambda model: model.blocks[0].mlp.__setitem__(1, nn.Sequential())),
-        ("approximate", lambda model: model.blocks[0].mlp.__setitem__(1, nn.GELU("tanh"))),
+        ("exact GELU", lambda model: model.blocks[0].mlp.__setitem__(1, nn.GELU("tanh"))),
         ("built alike", lambda model: model.blocks[0].mlp.__setitem__(1, nn.GELU())),
         ("share heads", lambda model: setattr(model.blocks[1].attn, "num_heads", 8)),
         ("share heads", lambda model: setattr(model.blocks[1].norm2, "eps", 0.01)),
@@ -199,8 +189,8 @@ def test_a_pickle_that_is_not_built_like_the_reference_is_refused(
         ("give as many phases", {}, {"phases": [7, 5]}),
         ("unknown: .*extra", {"blocks.0.extra": torch.zeros(3)}, {}),
         ("surplus", {"surplus": torch.zeros(3)}, {}),
-        ("missing: .*ffn.fc2.weight", {"blocks.1.mlp.2.weight": None}, {}),
-        ("norm2.bias", {"blocks.2.norm2.bias": None}, {}),
+        ("missing: .*mlp.2.weight", {"blocks.1.mlp.2.weight": None}, {}),
+        ("missing: .*norm2.bias", {"blocks.2.norm2.bias": None}, {}),
         ("built alike", {"blocks.1.t_proj.0.weight": None}, {}),
         ("tensors with names", {"blocks.0.norm1.weight": 3}, {}),
         ("tensors with names", {1: torch.zeros(2)}, {}),
@@ -218,17 +208,19 @@ def test_weights_that_do_not_fit_are_refused(tiny, word, change, options, tmp_pa
 
 
 def test_other_files_are_refused(tmp_path, monkeypatch):
-    for name in ("text.pt", "text.safetensors"):
-        (tmp_path / name).write_text("hello world")
+    (tmp_path / "text.safetensors").write_text("hello world")
     (tmp_path / "half.pt").write_bytes(TINY.read_bytes()[:1000])
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(nn.Bilinear(2, 2, 2), tmp_path / "other.pt")
     save_as_reference(two_blocks().blocks[0], tmp_path / "block.pt", monkeypatch)
     for name, word in {
-        "text.pt": "more than tensors|damaged",
         "text.safetensors": "damaged",
         "half.pt": "more than tensors|damaged",
         "list.pt": "got <class 'list'>",
+        "other.pt": r"names torch\.nn\.modules\.linear\.Bilinear",
         "block.pt": "like one",
     }.items():
         with pytest.raises(ValueError, match=word):
             convert_checkpoint(tmp_path / name, make_teacher(), phases=[12])
+    allowed = torch.serialization.get_safe_globals()
+    assert not any(stub in allowed for stub in STUBS)

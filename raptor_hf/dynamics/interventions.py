@@ -19,17 +19,6 @@ SWAPS = {
 _Figures = dict[tuple[str, ...], torch.Tensor]
 
 
-def _random_directions(
-    batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
-) -> torch.Tensor:
-    """Draw directions uniform on the unit sphere, (B, *shape), from seed, image and view alone."""
-    draws = []
-    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
-        generator = np.random.default_rng((seed, *key))
-        draws.append(generator.standard_normal(shape, dtype=np.float32))
-    return directions(torch.from_numpy(np.stack(draws)))
-
-
 def self_correction(
     system: DepthSystem,
     states: torch.Tensor,
@@ -45,24 +34,25 @@ def self_correction(
     The same u serves all models, layers and ε.
 
     Args:
-        system: a model that can run on.
-        states: the trajectory, (B, L + 1, N, D).
-        batch: the images of the trajectory (`image_id`, `view`).
+        states: the trajectory, (B, L + 1, N, D), of the images of a `batch`.
         group: the tokens to push: cls, registers, patches or all.
         layers: ℓ, from 0 to L − 1.
-        epsilons: ε > 0.
         seed: of u.
 
     Returns:
         `(self_correction, group, ε, ℓ)`: the angle in degrees between the pushed and the untouched
         tokens after the layers ℓ … L, mean over the tokens, (B, L − ℓ + 1).
     """
-    # u depends on the images alone
+    # u, uniform on the unit sphere, is a function of seed, image and view
     tokens = {"all": slice(None), **system.layout.groups()}[group]
-    figures: _Figures = {}
-    shape = tuple(states[0, 0, tokens].shape)
-    u = _random_directions(batch, shape, seed).to(states)
+    draws = []
+    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
+        generator = np.random.default_rng((seed, *key))
+        draws.append(generator.standard_normal(states[0, 0, tokens].shape, dtype=np.float32))
+    u = directions(torch.from_numpy(np.stack(draws))).to(states)
+
     # push, run on, compare
+    figures: _Figures = {}
     for layer in layers:
         untouched = states[:, layer:, tokens]
         for epsilon in epsilons:
@@ -73,11 +63,6 @@ def self_correction(
             key = ("self_correction", group, f"{epsilon:g}", str(layer))
             figures[key] = angles(pushed, untouched).mean(dim=-1)
     return figures
-
-
-def contraction(angles: np.ndarray) -> list[float]:
-    """Return the factors θ_{m+1} / θ_m by which layers change an angle, n − 1 of (n,) angles."""
-    return (angles[1:] / angles[:-1]).tolist()
 
 
 def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
@@ -99,17 +84,10 @@ def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
 def draw_swaps(
     phases: Sequence[int], kind: str, number: int, *, draws: int, seed: int = 0
 ) -> list[dict[int, int]]:
-    """Draw random swaps, {layer: its replacement}.
-
-    Args:
-        phases: lengths that sum to L.
-        kind: a key of `SWAPS`.
-        number: of layers to replace.
-        draws: number of swaps.
-        seed: of the draws.
+    """Draw random swaps of so many layers, {layer: its replacement}.
 
     Returns:
-        The swaps; none where fewer layers than `number` have a replacement.
+        So many draws; none where fewer layers than `number` have a replacement.
     """
     candidates = swap_candidates(phases, kind)
     if len(candidates) < number:
@@ -131,8 +109,7 @@ def layer_swap(
     """Replace some layers of a teacher by others of its own (paper, Fig. 15).
 
     Args:
-        system: the teacher.
-        states: the untouched trajectory, (B, L + 1, N, D).
+        states: the untouched trajectory of a teacher, (B, L + 1, N, D).
         swaps: as from `draw_swaps`.
         labels: (B,), for the accuracy of the system's head.
 
@@ -162,7 +139,6 @@ def more_time(
     """Apply the last block of a Raptor up to m more times than the teacher has layers.
 
     Args:
-        system: the Raptor.
         states: the trajectory, (B, L + 1, N, D).
         extra: the largest m.
         labels: (B,), for the accuracy of the system's head.

@@ -34,11 +34,7 @@ def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], torch.Tensor]:
-    """Compute all measures that need states alone.
-
-    Args:
-        states: (B, L + 1, N, D).
-        layout: token layout of the states.
+    """Compute all measures that need states (B, L + 1, N, D) alone.
 
     Returns:
         For every token group, as means over its tokens:
@@ -140,14 +136,9 @@ class Spread:
 
 
 def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> dict | None:
-    """Compare the speed at phase boundaries with the speed inside phases.
+    """Compare the speed (L,) at phase boundaries with the speed inside phases.
 
     The turn of layer 1, away from the embeddings, counts on neither side.
-
-    Args:
-        speed: (L,), of the layers 1 … L.
-        phases: lengths that sum to L.
-        seed: of the random partitions.
 
     Returns:
         `ratio`: mean speed at the boundaries over that inside; `above_random`: share of other,

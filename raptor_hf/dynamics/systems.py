@@ -26,20 +26,17 @@ from ..teachers.trunks import differing_weights
 
 @dataclass
 class DepthSystem:
-    """A frozen model that can run on from any layer.
+    """A frozen model that can run on from any layer."""
 
-    Args:
-        name: of the model in results.
-        model: a Raptor, a teacher, or (for its trajectories alone) any vision model.
-        layout: token layout of its states; None for an unknown family.
-        head: linear head on [cls, mean of patches].
-        image_size: height and width of its images in pixels; default: the model's own.
-    """
-
+    # of the model in results
     name: str
+    # a Raptor, a teacher, or (for its trajectories alone) any vision model
     model: PreTrainedModel
+    # of its states; None for an unknown family
     layout: TokenLayout | None
+    # on [cls, mean of patches]
     head: nn.Linear | None = None
+    # height and width of its images in pixels; default: the model's own
     image_size: tuple[int, int] | None = None
 
     @property
@@ -154,7 +151,6 @@ def load_system(
 
     Args:
         name: of the model in results.
-        source: folder or Hub id.
         head: file or model for `load_linear_head`, instead of the model's own.
         classes: of the images; the outputs of the head are put into their order.
     """

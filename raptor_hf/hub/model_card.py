@@ -39,12 +39,7 @@ print({answer}, len(outputs.hidden_states))"""
 
 
 def task_of(model_dir: str | Path) -> type[Task]:
-    """Return the task that a saved Raptor has a head for.
-
-    Raises:
-        ValueError: it has none.
-        OSError: no model in this folder.
-    """
+    """Return the task that a saved Raptor has a head for; a ValueError if it has none."""
     architectures = AutoConfig.from_pretrained(model_dir).architectures
     for task in TASKS.values():
         if architectures == [task.model_class.__name__]:
@@ -66,11 +61,7 @@ def usage_snippet(name: str, task: type[Task]) -> str:
 
 
 def run_snippet(snippet: str, folder: Path) -> str:
-    """Run a usage snippet in `folder`, where raptor_hf is not installed; return its output.
-
-    Raises:
-        RuntimeError: it fails; the message ends with its error output.
-    """
+    """Run a usage snippet in `folder` without raptor_hf; return its output, or a RuntimeError."""
     code = f'import sys\nsys.modules["raptor_hf"] = None\n{snippet}'
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
@@ -159,11 +150,8 @@ def card_metadata(
 
     Args:
         name: of the model among the results.
-        task: of its head.
-        results: as from `reports.load_results`.
         training: content of `training.json`, or None.
-        title: name of the model on the Hub.
-        license: of the weights: their teacher's.
+        title, license: see `write_model_card`.
     """
     # a figure of the task, and R² where there is one
     pipeline_tag, metric, _ = ON_THE_HUB[task.name]
@@ -172,18 +160,13 @@ def card_metadata(
     if len(r2):
         figures.append(("image-feature-extraction", "r2", r2))
     result = next(row for row in results if (row["model"], row["task"]) == (name, task.name))
+    dataset = {"dataset_name": result["dataset"], "dataset_split": result["split"]}
+    dataset["dataset_type"] = re.sub(r"[^\w./-]+", "-", result["dataset"])  # as the Hub demands
     evaluations = []
     for task_type, metric_type, values in figures:
-        evaluations.append(
-            EvalResult(
-                task_type=task_type,
-                dataset_type=re.sub(r"[^\w./-]+", "-", result["dataset"]),  # as the Hub demands
-                dataset_name=result["dataset"],
-                dataset_split=result["split"],
-                metric_type=metric_type,
-                metric_value=round(float(values.mean()), 4),
-            )
-        )
+        value = round(float(values.mean()), 4)
+        figure = {"task_type": task_type, "metric_type": metric_type, "metric_value": value}
+        evaluations.append(EvalResult(**figure, **dataset))
 
     # the Hub links to these: a local teacher has no revision, a local dataset no owner
     base_model, datasets = None, None

@@ -22,13 +22,8 @@ _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
 def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False) -> str:
     """Upload a saved model and its card; return the commit that the card tells users to trust.
 
-    The first commit holds the model, byte for byte as it was judged. The second one holds the
-    card, whose snippet names the first.
-
-    Args:
-        model_dir: with the card that `write_model_card` made for this repository.
-        repo_id: `NAME/model`.
-        private: create a private repository.
+    The first commit holds the model, byte for byte as it was judged. The second one holds the card
+    that `write_model_card` made, whose snippet names the first.
 
     Raises:
         ValueError: the repository is public, but a private one was asked for.
@@ -45,12 +40,7 @@ def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False)
 
 
 def publish_activations(path: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Verify and upload an activation dataset; return its commit.
-
-    Raises:
-        FileNotFoundError: no finished dataset.
-        ValueError: it is damaged, or as for `publish_model`.
-    """
+    """Verify and upload an activation dataset; return its commit, or a ValueError of damage."""
     problems = verify_activations(path)
     if problems:
         raise ValueError("\n".join(problems.values()))
@@ -65,14 +55,11 @@ def upload_files(
     repo_type: str = "model",
     private: bool = False,
 ) -> str:
-    """Upload the files of a folder that match a pattern of `Path.glob`; return the commit.
+    """Upload the files of a folder that match a pattern, without those below it; return the commit.
 
     Weights and shards of an earlier version are deleted. Errors as `publish_model`.
     """
-    folder, api = Path(folder), HfApi()
-    files = set()
-    for pattern in patterns:
-        files |= {file for file in folder.glob(pattern) if file.is_file()}
+    api = HfApi()
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
@@ -83,7 +70,8 @@ def upload_files(
         repo_id=repo_id,
         repo_type=repo_type,
         folder_path=folder,
-        allow_patterns=sorted(file.relative_to(folder).as_posix() for file in files),
+        allow_patterns=patterns,
+        ignore_patterns=["*/*"],
         delete_patterns=_REPLACED,
     )
     return commit.oid

@@ -42,7 +42,13 @@ def find_phases(
     layers = len(distance)
     check_cut(layers, k, method)
     if method == "recursive":
-        return _recursive_phases(distance, k)
+        lengths = _phase_lengths(_split(distance, k))
+        if len(lengths) < k:
+            raise ValueError(
+                f"k={k} is too large: no group of {lengths} has {_MIN_SPLIT} layers at a distance, "
+                "which a split needs. Take the method maxcut or ncut."
+            )
+        return lengths
     if method == "uniform":
         return [layers // k + (phase < layers % k) for phase in range(k)]
     if method == "random":
@@ -54,21 +60,17 @@ def check_cut(layers: int, k: int, method: str) -> None:
     """Refuse a cut that is impossible whatever the distances are, with a ValueError."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
-    if not 1 <= k <= layers:
-        raise ValueError(f"k must be between 1 and the number of layers, {layers}; got {k}.")
-    if method != "recursive" or k == 1:
-        return
-    if layers > _MAX_EXACT:
+    most, advice = layers, ""
+    if method == "recursive":
+        # at best every split takes one layer off a group of at least _MIN_SPLIT
+        most, advice = max(1, layers - _MIN_SPLIT + 2), " Take the method maxcut or ncut."
+        if layers > _MAX_EXACT:
+            raise ValueError(
+                f"Exact max-cut takes at most {_MAX_EXACT} layers; got {layers}.{advice}"
+            )
+    if not 1 <= k <= most:
         raise ValueError(
-            f"Exact max-cut takes at most {_MAX_EXACT} layers; got {layers}. Take the method "
-            "maxcut or ncut."
-        )
-    # at best every split takes one layer off a group of at least _MIN_SPLIT
-    most = max(1, layers - _MIN_SPLIT + 2)
-    if k > most:
-        raise ValueError(
-            f"k={k} is too large: recursive max-cut gives at most {most} phases of {layers} "
-            "layers. Take the method maxcut or ncut."
+            f"The method {method} cuts {layers} layers into 1 … {most} phases; got k={k}.{advice}"
         )
 
 
@@ -78,31 +80,24 @@ def recursive_max_cut(distance: np.ndarray, threshold: float) -> list[int]:
     The total weight is half the sum of the matrix. Returns and errors as `find_phases`.
     """
     distance = check_distance(distance)
-    groups = [np.arange(len(distance))]
-    while True:
-        gain, split = _best_split(distance, groups)
-        if split is None or gain <= threshold * distance.sum() / 2:
-            return _phase_lengths(groups)
-        groups = split
+    check_cut(len(distance), 1, "recursive")
+    return _phase_lengths(_split(distance, len(distance), threshold * distance.sum() / 2))
 
 
-def _recursive_phases(distance: np.ndarray, k: int) -> list[int]:
-    """Cut k phases by repeated max-cut of the group that gains most; errors as `find_phases`."""
+def _split(distance: np.ndarray, k: int, least: float = 0.0) -> list[np.ndarray]:
+    """Split the layers into at most k groups, as long as a cut weighs more than `least`."""
     groups = [np.arange(len(distance))]
     while len(groups) < k:
-        _, split = _best_split(distance, groups)
-        if split is None:
-            raise ValueError(
-                f"k={k} is too large: no group of {_phase_lengths(groups)} has {_MIN_SPLIT} layers "
-                "at a distance, which a split needs. Take the method maxcut or ncut."
-            )
+        weight, split = _best_split(distance, groups)
+        if weight <= least:
+            break
         groups = split
-    return _phase_lengths(groups)
+    return groups
 
 
 def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
-    """Return the split of one group that cuts most weight: (weight, groups), or (0, None)."""
-    best, after = 0.0, None
+    """Return the split of one group that cuts most weight, (weight, groups); none weighs 0."""
+    best, after = 0.0, groups
     for index, group in enumerate(groups):
         if len(group) < _MIN_SPLIT:
             continue
@@ -113,16 +108,12 @@ def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
 
 
 def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the exact maximum cut of a small graph, by trying all bipartitions.
-
-    Args:
-        weights: (n, n), symmetric.
+    """Return the exact maximum cut of a graph (n, n), by trying all bipartitions.
 
     Returns:
         The weight of the cut and its sides, (n,) bool; the first vertex is on side 0.
     """
     n = len(weights)
-    check_cut(n, 2 if n > _MAX_EXACT else 1, "recursive")
     places = np.arange(n - 1, -1, -1)
     best, best_code = -1.0, 0
     # the binary digits of a code are the sides; a chunk of codes at a time
@@ -150,9 +141,8 @@ def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
 def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
     """Return the share of every run of layers in the objective of `"maxcut"` or `"ncut"`.
 
-    Returns:
-        (L + 1, L + 1): entry (i, j), i < j, is the score of layers i + 1 … j; the best partition
-        has the largest sum over its phases.
+    Entry (i, j) of (L + 1, L + 1), i < j, is the score of layers i + 1 … j; the best partition has
+    the largest sum over its phases.
     """
     # entry (i, j) is the sum of the first i rows and j columns, which gives the sum of any square
     weights = 1 - distance if method == "ncut" else distance
@@ -174,14 +164,8 @@ def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
     return np.divide(within, volume, out=np.zeros_like(within), where=volume > 0)
 
 
-def _best_partition(scores: np.ndarray, k: int, *, min_length: int = 1) -> list[int]:
-    """Return the lengths of the k runs with the largest sum of scores, exact, in O(k L²).
-
-    Args:
-        scores: (L + 1, L + 1) of `_segment_scores`.
-        k: number of runs.
-        min_length: of a run; k · min_length ≤ L.
-    """
+def _best_partition(scores: np.ndarray, k: int, *, min_length: int) -> list[int]:
+    """Return the lengths of the k runs with the largest sum of `_segment_scores`, in O(k L²)."""
     layers = len(scores) - 1
     starts, stops = np.indices(scores.shape)
     scores = np.where(stops - starts >= min_length, scores, -np.inf)
@@ -209,11 +193,7 @@ def random_phases(layers: int, k: int, *, seed: int) -> list[int]:
 
 
 def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, float | None]:
-    """Measure how well phases separate the layers, over all pairs of two different layers.
-
-    Args:
-        distance: (L, L) layer distances.
-        phases: lengths that sum to L.
+    """Measure how well phases (lengths) separate the layers (L, L), over all pairs of two layers.
 
     Returns:
         `cut_share`: share of the total distance that lies between phases; `within` and `between`:
@@ -231,13 +211,13 @@ def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, floa
 
     # a mean over no pair is None
     quality: dict[str, float | None] = dict.fromkeys(("cut_share", "within", "between", "contrast"))
-    if pairs.sum() > 0:
+    if pairs.any():
         quality["cut_share"] = float(pairs[cut].sum() / pairs.sum())
     if not cut.all():
         quality["within"] = float(pairs[~cut].mean())
     if cut.any():
         quality["between"] = float(pairs[cut].mean())
-    if cut.any() and not cut.all():
+    if None not in (quality["within"], quality["between"]):
         quality["contrast"] = quality["between"] - quality["within"]
     return quality
 
@@ -256,8 +236,7 @@ def phase_contrast(
     Args:
         distance: (L, L) layer distances.
         phases: lengths that sum to L.
-        draws: random partitions of each kind.
-        seed: of the first draw.
+        draws: random partitions of each kind, from `seed` on.
 
     Returns:
         `partition_quality`, and the contrasts of other, `random` partitions into as many runs, and

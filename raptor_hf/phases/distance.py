@@ -1,6 +1,5 @@
 """Distances between the layers of a model: measured on hidden states, or read from a file."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from accelerate.utils import gather_object
 from torch.nn import functional
 
 from ..configuration_raptor import TokenLayout
+from ..runs.files import read_json
 from ..runs.processes import process_state
 
 
@@ -19,7 +19,6 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
     Args:
         trajectories: batches (B, L + 1, N, D), streamed; with several processes each gives its
             share of the images.
-        layout: token layout of the states.
 
     Returns:
         (L, L) symmetric, float64, zero diagonal; the same in all processes.
@@ -41,12 +40,7 @@ def layer_distance(trajectories: Iterable[torch.Tensor], layout: TokenLayout) ->
 def image_distances(states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     """Return the layer distances of single images: of the mean patch, then of the cls token.
 
-    Args:
-        states: (B, L + 1, N, D).
-        layout: token layout of the states.
-
-    Returns:
-        (2·B, L, L) in float64, or (B, L, L) without a cls token.
+    Of states (B, L + 1, N, D) they are (2·B, L, L) in float64, or (B, L, L) without a cls token.
     """
     groups, states = layout.groups(), states[:, 1:].double()
     names = [name for name in ("patches", "cls") if name in groups]
@@ -66,13 +60,8 @@ def tidy_distances(matrices: np.ndarray) -> np.ndarray:
 
 
 def load_distance(path: str | Path) -> np.ndarray:
-    """Load the matrix (L, L) under the key `"distance"` of a JSON file.
-
-    Raises:
-        ValueError: no such key, or not a layer distance matrix.
-        OSError: no such file.
-    """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Load the matrix (L, L) under the key `"distance"` of a JSON file, or a ValueError."""
+    content = read_json(path)
     if not isinstance(content, dict) or "distance" not in content:
         raise ValueError(
             f"{path} must hold layer distances under the key 'distance', like the phases.json of "
@@ -82,12 +71,12 @@ def load_distance(path: str | Path) -> np.ndarray:
 
 
 def check_distance(distance: np.ndarray) -> np.ndarray:
-    """Return a layer distance matrix as float64; a ValueError says what is wrong with it."""
+    """Return a layer distance matrix as float64; a ValueError if it is none."""
     distance = np.asarray(distance, dtype=np.float64)
-    if distance.ndim != 2 or distance.shape[0] != distance.shape[1]:
-        raise ValueError(f"A layer distance matrix is square; got the shape {distance.shape}.")
-    if not np.isfinite(distance).all():
-        raise ValueError("A layer distance matrix must be finite; got NaN or infinity.")
-    if not np.allclose(distance, distance.T):
-        raise ValueError("A layer distance matrix is symmetric; the given one is not.")
+    square = distance.ndim == 2 and distance.shape[0] == distance.shape[1]
+    if not square or not np.allclose(distance, distance.T) or not np.isfinite(distance).all():
+        raise ValueError(
+            "A layer distance matrix must be square, symmetric and finite; got the shape "
+            f"{distance.shape}, {np.isfinite(distance).sum()} finite values."
+        )
     return distance

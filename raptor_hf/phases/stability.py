@@ -12,12 +12,10 @@ import numpy as np
 from .cuts import check_partition, find_phases
 from .distance import tidy_distances
 
-_RECURSIVE_LAYERS = 14  # exact max-cut of more takes too long for hundreds of resamples
-
 
 def default_methods(layers: int) -> list[str]:
-    """Return the methods for so many layers: the published one too, where it takes seconds."""
-    return ["recursive", "maxcut"] if layers <= _RECURSIVE_LAYERS else ["maxcut"]
+    """Return the methods for so many layers: hundreds of exact max-cuts of more take too long."""
+    return ["recursive", "maxcut"] if layers <= 14 else ["maxcut"]
 
 
 def boundaries(phases: Sequence[int]) -> list[int]:
@@ -28,10 +26,8 @@ def boundaries(phases: Sequence[int]) -> list[int]:
 def partition_agreement(first: Sequence[int], second: Sequence[int]) -> float:
     """Return the share of boundaries that two partitions have in common, in [0, 1].
 
-    The Jaccard index of the two sets of boundaries; two partitions without one agree by 1.
-
-    Raises:
-        ValueError: partitions of unequal numbers of layers.
+    The Jaccard index of the two sets of boundaries; two partitions without one agree by 1. A
+    ValueError refuses unequal numbers of layers.
     """
     for phases in (first, second):
         check_partition(list(phases), sum(first))
@@ -42,22 +38,12 @@ def partition_agreement(first: Sequence[int], second: Sequence[int]) -> float:
 def resampled_distances(
     distances: np.ndarray, resamples: int = 200, *, seed: int = 0
 ) -> np.ndarray:
-    """Return the mean distances of bootstrap resamples of the images.
+    """Return the mean distances of bootstrap resamples of the images, (resamples, L, L).
 
     Args:
-        distances: (n, L, L), of single images; see `image_distances`.
-        resamples: number of resamples.
+        distances: (n, L, L), of single images; see `image_distances`. They must be finite.
         seed: of the draws.
-
-    Returns:
-        (resamples, L, L), symmetric with a zero diagonal, float64.
-
-    Raises:
-        ValueError: no image, another shape, or values that are not finite.
     """
-    distances = np.asarray(distances, dtype=np.float64)
-    if distances.ndim != 3 or distances.shape[1] != distances.shape[2] or not len(distances):
-        raise ValueError(f"Distances of images are (n, L, L); got the shape {distances.shape}.")
     images, layers, _ = distances.shape
     counts = np.random.default_rng(seed).multinomial(
         images, np.full(images, 1 / images), size=resamples
@@ -72,8 +58,7 @@ def cut_stability(distance: np.ndarray, resampled: np.ndarray, k: int, method: s
     Args:
         distance: (L, L), mean over all images.
         resampled: (B, L, L), of `resampled_distances`, or of other repetitions (seeds, sizes).
-        k: number of phases.
-        method: of `find_phases`.
+        k, method: of `find_phases`.
 
     Returns:
         `method`; `phases` of all images; `same`: share of resamples with exactly these;
@@ -87,18 +72,18 @@ def cut_stability(distance: np.ndarray, resampled: np.ndarray, k: int, method: s
     cuts = [cut for cut in attempts if cut]
 
     # how often a boundary occurs
-    counts = np.zeros(len(distance) - 1)
+    counts, total = np.zeros(len(distance) - 1), len(attempts)
     for cut in cuts:
         counts[np.array(boundaries(cut), dtype=int) - 1] += 1
-    total = len(attempts)
     stability = {"method": method, "phases": phases, "same": None, "agreement": None}
     stability["boundaries"] = (counts / total).tolist()
     stability["no_partition"] = 1 - len(cuts) / total
 
     # compare with the phases of all images
     if phases is None:
-        return {**stability, "reason": reason}
-    stability["same"] = sum(cut == phases for cut in cuts) / total
+        stability["reason"] = reason
+        return stability
+    stability["same"] = cuts.count(phases) / total
     if cuts:
         agreements = [partition_agreement(phases, cut) for cut in cuts]
         stability["agreement"] = float(np.mean(agreements))

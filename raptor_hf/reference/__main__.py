@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..runs.arguments import parse_arguments
 from ..runs.files import file_digest, write_json
+from ..runs.folder import apply_umask
 from ..runs.processes import run_program
 from ..tasks.heads import attach_head, load_linear_head
 from ..teachers import load_backbone, load_processor, teacher_identity
@@ -40,21 +41,18 @@ def main(argv: list[str] | None = None) -> None:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")
 
-    # everything is checked before anything is written
+    # the Raptor, and its head
     teacher = load_backbone(arguments.teacher, arguments.revision)
     model, auto_class = convert_checkpoint(checkpoint, teacher, phases=arguments.phases or None), ""
     if arguments.head:
         head, class_names = load_linear_head(arguments.head, config=teacher.config)
         model, auto_class = attach_head(model, head, class_names), "ForImageClassification"
+    model.save_pretrained(output)
+    apply_umask(output)
     try:
-        processor = load_processor(arguments.teacher, arguments.revision)
+        load_processor(arguments.teacher, arguments.revision).save_pretrained(output)
     except OSError as error:
         print(f"Saved without an image processor: {error}")
-        processor = None
-
-    model.save_pretrained(output)
-    if processor is not None:
-        processor.save_pretrained(output)
     record = {"checkpoint": Path(checkpoint).name, "sha256": file_digest(checkpoint)}
     record["teacher"] = teacher_identity(teacher, arguments.revision)
     write_json(output / "conversion.json", record)

@@ -28,19 +28,19 @@ _CLASSES = (
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",
     "torch.nn.modules.normalization.LayerNorm",
 )
-# prefixes of a block's weights: in the reference, in `RaptorBlock`
-_NAMES = {
+# names of a block's weights in the reference, and in `RaptorBlock`; each is a weight and a bias
+_NAMES = {"ls1.gamma": "layer_scale1", "ls2.gamma": "layer_scale2"}
+for theirs, ours in {
     "norm1.": "norm1.",
     "attn.in_proj_": "attention.qkv.",
     "attn.out_proj.": "attention.proj.",
-    "ls1.gamma": "layer_scale1",
     "norm2.": "norm2.",
     "mlp.0.": "ffn.fc1.",
     "mlp.2.": "ffn.fc2.",
-    "ls2.gamma": "layer_scale2",
     "t_proj.0.": "depth_scaling.fc1.",
     "t_proj.2.": "depth_scaling.fc2.",
-}
+}.items():
+    _NAMES |= {theirs + kind: ours + kind for kind in ("weight", "bias")}
 
 
 class _Stub:
@@ -51,18 +51,11 @@ STUBS = [(type(name, (_Stub,), {}), name) for name in _CLASSES]
 
 
 class ReferenceModel(NamedTuple):
-    """A whole model of the reference.
+    """A whole model of the reference; a plain state dict tells no thresholds and no heads."""
 
-    Attributes:
-        blocks: the weights of every block, by the names of `RaptorBlock`.
-        options: of `make_raptor`, shared by all blocks.
-        thresholds: the layers after which the next block begins; None for a plain state dict.
-        num_heads: attention heads; None for a plain state dict.
-    """
-
-    blocks: list[dict[str, torch.Tensor]]
-    options: dict
-    thresholds: list[int] | None
+    blocks: list[dict[str, torch.Tensor]]  # by the names of `RaptorBlock`
+    options: dict  # of `make_raptor`, shared by all blocks
+    thresholds: list[int] | None  # layers after which the next block begins
     num_heads: int | None
 
 
@@ -144,19 +137,11 @@ def _stub_facts(stub: _Stub) -> dict:
         parts = block._modules
         activation = parts["mlp"]._modules["1"]
         kind = type(activation).__name__.rpartition(".")[2]
-        if kind == "GELU" and getattr(activation, "approximate", "none") != "none":
-            kind = "approximate GELU"
-        if kind not in ("GELU", "SwiGLU"):
+        if kind not in ("GELU", "SwiGLU") or getattr(activation, "approximate", "none") != "none":
             raise ValueError(f"The FFN of a block must be an exact GELU or SwiGLU; got {kind}.")
-        for norm in ("norm1", "norm2"):
-            facts.append(
-                {
-                    "ffn": kind.lower(),
-                    "depth_scaling": bool(block.t_scale),
-                    "num_heads": parts["attn"].num_heads,
-                    "eps": parts[norm].eps,
-                }
-            )
+        same = {"ffn": kind.lower(), "depth_scaling": bool(block.t_scale)}
+        same["num_heads"] = parts["attn"].num_heads
+        facts += [{**same, "eps": parts[norm].eps} for norm in ("norm1", "norm2")]
     if any(other != facts[0] for other in facts):
         raise ValueError(f"All blocks must share heads, FFN and LayerNorm eps; got {facts}.")
     return {"thresholds": thresholds, **facts[0]}
@@ -164,19 +149,15 @@ def _stub_facts(stub: _Stub) -> dict:
 
 def _rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a block's weights by our names; LayerScales that it lacks are 1."""
-    renamed, unknown = {}, []
-    for name, weight in weights.items():
-        prefix = next((prefix for prefix in _NAMES if name.startswith(prefix)), None)
-        if prefix is None:
-            unknown.append(name)
-        else:
-            renamed[_NAMES[prefix] + name.removeprefix(prefix)] = weight.float()
-    missing = {"norm1.weight", "ffn.fc1.weight", "ffn.fc2.weight"} - set(renamed)
+    unknown = sorted(set(weights) - set(_NAMES))
+    optional = {name for name in _NAMES if name.startswith(("ls", "t_proj"))}
+    missing = sorted(set(_NAMES) - optional - set(weights))
     if unknown or missing:
         raise ValueError(
-            f"A block of the reference has weights like {', '.join(_NAMES)}; unknown: "
-            f"{unknown[:5]}, missing: {sorted(missing)}."
+            f"A block of the reference has the weights {', '.join(_NAMES)}; unknown: "
+            f"{unknown[:5]}, missing: {missing}."
         )
+    renamed = {_NAMES[name]: weight.float() for name, weight in weights.items()}
     for name in ("layer_scale1", "layer_scale2"):
         renamed.setdefault(name, torch.ones_like(renamed["norm1.weight"]))
     return renamed

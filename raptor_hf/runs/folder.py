@@ -204,14 +204,18 @@ def reopen_run(output_dir: str | Path) -> None:
 
 def finish_run(output_dir: str | Path) -> None:
     """Mark a run as finished; its weights get the permissions of other new files."""
-    # safetensors writes for the owner alone, whatever the umask
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in Path(output_dir).rglob("*.safetensors"):
-        if not file.is_symlink():
-            file.chmod(0o666 & ~umask)
+    apply_umask(output_dir)
     _mark_run(output_dir, finished=True)
     unlock_folder(output_dir)
+
+
+def apply_umask(folder: str | Path) -> None:
+    """Give weights the permissions of other new files: safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in Path(folder).rglob("*.safetensors"):
+        if not file.is_symlink():
+            file.chmod(0o666 & ~umask)
 
 
 def _mark_run(output_dir: str | Path, *, finished: bool) -> None:

@@ -19,71 +19,44 @@ from ..modeling_raptor import (
 from .layers import find_part, layer_parts, teacher_layer_weights
 from .states import trajectory
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def check_weights(teacher: PreTrainedModel) -> None:
-    """Refuse weights that can't be copied: offloaded or quantised ones.
-
-    Raises:
-        ValueError: with the name of the first such weight.
-    """
-    name = type(teacher).__name__
-    for path, weight in teacher.named_parameters():
-        if weight.is_meta:
-            raise ValueError(
-                f"{path} of this {name} is offloaded (on the meta device), and can't be copied. "
-                "Load the teacher onto one device."
-            )
-        if type(weight.data) is not torch.Tensor or weight.dtype not in _FLOATS:
-            raise ValueError(
-                f"{path} of this {name} is quantised ({weight.dtype}), and can't be copied. Load "
-                "the teacher without quantization_config; the Raptor may be quantised instead."
-            )
-
 
 def check_teacher(teacher: PreTrainedModel) -> None:
-    """Refuse models that no Raptor can be made of.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    config = teacher.config
+    """Refuse models that no Raptor can be made of, with a ValueError."""
+    config, name = teacher.config, type(teacher).__name__
     if config.model_type == "raptor":
-        raise ValueError(f"{type(teacher).__name__} is a Raptor already; give its teacher.")
+        raise ValueError(f"{name} is a Raptor already; give its teacher.")
     layers = find_part(teacher, teacher_family(config).layers)
     if layers is None:
         raise ValueError(
-            f"A Raptor is made of a bare {config.model_type!r}; this {type(teacher).__name__} is "
-            "a model around one. Give the backbone within it, or use raptor_hf.raptorize."
+            f"A Raptor is made of a bare {config.model_type!r}; this {name} is a model around one. "
+            "Give the backbone within it, or use raptor_hf.raptorize."
         )
     if not isinstance(layers, nn.ModuleList) or len(layers) != config.num_hidden_layers:
         raise ValueError(
             f"A Raptor is made of a teacher with its own {config.num_hidden_layers} layers; this "
-            f"{type(teacher).__name__} has a {type(layers).__name__} of {len(layers)}."
+            f"{name} has a {type(layers).__name__} of {len(layers)}."
         )
     check_weights(teacher)
-    for name, module in teacher.named_modules():
-        drops = getattr(module, "p", 0) > 0 or getattr(module, "drop_prob", 0)
-        if teacher.training and drops:
+
+
+def check_weights(teacher: PreTrainedModel) -> None:
+    """Refuse weights that can't be copied, offloaded or quantised ones, with a ValueError."""
+    for path, weight in teacher.named_parameters():
+        plain = type(weight.data) is torch.Tensor and not weight.is_meta
+        if not plain or not weight.is_floating_point() or weight.element_size() == 1:
             raise ValueError(
-                f"The teacher is in training mode, and {name} makes its states random: call "
-                "teacher.eval() first."
+                f"{path} of this {type(teacher).__name__} is offloaded or quantised "
+                f"({weight.device}, {weight.dtype}), and can't be copied. Load the teacher onto "
+                "one device, without quantization_config; the Raptor may be quantised instead."
             )
 
 
 @torch.no_grad()
 def check_against(model: RaptorModel, teacher: PreTrainedModel, *, blocks: bool) -> None:
-    """Compare a new Raptor with its teacher on one image of the teacher's size.
-
-    Compared are state 0, its number of tokens, and the final norm where the teacher's own output
-    is after it.
-
-    Args:
-        blocks: compare a copy of the first layer with it, too.
+    """Compare state 0, tokens, final norm, and a copied layer if there are blocks, on one image.
 
     Raises:
-        ValueError: they differ: the row of its family in `TEACHER_FAMILIES` is wrong for it.
+        ValueError: they differ: the row of the family in `TEACHER_FAMILIES` is wrong.
     """
     # an image, and the teacher's states
     config, like, name = model.config, next(teacher.parameters()), type(teacher).__name__
@@ -120,19 +93,15 @@ def check_against(model: RaptorModel, teacher: PreTrainedModel, *, blocks: bool)
         if theirs.isfinite().all() and not error < tolerance:
             raise ValueError(
                 f"{part} of this {name} should give its own states, and differ by {error:.1e} of "
-                "their largest value: it computes something that raptor_hf does not know of a "
-                f"{config.teacher_config.model_type!r}."
+                "their largest value: it is in training mode, or computes something that raptor_hf "
+                f"does not know of a {config.teacher_config.model_type!r}."
             )
 
 
 def _copied_layer(
     config: RaptorConfig, teacher: PreTrainedModel, states: torch.Tensor
 ) -> torch.Tensor:
-    """Return the output of a block that is a copy of a teacher's first layer, for states 0.
-
-    Args:
-        config: of the block.
-    """
+    """Return the output of a block that is a copy of a teacher's first layer, for states 0."""
     layer = teacher.get_submodule(teacher_family(teacher.config).layers)[0]
     config = copy.deepcopy(config)
     config.depth_scaling = False

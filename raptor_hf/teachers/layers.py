@@ -11,24 +11,20 @@ from ..modeling_raptor import RaptorBlock
 
 
 class LayerParts(NamedTuple):
-    """Paths of the parts of a teacher's layer, from the layer on.
+    """Paths of the parts of a teacher's layer, from the layer on."""
 
-    Args:
-        norms: of the attention and of the FFN.
-        attention: projections to query, key and value, and the output projection.
-        ffn: the two linear layers of an FFN without a gate.
-        gated_ffn: gate, up and down of one with a gate; a layer has either.
-        scales: LayerScales of the attention and of the FFN; a layer without them counts as ones.
-        qk_norms: norms of query and key over all channels; a layer may have none.
-        eps: name of the norms' eps in the configuration.
-    """
-
+    # norms of the attention and of the FFN
     norms: tuple[str, str] = ("norm1", "norm2")
+    # projections to query, key and value, and the output projection
     attention: tuple[str, str, str, str] = tuple(f"attention.{name}_proj" for name in "qkvo")
+    # a layer has an FFN without a gate, or gate, up and down
     ffn: tuple[str, str] = ("mlp.fc1", "mlp.fc2")
     gated_ffn: tuple[str, str, str] = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    # LayerScales of the attention and of the FFN; a layer without them counts as ones
     scales: tuple[str, str] = ("layer_scale1.lambda1", "layer_scale2.lambda1")
+    # norms of query and key over all channels; a layer may have none
     qk_norms: tuple[str, str] = ("attention.q_norm", "attention.k_norm")
+    # name of the norms' eps in the configuration
     eps: str = "layer_norm_eps"
 
 
@@ -75,18 +71,10 @@ def find_part(module: nn.Module, path: str) -> object | None:
     return module
 
 
-def is_gated(layer: nn.Module, parts: LayerParts) -> bool:
-    """Return whether the FFN of a teacher's layer has a gate."""
-    return find_part(layer, parts.gated_ffn[0]) is not None
-
-
 def linear_layers(layer: nn.Module, parts: LayerParts) -> dict[str, nn.Module]:
-    """Return the linear layers of a teacher's layer, by the names in `RaptorConfig.biases`.
-
-    A gate comes beside them, as `"gate"`.
-    """
+    """Return the linear layers of a teacher's layer, by the names in `RaptorConfig.biases`."""
     paths = dict(zip(("query", "key", "value", "output"), parts.attention, strict=True))
-    if is_gated(layer, parts):
+    if find_part(layer, parts.gated_ffn[0]) is not None:
         paths |= dict(zip(("gate", "fc1", "fc2"), parts.gated_ffn, strict=True))
     else:
         paths |= dict(zip(("fc1", "fc2"), parts.ffn, strict=True))
@@ -94,11 +82,7 @@ def linear_layers(layer: nn.Module, parts: LayerParts) -> dict[str, nn.Module]:
 
 
 def teacher_layer_weights(layer: nn.Module, parts: LayerParts) -> dict[str, torch.Tensor]:
-    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`.
-
-    Args:
-        parts: where a layer keeps them.
-    """
+    """Return the weights of one of the teacher's layers under the names of a `RaptorBlock`."""
     linear = linear_layers(layer, parts)
     attention = [linear[name] for name in ("query", "key", "value")]
     first = [linear[name] for name in ("gate", "fc1") if name in linear]
@@ -142,7 +126,6 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
     """Return the configuration of blocks like the layers of a teacher.
 
     Args:
-        teacher: a bare one, with one layer at least.
         changes: fields of `RaptorConfig` that differ; None keeps the teacher's own.
     """
     parts = layer_parts(teacher.config)
@@ -165,7 +148,6 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
     for name in ("out_indices", "apply_layernorm", "reshape_hidden_states"):
         if hasattr(teacher.config, name):
             fields[name] = getattr(teacher.config, name)
-
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes.get("ffn", fields["ffn"]) != fields["ffn"]:
         fields["intermediate_size"] = None  # the width that suits the other kind
@@ -177,26 +159,20 @@ def copy_mean_of_layers(block: RaptorBlock, layers: list[nn.Module], parts: Laye
 
     The depth scaling stays as it is: a teacher has none.
 
-    Args:
-        parts: where a layer keeps its weights.
-
     Raises:
         ValueError: the layers are not of the block's kind or width.
     """
     copies = [teacher_layer_weights(layer, parts) for layer in layers]
-    theirs = {name: weight.shape for name, weight in copies[0].items()}
-    own = {
-        name: weight.shape
-        for name, weight in block.state_dict().items()
-        if not name.startswith("depth_scaling.")
-    }
-    if own != theirs:
-        unlike = sorted(name for name in own | theirs if own.get(name) != theirs.get(name))
-        kind = "gated (swiglu)" if is_gated(layers[0], parts) else "not gated"
+    means = {name: torch.stack([copy[name] for copy in copies]).mean(0) for name in copies[0]}
+    unlike = []
+    for name, weight in block.state_dict().items():
+        scaling = name.startswith("depth_scaling.")
+        if not scaling and (name not in means or means[name].shape != weight.shape):
+            unlike.append(name)
+    if unlike:
         raise ValueError(
-            "init='teacher' needs blocks like the teacher's layers, whose FFN is "
-            f"{kind} with intermediate_size={theirs['ffn.fc2.weight'][1]}; these differ in "
-            f"{unlike[:4]}. Leave ffn and intermediate_size out, or start with init='random'."
+            "init='teacher' needs blocks like the teacher's layers, with an FFN of width "
+            f"{means['ffn.fc2.weight'].shape[1]}; these differ in {unlike[:4]}. Leave ffn and "
+            "intermediate_size out, or start with init='random'."
         )
-    means = {name: torch.stack([copy[name] for copy in copies]).mean(0) for name in theirs}
     block.load_state_dict(means, strict=False)

@@ -6,7 +6,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, tower_config
@@ -17,17 +17,9 @@ from .layers import find_part
 
 
 def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a frozen teacher or Raptor, without a task head, in evaluation mode and float32.
+    """Load a Raptor, or a teacher of RGB images of a family that a Raptor can be made of.
 
-    Args:
-        name_or_path: a Hub id or a local folder; of a classifier, or of a model with a vision tower
-            (CLIP, LLaVA, Depth Anything), the backbone within it is taken.
-        revision: branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: a model of a family that a Raptor can't be made of, one of images that are not
-            in RGB, or weights that are missing.
-        OSError: no such model.
+    Arguments and errors as `load_vision_model`; a ValueError refuses other models.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     config = getattr(config, "teacher_config", tower_config(config))
@@ -41,8 +33,8 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     """Load any vision model without its head, frozen, in evaluation mode and float32.
 
     Args:
-        name_or_path: a Hub id or a local folder; of a model with a vision tower (CLIP, LLaVA, Depth
-            Anything) this tower is taken.
+        name_or_path: a Hub id or a local folder; of a classifier, or of a model with a vision tower
+            (CLIP, LLaVA, Depth Anything), the backbone within it is taken.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -51,18 +43,39 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     check_weight_files(name_or_path, config, revision)
+
+    # a model around a tower is loaded whole: AutoModel can't take every tower out of it
+    composite = tower_config(config) is not config
+    class_name = "AutoModel"
+    if composite:
+        class_name = (config.architectures or ["AutoModel"])[0]
+    elif config.model_type in TEACHER_FAMILIES:
+        class_name = TEACHER_FAMILIES[config.model_type].model_class or "AutoModel"
     options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a classifier's head that is left out
     try:
-        model = _load_alone(name_or_path, tower_config(config), **options)
-    except (ValueError, KeyError):
-        if tower_config(config) is config:
-            raise
-        # some towers AutoModel can't load by themselves, or not out of the weights of a whole model
-        model = _load_within(name_or_path, config, **options)
+        model_class = getattr(transformers, class_name)
+        model, loaded = model_class.from_pretrained(
+            name_or_path, output_loading_info=True, **options
+        )
     finally:
         logging.set_verbosity(verbosity)
+
+    # a classifier may lack a pooler: no state needs it, and random weights would change the digest
+    # of the teacher every time
+    missing = loaded["missing_keys"]
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler, missing = None, set()
+    if missing or loaded["mismatched_keys"]:
+        raise ValueError(
+            f"{name_or_path} lacks weights of its own model: "
+            f"{sorted(missing)[:5]} … Download or save it again."
+        )
+    if composite:
+        model = _bare_copy(find_tower(model))
+        model.name_or_path = model.config.name_or_path = str(name_or_path)
+
     # copied from the file that they are mapped from: kernels choose their way by the alignment of
     # the address, and equal weights of two mapped files may differ in the last bits of the states
     for weight in (*model.parameters(), *model.buffers()):
@@ -72,73 +85,42 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
     return model.eval().requires_grad_(False)
 
 
-def _load_alone(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """Load a backbone by its own configuration; a ValueError names weights that are missing."""
-    # the class, and the weights that it lacks
-    family = TEACHER_FAMILIES.get(config.model_type)
-    model_class = AutoModel
-    if family is not None and family.model_class:
-        model_class = getattr(transformers, family.model_class)
-    model, loaded = model_class.from_pretrained(
-        name_or_path, config=config, output_loading_info=True, **options
-    )
-    missing = loaded["missing_keys"]
-
-    if missing and all(key.startswith("pooler.") for key in missing):
-        # the backbone of a classifier that was trained without this pooler: no state needs it, and
-        # random weights would change the digest of the teacher every time
-        model.pooler, missing = None, set()
-    if missing or loaded["mismatched_keys"]:
-        raise ValueError(
-            f"{name_or_path} lacks weights of its own model: "
-            f"{sorted(missing)[:5]} … Download or save it again."
-        )
-    return model
-
-
-def _load_within(name_or_path: str, config: PreTrainedConfig, **options) -> PreTrainedModel:
-    """Load a whole model and return its vision tower as a bare backbone.
-
-    Raises:
-        ValueError: a class that transformers has not, or a model without one such tower.
-    """
-    name = (config.architectures or [config.model_type])[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None:
-        raise ValueError(f"{name_or_path} is a {name}, which transformers does not have.")
-    towers = list(find_towers(model_class.from_pretrained(name_or_path, **options)).values())
-    if len(towers) != 1:
-        raise ValueError(
-            f"{name_or_path}, a {name}, must have one vision tower of a family that can teach "
-            f"({', '.join(TEACHER_FAMILIES)}); it has {len(towers)}."
-        )
-    weights, config = towers[0].state_dict(), towers[0].config
-    bare = bare_teacher(config, config.num_hidden_layers)
-    bare.load_state_dict({key: weights[key] for key in bare.state_dict()})
-    bare.name_or_path = config.name_or_path = str(name_or_path)
+def _bare_copy(tower: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a tower as `AutoModel` gives it: some towers give feature maps alone."""
+    bare = bare_teacher(tower.config, tower.config.num_hidden_layers)
+    weights = tower.state_dict()
+    bare.load_state_dict({name: weights[name] for name in bare.state_dict()})
     return bare
 
 
-def find_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Return the vision towers within a model whose layers blocks can replace, by their path."""
+def find_tower(model: nn.Module) -> PreTrainedModel:
+    """Return the one vision tower within a model, or itself, whose layers blocks can replace.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
     towers = {}
     for path, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
-        family = TEACHER_FAMILIES.get(module.config.model_type)
-        if family is not None and find_part(module, family.layers):  # not an empty shell
-            towers[path] = module
-    return towers
+        if isinstance(module, PreTrainedModel) and module.config.model_type in TEACHER_FAMILIES:
+            family = TEACHER_FAMILIES[module.config.model_type]
+            if find_part(module, family.layers):  # not an empty shell
+                towers[path] = module
+    if len(towers) != 1:
+        raise ValueError(
+            f"A {type(model).__name__} must have one vision tower of the families "
+            f"{', '.join(TEACHER_FAMILIES)}; it has {list(towers)}. Of several give one itself."
+        )
+    [tower] = towers.values()
+    return tower
 
 
 def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
     """Return the commit of a loaded Hub model, from the local cache; None for a local folder."""
-    if Path(name_or_path).is_dir():
-        return None
-    config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None
-    return Path(config).parent.name
+    if not Path(name_or_path).is_dir():
+        config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
+        if isinstance(config, str):
+            return Path(config).parent.name
+    return None
 
 
 def teacher_identity(

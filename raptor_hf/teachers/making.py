@@ -34,9 +34,8 @@ def make_raptor(
 
     Raises:
         ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown family,
-            offloaded, quantised or in training mode with dropout, a model around a teacher
-            (`raptorize` takes those), or `init="teacher"` with a LayerScale, an eps or another FFN
-            than the teacher's.
+            offloaded or quantised, a model around a teacher (`raptorize` takes those), or
+            `init="teacher"` with a LayerScale, an eps or another FFN than the teacher's.
     """
     if init not in ("random", "teacher"):
         raise ValueError(f"init must be 'teacher' or 'random'; got {init!r}.")

@@ -1,7 +1,5 @@
 """Image processors: load one at a resolution, and the size of its images."""
 
-import copy
-
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
@@ -24,11 +22,6 @@ def load_processor(
     """
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    except ImportError as error:
-        raise ImportError(
-            f"The image processor of {name_or_path} needs a library that is not installed: "
-            f"{' '.join(str(error).split())[:120]} …"
-        ) from error
     except (OSError, ValueError) as error:
         raise OSError(
             f"{name_or_path} must bring its image processor (preprocessor_config.json); none was "
@@ -43,7 +36,9 @@ def load_processor(
             f"--resolution takes multiples of the patch, {patches[0]}×{patches[1]} pixels in "
             f"{name_or_path}; got {resolution[0]}×{resolution[1]}."
         )
-    return _at_resolution(processor, resolution)
+    if tuple(resolution) != image_size(processor):
+        _set_resolution(processor, *resolution)
+    return processor
 
 
 def image_size(processor) -> tuple[int, int]:
@@ -52,33 +47,23 @@ def image_size(processor) -> tuple[int, int]:
     return tuple(made.shape[-2:])
 
 
-def _at_resolution(processor, resolution: list[int]):
-    """Return a copy of a processor that makes images of another height and width in pixels.
-
-    A crop keeps its share of the resized image. Errors as `load_processor`.
-    """
-    if tuple(resolution) == image_size(processor):
-        return processor
-    height, width = resolution
-    size, crop = dict(processor.size), getattr(processor, "crop_size", None)
-    crops = getattr(processor, "do_center_crop", False)
-    processor = copy.deepcopy(processor)
-    size_class = type(processor.size)
-    if crops:
-        processor.crop_size = size_class(height=height, width=width)
-    if processor.do_resize and size.get("height") and size.get("width"):
-        rows, columns = height, width
-        if crops:  # as much larger than the crop as before
-            rows = round(height * size["height"] / crop["height"])
-            columns = round(width * size["width"] / crop["width"])
-        processor.size = size_class(height=rows, width=columns)
-    elif processor.do_resize and size.get("shortest_edge") and crops:
-        margin = size["shortest_edge"] / max(crop["height"], crop["width"])
-        processor.size = size_class(shortest_edge=round(margin * max(resolution)))
+def _set_resolution(processor, height: int, width: int) -> None:
+    """Let a processor make images of a height and width; a crop keeps its share of the image."""
+    size, crop = processor.size, None
+    if getattr(processor, "do_center_crop", False):
+        crop = processor.crop_size
+        processor.crop_size = type(size)(height=height, width=width)
+    if processor.do_resize and size.height:
+        if crop:
+            height = round(height * size.height / crop.height)
+            width = round(width * size.width / crop.width)
+        processor.size = type(size)(height=height, width=width)
+    elif processor.do_resize and size.shortest_edge and crop:
+        margin = size.shortest_edge / max(crop.height, crop.width)
+        processor.size = type(size)(shortest_edge=round(margin * max(height, width)))
     else:
         raise ValueError(
             f"--resolution needs an image processor that resizes to a height and width, or resizes "
             f"the shorter side and crops the middle; this {type(processor).__name__} has size "
             f"{size} and crop_size {crop}. Change its preprocessor_config.json instead."
         )
-    return processor

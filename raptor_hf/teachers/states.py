@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family
-from ..modeling_raptor import image_arguments, pair, rotary_angles
+from ..modeling_raptor import image_arguments, pair, patch_grid, rotary_angles
 
 
 def infer_token_layout(
@@ -21,25 +22,22 @@ def infer_token_layout(
     distillation token). SigLIP and I-JEPA have none of them.
 
     Args:
-        config: of the model; its `patch_size` is a number or (height, width), in pixels.
+        config: of the model, with its `patch_size`.
         num_tokens: N, tokens of a state.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height, width: of the image in pixels.
 
     Raises:
         ValueError: no patch size, or fewer tokens than patches.
     """
-    patch_size = getattr(config, "patch_size", None)
-    if patch_size is None:
+    if getattr(config, "patch_size", None) is None:
         raise ValueError(f"The configuration of a {config.model_type!r} has no patch_size.")
-    patch_height, patch_width = pair(patch_size)
-    num_patches = (height // patch_height) * (width // patch_width)
-    if num_tokens < num_patches:
+    num_patches = math.prod(patch_grid((height, width), config))
+    num_prefix_tokens = num_tokens - num_patches
+    if num_prefix_tokens < 0:
         raise ValueError(
             f"An image of {height}×{width} pixels has {num_patches} patches; a state of this "
             f"{config.model_type!r} has {num_tokens} tokens: it merges or masks patches."
         )
-    num_prefix_tokens = num_tokens - num_patches
     return TokenLayout(min(1, num_prefix_tokens), max(0, num_prefix_tokens - 1))
 
 
@@ -87,21 +85,18 @@ def run_layers(
     layers: Sequence[int],
     image_size: tuple[int, int] | None = None,
 ) -> list[torch.Tensor]:
-    """Run some layers of a teacher one after another; return states (B, N, D), and each output.
+    """Run layers (1 … L) of a teacher one after another; return states (B, N, D) and each output.
 
     Args:
-        teacher: of a family of `TEACHER_FAMILIES`.
-        layers: numbers 1 … L.
         image_size: height and width of the images in pixels; default: as the teacher was made for.
     """
-    size = image_size or pair(teacher.config.image_size)
     modules = teacher.get_submodule(teacher_family(teacher.config).layers)
-    options = {}
+    options, run = {}, [states]
     if "attention_mask" in inspect.signature(modules[0].forward).parameters:  # CLIP needs one
         options["attention_mask"] = None
-    if (angles := rotary_angles(teacher, size, states)) is not None:
+    angles = rotary_angles(teacher, image_size or pair(teacher.config.image_size), states)
+    if angles is not None:
         options["position_embeddings"] = angles
-    run = [states]
     for layer in layers:
         run.append(modules[layer - 1](run[-1], **options))
     return run
@@ -121,9 +116,7 @@ def final_norm(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
 def normed_state(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the state (B, N, D) after the last layer and the final norm, of images (B, C, H, W).
 
-    Args:
-        model: a Raptor, or a teacher of a family of `TEACHER_FAMILIES`. CLIP norms its pooled
-            output alone; here all of its tokens are.
+    The model is a Raptor or a teacher. CLIP norms its pooled output alone; here all tokens are.
     """
     if model.config.model_type == "raptor":
         return model(pixel_values).last_hidden_state
@@ -152,13 +145,10 @@ def up_to_layer(teacher: PreTrainedModel, layer: int) -> PreTrainedModel:
 def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
     """Return the last layer of a model whose `hidden_states[-1]` may come after the final norm.
 
-    transformers replaces the last of the hidden states by `last_hidden_state` in many models
-    (`tie_last_hidden_states`), so a hook on the layer itself reads it. None for Raptors and their
-    teachers, where it is right and a hook would recompile compiled ones, and where no list of
-    layers is found.
+    transformers puts `last_hidden_state` there for many models (`tie_last_hidden_states`). None for
+    Raptors and their teachers, where it does not, and where no list of layers is found.
     """
-    tied = getattr(model.config, "tie_last_hidden_states", None)
-    if not tied and model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
+    if model.config.model_type in (*TEACHER_FAMILIES, "raptor"):
         return None
     depth = getattr(model.config, "num_hidden_layers", None)
     for module in model.modules():
@@ -169,21 +159,15 @@ def _unverified_last_layer(model: PreTrainedModel) -> nn.Module | None:
 
 def _check_states(model: PreTrainedModel, states: list[torch.Tensor]) -> None:
     """Refuse hidden states that are no trajectory, with the errors of `trajectory`."""
-    name = type(model).__name__
-    if not states:
+    name, depth = type(model).__name__, getattr(model.config, "num_hidden_layers", len(states) - 1)
+    if not states or len(states) != depth + 1:
         raise ValueError(
-            f"{name} returns no hidden_states: its layers can't be compared. Take a Vision "
-            "Transformer of transformers, such as DINOv2, ViT, CLIP or SigLIP."
+            f"A Vision Transformer returns the states of its embeddings and of every layer as "
+            f"hidden_states; {name} has {max(depth, 0)} layers and returns {len(states)} states."
         )
-    shapes = [tuple(state.shape[1:]) for state in states]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+    shapes = list(dict.fromkeys(tuple(state.shape[1:]) for state in states))
+    if len(shapes) > 1 or len(shapes[0]) != 2:
         raise ValueError(
             f"The states of all layers must have one shape (tokens, channels); {name} has "
-            f"{', '.join(map(str, dict.fromkeys(shapes)))} over its depth, and so no phases."
-        )
-    depth = getattr(model.config, "num_hidden_layers", len(states) - 1)
-    if len(states) != depth + 1:
-        raise ValueError(
-            f"{name} has {depth} layers, so {depth + 1} states with the embeddings; it returns "
-            f"{len(states)}."
+            f"{', '.join(map(str, shapes))} over its depth, and so no phases."
         )

@@ -4,7 +4,6 @@ import copy
 import functools
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,16 +15,13 @@ from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig, Pre
 from transformers.initialization import no_init_weights
 from transformers.utils.output_capturing import install_output_capuring_hook
 
-from ..configuration_raptor import (
-    TEACHER_FAMILIES,
-    RaptorConfig,
-    teacher_family,
-    token_layout,
-)
+from ..configuration_raptor import RaptorConfig, teacher_family
 from ..modeling_raptor import RaptorBlock
+from ..runs.files import read_json, write_json
+from ..runs.folder import apply_umask
 from .checks import check_weights
 from .layers import layer_parts
-from .loading import find_towers
+from .loading import find_tower
 from .making import make_raptor
 
 # names that transformers does not look for: its classes would put random layers for the blocks
@@ -35,11 +31,8 @@ _DESCRIPTION, _WEIGHTS = "raptorized.json", "raptorized.safetensors"
 class RaptorTrunk(nn.Module):
     """Shared blocks in the place of a teacher's list of layers.
 
-    It has a length, and its items are functions that are called like a layer. Each looks its block
-    up when it is called, so that a block that is replaced or wrapped is used.
-
-    Args:
-        config: of the Raptor that the blocks belong to.
+    Its items are functions that are called like a layer. Each looks its block up when it is called,
+    so that a block that is replaced or wrapped is used.
     """
 
     def __init__(self, config: RaptorConfig):
@@ -60,17 +53,8 @@ class RaptorTrunk(nn.Module):
         part.depths = self.depths[index]
         return part
 
-    def __iter__(self) -> Iterator:
-        return (self[index] for index in range(len(self)))
-
     def apply_block(self, depth: int, states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """Return states (B, N, D) one layer deeper.
-
-        Args:
-            depth: number of the layer, 1 … L.
-            states: (B, N, D).
-            args, kwargs: further arguments of the teacher's layer; only rotary angles are used.
-        """
+        """Return states (B, N, D) one layer deeper; of a layer's other arguments angles count."""
         angles = None
         for argument in (kwargs.get("position_embeddings"), *args):
             if isinstance(argument, (tuple, list)):
@@ -91,28 +75,37 @@ def raptorize(
     `logits_per_image`, a vision language model generates. `save_raptorized` saves it.
 
     Args:
-        model: of any class of transformers, with one vision tower of a family of
-            `TEACHER_FAMILIES`; of several, give the tower itself.
+        model: of any class of transformers, with one vision tower of a family that can teach; of
+            several, give the tower itself.
         phases: number of layers that each block stands for, for untrained blocks.
-        blocks: a Raptor that was distilled from this tower; its blocks are copied. A warning says
-            where its embeddings are not the tower's.
+        blocks: a Raptor that was distilled from this tower; its blocks are copied.
+
+    Attentions are not recorded within it, and `num_applications` of the blocks is not looked at.
 
     Raises:
         ValueError: a model without such a tower or with several, a tower that is offloaded or
-            quantised, phases that don't sum to its depth, or blocks that were made for another kind
-            of tower or for fewer applications.
+            quantised, phases that don't sum to its depth, or blocks for another kind of tower.
 
     Returns:
         The model itself.
     """
-    tower = _find_tower(model)
+    tower = find_tower(model)
+    check_weights(tower)
     if (phases is None) == (blocks is None):
         raise ValueError("Give either phases, such as [7, 3, 2], or blocks that were distilled.")
     if blocks is None:
         raptor = make_raptor(tower, phases)
     else:
-        raptor = _check_blocks(blocks, tower)
-        _compare_weights(raptor, tower)
+        _check_blocks(blocks, tower)
+        raptor = blocks.base_model
+        # no error: a model that was fine-tuned from their teacher has moved its embeddings, too
+        if differing := differing_weights(raptor, tower):
+            warnings.warn(
+                f"{len(differing)} weights around the layers of this {type(tower).__name__} differ "
+                f"from those that the blocks were distilled with ({', '.join(differing[:3])} …): "
+                "the blocks make nothing of the states of another teacher.",
+                stacklevel=2,
+            )
 
     # device, dtype and frozen weights are those of the layers that go
     like = next(tower.parameters())
@@ -130,16 +123,15 @@ def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
     """Save a model with a trunk for `load_raptorized`, as JSON and safetensors.
 
     Raises:
-        ValueError: a model without a trunk.
+        ValueError: a model without a trunk of all layers.
     """
     trunks = {path: m for path, m in model.named_modules() if isinstance(m, RaptorTrunk)}
     if len(trunks) != 1:
         raise ValueError(f"{type(model).__name__} has {len(trunks)} trunks; raptorize it first.")
     [(path, trunk)] = trunks.items()
-    if len(trunk) != trunk.config.num_hidden_layers:
-        raise ValueError(
-            f"Of the trunk's {trunk.config.num_hidden_layers} layers {len(trunk)} are left."
-        )
+    layers = trunk.config.num_hidden_layers
+    if len(trunk) != layers:
+        raise ValueError(f"Of the trunk's {layers} layers {len(trunk)} are left.")
     family = teacher_family(trunk.config.teacher_config)
     description = {
         "architecture": type(model).__name__,
@@ -150,9 +142,9 @@ def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
-    (folder / _DESCRIPTION).write_text(text, encoding="utf-8")
+    write_json(folder / _DESCRIPTION, description)
     save_model(model, str(folder / _WEIGHTS), metadata={"format": "pt"})
+    apply_umask(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
@@ -166,13 +158,12 @@ def load_raptorized(name_or_path: str | Path, revision: str | None = None) -> Pr
 
     Raises:
         FileNotFoundError: a folder that `save_raptorized` has not written.
-        AttributeError: a class that the installed transformers does not have.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
         files = ["*.json", _WEIGHTS]
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
-    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(folder / _DESCRIPTION)
     model_class = getattr(transformers, description["architecture"])
     fields = description["model"]
     config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
@@ -202,7 +193,6 @@ def _install_trunk(tower: PreTrainedModel, config: RaptorConfig) -> RaptorTrunk:
     for block in trunk.blocks:
         block.attention.config = tower.config  # where `set_attn_implementation` writes
     tower.set_submodule(teacher_family(tower.config).layers, trunk)
-    tower.register_forward_pre_hook(_refuse_attentions, with_kwargs=True)
     return trunk
 
 
@@ -214,55 +204,20 @@ def _refuse_saving(*_args, **_kwargs) -> None:
     )
 
 
-def _refuse_attentions(tower: PreTrainedModel, _args: tuple, kwargs: dict) -> None:
-    """Raise a ValueError where attentions are asked for: transformers would return none of them."""
-    if kwargs.get("output_attentions") or tower.config.output_attentions:
-        raise ValueError(
-            f"The attentions of blocks within a {type(tower).__name__} are not recorded: leave out "
-            "output_attentions, or ask a RaptorModel for them."
-        )
-
-
-def _find_tower(model: nn.Module) -> PreTrainedModel:
-    """Return the one vision tower of a model; a ValueError says why there is none."""
-    towers = find_towers(model)
-    if not towers:
-        raise ValueError(
-            f"{type(model).__name__} has no vision tower whose layers blocks can replace; the "
-            f"families are {', '.join(TEACHER_FAMILIES)}."
-        )
-    if len(towers) > 1:
-        raise ValueError(f"The model has several vision towers, {list(towers)}: give one of them.")
-    [tower] = towers.values()
-    check_weights(tower)
-    return tower
-
-
-def _check_blocks(blocks: PreTrainedModel, tower: PreTrainedModel) -> PreTrainedModel:
-    """Return a Raptor whose blocks fit a tower; a ValueError says what differs."""
-    config = blocks.config
-    if config.model_type != "raptor":
+def _check_blocks(blocks: PreTrainedModel, tower: PreTrainedModel) -> None:
+    """Refuse blocks that were made for another kind of tower, with a ValueError."""
+    if blocks.config.model_type != "raptor":
         raise ValueError(
             "blocks must be a Raptor that was distilled from this tower, such as "
             f"RaptorModel.from_pretrained gives; got a {type(blocks).__name__}."
         )
-    if config.num_applications is not None:
-        raise ValueError(
-            f"The blocks' configuration has num_applications={config.num_applications}, and within "
-            "another model blocks make all its layers. Set num_applications to None to use them."
-        )
-    ours, theirs = config.teacher_config, tower.config
+    ours, theirs = blocks.config.teacher_config, tower.config
     fields = ["model_type", "hidden_size", "num_attention_heads", "num_hidden_layers"]
     fields += ["num_channels", "patch_size", "image_size", "norm_type", layer_parts(ours).eps]
     for name in fields:
         made, found = getattr(ours, name, None), getattr(theirs, name, None)
         if made != found:
             raise ValueError(f"The blocks were made for {name}={made}; the tower has {found}.")
-    if token_layout(ours) != token_layout(theirs):
-        raise ValueError(
-            f"The blocks were made for {token_layout(ours)}; the tower has {token_layout(theirs)}."
-        )
-    return blocks.base_model
 
 
 @torch.no_grad()
@@ -282,19 +237,3 @@ def differing_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> list
         if ours.shape != theirs.shape or (ours - theirs).norm() > 2**-8 * theirs.norm():
             differing.append(name)
     return differing
-
-
-def _compare_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Warn where the weights around the layers are not those that the blocks were distilled with.
-
-    It is no error: a model that was fine-tuned from this teacher has moved its embeddings, too.
-    """
-    differing = differing_weights(raptor, teacher)
-    if differing:
-        warnings.warn(
-            f"The weights around the layers of this {type(teacher).__name__} are not those that "
-            f"the blocks were distilled with: {len(differing)} differ "
-            f"({', '.join(differing[:3])} …). Go on if the model was fine-tuned from the blocks' "
-            "teacher; blocks of another teacher make nothing of its states.",
-            stacklevel=3,
-        )

@@ -26,34 +26,17 @@ class Counter:
         return graph.forward
 
 
-def close(found, expected):
-    scale = max(state.abs().max() for state in expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=2e-6)
-
-
 @torch.no_grad()
 def test_one_graph_serves_all_blocks_and_all_their_applications(raptor, pixel_values):
     plain = raptor(pixel_values, True).hidden_states
     torch._dynamo.reset()
     counter = Counter()
     assert raptor.compile_blocks(backend=counter) is raptor
-    close(raptor(pixel_values, True).hidden_states, plain)
+    assert_same_outputs(raptor(pixel_values, True).hidden_states, plain)
     assert counter.graphs == 1
     raptor(torch.cat([pixel_values, pixel_values]))  # another batch size: once more, for any
     raptor(torch.cat([pixel_values, pixel_values, pixel_values]))
     assert counter.graphs == 2
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_inductor_gives_the_same(raptor, pixel_values):
-    plain = raptor(pixel_values, True).hidden_states
-    torch._dynamo.reset()
-    close(
-        raptor.compile_blocks()(pixel_values, output_hidden_states=True).hidden_states,
-        plain,
-    )
 
 
 @torch.no_grad()
@@ -66,13 +49,6 @@ def test_fewer_applications_stop_after_so_many_layers(raptor, pixel_values, tmp_
     assert all(torch.equal(state, found.hidden_states[4]) for state in found.hidden_states[5:])
     assert_same_outputs(found.last_hidden_state, raptor.norm(expected[4]))
     assert len(found.attentions) == 4
-
-
-@pytest.mark.parametrize("number", [0, 7])
-def test_fewer_applications_out_of_range(raptor, number):
-    raptor.config.num_applications = number
-    with pytest.raises(ValueError, match="num_applications must lie in 1 … 6"):
-        raptor.config.check_values()
 
 
 IN_INT8 = """
@@ -117,7 +93,5 @@ def test_int8_is_near_and_comes_back_from_a_folder(raptor, pixel_values, tmp_pat
     raptor.save_pretrained(tmp_path / "float32")
     torch.save(pixel_values, tmp_path / "images.pt")
     variables = {"PYTHONPATH": f"{ROOT}:{ROOT / '.venv' / 'int8'}"}
-    done = run(
-        sys.executable, "-c", IN_INT8, tmp_path, tmp_path / "images.pt", **variables
-    )  # fmt: skip
+    done = run(sys.executable, "-c", IN_INT8, tmp_path, tmp_path / "images.pt", **variables)
     assert 0 < float(done.stdout.split("error")[1]) < 1e-3

@@ -21,21 +21,12 @@ import json
 import pytest
 import torch
 
-from raptor_hf import RaptorForImageClassification, RaptorModel
+from raptor_hf import RaptorModel
 from raptor_hf.modeling_raptor_heads import AUTO_CLASSES
 from raptor_hf.teachers import load_backbone
 from tests.helpers import assert_same_outputs, make, tensors
 
 EVERY_MODEL = pytest.mark.parametrize("model_class", AUTO_CLASSES.values())
-
-
-def assert_same(ours, theirs, **tolerances):
-    ours, theirs = tensors(ours), tensors(theirs)
-    assert list(ours) == list(theirs)
-    for name, tensor in ours.items():
-        torch.testing.assert_close(
-            tensor, theirs[name], msg=lambda m, n=name: f"{n}: {m}", **tolerances
-        )
 
 
 def assert_same_weights(ours, theirs):
@@ -67,15 +58,12 @@ def test_dtypes(model_class, teacher, pixel_values, tmp_path):
     make(model_class, teacher).to(torch.bfloat16).save_pretrained(tmp_path)
     half = model_class.from_pretrained(tmp_path)  # as it was saved
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    assert half.config.dtype == torch.bfloat16
     outputs = tensors(half(pixel_values))
-    assert {tensor.dtype for tensor in outputs.values()} == {torch.bfloat16}
-    whole = model_class.from_pretrained(tmp_path, dtype=torch.float32)
-    for name, tensor in tensors(whole(pixel_values)).items():
-        assert tensor.dtype == torch.float32
+    whole = tensors(model_class.from_pretrained(tmp_path, dtype=torch.float32)(pixel_values))
+    for name, tensor in whole.items():
+        assert (tensor.dtype, outputs[name].dtype) == (torch.float32, torch.bfloat16)
         error = (tensor - outputs[name]).square().mean().sqrt() / tensor.square().mean().sqrt()
         assert error < 0.05, name  # eight bits, six applications
-    half.to(torch.float16)(pixel_values)
 
 
 def test_missing_weights_are_initialised(teacher, tmp_path):
@@ -109,31 +97,6 @@ def test_backbone_and_heads_share_weights(model_class, teacher, pixel_values, tm
     assert not any(info.values()), info
     assert_same_weights(back, model.base_model)
     assert_same_outputs(back(pixel_values), model.base_model(pixel_values))
-
-
-def test_number_of_labels(teacher, pixel_values, tmp_path):
-    model = make(RaptorForImageClassification, teacher, num_labels=3)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        RaptorForImageClassification.from_pretrained(tmp_path, num_labels=7)
-    wider = RaptorForImageClassification.from_pretrained(
-        tmp_path, num_labels=7, ignore_mismatched_sizes=True
-    )
-    assert wider(pixel_values).logits.shape == (3, 7)
-    assert_same_weights(wider.raptor, model.raptor)
-    assert_same_outputs(wider.raptor(pixel_values), model.raptor(pixel_values))
-
-
-def test_problem_types(teacher, pixel_values):
-    several = make(RaptorForImageClassification, teacher, num_labels=4)
-    several.config.problem_type = "multi_label_classification"
-    labels = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-    outputs = several(pixel_values, labels=labels)
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels)
-    torch.testing.assert_close(outputs.loss, expected)
-    one = make(RaptorForImageClassification, teacher, num_labels=1)
-    outputs = one(pixel_values, labels=(value := torch.tensor([0.5, -1.0, 2.0])))
-    torch.testing.assert_close(outputs.loss, (outputs.logits[:, 0] - value).square().mean())
 
 
 @EVERY_MODEL
@@ -180,7 +143,8 @@ def test_attentions(model_class, teacher, pixel_values):
     torch.testing.assert_close(outputs.attentions[5], expected.softmax(-1))
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
-    assert_same(model(pixel_values, output_hidden_states=True), outputs, rtol=1e-4, atol=1e-5)
+    again = model(pixel_values, output_hidden_states=True)
+    assert_same_outputs(tensors(again), tensors(outputs), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -215,22 +179,12 @@ def test_gradient_checkpointing(model_class, teacher, pixel_values, use_reentran
 
 
 @EVERY_MODEL
-def test_batching_changes_nothing(model_class, teacher, pixel_values):
-    model = make(model_class, teacher)
-    together = tensors(model(pixel_values))
-    for index in range(3):
-        for name, tensor in tensors(model(pixel_values[index : index + 1])).items():
-            torch.testing.assert_close(tensor[0], together[name][index], rtol=1e-4, atol=1e-4)
-
-
-@EVERY_MODEL
 def test_outputs_as_a_tuple(model_class, teacher, pixel_values):
     model = make(model_class, teacher)
     named = model(pixel_values)
     plain = model(pixel_values, return_dict=False)
     assert isinstance(plain, tuple)
-    for one, other in zip(plain, named.to_tuple(), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_same_outputs(plain, named.to_tuple())
 
 
 @EVERY_MODEL
@@ -239,7 +193,6 @@ def test_what_transformers_asks_for(model_class, teacher):
     assert isinstance(model.get_input_embeddings(), torch.nn.Module)
     assert model.get_input_embeddings() is model.base_model.shell.embeddings.patch_embeddings
     assert list(inspect.signature(model.forward).parameters)[0] == model.main_input_name
-    assert model.trajectory(**model.dummy_inputs).shape == (1, 7, 7, 24)
     assert {"RaptorBlock", "Dinov2WithRegistersEmbeddings"} <= model._no_split_modules
 
 
@@ -257,10 +210,6 @@ def test_offload_to_disk(model_class, teacher, pixel_values, tmp_path):
     assert next(loaded.base_model.blocks[0].parameters()).is_meta
     with torch.no_grad():
         assert_same_outputs(loaded(pixel_values), model(pixel_values))
-    whole = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "whole"}
-    loaded = model_class.from_pretrained(tmp_path / "model", **whole)
-    with torch.no_grad():
-        assert_same_outputs(loaded(pixel_values), model(pixel_values))
 
 
 @EVERY_MODEL
@@ -268,16 +217,14 @@ def test_compiles_without_a_break(model_class, teacher, pixel_values):
     torch.compiler.reset()
     model = make(model_class, teacher).requires_grad_(False)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    assert_same(compiled(pixel_values), model(pixel_values))
-    outputs = model(pixel_values, output_attentions=True)
-    assert_same(compiled(pixel_values, output_attentions=True), outputs)
+    for options in ({}, {"output_attentions": True}):
+        expected = tensors(model(pixel_values, **options))
+        assert_same_outputs(tensors(compiled(pixel_values, **options)), expected)
 
 
 def test_weights_come_from_safetensors_only(teacher, tmp_path):
     model = make(RaptorModel, teacher)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="read from safetensors, never a pickle"):
-        RaptorModel.from_pretrained(tmp_path, use_safetensors=False)
     index = {"metadata": {}, "weight_map": {name: "weights.bin" for name in model.state_dict()}}
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -289,4 +236,4 @@ def test_weights_come_from_safetensors_only(teacher, tmp_path):
     (tmp_path / "model.safetensors.index.json").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="no file named model.safetensors"):
-        RaptorModel.from_pretrained(tmp_path)
+        RaptorModel.from_pretrained(tmp_path, use_safetensors=False)

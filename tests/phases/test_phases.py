@@ -91,12 +91,8 @@ def test_random_phases_are_uniform_over_all_partitions():
     assert find_phases(distance, 3, "random", seed=5) == list(draws[5])
     assert find_phases(distance, 1, "random") == [6]
     assert find_phases(distance, 6, "random") == [1] * 6
-
-
-def test_uniform_phases_put_the_longer_ones_first():
-    distance = random_matrix(12, 0)
-    assert find_phases(distance, 4, "uniform") == [3, 3, 3, 3]
-    assert find_phases(distance, 5, "uniform") == [3, 3, 2, 2, 2]
+    # and the uniform ones put the longer phases first
+    assert find_phases(random_matrix(12, 0), 5, "uniform") == [3, 3, 2, 2, 2]
 
 
 def test_quality_by_hand():
@@ -151,12 +147,12 @@ ALTERNATING = (np.add.outer(np.arange(6), np.arange(6)) % 2).astype(float)
 @pytest.mark.parametrize(
     ("word", "distance", "arguments"),
     [
-        ("number of layers, 12", PUBLISHED["distance"], [13]),
-        ("at most 10 phases", PUBLISHED["distance"], [11]),
+        ("12 layers into 1 … 10 phases; got k=13", PUBLISHED["distance"], [13]),
+        ("into 1 … 12 phases; got k=13", PUBLISHED["distance"], [13, "maxcut"]),
         ("k=9 is too large", PUBLISHED["distance"], [9]),
         ("kmeans", PUBLISHED["distance"], [2, "kmeans"]),
         ("shape", np.zeros((2, 3)), [1]),
-        ("NaN", np.full((4, 4), np.nan), [2]),
+        ("finite", np.full((4, 4), np.nan), [2]),
         ("symmetric", np.triu(np.ones((4, 4))), [2]),
         ("at most 26 layers", random_matrix(30, 0), [2]),
         ("layer 1 has 1.33", 2 - 2 * np.eye(3), [2, "ncut"]),
@@ -168,17 +164,13 @@ def test_what_can_not_be_cut_is_refused(word, distance, arguments):
         find_phases(distance, *arguments)
 
 
-def test_what_can_not_be_cut_is_known_before_the_distances():
-    for layers, k, method in ((12, 13, "maxcut"), (12, 11, "recursive"), (3, 2, "recursive")):
-        with pytest.raises(ValueError, match="k"):
-            check_cut(layers, k, method)
-    with pytest.raises(ValueError, match="at most 26 layers"):
-        check_cut(30, 2, "recursive")
-    # the most phases that pass are those of a matrix whose last layer is always an outlier
-    check_cut(12, 10, "recursive")
+def test_the_most_phases_of_the_recursion():
+    """Those of a matrix whose last layer is always an outlier."""
     growing = 3.0 ** np.arange(12)
     outliers = np.outer(growing, growing) - np.diag(growing**2)
     assert find_phases(outliers, 10) == [3] + [1] * 9
+    with pytest.raises(ValueError, match="3 layers into 1 … 1 phases; got k=2"):
+        check_cut(3, 2, "recursive")
 
 
 @pytest.fixture
@@ -254,7 +246,10 @@ def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, ca
     make_processor(8).save_pretrained(tmp_path / "teacher")
     command = [find_phases_program, "--output_dir", tmp_path / "out"]
     measured = [*command, "--teacher", tmp_path / "teacher", "--dataset", "digits"]
-    for flags, word in ((["--k", "5"], "at most 4 phases"), (["--method", "best"], "best")):
+    for flags, word in (
+        (["--k", "5"], "into 1 … 4 phases; got k=5"),
+        (["--method", "best"], "best"),
+    ):
         with pytest.raises(ValueError, match=word):
             call(*measured, *flags)
     assert not (tmp_path / "out").exists()

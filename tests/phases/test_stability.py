@@ -6,7 +6,6 @@ import pytest
 from raptor_hf.phases.stability import (
     boundaries,
     cut_stability,
-    default_methods,
     partition_agreement,
     resampled_distances,
 )
@@ -76,17 +75,11 @@ def test_agreement_by_hand():
     assert partition_agreement([12], [12]) == 1 and partition_agreement([12], [6, 6]) == 0
 
 
-def test_the_published_method_is_for_few_layers():
-    assert default_methods(12) == ["recursive", "maxcut"] and default_methods(24) == ["maxcut"]
-
-
 @pytest.mark.parametrize(
     ("word", "call"),
     [
         ("sum to 12", lambda images: partition_agreement([6, 6], [6, 5])),
         ("positive", lambda images: partition_agreement([0, 12], [6, 6])),
-        ("shape", lambda images: resampled_distances(images[0])),
-        ("shape", lambda images: resampled_distances(images[:0])),
         ("finite", lambda images: resampled_distances(images * np.nan)),
     ],
 )
