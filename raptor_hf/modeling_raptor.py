@@ -12,6 +12,7 @@ import os
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -129,7 +130,8 @@ class RaptorFFN(nn.Module):
         """Return (…, N, D) to (…, N, D)."""
         hidden = self.fc1(hidden_states)
         # the largest tensor of all: written over where nobody else sees it, 10 % faster on a CPU
-        private = type(self.fc1) is nn.Linear and not self.fc1._forward_hooks
+        seen = self.fc1._forward_hooks or _global_forward_hooks or "forward" in vars(self.fc1)
+        private = type(self.fc1) is nn.Linear and not seen
         in_place = private and not hidden.requires_grad and not torch.compiler.is_compiling()
         if self.gated:
             gate, up = hidden.chunk(2, dim=-1)

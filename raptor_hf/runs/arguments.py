@@ -13,6 +13,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from .files import read_text
+
 
 def parse_arguments(
     *parts: type, argv: list[str] | None = None, defaults: dict | None = None
@@ -55,7 +57,7 @@ def parse_arguments(
 def _read_recipe(path: str | Path, names: list[str]) -> dict:
     """Read a recipe file; errors as `parse_arguments`."""
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        recipe = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):

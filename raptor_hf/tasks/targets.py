@@ -1,12 +1,12 @@
 """What the numbers in a mask or a depth map mean, and the names of classes."""
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 
 from ..data.decoding import open_image
+from ..runs.files import read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,12 @@ def read_class_names(source: str | Path | None, *, of: str) -> list[str]:
             f"{of}: the names of the classes of its masks are unknown. Give --class_names FILE: a "
             "name a line, in the order of the labels."
         )
-    text = Path(source).read_text(encoding="utf-8-sig")
-    rows = [line.strip().split("\t") for line in text.splitlines() if line.strip()]
+    rows = [line.strip().split("\t") for line in read_text(source).splitlines() if line.strip()]
     if str(source).endswith(".json"):
-        numbered = {int(number): name for number, name in json.loads(text).items()}
+        content = read_json(source)
+        if isinstance(content, list):  # of names, instead of numbers and names
+            content = dict(enumerate(content))
+        numbered = {int(number): name for number, name in content.items()}
     elif any(len(row) == 1 for row in rows):
         numbered = dict(enumerate("\t".join(row) for row in rows))
     else:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
 from raptor_hf import (
@@ -52,7 +53,14 @@ def test_a_hook_may_give_a_tensor_of_its_own():
     raptor = make_raptor(tiny_model("dinov2"), [2, 1]).eval()
     patch = torch.randn(2, 17, 96)
     kept = patch.clone()
-    raptor.blocks[0].ffn.fc1.register_forward_hook(lambda *_: patch)
+    fc1 = raptor.blocks[0].ffn.fc1
+    handle = fc1.register_forward_hook(lambda *_: patch)
+    assert torch.equal(raptor(PIXELS)[0], raptor(PIXELS)[0]) and torch.equal(patch, kept)
+    handle.remove()
+    handle = register_module_forward_hook(lambda module, *_: patch if module is fc1 else None)
+    assert torch.equal(raptor(PIXELS)[0], raptor(PIXELS)[0]) and torch.equal(patch, kept)
+    handle.remove()
+    fc1.forward = lambda _: patch
     assert torch.equal(raptor(PIXELS)[0], raptor(PIXELS)[0]) and torch.equal(patch, kept)
 
 

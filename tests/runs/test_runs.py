@@ -214,6 +214,15 @@ def test_arguments_that_change_nothing_are_no_identity():
     assert not {"log_every", "output_dir", "resume"} & set(values)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"), [(b'{"steps": ', "is no JSON"), (b'"caf\xe9"', "is not UTF-8")]
+)
+def test_a_damaged_file_is_named(content, words, tmp_path):
+    (tmp_path / "phases.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"phases.json {words}"):
+        read_json(tmp_path / "phases.json")
+
+
 def test_models_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1" / "raptor").mkdir(parents=True)

@@ -154,6 +154,7 @@ def palette_mask():
         ("names.txt", "\n".join(NAMES)),
         ("table.txt", "\n".join(f"{n}\t{name}, of a kind" for n, name in enumerate(NAMES))),
         ("id2label.json", json.dumps(dict(enumerate(NAMES)))),
+        ("names.json", json.dumps(NAMES)),
     ],
 )
 def test_anyones_masks_have_their_own_classes(name, content, tmp_path):
