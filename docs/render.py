@@ -219,7 +219,7 @@ def step_speed() -> str:
 
 def images() -> str:
     """Return images a second of the ways to read image files."""
-    ways, rows = ["plain", "ours", "ours, --shorter_side", "ours, --image_cache"], []
+    ways, rows = ["plain", "ours"], []
     for name, speeds in benchmark("images").items():
         title, _, unit = name.partition(": ")
         if unit == "images a second":

@@ -5,6 +5,7 @@ Weights and files are compared exactly, outputs of kernels to a tolerance.
 
 import copy
 import dataclasses
+import multiprocessing
 
 import datasets
 import numpy as np
@@ -21,6 +22,10 @@ from raptor_hf.data import ImageViews, make_processor
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.loop.scalars import StepResult
 from raptor_hf.tasks.heads import attach_head
+
+# a process that has imported everything, and forks in a moment
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["raptor_hf.activations.writing"])
 
 
 def assert_same_outputs(actual, expected, tolerance=3e-6):

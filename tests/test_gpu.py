@@ -157,7 +157,7 @@ def test_recorded_steps_are_the_plain_ones(tmp_path, monkeypatch, compile):
     torch._dynamo.reset()
     teacher = tiny_teacher().to(DEVICE)
     processor = make_processor(teacher.config.image_size)
-    views = {"views": 4, "plain_first": False, "as_bytes": True}
+    views = {"views": 4, "plain_first": False}
     activations = OnlineActivations(
         teacher, ImageViews(load_images("digits", "train"), processor, **views)
     )

@@ -143,7 +143,7 @@ def test_bad_input_is_said_in_words(line, tmp_path):
         "has no block for the span 0-5": [
             distill, *store, "--phases", "5", "7", "--blocks", blocks
         ],
-        "--dataset is for --activations online": [distill, *store, *file, "--dataset", "digits"],
+        "digits is for --activations online": [distill, *store, *file, "--dataset", "digits"],
         "--phase_fraction is for whole Raptors": [
             pretrain, *store, "--spans", "0-7", "--phase_fraction", "0.5"
         ],

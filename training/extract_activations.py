@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parts = parse_arguments(*PARTS, argv=argv, defaults={"dataset": "digits"})
     own, images, crops, reading = parts
     state = process_state()
+    check_positive(images, "views")
 
     # the teacher; a store that lost a shard since it was finished is opened again
     teacher = load_backbone(own.teacher, own.revision).to(state.device)

@@ -22,7 +22,6 @@ import raptor_hf
 from raptor_hf import activations, phases, reports
 from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.data.views import drop_unreadable
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
@@ -73,7 +72,7 @@ def measure(
         activations.check_all_layers(source)
     else:
         model.to(process_state().device)
-        source = activations.OnlineActivations(model, drop_unreadable(views))
+        source = activations.OnlineActivations(model, views)
     options = {name: getattr(arguments, name) for name in OPTIONS}
     states = activations.stream_states(source, "layer distances", **options)
     return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))

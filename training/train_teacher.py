@@ -13,6 +13,7 @@ import raptor_hf
 from raptor_hf import loop
 from raptor_hf.data import list_images, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
+from raptor_hf.data.decoding import look_up
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
@@ -67,7 +68,6 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
 def random_views(images, processor, own: Arguments, crops, reading, seed: int):
     """Return the labelled images, each in one view; rows beyond the last are new views."""
     from raptor_hf.data.transforms import Augmentation
-    from raptor_hf.data.views import skip_corrupt
 
     dataset = raptor_hf.data.ImageViews(
         images,
@@ -80,7 +80,7 @@ def random_views(images, processor, own: Arguments, crops, reading, seed: int):
     )
     if dataset.classes.number < 2 or dataset.labels.min() < 0:
         raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
-    return skip_corrupt(dataset, reading.skip_corrupt, replace=True)
+    return dataset
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     config.label2id = {name: label for label, name in config.id2label.items()}
 
     # the model and its loss
+    table = None if dataset.table is None else dataset.table.to(process_state().device)
+
     def compute_loss(model, batch, progress):
-        logits = model(batch["pixel_values"]).logits
+        logits = model(look_up(batch["pixel_values"], table)).logits
         loss = torch.nn.functional.cross_entropy(
             logits, batch["label"], label_smoothing=own.label_smoothing
         )

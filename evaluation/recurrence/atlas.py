@@ -20,7 +20,6 @@ import numpy as np
 from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.data import ImageViews, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.data.views import drop_unreadable
 from raptor_hf.phases.distance import image_distances, tidy_distances
 from raptor_hf.phases.stability import cut_stability, default_methods, resampled_distances
 from raptor_hf.reports.figures import plot_layer_distance
@@ -127,7 +126,6 @@ def map_teacher(
         return
 
     # measure, and write all at once, without a path of this machine
-    drop_unreadable(source.images)
     content = {
         "kind": _KIND,
         "name": title,

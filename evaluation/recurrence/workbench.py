@@ -26,7 +26,6 @@ from raptor_hf.activations.online import Activations, OnlineActivations, open_so
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.data import ImageViews, ReadingArguments, choose_images, load_images
 from raptor_hf.data.arguments import CropArguments
-from raptor_hf.data.views import drop_unreadable
 from raptor_hf.distillation.arguments import (
     ObjectiveArguments,
     ValidationArguments,
@@ -109,13 +108,12 @@ class Bench:
         """Open images as they are: at most so many, chosen at random; 0: all."""
         reading = self.settings.reading
         images = load_images(self.settings.images.dataset, split, reading)
-        views = ImageViews(
+        return ImageViews(
             images,
             load_processor(self.name, self.source.revision, reading.resolution),
             image_ids=choose_images(len(images), min(number or len(images), len(images)), 0),
             reading=reading,
         )
-        return drop_unreadable(views)
 
     def accuracy(self, last: torch.Tensor) -> float | None:
         """Return the accuracy of the teacher's head on states (n, N, D); None without a head."""

@@ -6,12 +6,6 @@ from .store import load_activations
 from .writing import write_activations
 
 __all__ = [
-    "OnlineActivations",
-    "check_all_layers",
-    "image_views",
-    "load_activations",
-    "open_source",
-    "stream_states",
-    "verify_activations",
-    "write_activations",
-]
+    "OnlineActivations", "check_all_layers", "image_views", "load_activations", "open_source",
+    "stream_states", "verify_activations", "write_activations",
+]  # fmt: skip

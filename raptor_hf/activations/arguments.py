@@ -1,9 +1,8 @@
 """Arguments: the images that a teacher sees, and the source of its states."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ..data.arguments import CropArguments
 from ..runs.arguments import check_not_negative, check_positive
 
 
@@ -56,15 +55,3 @@ class ActivationArguments:
     def online(self) -> bool:
         """Whether the teacher computes its states during training."""
         return self.activations == "online"
-
-
-def check_source(source: ActivationArguments, images: ImageArguments, crops: CropArguments) -> None:
-    """Refuse online without a dataset, and options of images for stored states."""
-    if source.online and images.dataset is None:
-        raise ValueError("--activations online needs images: give --dataset.")
-    defaults = {**asdict(ImageArguments()), **asdict(CropArguments())}
-    for name, value in {**asdict(images), **asdict(crops)}.items():
-        if not source.online and value != defaults[name]:
-            raise ValueError(
-                f"--{name} is for --activations online; {source.activations} was made with its own."
-            )

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
+from datasets.features.features import numpy_to_pyarrow_listarray
 
 from ..runs.files import read_json
 
@@ -15,33 +16,18 @@ MANIFEST = "manifest.json"
 SCALARS = ("label", "image_id", "view")
 
 
-def layer_column(layer: int) -> str:
-    """Return the name of the column of the states after a layer."""
-    return f"layer_{layer}"
-
-
 def activation_features(
     layers: Sequence[int], num_tokens: int, num_channels: int, dtype: str
 ) -> datasets.Features:
-    """Return the schema: a column (num_tokens, num_channels) a layer, label, image and view.
-
-    Args:
-        dtype: `"float16"` or `"float32"`.
-    """
-    shape = (num_tokens, num_channels)
-    columns = {layer_column(layer): datasets.Array2D(shape, dtype) for layer in layers}
-    columns |= {name: datasets.Value("int64") for name in SCALARS}
-    return datasets.Features(columns)
+    """Return the schema: a column (num_tokens, num_channels) a layer, label, image and view."""
+    state = datasets.Array2D((num_tokens, num_channels), dtype)
+    columns = dict.fromkeys([f"layer_{layer}" for layer in layers], state)
+    return datasets.Features(columns | dict.fromkeys(SCALARS, datasets.Value("int64")))
 
 
 def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
-    """Return (B, N, D) as Arrow's nested lists under `datasets`' Array2D type."""
-    # the offsets of the tokens in the numbers, and of the rows in the tokens
-    num_rows, num_tokens, num_channels = values.shape
-    inner = np.arange(0, num_rows * num_tokens + 1, dtype=np.int32) * num_channels
-    outer = np.arange(0, num_rows + 1, dtype=np.int32) * num_tokens
-    lists = pa.ListArray.from_arrays(inner, pa.array(values.reshape(-1)))
-    return pa.ExtensionArray.from_storage(field_type, pa.ListArray.from_arrays(outer, lists))
+    """Return (B, N, D) under `datasets`' Array2D type, without a detour by Python objects."""
+    return pa.ExtensionArray.from_storage(field_type, numpy_to_pyarrow_listarray(values))
 
 
 def states_of(column: pa.Array) -> np.ndarray:
@@ -50,11 +36,11 @@ def states_of(column: pa.Array) -> np.ndarray:
     return values.reshape(len(column), *column.type.shape)
 
 
-def checksum(path: str | Path) -> str:
-    """Return XXH3 (128 bits) of a file, which finds damage at the speed of the disk."""
-    with open(path, "rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return xxhash.xxh3_128(content).hexdigest()
+def shard_facts(file: Path) -> dict:
+    """Return the size of a shard, and XXH3 (128 bits), which works at the speed of the disk."""
+    with file.open("rb") as opened:
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return {"size_bytes": len(content), "xxh3_128": xxhash.xxh3_128(content).hexdigest()}
 
 
 def read_manifest(path: str | Path) -> dict:
@@ -65,22 +51,10 @@ def read_manifest(path: str | Path) -> dict:
     """
     if not (Path(path) / MANIFEST).exists():
         raise FileNotFoundError(
-            f"{path} is not a finished activation dataset: it has no {MANIFEST}. "
-            "Make it with training/extract_activations.py (--resume goes on with a part)."
+            f"{path} is not a finished activation dataset: it has no {MANIFEST}. Make it with "
+            "training/extract_activations.py; --resume goes on with a part."
         )
     return read_json(Path(path) / MANIFEST)
-
-
-def shard_problem(file: Path, facts: dict, *, checksums: bool) -> str | None:
-    """Return how a shard differs from its size and checksum; None if it does not."""
-    if not file.exists():
-        return f"{file} is missing"
-    size = file.stat().st_size
-    if size != facts["size_bytes"]:
-        return f"{file} has {size:,} bytes instead of {facts['size_bytes']:,}"
-    if checksums and checksum(file) != facts["xxh3_128"]:
-        return f"{file} is damaged: it has another checksum"
-    return None
 
 
 def verify_activations(path: str | Path, *, checksums: bool = True) -> dict[str, str]:
@@ -94,19 +68,24 @@ def verify_activations(path: str | Path, *, checksums: bool = True) -> dict[str,
     """
     problems = {}
     for name, facts in read_manifest(path)["shards"].items():
-        problem = shard_problem(Path(path) / name, facts, checksums=checksums)
+        file, problem = Path(path) / name, None
+        if not file.exists():
+            problem = "is missing"
+        elif file.stat().st_size != facts["size_bytes"]:
+            problem = f"has {file.stat().st_size:,} bytes instead of {facts['size_bytes']:,}"
+        elif checksums and shard_facts(file) != facts:
+            problem = "is damaged: it has another checksum"
         if problem:
             problems[name] = (
-                f"{problem}. Delete it if it is there, and run training/extract_activations.py as "
-                "you did, with --resume: it writes missing shards."
+                f"{file} {problem}. Delete it if it is there, and run the extraction as before "
+                "with --resume: it writes missing shards."
             )
     return problems
 
 
 def dataset_card(manifest: dict) -> str:
     """Return the README.md of an activation dataset; it tells the Hub where the data are."""
-    teacher, layers = manifest["teacher"], manifest["layers"]
-    size = sum(facts["size_bytes"] for facts in manifest["shards"].values())
+    teacher, size = manifest["teacher"], f"{manifest['num_tokens']} × {manifest['num_channels']}"
     return f"""---
 tags:
 - raptor_hf
@@ -122,10 +101,8 @@ configs:
 | --- | --- |
 | teacher | {teacher["name"]}, commit {teacher["revision"]}, weights {teacher["weights_sha256"]} |
 | images | {manifest["num_images"]:,} in {manifest["views"]} views of {manifest["image_size"]} |
-| layers | {layers}; 0 is the embeddings, each before the final norm |
-| tokens | {manifest["num_cls"]} cls, {manifest["num_registers"]} registers, then all patches |
-| a state | {manifest["num_tokens"]} × {manifest["num_channels"]}, {manifest["dtype"]} |
-| size | {size / 1e9:.3g} GB in {len(manifest["shards"])} files |
+| layers | {manifest["layers"]}; 0 is the embeddings, each before the final norm |
+| a state | {size}, {manifest["dtype"]}: cls, {manifest["num_registers"]} registers, all patches |
 
 `datasets.load_from_disk` opens it; `raptor_hf.activations.load_activations` reads batches of it at
 the speed of the memory map, and `python -m raptor_hf.activations verify` checks every file.

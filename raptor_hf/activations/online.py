@@ -4,7 +4,6 @@ Both are map-style datasets that a DataLoader reads whole batches of; `states(ba
 states (B, layers, N, D) of such a batch.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -12,19 +11,19 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, teacher_family, token_layout
+from ..configuration_raptor import TEACHER_FAMILIES, teacher_family, token_layout
 from ..data import ImageViews, batches, choose_images, list_images, load_images
 from ..data.arguments import CropArguments, ReadingArguments
 from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
-from ..data.views import first_batch, skip_corrupt
+from ..runs.arguments import all_values
 from ..runs.files import Fingerprint
 from ..runs.processes import compiled, process_state
 from ..teachers import image_size, load_processor, trajectory
 from ..teachers.states import infer_token_layout, up_to_layer
 from ..weights import weights_digest
-from .arguments import ActivationArguments, ImageArguments, check_source
+from .arguments import ActivationArguments, ImageArguments
 from .store import StoredActivations, load_activations
 
 
@@ -34,7 +33,8 @@ class OnlineActivations(Dataset):
     A DataLoader reads images; `states` runs the teacher on a batch of them, without gradients.
 
     Args:
-        teacher: any vision model that returns its states, on the device that computes.
+        teacher: any vision model that returns its states, on the device that computes. With the
+            first image it shows `depth`, `num_tokens`, `num_channels` and `layout`.
         images: gives whole batches with `pixel_values`, as `ImageViews` and `ProbeImages` do.
         layers: the layers whose states are computed; default: all, 0 … L.
         precision: `"bfloat16"` computes under autocast; the residual stream stays float32.
@@ -54,12 +54,20 @@ class OnlineActivations(Dataset):
         self.whole_teacher = self.teacher = teacher
         self.images, self.precision = images, precision
 
-        # the layers that there are, and those that are asked for
-        self.depth = getattr(teacher.config, "num_hidden_layers", None)
-        if self.depth is None:  # not a model of transformers' usual kind
-            pixel_values = self.pixel_values(first_batch(images))
-            self.depth = trajectory(teacher, pixel_values).shape[1] - 1
-        self.layers = list(range(self.depth + 1) if layers is None else layers)
+        # the first image shows the sizes of images and states, and how many layers there are
+        pixel_values = self.pixel_values(images.__getitems__([0]))
+        _, num_layers, self.num_tokens, self.num_channels = trajectory(teacher, pixel_values).shape
+        self.depth, self.resolution = num_layers - 1, list(pixel_values.shape[-2:])
+        config, (height, width) = teacher.config, self.resolution
+        if config.model_type in TEACHER_FAMILIES:
+            self.layout = token_layout(config)
+        else:
+            self.layout = infer_token_layout(
+                config, num_tokens=self.num_tokens, height=height, width=width
+            )
+
+        # the layers that are asked for
+        self.layers = list(range(num_layers) if layers is None else layers)
         if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
             raise ValueError(
                 f"The teacher has the layers 0 to {self.depth}; asked for {self.layers}."
@@ -76,10 +84,6 @@ class OnlineActivations(Dataset):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         return self.images.__getitems__(rows)
-
-    def public_path(self, image_id: int) -> str:
-        """Return the name of an image in lists."""
-        return self.images.public_path(image_id)
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher
@@ -99,38 +103,18 @@ class OnlineActivations(Dataset):
 
     def pixel_values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the images (B, C, H, W) of a batch on the teacher's device, normalised."""
-        pixel_values = batch["pixel_values"].to(self.teacher.device)
-        if pixel_values.dtype == torch.uint8:  # random crops in training travel as bytes
-            return look_up(pixel_values, self._pixel_table)
-        return pixel_values
+        return look_up(batch["pixel_values"].to(self.teacher.device), self._pixel_table)
 
     @cached_property
-    def _pixel_table(self) -> torch.Tensor:
-        """The processor's values of bytes (`pixel_table`), on the teacher's device."""
-        return torch.from_numpy(self.images.table).to(self.teacher.device)
+    def _pixel_table(self) -> torch.Tensor | None:
+        """The processor's values of bytes, on the teacher's device; None: images are floats."""
+        table = getattr(self.images, "table", None)
+        return None if table is None else table.to(self.teacher.device)
 
     @property
     def processor(self):
         """The image processor that makes the images."""
         return self.images.processor
-
-    @cached_property
-    def resolution(self) -> list[int]:
-        """Height and width of the images in pixels."""
-        return list(first_batch(self.images)["pixel_values"].shape[-2:])
-
-    @cached_property
-    def layout(self) -> TokenLayout:
-        """The number of cls and register tokens before the patches."""
-        config = self.teacher.config
-        if config.model_type in TEACHER_FAMILIES:
-            return token_layout(config)
-
-        # of another model: from the number of tokens that an image becomes
-        batch = first_batch(self.images)
-        height, width = batch["pixel_values"].shape[-2:]
-        num_tokens = self.states(batch).shape[2]
-        return infer_token_layout(config, num_tokens=num_tokens, height=height, width=width)
 
     def identity(self) -> str:
         """Return the digest of the teacher's weights."""
@@ -150,32 +134,24 @@ def image_views(
     reading: ReadingArguments,
     teacher: str,
     revision: str | None = None,
-    *,
-    training: bool = False,
 ) -> ImageViews:
-    """Open images in their views, for the image processor of a teacher (a folder or Hub id).
-
-    In training batches keep their size where images are left out, `views` may be 0, and random
-    crops travel as bytes where they can.
-    """
+    """Open images in their views, for the image processor of a teacher (a folder or Hub id)."""
     dataset = load_images(images.dataset, images.split, reading)
     processor = load_processor(teacher, revision, reading.resolution)
 
     # random views: crops of photographs, small affine maps of digits
     augmentation = None
-    if images.dataset not in EMBEDDED:
+    if images.dataset not in EMBEDDED and images.views != 1:
         augmentation = Augmentation.of(crops, image_size(processor))
-    views = ImageViews(
+    return ImageViews(
         dataset,
         processor,
-        views=max(1, images.views) if training else images.views,
+        views=max(1, images.views),  # 0 means new ones in every epoch
         seed=images.view_seed,
         image_ids=choose_images(len(dataset), images.num_images, images.view_seed),
         crops=augmentation,
         reading=reading,
-        as_bytes=training,
     )
-    return skip_corrupt(views, reading.skip_corrupt, replace=training)
 
 
 def open_source(
@@ -189,41 +165,27 @@ def open_source(
     """Open the source of the states of some layers.
 
     Raises:
-        ValueError: options that contradict each other (`check_source`), or a store of other layers,
-            another resolution or another teacher.
+        ValueError: options that contradict each other, or a store of other layers, another
+            resolution or another teacher.
     """
-    check_source(source, images, crops)
-
     # computed
     if source.online:
-        views = image_views(images, crops, reading, source.teacher, source.revision, training=True)
+        if images.dataset is None:
+            raise ValueError("--activations online needs images: give --dataset.")
+        views = image_views(images, crops, reading, source.teacher, source.revision)
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
 
-    # stored: of this teacher, these layers and images of this size and preparation
+    # stored: of this teacher and these layers, and no option may ask for other images
     stored = load_activations(source.activations, layers=layers, teacher=teacher)
-    if reading.resolution and reading.resolution != stored.resolution:
-        raise ValueError(
-            f"{source.activations} holds the states of images of {stored.resolution} "
-            f"pixels; --resolution asks for {reading.resolution}. Leave it out."
-        )
-    stored.processor = _find_processor(source, stored)
+    made_with = all_values(ImageArguments(), CropArguments()) | {"resolution": stored.resolution}
+    for name, value in (all_values(images, crops) | {"resolution": reading.resolution}).items():
+        if value not in (made_with[name], []):
+            raise ValueError(
+                f"--{name} {value} is for --activations online: {source.activations} was made with "
+                f"its own images, of {stored.resolution} pixels."
+            )
     return stored
-
-
-def _find_processor(source: ActivationArguments, stored: StoredActivations):
-    """Return the image processor of a store; refuse a store of another one than the teacher's."""
-    before = stored.manifest["transform"]
-    for resolution in (None, stored.resolution):  # its own, or that of an extraction's --resolution
-        processor = load_processor(source.teacher, source.revision, resolution)
-        now = json.loads(json.dumps(processor.to_dict()))
-        if now == before:
-            return processor
-    name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
-    raise ValueError(
-        f"{source.activations} was made with another image processor ({name} {before.get(name)}, "
-        f"now {now.get(name)}). Bring back its preprocessor_config.json, or extract again."
-    )
 
 
 def check_all_layers(activations: Activations) -> None:

@@ -7,19 +7,19 @@ the images, and holds the checksum of every file. `writing.py` writes them.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-import xxhash
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..configuration_raptor import TokenLayout
-from ..data.loading import Classes
-from ..teachers import teacher_identity
-from .format import SCALARS, layer_column, read_manifest, states_of, verify_activations
+from ..runs.files import json_digest
+from ..teachers import load_processor, teacher_identity
+from .format import SCALARS, read_manifest, states_of, verify_activations
 
 _COPYING_THREADS = 4  # a page that is not in memory is waited for; threads wait side by side
 WORTH_A_THREAD = 2**16  # bytes of a state; smaller ones are copied faster than threads start
@@ -43,18 +43,14 @@ class StoredActivations(Dataset):
         for problem in verify_activations(path, checksums=False).values():
             raise ValueError(problem)
         self.layout = TokenLayout(self.manifest["num_cls"], self.manifest["num_registers"])
+        self.resolution = self.manifest["image_size"]  # height and width in pixels
 
         # a view (rows, N, D) of every layer and record batch; `ends` are the batches' last rows + 1
         table = datasets.load_from_disk(str(self.path)).data.table
-        columns = [table[layer_column(layer)].chunks for layer in self.layers]
+        columns = [table[f"layer_{layer}"].chunks for layer in self.layers]
         self.views = [[states_of(chunk) for chunk in chunks] for chunks in columns]
         self.ends = np.cumsum([len(view) for view in self.views[0]])
         self.scalars = {name: torch.tensor(table[name].to_numpy()) for name in SCALARS}
-
-    @property
-    def classes(self) -> Classes:
-        """The classes of the labels."""
-        return Classes.of(self.manifest["class_names"], self.scalars["label"])
 
     def __reduce__(self):
         # a DataLoader's worker that is not forked opens the files itself, and gets no copy
@@ -73,10 +69,10 @@ class StoredActivations(Dataset):
         batches = np.searchsorted(self.ends, rows, side="right")
         offsets = rows - np.concatenate([[0], self.ends])[batches]
 
-        # allocate by torch, which aligns memory: `keep_batch` need not copy it
+        # allocate by torch: kernels choose their way by the address, which it aligns
         sample = self.views[0][0]
-        dtype = torch.from_numpy(np.empty(0, sample.dtype)).dtype
-        states = torch.empty((len(rows), len(self.layers), *sample.shape[1:]), dtype=dtype)
+        shape, dtype = (len(rows), len(self.layers), *sample.shape[1:]), str(sample.dtype)
+        states = torch.empty(shape, dtype=getattr(torch, dtype))
         gathered = states.numpy()
 
         # copy the states from the memory map, large ones in several threads
@@ -99,17 +95,14 @@ class StoredActivations(Dataset):
         """Return the states (B, layers, N, D) of a batch, as `OnlineActivations` does."""
         return batch["states"]
 
-    @property
-    def resolution(self) -> list[int]:
-        """Height and width of the images in pixels."""
-        return self.manifest["image_size"]
+    @cached_property
+    def processor(self):
+        """The image processor that made the images; models of these states need the same."""
+        return load_processor(str(self.path))
 
     def identity(self) -> str:
         """Return a digest of the dataset; other activations have another one."""
-        digest = xxhash.xxh3_128()
-        for name, facts in self.manifest["shards"].items():
-            digest.update(f"{name} {facts['xxh3_128']}".encode())
-        return digest.hexdigest()
+        return json_digest(self.manifest["shards"])
 
     def files(self, dataset: str | None) -> dict:
         """Return no images: those that were read are a part of the store's own identity."""
@@ -130,16 +123,14 @@ def load_activations(
 
     Raises:
         FileNotFoundError: no manifest.
-        ValueError: a shard is missing or has another size than the manifest says, a layer is not
-            stored, or the teacher is another one.
+        ValueError: a missing or truncated shard, a layer that is not stored, or another teacher.
     """
     activations = StoredActivations(path, layers)
     if teacher is not None:
         maker, given = activations.manifest["teacher"], teacher_identity(teacher)
         if maker["weights_sha256"] != given["weights_sha256"]:
             raise ValueError(
-                f"{path} holds the activations of another teacher: made with {maker['name']} "
-                f"(weights {maker['weights_sha256'][:12]}…), given {given['name']} "
-                f"(weights {given['weights_sha256'][:12]}…). Extract activations of this teacher."
+                f"{path} holds the activations of another teacher, {maker['name']}; given "
+                f"{given['name']}: their weights differ. Extract activations of this teacher."
             )
     return activations

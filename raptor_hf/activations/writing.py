@@ -1,12 +1,12 @@
 """Write an activation dataset: shards that are complete or absent, in parallel, resumable.
 
-A shard is written under a temporary name; when all of it is on the disk its checksum is noted in a
-file beside it, and it gets its name. When all shards are there, their checksums move to the
-manifest, with which the dataset is finished.
+A shard is written under a temporary name, and gets its own when all of it is on the disk. When all
+shards are there, the manifest notes their checksums, and with it the dataset is finished.
 """
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,13 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..data import ImageViews, keep_batch
-from ..data.batching import init_worker
-from ..data.views import first_batch
-from ..runs.files import free_bytes, public_name, read_json, size, write_json
+from ..data import ImageViews
+from ..data.batching import batch_loader
+from ..runs.files import free_bytes, public_name, size, write_json
 from ..runs.folder import environment, lock_folder, unlock_folder
 from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
@@ -30,10 +28,9 @@ from .format import (
     SCALARS,
     activation_features,
     array2d,
-    checksum,
     dataset_card,
-    layer_column,
-    shard_problem,
+    read_manifest,
+    shard_facts,
 )
 from .online import OnlineActivations
 
@@ -59,11 +56,9 @@ def write_activations(
     the same arguments ends in the same bytes as one that was not interrupted.
 
     Args:
-        layers: the layers to store; default: all.
+        layers, precision: as of `OnlineActivations`.
         dtype: of the stored states, `"float16"` or `"float32"`.
-        precision: of the teacher's forward pass, `"float32"` or `"bfloat16"`.
         batch_size: images in one forward pass, and in one record batch of a file.
-        num_workers: processes that decode images ahead.
         revision: the Hub revision that the teacher was loaded at; its commit is noted.
         dataset: name of the images, for the manifest.
         dry_run: print the plan, and stop.
@@ -81,21 +76,24 @@ def write_activations(
             leftover.unlink()
     state.wait_for_everyone()
 
-    # the first image shows how large a state is; a shard holds whole batches, at least one
+    # a shard holds whole batches, at least one
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
-    shape = source.states(first_batch(images)).shape[1:]
+    shape = (len(source.layers), source.num_tokens, source.num_channels)
     features = activation_features(source.layers, *shape[1:], dtype)
-    row_bytes = np.dtype(dtype).itemsize * int(np.prod(shape))
+    row_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
     starts, shards = range(0, len(images), rows), {}
     for index, start in enumerate(starts):
         name = f"data-{index:05d}-of-{len(starts):05d}.arrow"
         shards[name] = range(start, min(start + rows, len(images)))
 
-    # each process looks after its share: what an earlier run wrote is compared with its checksum
-    facts, missing = _shard_facts(path), {}
+    # each process looks after its share; shards of a finished store are compared with its manifest
+    noted = read_manifest(path)["shards"] if (path / MANIFEST).exists() else {}
+    facts, missing = {}, {}
     for name in list(shards)[state.process_index :: state.num_processes]:
-        if name not in facts or shard_problem(path / name, facts[name], checksums=True):
+        if (path / name).exists():
+            facts[name] = shard_facts(path / name)
+        if name not in facts or facts[name] != noted.get(name, facts[name]):
             missing[name] = shards[name]
 
     # the plan
@@ -115,90 +113,74 @@ def write_activations(
     if dry_run:
         return
 
-    _write_shards(path, missing, source, features, batch_size, num_workers)
-    state.wait_for_everyone()
+    # one loader for all shards: its workers read on while a shard is put on the disk
+    order = []
+    for rows in missing.values():
+        order += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    loader = batch_loader(source, order, num_workers)
+    records = (_record(source, features, batch) for batch in loader)
+    total, shown = sum(map(len, order)), state.is_main_process
+    with progress_bar("extract", total, unit="image", enabled=shown) as bar:
+        for name, rows in missing.items():
+            own = islice(records, math.ceil(len(rows) / batch_size))
+            facts[name] = _write_shard(path / name, features.arrow_schema, own)
+            bar.update(len(rows))
+
+    # collect the checksums of all processes
+    written = {}
+    for part in gather_object([facts]):
+        written |= part
+
+    # the manifest comes last: with it the dataset is finished
     if state.is_main_process:
         manifest = {
             "teacher": teacher_identity(teacher, revision),
             "dataset": public_name(dataset) if dataset else None,
-            "num_tokens": shape[1],
-            "num_channels": shape[2],
+            "num_images": len(images.image_ids),
+            "class_names": images.class_names,
+            "views": images.views,
+            "seed": images.seed,
+            "image_size": source.resolution,
+            "depth": source.depth,
+            "layers": source.layers,
+            "num_tokens": source.num_tokens,
+            "num_channels": source.num_channels,
+            "num_cls": source.layout.num_cls,
+            "num_registers": source.layout.num_registers,
             "dtype": dtype,
+            "precision": precision,
+            "environment": environment(),
+            "shards": {name: written[name] for name in shards},
         }
-        _complete(path, list(shards), features, source, manifest)
+        images.processor.save_pretrained(path)
+        _write_descriptions(path, features, manifest)
         unlock_folder(path)
     state.wait_for_everyone()
 
 
-def _shard_facts(path: Path) -> dict[str, dict]:
-    """Return rows, size and checksum of every shard that was finished, by its name."""
-    manifest = path / MANIFEST
-    facts = read_json(manifest)["shards"] if manifest.exists() else {}
-    for file in path.glob("data-*.json"):  # newer than the manifest: a shard written again
-        facts[f"{file.stem}.arrow"] = read_json(file)
-    return facts
-
-
-def _write_shards(
-    path: Path,
-    shards: dict[str, range],
-    source: OnlineActivations,
-    features: datasets.Features,
-    batch_size: int,
-    num_workers: int,
-) -> None:
-    """Compute and write some shards, one after the other."""
-    # one loader for all shards: its workers read on while a shard is put on the disk
-    order = []
-    for rows in shards.values():
-        order += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    batches = iter(
-        DataLoader(
-            source,
-            batch_sampler=order,
-            collate_fn=keep_batch,
-            num_workers=num_workers,
-            worker_init_fn=init_worker,
-        )
-    )
-    total, shown = sum(map(len, order)), process_state().is_main_process
-    with progress_bar("extract", total, unit="image", enabled=shown) as bar:
-        for name, rows in shards.items():
-            own = islice(batches, -(-len(rows) // batch_size))
-            # a batch is empty where none of its images could be read
-            records = (_record(source, features, b) for b in own if len(b["image_id"]))
-            _write_shard(path / name, features.arrow_schema, records)
-            bar.update(len(rows))
-
-
-def _write_shard(path: Path, schema: pa.Schema, records: Iterator[pa.RecordBatch]) -> None:
-    """Write a shard and its checksum; nothing is left of one that fails."""
+def _write_shard(path: Path, schema: pa.Schema, records: Iterable[pa.RecordBatch]) -> dict:
+    """Write a shard and return its facts; nothing is left of one that fails."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    rows = 0
     try:
-        # all of it is on the disk before anything says that it is there
+        # all of it is on the disk before it gets its name
         with open(temporary, "wb") as file:
             with pa.ipc.new_stream(file, schema) as writer:
                 for record in records:
                     writer.write_batch(record)
-                    rows += len(record)
             file.flush()
             os.fsync(file.fileno())
-
-        # the checksum first: a shard that has its name has one
-        facts = {"rows": rows, "size_bytes": temporary.stat().st_size}
-        write_json(path.with_suffix(".json"), {**facts, "xxh3_128": checksum(temporary)})
+        facts = shard_facts(temporary)
         os.replace(temporary, path)
-    except BaseException:
+        return facts
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _record(source: OnlineActivations, features: datasets.Features, batch: dict) -> pa.RecordBatch:
     """Return the trajectories of a batch as Arrow columns, without a detour by Python objects."""
     states, schema, columns = source.states(batch), features.arrow_schema, []
     for index, layer in enumerate(source.layers):
-        kind = schema.field(layer_column(layer)).type
+        kind = schema.field(f"layer_{layer}").type
         stored = states[:, index].to(getattr(torch, kind.value_type)).contiguous()
         # extremes are NaN or infinite if anything is, and take a twentieth of the time
         if not torch.isfinite(torch.stack(torch.aminmax(stored))).all():
@@ -212,21 +194,13 @@ def _record(source: OnlineActivations, features: datasets.Features, batch: dict)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _complete(
-    path: Path,
-    names: list[str],
-    features: datasets.Features,
-    source: OnlineActivations,
-    manifest: dict,
-) -> None:
+def _write_descriptions(path: Path, features: datasets.Features, manifest: dict) -> None:
     """Write `datasets`' own files, the card and the manifest beside shards that are all there."""
-    # the files that `datasets.load_from_disk` reads
-    facts, images = _shard_facts(path), source.images
-    shards = {name: facts[name] for name in names}
+    names = list(manifest["shards"])
     datasets.DatasetInfo(features=features).write_to_directory(str(path))
     state = {
         "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": shards[names[0]]["xxh3_128"][:16],
+        "_fingerprint": manifest["shards"][names[0]]["xxh3_128"][:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -234,31 +208,5 @@ def _complete(
         "_split": None,
     }
     write_json(path / "state.json", state)
-
-    # images that are in no shard could not be read
-    stored = images.image_ids
-    if sum(shard["rows"] for shard in shards.values()) < len(images):
-        stored = np.unique(datasets.load_from_disk(str(path))["image_id"][:])
-    skipped = np.setdiff1d(images.image_ids, stored).tolist()
-
-    # the manifest comes last: with it the dataset is finished
-    manifest |= {
-        "num_images": len(images.image_ids) - len(skipped),
-        "skipped_images": [{"image_id": i, "path": images.public_path(i)} for i in skipped],
-        "class_names": images.class_names,
-        "views": images.views,
-        "seed": images.seed,
-        "image_size": source.resolution,
-        "transform": images.processor.to_dict(),
-        "depth": source.depth,
-        "layers": source.layers,
-        "num_cls": source.layout.num_cls,
-        "num_registers": source.layout.num_registers,
-        "precision": source.precision,
-        "environment": environment(),
-        "shards": shards,
-    }
     (path / "README.md").write_text(dataset_card(manifest), encoding="utf-8")
     write_json(path / MANIFEST, manifest)
-    for file in path.glob("data-*.json"):  # the manifest holds them now
-        file.unlink()

@@ -6,12 +6,6 @@ from .loading import list_images, load_images
 from .views import ImageViews, choose_images, make_processor
 
 __all__ = [
-    "ImageViews",
-    "ReadingArguments",
-    "batches",
-    "choose_images",
-    "keep_batch",
-    "list_images",
-    "load_images",
-    "make_processor",
-]
+    "ImageViews", "ReadingArguments", "batches", "choose_images", "keep_batch", "list_images",
+    "load_images", "make_processor",
+]  # fmt: skip

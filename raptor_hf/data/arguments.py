@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..runs.arguments import check_not_negative, check_positive
+from ..runs.arguments import check_positive
 
 
 @dataclass(kw_only=True)
@@ -18,19 +18,9 @@ class ReadingArguments:
     label_column: str = field(
         default="label", metadata={"help": "column of a Hub dataset; without it: no labels"}
     )
-    skip_corrupt: int = field(
-        default=0, metadata={"help": "leave out up to so many unreadable images, with a warning"}
-    )
-    shorter_side: int = field(
-        default=0,
-        metadata={
-            "help": "shrink larger images to so many pixels on their shorter side before anything "
-            "else, JPEG files while they are decoded; 0: they keep their size"
-        },
-    )
-    image_cache: str | None = field(
-        default=None,
-        metadata={"help": "folder of decoded (and shrunk) images: written once, then read"},
+    skip_corrupt: bool = field(
+        default=False,
+        metadata={"help": "the next image takes the place of one that can't be read"},
     )
     resolution: list[int] = field(
         default_factory=list,
@@ -42,11 +32,10 @@ class ReadingArguments:
 
     def __post_init__(self):
         check_positive(self, "resolution")
-        check_not_negative(self, "skip_corrupt", "shorter_side")
-        if len(self.resolution) > 2:
-            raise ValueError(f"resolution takes one or two numbers; got {self.resolution}.")
         if len(self.resolution) == 1:
             self.resolution = self.resolution * 2
+        if len(self.resolution) not in (0, 2):
+            raise ValueError(f"--resolution takes one or two numbers; got {self.resolution}.")
 
 
 @dataclass(kw_only=True)

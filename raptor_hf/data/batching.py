@@ -11,42 +11,35 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..runs.processes import process_state, progress_bar
 
-_TORCH_ALIGNMENT = 64  # bytes: torch allocates at multiples of it
-
 
 def keep_batch(batch: dict) -> dict:
-    """Collate function for datasets that return whole batches (`__getitems__`).
-
-    A tensor around memory of numpy lies at another address in every run. Kernels choose their way
-    by the address, so it is copied to where torch allocates: equal batches give equal outputs.
-    """
-    kept = {}
-    for name, values in batch.items():
-        aligned = values.data_ptr() % _TORCH_ALIGNMENT == 0
-        kept[name] = values if aligned else values.clone()
-    return kept
+    """Collate function for datasets that return whole batches (`__getitems__`)."""
+    return batch
 
 
 def init_worker(_worker: int) -> None:
-    """Let a worker of a DataLoader end if it can't send a batch.
+    """Let a worker of a DataLoader end if it can't send a batch: its reader would wait for ever."""
 
-    Python's own way prints the error, and the reading process waits for ever.
-    """
-    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    def end(error: Exception, _batch: object) -> None:
+        hint = "If shared memory is full: fewer --num_workers, or docker run --shm-size 8g."
+        try:
+            print(f"A batch can't be handed over: {error}. {hint}", file=sys.stderr, flush=True)
+        finally:
+            time.sleep(2)  # the batches before it are still fetched from this process
+            os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)
 
 
-def _end_worker(error: Exception, _batch: object) -> None:
-    """End a worker whose batch can't be put into shared memory."""
-    try:
-        print(
-            f"A batch can't be handed over: {error}. If shared memory is full: fewer "
-            "--num_workers, or docker run --shm-size 8g.",
-            file=sys.stderr,
-            flush=True,
-        )
-    finally:
-        time.sleep(2)  # the batches before it are still fetched from this process
-        os._exit(1)
+def batch_loader(dataset: Dataset, batches: list, num_workers: int) -> DataLoader:
+    """Return a loader of batches, each a sequence of rows, which workers read ahead."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=keep_batch,
+        num_workers=num_workers,
+        worker_init_fn=init_worker,
+    )
 
 
 def batches(
@@ -60,8 +53,6 @@ def batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield this process' share of a dataset in whole batches, with a progress bar.
 
-    Unreadable images that may be left out (`SkipCorrupt`) are missing in their batch.
-
     Args:
         description: of the progress bar; None: no bar.
         rows: the rows to read, in this order; default: all. The last batch may be smaller.
@@ -73,18 +64,10 @@ def batches(
     rows = range(len(dataset)) if rows is None else rows
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
     shares = [list(rows[start : start + batch_size]) for start in starts]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=shares,
-        collate_fn=keep_batch,
-        num_workers=num_workers,
-        worker_init_fn=init_worker,
-    )
-
+    loader = batch_loader(dataset, shares, num_workers)
     total = sum(map(len, shares))
     shown = description is not None and state.is_main_process
     with progress_bar(description, total, unit="image", enabled=shown, leave=leave) as bar:
         for share, batch in zip(shares, loader, strict=True):
-            if len(next(iter(batch.values()))):  # else no image of it could be read
-                yield batch
+            yield batch
             bar.update(len(share))

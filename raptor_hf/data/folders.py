@@ -9,7 +9,6 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -17,15 +16,6 @@ _LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml"}
 # Pillow recognises these by their names alone, or starts another program for them
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
-
-class ImageFolder(NamedTuple):
-    """The images of a split, in the order of their paths."""
-
-    root: Path  # of the split
-    files: list[str]  # paths below it
-    labels: list[int] | None  # None: no classes, the images lie in the split itself
-    class_names: list[str] | None
 
 
 @functools.cache
@@ -54,12 +44,18 @@ def visible(folder: str | Path) -> Iterator[os.DirEntry]:
                 yield entry
 
 
-def list_folder(folder: str | Path, split: str) -> ImageFolder:
-    """Return the images of a split of a folder.
+def list_folder(
+    folder: str | Path, split: str
+) -> tuple[list[str], list[int] | None, list[str] | None]:
+    """Return the images of a split of a folder, in the order of their paths.
 
     Args:
         folder: taken literally: `photos[1]` is no pattern.
         split: the folder in it; `.` where the folder itself holds the classes.
+
+    Returns:
+        Paths below the split, and labels and names of classes: None where the images lie in the
+        split itself.
 
     Raises:
         FileNotFoundError: no such split; the error lists the splits that there are.
@@ -70,8 +66,7 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
         splits = sorted(entry.name for entry in visible(folder) if entry.is_dir())
         raise FileNotFoundError(
             f"{folder} has no split {split!r}: expected {root}/<class>/<image>. The folders in it "
-            f"are: {', '.join(splits) or 'none'}. Images that lie in {folder} itself, or in "
-            "folders of classes there, are the split '.'."
+            f"are: {', '.join(splits) or 'none'}. The folder itself is the split '.'."
         )
 
     # the folder itself: images, or folders of classes
@@ -87,16 +82,17 @@ def list_folder(folder: str | Path, split: str) -> ImageFolder:
     for name in classes:
         images, folders = _contents(root, name)
         files += images
-        for too_deep in folders:
-            _refuse_contents(root, root / too_deep)
+        if folders:
+            raise ValueError(
+                f"{root / min(folders)} lies too deep: expected {root}/<class>/<image>."
+            )
     if not files:
         raise ValueError(f"{root} holds no images: expected {root}/<class>/<image>.")
     files.sort()
     if not classes:
-        return ImageFolder(root, files, None, None)
+        return files, None, None
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[file.partition("/")[0]] for file in files]
-    return ImageFolder(root, files, labels, classes)
+    return files, [numbers[file.partition("/")[0]] for file in files], classes
 
 
 def _contents(root: Path, folder: str) -> tuple[list[str], list[str]]:
@@ -109,19 +105,5 @@ def _contents(root: Path, folder: str) -> tuple[list[str], list[str]]:
         elif is_image(path):
             files.append(path)
         elif not is_text(path):
-            raise ValueError(
-                f"{root / path} is no image that can be read. Unpack or convert it to one with an "
-                f"ending like {', '.join(sorted(image_endings())[:5])}, or move it away."
-            )
+            raise ValueError(f"{root / path} is no image: unpack or convert it, or move it away.")
     return files, folders
-
-
-def _refuse_contents(root: Path, folder: Path) -> None:
-    """Refuse a folder that lies too deep, unless there is nothing in it."""
-    for path, _, names in os.walk(folder):
-        files = sorted(name for name in names if not name.startswith("."))
-        if files:
-            raise ValueError(
-                f"{Path(path) / files[0]} lies too deep: expected {root}/<class>/<image>. Move it "
-                f"to {folder.parent}, or away."
-            )

@@ -31,12 +31,8 @@ class Augmentation:
         """Return the random views that arguments ask for; None where they ask for no crops."""
         if not arguments.crop_scale:
             return None
-        return cls(
-            size=size,
-            scale=tuple(arguments.crop_scale),
-            ratio=tuple(arguments.crop_ratio),
-            flip=arguments.flip,
-        )
+        scale, ratio = tuple(arguments.crop_scale), tuple(arguments.crop_ratio)
+        return cls(size=size, scale=scale, ratio=ratio, flip=arguments.flip)
 
     def __call__(
         self, pixels: np.ndarray, target: np.ndarray | None, rng: np.random.Generator

@@ -1,7 +1,8 @@
 """Image datasets as tensors; a view is a function of (seed, view, image) alone."""
 
 import warnings
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import BitImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .arguments import ReadingArguments
-from .decoding import pixel_table, read_pixels, to_pixel_values, undecoded
+from .decoding import check_one_size, open_image, pixel_table, to_pixel_values, undecoded
 from .loading import Classes, read_labels
 from .transforms import Augmentation
 
@@ -40,11 +41,10 @@ class ImageViews(Dataset):
         views: number of views per image.
         seed: other seeds, other views.
         plain_first: False makes view 0 a random one too (for training).
-        image_ids: the images to take; default: all. A view of an image does not depend on it.
-        crops: random crops, for photographs; None: small affine maps, for digits.
-        reading: the sizes that images may have and are shrunk to.
-        as_bytes: return random crops as bytes, a quarter of the memory, where `table`
-            (`pixel_table`) gives the processor's pixel values.
+        image_ids: the images to take; default: all.
+        crops: random crops, for photographs; None: small affine maps, for digits. With crops
+            `pixel_values` are bytes: `look_up(pixel_values, images.table)` normalises them.
+        reading: with `skip_corrupt` other images take the place of unreadable ones.
     """
 
     def __init__(
@@ -58,21 +58,14 @@ class ImageViews(Dataset):
         image_ids: np.ndarray | None = None,
         crops: Augmentation | None = None,
         reading: ReadingArguments | None = None,
-        as_bytes: bool = False,
     ):
-        if views < 1:
-            raise ValueError(f"views must be at least 1; got {views}.")
         self.reading = reading or ReadingArguments()
-        if image_ids is None:
-            image_ids = np.arange(len(dataset))
-        self.image_ids = image_ids
+        self.image_ids = np.array(range(len(dataset)) if image_ids is None else image_ids)
 
         # images as they are in their files, and what makes pixel values of them
         self.cells = undecoded(dataset.select_columns("image"))
         self.processor, self.crops = processor, crops
-        self.table = None
-        if as_bytes and crops:
-            self.table = pixel_table(processor)
+        self.table = pixel_table(processor) if crops else None
         self.views, self.seed, self.plain_first = views, seed, plain_first
 
         # classes, by image
@@ -92,16 +85,19 @@ class ImageViews(Dataset):
         Raises:
             ValueError: an image that can't be read, or images of several sizes.
         """
-        # the images and views of the rows
+        # decode
         views, places = np.divmod(np.asarray(rows, dtype=np.int64), len(self.image_ids))
+        tolerant = self.reading.skip_corrupt
+        images = [
+            read_or_next(self.read, self.image_ids, place, skip_corrupt=tolerant)
+            for place in places.tolist()
+        ]
+
+        # transform
         image_ids = self.image_ids[places]
         keys = [(self.seed, *key) for key in zip(views.tolist(), image_ids.tolist(), strict=True)]
-
-        # decode, and transform
-        images = list(map(self.read, image_ids.tolist()))
-        pixel_values = self._make_views(images, keys) if images else torch.empty(0)
         return {
-            "pixel_values": pixel_values,
+            "pixel_values": self._make_views(images, keys),
             "label": self.labels[image_ids],
             "image_id": torch.tensor(image_ids),
             "view": torch.tensor(views),
@@ -110,69 +106,40 @@ class ImageViews(Dataset):
     def read(self, image_id: int) -> np.ndarray:
         """Decode an image, (H, W, 3); errors as `open_image`."""
         cell, name = self.cells[image_id]["image"], f"image {image_id} of the dataset"
-        return read_pixels(cell, name=name, shorter_side=self.reading.shorter_side)
+        return np.asarray(open_image(cell, name=name, rgb=True))
 
     def _make_views(
         self, images: list[np.ndarray], keys: list[tuple[int, int, int]]
     ) -> torch.Tensor:
         """Return images (B, C, H, W) in the views of keys (seed, view, image)."""
-        plain, random = [], []
-        for i, (_, view, _) in enumerate(keys):
-            group = plain if view == 0 and self.plain_first else random
-            group.append(i)
+        random = [view > 0 or not self.plain_first for _, view, _ in keys]
 
         # small images: affine maps of their pixel values
         if self.crops is None:
             pixel_values = to_pixel_values(images, self.processor)
-            if random:
-                maps = _affine_views(pixel_values[random], [keys[i] for i in random])
-                pixel_values[random] = maps
+            rows = np.flatnonzero(random)
+            if len(rows):
+                maps = _affine_views(pixel_values[rows], [keys[row] for row in rows])
+                pixel_values[rows] = maps
             return pixel_values
 
-        # photographs: the processor resizes whole images; a random crop has its size already
-        parts = []
-        if plain:
-            parts.append((plain, self._prepare([images[i] for i in plain], resize=True)))
-        if random:
-            crops = []
-            for i in random:
-                crop, _ = self.crops(images[i], None, np.random.default_rng(keys[i]))
-                crops.append(crop)
-            parts.append((random, self._prepare(crops, resize=False)))
-        if len(parts) == 1:
-            return parts[0][1]
-        pixel_values = parts[0][1].new_empty(len(images), *parts[0][1].shape[1:])
-        for rows, prepared in parts:
-            pixel_values[rows] = prepared
-        return pixel_values
-
-    def _prepare(self, images: list[np.ndarray], *, resize: bool) -> torch.Tensor:
-        """Return images as the processor prepares them, or as bytes where there is a table."""
-        if self.table is not None and not resize:
-            return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        options = {}
-        if not resize:
-            options |= {"do_resize": False, "do_center_crop": False}
-        if self.table is None:
-            return to_pixel_values(images, self.processor, **options)
-        options |= {"do_rescale": False, "do_normalize": False}
-        return to_pixel_values(images, self.processor, **options).to(torch.uint8)
+        # photographs, in bytes: a random crop has its size, the processor resizes a whole image
+        views, options = [], {"do_rescale": False, "do_normalize": False}
+        for image, key, is_random in zip(images, keys, random, strict=True):
+            if is_random:
+                view, _ = self.crops(image, None, np.random.default_rng(key))
+            else:
+                view = to_pixel_values([image], self.processor, **options)[0].byte()
+                view = view.permute(1, 2, 0).numpy()
+            views.append(view)
+        check_one_size(view.shape[:2] for view in views)
+        return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # the device moves the bytes
 
     @property
     def classes(self) -> Classes:
         """The classes of the labels."""
-        return Classes.of(self.class_names, self.labels)
-
-    def public_path(self, image_id: int) -> str:
-        """Return `<split>/<class>/<image>`, which names an image without its folder."""
-        return public_path(self.cells[image_id]["image"], image_id)
-
-
-def public_path(cell: dict | None, image_id: int) -> str:
-    """Return `<split>/<class>/<image>` of a cell, or its number where it is not a file."""
-    if cell and cell["path"]:
-        return "/".join(Path(cell["path"]).parts[-3:])
-    return f"image {image_id} of the dataset"
+        names = self.class_names
+        return Classes(names, len(names) if names else int(self.labels.max()) + 1)
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:
@@ -191,102 +158,25 @@ def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> to
     return functional.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)
 
 
-class SkipCorrupt(Dataset):
-    """A dataset of images without those that can't be read, each left out with a warning.
+def read_or_next(
+    read: Callable[[int], Any], image_ids: np.ndarray, place: int, *, skip_corrupt: bool
+) -> Any:
+    """Read the image at a place of `image_ids`.
 
-    Otherwise it has the attributes of the dataset that it wraps.
-
-    Args:
-        dataset: gives batches (`__getitems__`, whose ValueError says that an image can't be read);
-            row r is image `image_ids[r mod n]`.
-        limit: number of images that may be left out, in all workers of a DataLoader together.
-        replace: the next readable row takes the place of an unreadable one, so that batches keep
-            their size; else it is missing in its batch.
+    With `skip_corrupt` the next readable one takes the place of one that can't be read, for good.
     """
-
-    def __init__(self, dataset: Dataset, limit: int, *, replace: bool = False):
-        self.dataset, self.limit, self.replace = dataset, limit, replace
-        self.skipped = torch.zeros(len(dataset.image_ids), dtype=torch.bool).share_memory_()
-
-    def __getattr__(self, name: str):
-        if name == "dataset":  # not there yet while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """Return a batch of the dataset; `skipped` holds the images that were left out of it.
-
-        Raises:
-            ValueError: more unreadable images than the limit, or no readable one.
-        """
-        # leave out, or replace, the images that are known to be unreadable
-        readable = [row for row in map(self._readable_row, rows) if row is not None]
+    for number in range(len(image_ids)):
+        image_id = image_ids[(place + number) % len(image_ids)]
         try:
-            batch = self.dataset.__getitems__(readable)
-        except ValueError:
-            # find out which of the others are unreadable, and begin anew
-            if not any([self._skip_unreadable(row) for row in readable]):
-                raise  # it is an error of the whole batch
-            return self.__getitems__(rows)
-
-        # tell the training loop, which lists them
-        numbers = np.asarray(rows) % len(self.skipped)
-        skipped = self.image_ids[numbers[self.skipped[numbers].numpy()]]
-        if len(skipped):
-            batch["skipped"] = torch.from_numpy(skipped)
-        return batch
-
-    def _readable_row(self, row: int) -> int | None:
-        """Return a row, or the one that takes its place, as far as it is known by now."""
-        while self.skipped[row % len(self.skipped)]:
-            if not self.replace:
-                return None
-            row += 1
-        return row
-
-    def _skip_unreadable(self, row: int) -> bool:
-        """Return whether a row can't be read; its image is left out from now on."""
-        try:
-            self.dataset.__getitems__([row])
-            return False
+            image = read(int(image_id))
         except ValueError as error:
-            self.skipped[row % len(self.skipped)] = True
-            number = int(self.skipped.sum())
-            if number > self.limit or number == len(self.skipped):
-                raise ValueError(
-                    f"{error} (unreadable images so far: {number} of {len(self.skipped)}; "
-                    f"--skip_corrupt {self.limit} may be left out)"
-                ) from error
-            warnings.warn(f"left out: {error}", stacklevel=2)
-            return True
-
-
-def skip_corrupt(dataset: Dataset, limit: int, *, replace: bool = False) -> Dataset:
-    """Return a dataset as `SkipCorrupt` gives it, or itself where no image may be left out."""
-    return SkipCorrupt(dataset, limit, replace=replace) if limit else dataset
-
-
-def drop_unreadable(images: ImageViews) -> ImageViews:
-    """Read every image once and keep the readable ones, where their number must be known first.
-
-    Nothing is read without `--skip_corrupt`. Errors as `SkipCorrupt`.
-    """
-    limit = images.reading.skip_corrupt
-    if limit:
-        readable = SkipCorrupt(images, limit)
-        for row in range(len(images.image_ids)):
-            readable.__getitems__([row])
-        images.image_ids = images.image_ids[~readable.skipped.numpy()]
-    return images
-
-
-def first_batch(dataset: Dataset) -> dict[str, torch.Tensor]:
-    """Return the first readable image of a dataset as a batch."""
-    batches = (dataset.__getitems__([row]) for row in range(len(dataset)))
-    return next(batch for batch in batches if len(batch["image_id"]))
+            if not skip_corrupt:
+                raise
+            warnings.warn(f"{error}. The next image takes its place.", stacklevel=2)
+        else:
+            image_ids[place] = image_id
+            return image
+    raise ValueError(f"None of the {len(image_ids):,} images can be read.")
 
 
 def choose_images(number: int, wanted: int | None, seed: int) -> np.ndarray:

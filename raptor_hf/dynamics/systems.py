@@ -12,7 +12,6 @@ from ..activations.online import OnlineActivations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
 from ..data.loading import Classes
-from ..data.views import drop_unreadable
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.files import read_json
@@ -132,7 +131,7 @@ def load_inputs(
     processor = load_processor(sources[first], resolution=reading.resolution)
     if dataset is None:
         dataset = load_images(data, split, reading)
-    images = drop_unreadable(ImageViews(dataset, processor, reading=reading))
+    images = ImageViews(dataset, processor, reading=reading)
     systems = []
     for name, source in sources.items():
         system = load_system(name, source, classes=images.classes)

@@ -15,6 +15,7 @@ from .model_card import COMMIT
 MODEL_FILES = ["configuration_raptor.py", "modeling_raptor*.py", "config.json", "*.safetensors"]
 MODEL_FILES += ["*.safetensors.index.json", "preprocessor_config.json", "training.json"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
+ACTIVATION_FILES += ["preprocessor_config.json"]
 # a new version replaces the weights or shards of the one before
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
 

@@ -1,17 +1,14 @@
 """The batches of a training: the same whatever the number of processes, read ahead by workers."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import keep_batch
 from ..data.batching import init_worker
-from ..runs.files import read_json, write_json
 from ..runs.processes import StopSignals, ignore_stop_signals
 from .arguments import LoopArguments
 
@@ -87,8 +84,7 @@ class StepBatches:
     ends the workers: they ignore stop signals, so Python would wait for them for ever at its exit.
 
     Args:
-        dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors, perhaps with
-            `skipped`, the ids of images that can't be read.
+        dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors.
     """
 
     def __init__(
@@ -100,7 +96,6 @@ class StepBatches:
         signals: StopSignals,
     ):
         self.dataset, self.sampler, self.signals = dataset, sampler, signals
-        self.skipped: set[int] = set()
         self.loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -139,28 +134,11 @@ class StepBatches:
                 # other processes wait for this one in a step: they can't stop before it
                 if self.signals.received and self.sampler.num_processes == 1:
                     return []
-        for part in parts:
-            self.skipped.update(part.pop("skipped", torch.empty(0)).tolist())
         return parts
 
     def read_again(self, step: int) -> list[dict[str, torch.Tensor]]:
         """Return this process' parts of a step, read without workers."""
-        parts = [self.dataset.__getitems__(rows) for rows in self.sampler.parts(step)]
-        for part in parts:
-            part.pop("skipped", None)
-        return parts
-
-    def list_skipped(self, output_dir: str | Path) -> None:
-        """Add the images that were skipped so far to `skipped_images.json`."""
-        image_ids = set(gather_object(sorted(self.skipped)))
-        if not image_ids or self.sampler.process_index > 0:
-            return
-        path, listed = Path(output_dir) / "skipped_images.json", {}
-        if path.exists():
-            listed = {entry["image_id"]: entry for entry in read_json(path)["images"]}
-        for image_id in image_ids:
-            listed[image_id] = {"image_id": image_id, "path": self.dataset.public_path(image_id)}
-        write_json(path, {"images": [listed[image_id] for image_id in sorted(listed)]})
+        return [self.dataset.__getitems__(rows) for rows in self.sampler.parts(step)]
 
 
 def _init_worker(_worker: int) -> None:

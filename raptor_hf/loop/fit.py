@@ -103,7 +103,6 @@ def fit(
                     log.write_validation(step, _validate(module, validation))
                 if saving and step > first:
                     save_checkpoint(accelerator, arguments, step)
-                    batches.list_skipped(arguments.output_dir)
             if stop:
                 raise Interrupted(stop, f"The state after step {step:,} is saved.")
             if last:

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from ..activations.online import OnlineActivations
 from ..data.arguments import CropArguments, ReadingArguments
 from ..data.loading import Classes
 from ..data.transforms import Augmentation
-from ..data.views import skip_corrupt
+from ..data.views import read_or_next
 from ..distillation.fidelity import trajectory_r2
 from ..distillation.provenance import check_teacher, model_facts, training_facts
 from ..loop.arguments import LoopArguments
@@ -149,13 +148,9 @@ class Evaluation:
 
     def _some_targets(self, split: ProbeImages) -> list:
         """Return the targets of some images, at most 1,000."""
-        rows, targets = np.random.default_rng(0).permutation(split.image_ids)[:_TARGETS], []
-        # unreadable ones that may be left out are counted where their features are computed
-        unreadable = (ValueError,) if self.reading.skip_corrupt else ()
-        for row in np.sort(rows).tolist():
-            with suppress(*unreadable):
-                targets.append(split.images.target(row))
-        return targets
+        rows = np.sort(np.random.default_rng(0).permutation(split.image_ids)[:_TARGETS])
+        options = {"skip_corrupt": self.reading.skip_corrupt}
+        return [read_or_next(split.images.target, rows, i, **options) for i in range(len(rows))]
 
     def evaluate_model(self, name: str) -> None:
         """Probe one model and write its results, unless they are there already."""
@@ -216,11 +211,10 @@ class Evaluation:
             validation: features.
             neighbours: features of training images for k-NN.
         """
-        limit = self.reading.skip_corrupt
 
         def compute(name: str, split: ProbeImages) -> Features:
             return compute_features(
-                model, task, skip_corrupt(split, limit), folder / name,
+                model, task, split, folder / name,
                 batch_size=self.recipe.eval_batch_size, num_workers=self.loop.num_workers,
             )  # fmt: skip
 
@@ -230,7 +224,7 @@ class Evaluation:
             train = neighbours = compute("train", split)
         else:
             options = {"augmentation": self.augmentation, "seed": self.loop.seed}
-            train = skip_corrupt(dataclasses.replace(split, **options), limit, replace=True)
+            train = dataclasses.replace(split, **options)
             if not task.dense:
                 some = split.image_ids[:: math.ceil(len(split) / NEIGHBOUR_IMAGES)]
                 neighbours = compute("neighbours", dataclasses.replace(split, image_ids=some))
@@ -242,8 +236,7 @@ class Evaluation:
 
     def _compare_states(self, model: PreTrainedModel) -> dict:
         """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
-        images = skip_corrupt(self.splits["validation"], self.reading.skip_corrupt)
-        source = OnlineActivations(self.loaded["teacher"][0], images)
+        source = OnlineActivations(self.loaded["teacher"][0], self.splits["validation"])
         return trajectory_r2(model, source, num_workers=self.loop.num_workers)
 
     def _result_file(self, name: str, task: str) -> Path:
@@ -256,8 +249,6 @@ class Evaluation:
         """Write a result: metrics of a model, facts about it, and the images."""
         if not self.state.is_main_process:
             return
-        images = self.splits["validation"]
-        skipped = np.setdiff1d(images.image_ids, judged_on.image_ids).tolist()
         path = self._result_file(name, task)
         path.parent.mkdir(exist_ok=True)
         result = {
@@ -269,8 +260,7 @@ class Evaluation:
             "dataset": public_name(self.recipe.dataset),
             "split": self.recipe.test_split,
             "num_images": len(judged_on),
-            "skipped_images": list(map(images.public_path, skipped)),
-            "images_sha256": images.images.files.content_digest,
+            "images_sha256": self.splits["validation"].images.files.content_digest,
             "environment": environment(),
         }
         write_json(path, result)

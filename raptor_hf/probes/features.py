@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data import batches
+from ..data.decoding import check_one_size
 from ..modeling_raptor_heads import PatchFrame
 from ..runs.processes import process_state
 from ..tasks.task import Task
 from ..teachers import normed_state
-from .images import check_one_size
 
 
 class Features(Dataset):
@@ -103,7 +103,7 @@ def _write_features(
             table = pa.table({name: to_arrow(values.numpy()) for name, values in columns.items()})
             if writer is None:
                 writer, size = pa.ipc.new_stream(file, table.schema), target.shape[1:]
-            check_one_size({size, target.shape[1:]})
+            check_one_size([size, target.shape[1:]])
             writer.write_table(table)
         if writer is not None:
             writer.close()

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from ..data.arguments import ReadingArguments
 from ..data.decoding import to_pixel_values
 from ..data.transforms import Augmentation, resize_pair
-from ..data.views import public_path
+from ..data.views import read_or_next
 from ..tasks.arguments import DenseArguments
 from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import TASKS
@@ -33,6 +33,7 @@ class ProbeImages(Dataset):
         image_ids: the images to take; default: all.
         augmentation: random views; an equal (seed, row) gives an equal view.
         resolution: (height, width) that images with targets of pixels are resized to.
+        skip_corrupt: the next image takes the place of one that can't be read.
     """
 
     images: LabelledImages
@@ -41,10 +42,12 @@ class ProbeImages(Dataset):
     augmentation: Augmentation | None = None
     resolution: tuple[int, int] | None = None
     seed: int = 0
+    skip_corrupt: bool = False
 
     def __post_init__(self):
         if self.image_ids is None:
             self.image_ids = np.arange(len(self.images))
+        self.image_ids = np.array(self.image_ids)  # of its own: other images take places in it
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -56,44 +59,29 @@ class ProbeImages(Dataset):
         Raises:
             ValueError: an image or target that can't be read, or images of several sizes.
         """
-        if not rows:
-            return {name: torch.empty(0) for name in ("pixel_values", "target", "image_id")}
         images, targets = zip(*map(self.read, rows), strict=True)
         options = {}
         if self.augmentation is not None or isinstance(targets[0], np.ndarray):
-            check_one_size({image.shape[:2] for image in images})
             options = {"do_resize": False, "do_center_crop": False}
         return {
             "pixel_values": to_pixel_values(list(images), self.processor, **options),
-            "target": torch.from_numpy(np.stack(targets)),
-            "image_id": torch.from_numpy(self.image_ids[np.array(rows) % len(self)]),
+            "target": torch.tensor(np.stack(targets)),
+            "image_id": torch.tensor(self.image_ids[np.array(rows) % len(self)]),
         }
 
     def read(self, row: int) -> tuple[np.ndarray, int | np.ndarray]:
         """Return an image (H, W, 3) and its target in the view of a row."""
-        image_id = int(self.image_ids[row % len(self)])
-        image, target = self.images.read(image_id)
+        view, place = divmod(row, len(self))
+        image, target = read_or_next(
+            self.images.read, self.image_ids, place, skip_corrupt=self.skip_corrupt
+        )
         maps = target if isinstance(target, np.ndarray) else None
         if self.augmentation is not None:
-            rng = np.random.default_rng((self.seed, row // len(self), image_id))
+            rng = np.random.default_rng((self.seed, view, int(self.image_ids[place])))
             image, maps = self.augmentation(image, maps, rng)
         elif maps is not None and self.resolution:
             image, maps = resize_pair(image, maps, self.resolution)
         return image, target if maps is None else maps
-
-    def public_path(self, image_id: int) -> str:
-        """Return the name of an image in lists, see `raptor_hf.data.views.public_path`."""
-        return public_path(self.images.cells[image_id]["image"], image_id)
-
-
-def check_one_size(sizes: set[tuple[int, ...]]) -> None:
-    """Refuse images of several sizes (height, width), which can't be in one array."""
-    if len(sizes) > 1:
-        listed = ", ".join("×".join(map(str, size)) for size in sorted(sizes)[:4])
-        raise ValueError(
-            f"The images have several sizes ({listed}): give --resolution HEIGHT WIDTH to resize "
-            "them and their targets."
-        )
 
 
 def load_splits(
@@ -141,6 +129,7 @@ def load_splits(
         )
     judged = np.random.default_rng(0).permutation(len(validation))[: recipe.test_images or None]
     options = {"resolution": tuple(reading.resolution) or None}
+    options["skip_corrupt"] = reading.skip_corrupt
     return {
         "train": ProbeImages(train, processor, np.sort(rows[number:]), **options),
         "selection": ProbeImages(train, processor, np.sort(rows[:number]), **options),

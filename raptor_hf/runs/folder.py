@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 NOT_IDENTITY = (
     "output_dir", "resume", "dry_run", "num_workers", "per_device_batch_size", "log_every",
     "checkpoint_every", "keep", "cuda_graphs", "gradient_checkpointing", "report_to",
-    "skip_corrupt", "image_cache", "processes",
+    "skip_corrupt", "processes",
     "validation_dataset", "validation_split", "validation_images", "validation_head",
     "validate_every", "push_to_hub", "private",
 )  # fmt: skip

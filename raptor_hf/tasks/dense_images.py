@@ -101,11 +101,6 @@ def _load_pairs(
     name: str, split: str, column: str, reading: ReadingArguments, dense: DenseArguments
 ) -> datasets.Dataset:
     """Return undecoded images and their targets, `column` (mask or depth)."""
-    if reading.shorter_side or reading.image_cache:
-        raise ValueError(
-            "--shorter_side and --image_cache are for images without masks or depth maps: leave "
-            "them out. --resolution resizes images and targets alike."
-        )
     if name == "digit_scenes":
         return undecoded(digit_scenes(split).select_columns(["image", column]))
     if not is_folder(name):
@@ -135,15 +130,16 @@ def _is_nyuv2(name: str) -> bool:
 
 def _pairs_by_name(root: Path, split: str, kind: str) -> list[tuple[str, str]]:
     """Return the images of `images/<split>` and the files of their names in `<kind>/<split>`."""
-    images, targets = list_folder(root / "images", split), list_folder(root / kind, split)
-    names = {os.path.splitext(file)[0]: file for file in targets.files}
-    if len(names) < len(targets.files):
-        raise ValueError(f"{targets.root} has files that differ in their endings alone.")
+    images, *_ = list_folder(root / "images", split)
+    targets, *_ = list_folder(root / kind, split)
+    names = {os.path.splitext(file)[0]: file for file in targets}
+    if len(names) < len(targets):
+        raise ValueError(f"{root / kind / split} has files that differ in their endings alone.")
     pairs = []
-    for file in images.files:
+    for file in images:
         stem = os.path.splitext(file)[0]
         target = names.get(stem, f"{stem}.png")
-        pairs.append((str(images.root / file), str(targets.root / target)))
+        pairs.append((str(root / "images" / split / file), str(root / kind / split / target)))
     return pairs
 
 

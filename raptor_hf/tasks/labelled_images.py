@@ -1,14 +1,14 @@
 """Lazily decoded images with targets: a class, a mask or a depth map."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import datasets
 import numpy as np
 
 from ..data.arguments import ReadingArguments
-from ..data.decoding import read_pixels, undecoded
+from ..data.decoding import open_image, undecoded
 from ..data.loading import list_images, load_images, read_labels
 from ..runs.files import Fingerprint
 from .arguments import DenseArguments
@@ -23,7 +23,6 @@ class LabelledImages:
         cells: a dataset of two columns, the undecoded `image` and its target.
         read_target: (cell, its name in errors) to a class, or to classes or metres (H, W).
         class_names: None where the target is no class.
-        reading: the size that images are shrunk to.
         first_label: number of the first class in the files of masks.
     """
 
@@ -31,7 +30,6 @@ class LabelledImages:
     cells: datasets.Dataset
     read_target: Callable[[object, str], int | np.ndarray]
     class_names: list[str] | None = None
-    reading: ReadingArguments = field(default_factory=ReadingArguments)
     first_label: int = 0
 
     @cached_property
@@ -50,7 +48,7 @@ class LabelledImages:
                 another bit depth, or a target of another size than its image.
         """
         cell, name = self.cells[row]["image"], f"image {row}"
-        pixels = read_pixels(cell, name=name, shorter_side=self.reading.shorter_side)
+        pixels = np.asarray(open_image(cell, name=name, rgb=True))
         target = self.target(row)
         if isinstance(target, np.ndarray) and target.shape != pixels.shape[:2]:
             sizes = ["×".join(map(str, shape)) for shape in (pixels.shape[:2], target.shape)]
@@ -88,7 +86,7 @@ def load_classification(
     names = names or [str(number) for number in range(labels.max() + 1)]
     cells = undecoded(dataset.select_columns("image")).add_column("label", labels)
     read = partial(_read_label, num_classes=len(names))
-    return LabelledImages(name, cells, read, names, reading or ReadingArguments())
+    return LabelledImages(name, cells, read, names)
 
 
 def _read_label(label: int, name: str, *, num_classes: int) -> int:

@@ -63,13 +63,10 @@ def test_workers_that_are_not_forked_open_the_files_themselves(store):
     assert torch.equal(again[7]["states"], activations[7]["states"])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_dataloader_shuffles_single_images(store, num_workers):
-    activations = load_activations(store)
-    loader = DataLoader(
-        activations, batch_size=4, shuffle=True, collate_fn=keep_batch, num_workers=num_workers,
-        generator=torch.Generator().manual_seed(2),
-    )  # fmt: skip
+def test_a_dataloader_shuffles_single_images(store):
+    activations, generator = load_activations(store), torch.Generator().manual_seed(2)
+    options = {"collate_fn": keep_batch, "generator": generator, "num_workers": 2}
+    loader = DataLoader(activations, batch_size=4, shuffle=True, **options)
     seen = []
     for batch in loader:
         for states, row in zip(batch["states"], batch["view"] * 5 + batch["image_id"], strict=True):

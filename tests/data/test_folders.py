@@ -1,11 +1,10 @@
 import os
-from dataclasses import replace
 
 import datasets
 import pytest
 from PIL import Image
 
-from raptor_hf.data import ImageViews, ReadingArguments, list_images, load_images, make_processor
+from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.data.folders import image_endings, list_folder
 from raptor_hf.data.loading import read_labels
 
@@ -40,16 +39,15 @@ def test_links_to_folders_and_files_are_followed(tidy, tmp_path):
     (tmp_path / "whole").symlink_to(tidy)
     (tidy / "val").symlink_to(tidy / "train")
     for folder, split in ((tidy, "train"), (tmp_path / "whole", "val")):
-        found = list_folder(folder, split)
-        assert found.class_names == ["ant", "bee", "cat"]
-        assert found.files == ["ant/x.png", "ant/z.png", "bee/x.png", "cat/y.png"]
-        assert found.labels == [0, 0, 1, 2]
+        files, labels, class_names = list_folder(folder, split)
+        assert class_names == ["ant", "bee", "cat"] and labels == [0, 0, 1, 2]
+        assert files == ["ant/x.png", "ant/z.png", "bee/x.png", "cat/y.png"]
 
 
 def test_a_cycle_of_links_is_an_error(tidy):
     for link, target in ((tidy / "train" / "loop", tidy), (tidy / "train" / "ant" / "loop", "..")):
         link.symlink_to(target)
-        with pytest.raises(ValueError, match=r"loop/.*x\.png lies too deep"):
+        with pytest.raises(ValueError, match=r"loop/?\w* lies too deep"):
             list_folder(tidy, "train")
         link.unlink()
 
@@ -59,7 +57,6 @@ def test_hidden_files_leftovers_and_texts_are_ignored(tidy):
     photo(tidy / "train" / "ant" / "._x.png")
     photo(tidy / "train" / "__MACOSX" / "ant" / "x.png")
     (tidy / "train" / "ant" / "Thumbs.db").touch()
-    (tidy / "train" / "ant" / "nested").mkdir()  # empty
     (tidy / "train" / "metadata.csv").write_text("file_name,label\n")
     images = load_images(str(tidy), "train")
     assert len(images) == 2 and images.features["label"].names == ["ant", "bee"]
@@ -77,7 +74,7 @@ def test_all_formats_that_pillow_decodes_are_read(tidy):
     ("path", "split", "error", "word"),
     [
         ("train/stray.png", "train", ValueError, r"train/stray\.png lies beside folders"),
-        ("train/ant/deep/x.png", "train", ValueError, r"ant/deep/x\.png lies too deep"),
+        ("train/ant/deep/x.png", "train", ValueError, r"ant/deep lies too deep"),
         ("train/ant/all.zip", "train", ValueError, r"all\.zip is no image"),
         ("train/ant/y.heic", "train", ValueError, r"y\.heic is no image"),
         ("empty/.hidden", "empty", ValueError, "holds no images"),
@@ -133,18 +130,3 @@ def test_labels_are_numbers_words_or_missing(kind, values, labels, names):
     assert read.tolist() == labels and called == names
     batch = ImageViews(rows, make_processor(8)).__getitems__([0, 1, 2])
     assert batch["label"].tolist() == labels
-
-
-def test_a_cached_hub_dataset_is_the_same_dataset(monkeypatch, tmp_path):
-    features = datasets.Features(
-        img=datasets.Image(), labels=datasets.ClassLabel(names=["cat", "dog"])
-    )
-    columns = {"img": [Image.new("L", (8, 8))], "labels": [1]}
-    rows = datasets.Dataset.from_dict(columns, features=features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, split: rows)
-    reading = ReadingArguments(image_column="img", label_column="labels")
-    plain = load_images("someone/pets", "train", reading)
-    cached = load_images("someone/pets", "train", replace(reading, image_cache=str(tmp_path)))
-    assert cached.features == plain.features and plain.features["label"].names == ["cat", "dog"]
-    views = [ImageViews(images, make_processor(4)) for images in (cached, plain)]
-    assert len({list_images("someone/pets", images.cells).digest for images in views}) == 1

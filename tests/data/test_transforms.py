@@ -68,7 +68,9 @@ def test_a_view_is_what_pillow_makes_by_hand(photographs):
     crops = Augmentation.of(CropArguments(crop_scale=[0.2, 0.6], flip=0.5), (14, 14))
     views = ImageViews(photographs, processor, views=3, seed=5, crops=crops)
     rows = [0, 5, 2, 11, 9]  # of four images: (view, image) (0, 0), (1, 1), (0, 2), (2, 3), (2, 1)
-    found, flipped = views.__getitems__(rows)["pixel_values"], set()
+    batch, flipped = views.__getitems__(rows)["pixel_values"], set()
+    assert batch.dtype == torch.uint8
+    found = look_up(batch, views.table)
     mean, std = np.array(processor.image_mean), np.array(processor.image_std)
     for row, pixels in zip(rows, found, strict=True):
         view, image_id = divmod(row, 4)
@@ -103,39 +105,12 @@ def test_views_do_not_depend_on_the_batch_and_differ_by_seed(photographs):
     assert torch.equal(others[1]["pixel_values"], together[1])  # view 0 is the image itself
 
 
-@pytest.mark.parametrize("rows", [[0, 5, 2], [4, 5, 6], [0, 1, 2]])
-def test_bytes_become_the_same_pixels(photographs, rows):
-    processor = make_processor(14)
-    crops = Augmentation.of(CropArguments(), (14, 14))
-    floats, quick = (
-        ImageViews(photographs, processor, views=2, crops=crops, as_bytes=as_bytes)
-        for as_bytes in (False, True)
-    )
-    expected = floats.__getitems__(rows)["pixel_values"]
-    found = quick.__getitems__(rows)["pixel_values"]
-    assert found.dtype == torch.uint8
-    assert torch.equal(look_up(found, torch.from_numpy(quick.table)), expected)
-
-
-def test_a_processor_that_does_more_gets_no_bytes(photographs, monkeypatch):
-    """One that pads, say: its pixel values do not depend on single bytes."""
-    crops = Augmentation.of(CropArguments(), (14, 14))
-    options = {"views": 2, "crops": crops}
-    expected = ImageViews(photographs, make_processor(14), **options).__getitems__([0, 5])
-    monkeypatch.setattr("raptor_hf.data.views.pixel_table", lambda processor: None)
-    found = ImageViews(photographs, make_processor(14), as_bytes=True, **options)
-    assert torch.equal(found.__getitems__([0, 5])["pixel_values"], expected["pixel_values"])
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_crops_that_make_no_sense_are_refused():
+    for values, word in (
         ({"crop_scale": [], "flip": 0.5}, "flip belongs to random crops"),
         ({"crop_scale": [0.5]}, "crop_scale takes two numbers"),
         ({"crop_ratio": [2.0, 1.0]}, "crop_ratio takes two numbers, the smaller one first"),
         ({"flip": 1.5}, "--flip must lie in"),
-    ],
-)
-def test_crops_that_make_no_sense_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        CropArguments(**values)
+    ):
+        with pytest.raises(ValueError, match=word):
+            CropArguments(**values)

@@ -16,8 +16,14 @@ from accelerate import Accelerator
 from raptor_hf.loop import batches, fit, newest_checkpoint, read_log, remove_checkpoints
 from raptor_hf.loop.checkpoints import checkpoints_of
 from raptor_hf.runs.processes import Interrupted, StopSignals
-from tests.helpers import FeatureDataset, arguments, compute_loss, noisy_network, untimed
-from tests.memory import PROCESSES
+from tests.helpers import (
+    PROCESSES,
+    FeatureDataset,
+    arguments,
+    compute_loss,
+    noisy_network,
+    untimed,
+)
 
 STEPS = 120
 

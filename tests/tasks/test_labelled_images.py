@@ -109,7 +109,7 @@ def test_what_is_missing_or_broken_is_named(ade20k):
     ):
         load_segmentation(str(ade20k), "training")
     with pytest.raises(ValueError, match=r"00000001\.png can't be decoded: .*No such file"):
-        load_segmentation(str(ade20k), "training", ReadingArguments(skip_corrupt=1)).read(1)
+        load_segmentation(str(ade20k), "training", ReadingArguments(skip_corrupt=True)).read(1)
 
 
 @pytest.mark.parametrize(
