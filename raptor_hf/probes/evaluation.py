@@ -5,12 +5,12 @@ Teacher and Raptor go through the same code.
 
 import dataclasses
 import logging
-import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from matplotlib import colormaps
 from matplotlib.image import imsave
 from torch import nn
@@ -34,10 +34,10 @@ from ..tasks.targets import IGNORED, check_classes
 from ..tasks.task import TASKS, Task
 from ..teachers import image_size, load_backbone, load_processor
 from ..teachers.trunks import differing_weights
+from . import scores
 from .arguments import ProbeArguments
-from .baselines import NEIGHBOUR_IMAGES, constant_metrics, nearest_neighbours
 from .features import Features, compute_features
-from .heads import head_grid, score_head, train_heads
+from .heads import head_grid, train_heads
 from .images import ProbeImages, load_splits
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Evaluation:
         features_dir = self.output_dir / "features" / name
         train, selection, validation, neighbours = self._features(model, task, features_dir)
         if name == "teacher":
-            metrics = constant_metrics(task, self.constant_answer, validation)
+            metrics = scores.score(task, validation, scores.predict_constant(self.constant_answer))
             facts = {"phases": None, "block_parameters": None}
             self._write_result("constant", task.name, metrics, validation, facts)
 
@@ -177,12 +177,14 @@ class Evaluation:
         )
 
         # c) results
-        metrics = score_head(task, head, validation, self.recipe.eval_batch_size)
+        predict = scores.predict_by_head(task, head)
+        metrics = scores.score(task, validation, predict, self.recipe.eval_batch_size)
         if self.reading.resolution and task.name == "segmentation":
             images = self.splits["validation"].images
-            metrics["original_size"] = score_head(task, head, validation, 1, original=images)
+            metrics["original_size"] = scores.score(task, validation, predict, original=images)
         if not task.dense and self.recipe.train_split != self.recipe.test_split:
-            metrics["knn"] = nearest_neighbours(neighbours, validation, task)
+            votes = scores.predict_by_neighbours(neighbours, task)
+            metrics["knn"] = scores.score(task, validation, votes)
         facts = {"selected": selected, **model_facts(model)}
         if facts["phases"]:
             facts["training"] = training_facts(self.folders[name])
@@ -194,7 +196,7 @@ class Evaluation:
             if facts["phases"]:
                 self._save_model(name, model, task, head, validation)
             if task.dense:
-                self._draw_predictions(name, task, head, validation)
+                self._draw_predictions(name, task, predict, validation)
         self._write_result(name, task.name, metrics, validation, facts)
         if self.state.is_main_process:
             remove_checkpoints(probe_dir)
@@ -220,14 +222,11 @@ class Evaluation:
 
         # features of the training images, or new views of them in every step
         split, neighbours, selection = self.splits["train"], None, None
-        if self.augmentation is None:
+        if self.augmentation is None or not task.dense:
             train = neighbours = compute("train", split)
-        else:
+        if self.augmentation is not None:
             options = {"augmentation": self.augmentation, "seed": self.loop.seed}
             train = dataclasses.replace(split, **options)
-            if not task.dense:
-                some = split.image_ids[:: math.ceil(len(split) / NEIGHBOUR_IMAGES)]
-                neighbours = compute("neighbours", dataclasses.replace(split, image_ids=some))
 
         # features of held-out training images, and of another split
         if self.num_heads > 1:
@@ -291,14 +290,14 @@ class Evaluation:
 
     @torch.no_grad()
     def _draw_predictions(
-        self, name: str, task: Task, head: nn.Linear, validation: Features
+        self, name: str, task: Task, predict: scores.Predict, validation: Features
     ) -> None:
         """Draw some validation images, a row each, beside their targets and the predictions."""
         rows = np.linspace(0, len(validation) - 1, _PICTURES).astype(int).tolist()
-        batch, split = validation.__getitems__(rows), self.splits["validation"]
-        logits = task.logits(head, batch["features"].to(self.state.device), batch["target"])
-        predictions = task.predict(logits, batch["target"]).cpu().numpy()
-        places = np.searchsorted(split.image_ids, batch["image_id"].numpy())
+        batch = send_to_device(validation.__getitems__(rows), self.state.device)
+        predictions = predict(batch, batch["target"]).cpu().numpy()
+        split = self.splits["validation"]
+        places = np.searchsorted(split.image_ids, batch["image_id"].cpu().numpy())
         pictures = []
         for place, prediction in zip(places, predictions, strict=True):
             image, target = split.read(place)

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from ..loop.arguments import LoopArguments
 from ..loop.fit import fit
 from ..loop.scalars import StepResult
-from ..metrics import compute_over_processes
 from ..runs.processes import process_state
-from ..tasks.labelled_images import LabelledImages
 from ..tasks.task import Task
 from .arguments import ProbeArguments
 from .features import Features, backbone_features
@@ -145,31 +143,6 @@ def train_heads(
         number = int(np.nanargmin(losses))
         loss = losses[number]
     return heads.heads[number], {**candidates[number]._asdict(), "selection_loss": loss}
-
-
-@torch.no_grad()
-def score_head(
-    task: Task,
-    head: nn.Linear,
-    features: Features,
-    batch_size: int,
-    original: LabelledImages | None = None,
-) -> dict:
-    """Return the metric of a head; the processes share the images.
-
-    Args:
-        original: images with the targets that count, each of its own size; default: the targets
-            that lie beside the features.
-    """
-    device, rows = process_state().device, []
-    for batch in features.batches(1 if original else batch_size):
-        target = batch["target"].to(device)
-        logits = task.logits(head, batch["features"].to(device), target)
-        if original:
-            target = original.target(int(batch["image_id"]))
-            target = torch.from_numpy(target)[None].to(device)
-        rows.append(task.statistics(task.predict(logits, target), target))
-    return compute_over_processes(task.metric, rows)
 
 
 @torch.no_grad()

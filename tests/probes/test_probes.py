@@ -11,9 +11,14 @@ from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.provenance import model_facts
 from raptor_hf.loop.arguments import LoopArguments
 from raptor_hf.probes.arguments import ProbeArguments
-from raptor_hf.probes.baselines import constant_metrics, nearest_neighbours
 from raptor_hf.probes.features import Features, to_arrow
-from raptor_hf.probes.heads import Candidate, ProbeHeads, head_grid, score_head, train_heads
+from raptor_hf.probes.heads import Candidate, ProbeHeads, head_grid, train_heads
+from raptor_hf.probes.scores import (
+    predict_by_head,
+    predict_by_neighbours,
+    predict_constant,
+    score,
+)
 from raptor_hf.tasks.task import Classification, Depth, Segmentation
 from tests.helpers import build_arguments, randomised
 
@@ -52,7 +57,7 @@ def test_the_best_head_of_a_grid_is_selected_apart_from_validation(linear_task, 
     # the second half of the features says nothing, and a rate of 5e-5 learns nothing
     assert selected["learning_rate"] == 0.05 and selected["pooling"] != "patches"
     assert 0 < selected["selection_loss"] < 0.4
-    metrics = score_head(task, head, validation, 64)
+    metrics = score(task, validation, predict_by_head(task, head))
     assert metrics["accuracy"] > 0.85
     batch = validation.__getitems__(list(range(100)))
     right = head(batch["features"]).argmax(1) == batch["target"]
@@ -99,15 +104,15 @@ def test_nearest_neighbours_vote_by_the_cosine_of_cls(teacher):
     features[4] = features[1] + 0.01
     labels = torch.tensor([0, 1, 1, 0, 0])
     train, test = stored(features[:4], labels[:4]), stored(features[4:], labels[4:])
-    one = nearest_neighbours(train, test, task, neighbours=1)
+    one = score(task, test, predict_by_neighbours(train, task, neighbours=1))
     assert one["accuracy"] == 0  # the nearest one, 5, has class 1
-    assert nearest_neighbours(train, test, task, neighbours=4)["top5"] == 1
+    assert score(task, test, predict_by_neighbours(train, task, neighbours=4))["top5"] == 1
 
 
 def test_the_constant_answer_by_hand(teacher):
     def constant(task, train, targets):
         features = torch.zeros(len(targets), 1)
-        return constant_metrics(task, task.constant(train), stored(features, targets))
+        return score(task, stored(features, targets), predict_constant(task.constant(train)))
 
     result = constant(Classification(teacher.config, 3), [1, 1, 2], torch.tensor([1, 0]))
     assert result == {"accuracy": 0.5, "top5": 1.0}
