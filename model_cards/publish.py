@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
         reports.load_results(arguments.results),
         TEMPLATE,
         repo_id=repo_id,
-        title=repo_id,
         license=arguments.license,
     )
     print(f"card:    {card}; its snippet runs without raptor_hf")

@@ -20,9 +20,6 @@ class Arguments:
 
     models: list[str] = field(metadata={"help": "folders of models to write a card into"})
     results: list[str] = field(metadata={"help": "folders with result files"})
-    title: str | None = field(
-        default=None, metadata={"help": "heading of the card; default: the folder's name"}
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     results = reports.load_results(arguments.results)
     for model in arguments.models:
         print(f"model:   {model}")
-        hub.write_model_card(model, results, TEMPLATE, title=arguments.title)
+        hub.write_model_card(model, results, TEMPLATE)
         print(f"card:    {Path(model) / 'README.md'}")
 
 

@@ -63,7 +63,7 @@ if $fresh; then
 fi
 
 stage "model card of the reference's recipe, and report"
-python model_cards/render.py --results $out/ablation/seed_*/head/results --title raptor_k3_reference_recipe \
+python model_cards/render.py --results $out/ablation/seed_*/head/results \
   --models $out/ablation/seed_0/head/models/second_stage
 python evaluation/report.py --results $out/seed_*/{classification,segmentation,depth}/results --phases $out/phases \
   --published True --ablation $out/ablation --output_dir $out/report

@@ -22,13 +22,13 @@ import transformers
 from matplotlib.figure import Figure
 from PIL import Image
 
+from evaluation.demo.patch_maps import as_seen, patch_pca_maps
 from raptor_hf import RaptorModel
 from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.data import load_images
 from raptor_hf.data.decoding import to_pixel_values
 from raptor_hf.dynamics.measures import angles
 from raptor_hf.modeling_raptor import patch_sides
-from raptor_hf.plotting import as_seen, patch_pca_maps
 from raptor_hf.runs.processes import run_program
 from raptor_hf.teachers import load_backbone, load_processor, trajectory
 

@@ -76,7 +76,6 @@ def write_model_card(
     template: str | Path,
     *,
     repo_id: str | None = None,
-    title: str | None = None,
     license: str | None = None,
 ) -> Path:
     """Render the card of a saved model, run its snippet, and write it beside the weights.
@@ -85,8 +84,7 @@ def write_model_card(
         model_dir: folder of a Raptor with a head; its name is the model's in `results`.
         results: as from `reports.load_results`.
         template: Jinja template of the card.
-        repo_id: repository that the snippet loads; default: the folder.
-        title: heading of the card; default: the folder's name.
+        repo_id: repository that the snippet loads, and heading; default: the folder.
         license: of the weights: their teacher's.
 
     Returns:
@@ -117,9 +115,9 @@ def write_model_card(
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]
     share = result["block_parameters"] / teachers[0]["block_parameters"]
     card = ModelCard.from_template(
-        card_metadata(name, task, results, training, title=title or name, license=license),
+        card_metadata(name, task, results, training, title=repo_id or name, license=license),
         template_path=str(template),
-        title=title or name,
+        title=repo_id or name,
         snippet=usage_snippet(repo_id or name, task),
         phases=result["phases"],
         block_share=f"{100 * share:.1f}",

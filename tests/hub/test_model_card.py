@@ -62,7 +62,7 @@ def not_run(monkeypatch):
 @pytest.mark.parametrize("task", FIGURES)
 def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
     folder = saved_model(task, teacher, tmp_path / "raptor_k2")
-    write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", title="a/b", license="mit")
+    write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", license="mit")
     card = ModelCard.load(folder / "README.md")
     data = card.data
     assert data.library_name == "transformers" and data.license == "mit"

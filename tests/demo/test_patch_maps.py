@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raptor_hf.plotting import patch_pca_maps, principal_scores, unit_range
+from evaluation.demo.patch_maps import patch_pca_maps, principal_scores, unit_range
 
 
 def test_two_patches_differ_along_one_component_only():
