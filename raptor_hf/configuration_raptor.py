@@ -249,12 +249,14 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         The model calls it again: overrides of `from_pretrained` are set after `__post_init__`.
         """
         teacher_family(self.teacher_config)
+        # phases cover the teacher's layers
         depth = self.teacher_config.num_hidden_layers
         if any(length < 1 for length in self.phases) or sum(self.phases) != depth:
             raise ValueError(
                 "phases must be positive numbers of layers that sum to the teacher's "
                 f"{depth} layers; got {list(self.phases)}, which sums to {sum(self.phases)}."
             )
+        # blocks, and how often they are applied
         if self.ffn != "swiglu" and self.ffn not in ACT2FN:
             raise ValueError(
                 "ffn must be 'gelu', 'swiglu' or another activation of transformers, such as "
@@ -265,6 +267,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"num_applications must lie in 1 … {depth}, the teacher's layers; got "
                 f"{self.num_applications}."
             )
+        # the range of a depth head
         if self.depth_bins < 1 or not 0 < self.min_depth < self.max_depth:
             raise ValueError(
                 "A depth head needs depth_bins ≥ 1 and 0 < min_depth < max_depth (metres); got "

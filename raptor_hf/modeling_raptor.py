@@ -482,6 +482,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 f"rollout needs 0 ≤ start ≤ stop ≤ {self.config.num_hidden_layers}; "
                 f"got start={start}, stop={stop}."
             )
+        # the angles are those of all layers
         self._begin_rollout()
         angles = self.position_embeddings(states, image_size)
         trajectory = [states]
@@ -595,6 +596,7 @@ def bare_teacher(teacher_config: PreTrainedConfig, num_layers: int) -> PreTraine
         setattr(config, name, value)
     if num_layers == 0:
         config._attn_implementation = "eager"  # no attention, so that no other is asked for
+    # `AutoModel` does not know every family
     dtype = torch.get_default_dtype()
     if family.model_class:
         model = getattr(transformers, family.model_class)._from_config(config, dtype=dtype)
@@ -602,6 +604,7 @@ def bare_teacher(teacher_config: PreTrainedConfig, num_layers: int) -> PreTraine
         model = AutoModel.from_config(config, dtype=dtype)
     model.eval()  # a new model is in training mode
     model.config = teacher_config  # where transformers looks for it
+    # no state needs these
     for head in ("pooler", "head"):
         if getattr(model, head, None) is not None:
             setattr(model, head, None)

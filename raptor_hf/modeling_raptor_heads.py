@@ -63,6 +63,7 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
         """
         outputs = self.raptor(pixel_values, **options)
         logits = self.classifier(pool_tokens(outputs.last_hidden_state, self.config))
+        # transformers' own, by `config.problem_type`
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss,
@@ -234,6 +235,7 @@ class RaptorForSemanticSegmentation(RaptorPreTrainedModel):
         outputs = self.raptor(frame.pad(pixel_values), **options)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
         logits = segmentation_logits(self.classifier, tokens, frame.grid)
+        # the loss counts the pixels of the image, without its padding
         loss = None
         if labels is not None:
             loss = segmentation_loss(frame.interpolate(logits), labels)
@@ -277,6 +279,7 @@ class RaptorForDepthEstimation(RaptorPreTrainedModel):
         limits = {"min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
         outputs = self.raptor(frame.pad(pixel_values), **options)
         tokens = drop_registers(outputs.last_hidden_state, self.config)
+        # bins of depth, and their mean in metres
         logits = depth_logits(self.classifier, tokens, frame.grid)
         depth = expected_depth(logits, frame, **limits)
         loss = None if labels is None else depth_loss(logits, depth, labels, frame, **limits)

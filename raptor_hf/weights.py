@@ -26,6 +26,7 @@ def check_weight_files(
 
     `use_safetensors=True` alone follows the index of shards wherever it leads.
     """
+    # the configuration and the index of shards name files of weights
     index = cached_file(
         name_or_path,
         SAFE_WEIGHTS_INDEX_NAME,

@@ -154,6 +154,7 @@ def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> di
         inside = np.setdiff1d(np.arange(1, len(speed)), cuts)
         return speed[cuts].mean() / speed[inside].mean()
 
+    # some layers at a boundary, some inside
     if not 1 < len(phases) < len(speed):
         return None
     # the same ratio for random partitions

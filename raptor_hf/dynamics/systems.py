@@ -127,8 +127,8 @@ def load_inputs(
         raise ValueError("Give --model: the teacher first, then its Raptors.")
 
     # all models see the images as the teacher's processor prepares them
-    first = next(iter(sources))
-    processor = load_processor(sources[first], resolution=reading.resolution)
+    teacher = next(iter(sources.values()))
+    processor = load_processor(teacher, resolution=reading.resolution)
     if dataset is None:
         dataset = load_images(data, split, reading)
     images = ImageViews(dataset, processor, reading=reading)
@@ -168,12 +168,14 @@ def load_system(
 
 def _check_alike(systems: Sequence[DepthSystem]) -> None:
     """Refuse models with states that can't be compared, and Raptors of another teacher."""
+    # shapes of the states
     shapes = {s.name: (s.depth, s.model.config.hidden_size, *s.layout) for s in systems}
     if len(set(shapes.values())) > 1:
         raise ValueError(
             "Models of one study must have the same layers, channels, cls and register tokens: a "
             f"teacher and its own Raptors. Got {shapes}."
         )
+    # embeddings and final norm of a Raptor are its teacher's
     teacher = systems[0]
     for system in systems[1:]:
         if not system.is_raptor or teacher.is_raptor or not teacher.can_run_on:

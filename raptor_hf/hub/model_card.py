@@ -112,6 +112,7 @@ def write_model_card(
         raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
 
     # render
+    # versions of the libraries, and the size of the blocks
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]
     share = result["block_parameters"] / teachers[0]["block_parameters"]
     card = ModelCard.from_template(
@@ -157,6 +158,7 @@ def card_metadata(
     r2 = values_of(results, name, "r2", "mean", "all")
     if len(r2):
         figures.append(("image-feature-extraction", "r2", r2))
+    # on which data they were measured
     result = next(row for row in results if (row["model"], row["task"]) == (name, task.name))
     dataset = {"dataset_name": result["dataset"], "dataset_split": result["split"]}
     dataset["dataset_type"] = re.sub(r"[^\w./-]+", "-", result["dataset"])  # as the Hub demands

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from ..activations.format import verify_activations
 from .model_card import COMMIT
 
-# the files of a repository; logs, checkpoints and run.json stay here
+# the files of a repository
 MODEL_FILES = ["configuration_raptor.py", "modeling_raptor*.py", "config.json", "*.safetensors"]
 MODEL_FILES += ["*.safetensors.index.json", "preprocessor_config.json", "training.json"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
@@ -60,6 +60,7 @@ def upload_files(
 
     Weights and shards of an earlier version are deleted. Errors as `publish_model`.
     """
+    # a repository that exists keeps its visibility
     api = HfApi()
     api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
@@ -67,6 +68,7 @@ def upload_files(
             f"{repo_id} exists and is public; nothing was uploaded. Make it private in its "
             "settings, choose another --repo_id, or leave out --private."
         )
+    # one commit, without logs, checkpoints and run.json
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type=repo_type,

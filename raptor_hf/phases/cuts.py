@@ -41,6 +41,7 @@ def find_phases(
     distance = check_distance(distance)
     layers = len(distance)
     check_cut(layers, k, method)
+    # the reference's search
     if method == "recursive":
         lengths = _phase_lengths(_split(distance, k))
         if len(lengths) < k:
@@ -49,6 +50,7 @@ def find_phases(
                 "which a split needs. Take the method maxcut or ncut."
             )
         return lengths
+    # the controls, and the exact partitions
     if method == "uniform":
         return [layers // k + (phase < layers % k) for phase in range(k)]
     if method == "random":

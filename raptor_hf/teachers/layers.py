@@ -130,6 +130,7 @@ def config_for_teacher(teacher: PreTrainedModel, phases: list[int], **changes) -
     """
     parts = layer_parts(teacher.config)
     layer = teacher.get_submodule(teacher_family(teacher.config).layers)[0]
+    # off the first layer: they are all alike
     linear = linear_layers(layer, parts)
     biases = [name for name, part in linear.items() if part.bias is not None and name != "gate"]
     fields = {
@@ -164,6 +165,7 @@ def copy_mean_of_layers(block: RaptorBlock, layers: list[nn.Module], parts: Laye
     """
     copies = [teacher_layer_weights(layer, parts) for layer in layers]
     means = {name: torch.stack([copy[name] for copy in copies]).mean(0) for name in copies[0]}
+    # the block must have the same weights
     unlike = []
     for name, weight in block.state_dict().items():
         scaling = name.startswith("depth_scaling.")

@@ -29,6 +29,7 @@ def load_processor(
         ) from error
     if not resolution:
         return processor
+    # whole patches
     config = AutoConfig.from_pretrained(name_or_path, revision=revision)
     patches = pair(getattr(tower_config(config), "patch_size", None) or 1)
     if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
@@ -53,6 +54,7 @@ def _set_resolution(processor, height: int, width: int) -> None:
     if getattr(processor, "do_center_crop", False):
         crop = processor.crop_size
         processor.crop_size = type(size)(height=height, width=width)
+    # to a height and width, or to a shorter side that is cropped
     if processor.do_resize and size.height:
         if crop:
             height = round(height * size.height / crop.height)

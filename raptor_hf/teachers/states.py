@@ -69,6 +69,7 @@ def trajectory(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tens
         if hook:
             hook.remove()
 
+    # a layer may return a tuple
     states = list(getattr(output, "hidden_states", None) or [])
     if states and last:
         states[-1] = last[-1]

@@ -89,6 +89,7 @@ def raptorize(
     Returns:
         The model itself.
     """
+    # the tower, and a Raptor that belongs into it
     tower = find_tower(model)
     check_weights(tower)
     if (phases is None) == (blocks is None):
@@ -132,6 +133,7 @@ def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
     layers = trunk.config.num_hidden_layers
     if len(trunk) != layers:
         raise ValueError(f"Of the trunk's {layers} layers {len(trunk)} are left.")
+    # where it belongs, and the two configurations
     family = teacher_family(trunk.config.teacher_config)
     description = {
         "architecture": type(model).__name__,
@@ -163,6 +165,8 @@ def load_raptorized(name_or_path: str | Path, revision: str | None = None) -> Pr
     if not folder.is_dir():
         files = ["*.json", _WEIGHTS]
         folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=files))
+
+    # the model from its configuration, its trunk, then all weights
     description = read_json(folder / _DESCRIPTION)
     model_class = getattr(transformers, description["architecture"])
     fields = description["model"]
@@ -211,6 +215,7 @@ def _check_blocks(blocks: PreTrainedModel, tower: PreTrainedModel) -> None:
             "blocks must be a Raptor that was distilled from this tower, such as "
             f"RaptorModel.from_pretrained gives; got a {type(blocks).__name__}."
         )
+    # a block computes with these, and weights of the same shape don't tell them
     ours, theirs = blocks.config.teacher_config, tower.config
     fields = ["model_type", "hidden_size", "num_attention_heads", "num_hidden_layers"]
     fields += ["num_channels", "patch_size", "image_size", "norm_type", layer_parts(ours).eps]
