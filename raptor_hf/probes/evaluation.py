@@ -70,13 +70,13 @@ class Evaluation:
     ):
         self.recipe, self.reading, self.loop, self.folders = recipe, reading, loop, folders
         self.state, self.output_dir = process_state(), Path(loop.output_dir)
-        self.num_heads = len(head_grid(recipe, loop, TASKS[recipe.task]))
+        num_heads = len(head_grid(recipe, loop, TASKS[recipe.task]))
 
         # all models get the same images: those that the teacher's processor makes
         resolution = None if TASKS[recipe.task].dense else reading.resolution
         self.processor = load_processor(folders["teacher"], resolution=resolution)
         self.splits = load_splits(
-            recipe, dense, reading, self.processor, num_heads=self.num_heads, seed=loop.seed
+            recipe, dense, reading, self.processor, num_heads=num_heads, seed=loop.seed
         )
         size = tuple(reading.resolution) or image_size(self.processor)
         self.augmentation = Augmentation.of(crops, size)
@@ -189,7 +189,9 @@ class Evaluation:
         if facts["phases"]:
             facts["training"] = training_facts(self.folders[name])
             if task.name == "classification":
-                self._write_result(name, "r2", self._compare_states(model), validation, facts)
+                states = OnlineActivations(self.loaded["teacher"][0], self.splits["validation"])
+                r2 = trajectory_r2(model, states, num_workers=self.loop.num_workers)
+                self._write_result(name, "r2", r2, validation, facts)
 
         # d) the model and, last, its result, which says that the model is done
         if self.state.is_main_process:
@@ -205,13 +207,8 @@ class Evaluation:
         self.state.wait_for_everyone()
 
     def _features(self, model: PreTrainedModel, task: Task, folder: Path):
-        """Return the images that heads learn from, and features that select, validate and vote.
-
-        Returns:
-            train: features, or images in random views.
-            selection: None for one head.
-            validation: features.
-            neighbours: features of training images for k-NN.
+        """Return what heads learn from (features, or images in random views), the features that
+        select (None for one head) and validate, and those of training images for k-NN.
         """
 
         def compute(name: str, split: ProbeImages) -> Features:
@@ -229,14 +226,9 @@ class Evaluation:
             train = dataclasses.replace(split, **options)
 
         # features of held-out training images, and of another split
-        if self.num_heads > 1:
+        if len(self.splits["selection"]):
             selection = compute("selection", self.splits["selection"])
         return train, selection, compute("validation", self.splits["validation"]), neighbours
-
-    def _compare_states(self, model: PreTrainedModel) -> dict:
-        """Return R² of a Raptor's states on the validation images (`trajectory_r2`)."""
-        source = OnlineActivations(self.loaded["teacher"][0], self.splits["validation"])
-        return trajectory_r2(model, source, num_workers=self.loop.num_workers)
 
     def _result_file(self, name: str, task: str) -> Path:
         """Return the path of a model's result."""

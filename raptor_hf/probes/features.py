@@ -85,7 +85,9 @@ def compute_features(
     # a process without any images has an empty file
     files = [folder / name for name in names if (folder / name).stat().st_size]
     rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
-    return Features(rows.select(np.argsort(np.array(rows["image_id"][:]))))
+    # an image that took the place of one that can't be read counts once
+    _, order = np.unique(rows["image_id"][:], return_index=True)
+    return Features(rows.select(order))
 
 
 def _write_features(
