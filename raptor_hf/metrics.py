@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 # a variance below this share of the mean square is rounding: the states are equal
 _ROUNDING = 1e-12
+_INT, _FLOAT = datasets.Value("int64"), datasets.Value("float64")
 
 
 class _Metric(evaluate.Metric):
@@ -52,7 +53,7 @@ class Accuracy(_Metric):
     Feed it `label_ranks`: one integer an image.
     """
 
-    rows = {"rank": datasets.Value("int64")}
+    rows = {"rank": _INT}
 
     def _compute(self, rank) -> dict[str, float]:
         rank = np.asarray(rank)
@@ -85,9 +86,7 @@ class MeanIoU(_Metric):
     mean. Feed it rows from `segmentation_statistics`, one an image.
     """
 
-    rows = dict.fromkeys(
-        ("intersection", "predicted", "target"), datasets.List(datasets.Value("int64"))
-    )
+    rows = dict.fromkeys(("intersection", "predicted", "target"), datasets.List(_INT))
 
     def _compute(self, intersection, predicted, target) -> dict:
         """Return `miou`, `pixel_accuracy` in [0, 1], and `iou`, a list over classes."""
@@ -107,11 +106,7 @@ class MeanIoU(_Metric):
 
 
 def segmentation_statistics(
-    *,
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    num_classes: int,
-    ignore_index: int = 255,
+    *, prediction: torch.Tensor, target: torch.Tensor, num_classes: int, ignore_index: int = 255
 ) -> dict[str, list[list[int]]]:
     """Return rows for `MeanIoU.add_batch`: pixels per class of every image.
 
@@ -143,8 +138,8 @@ class DepthError(_Metric):
     Feed it rows from `depth_statistics`, one an image.
     """
 
-    rows = {"count": datasets.Value("int64")}
-    rows |= {name: datasets.Value("float64") for name in _DEPTH_SUMS}
+    rows = {"count": _INT}
+    rows |= {name: _FLOAT for name in _DEPTH_SUMS}
 
     def _compute(self, count, **sums) -> dict[str, float]:
         """Return errors, and shares of pixels that are nearly right.
@@ -206,12 +201,12 @@ class RSquared(_Metric):
     """
 
     rows = {
-        "layer": datasets.Value("int64"),
+        "layer": _INT,
         "group": datasets.Value("string"),
-        "count": datasets.Value("int64"),
-        "squared_error": datasets.Value("float64"),
-        "target_square": datasets.Value("float64"),
-        "target_sum": datasets.List(datasets.Value("float64")),
+        "count": _INT,
+        "squared_error": _FLOAT,
+        "target_square": _FLOAT,
+        "target_sum": datasets.List(_FLOAT),
     }
 
     def _compute(self, layer, group, count, squared_error, target_square, target_sum) -> dict:
@@ -234,6 +229,7 @@ class RSquared(_Metric):
         pooled[:, pooled[1] == 0] = np.nan
         error, variance = np.concatenate([pooled, parts], axis=-1)
 
+        # by name, None where there is no variance
         layers, means = {}, {}
         for name, scores in zip(["all", *names.tolist()], (1 - error / variance).T, strict=True):
             layers[name] = [None if np.isnan(score) else score for score in scores.tolist()]
@@ -248,12 +244,10 @@ def r2_reference(*, prediction: torch.Tensor, target: torch.Tensor) -> float:
     1 − Σ(â − a)² / Σ(â − m)², with m one scalar mean over all entries of the *prediction*: layers,
     tokens and channels are pooled (so the states with the largest norms decide), layer 0 is
     included (it is equal by construction), and the denominator is not the teacher's variance. The
-    published evaluation averages it over batches of 64 images. `RSquared` is our own definition:
-    per channel, layer and token group, around the teacher's means.
+    published evaluation averages it over batches of 64 images.
 
     Args:
-        prediction: (B, L + 1, N, D), a student's trajectory with layer 0.
-        target: (B, L + 1, N, D), its teacher's.
+        prediction, target: (B, L + 1, N, D), trajectories of a student and its teacher.
 
     Raises:
         ValueError: different shapes.
@@ -270,8 +264,8 @@ def state_statistics(
     """Return rows for `RSquared.add_batch`: one per layer 1 … L and token group.
 
     Args:
-        prediction: (B, L + 1, N, D), a student's trajectory.
-        target: (B, L + 1, N, D), its teacher's; layer 0 is the same by construction and left out.
+        prediction, target: (B, L + 1, N, D), trajectories of a student and its teacher; layer 0 is
+            equal by construction and left out.
         groups: token groups (`TokenLayout.groups`).
 
     Raises:

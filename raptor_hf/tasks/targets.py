@@ -96,7 +96,7 @@ def check_classes(masks: list[np.ndarray], class_names: list[str], *, of: str) -
     Raises:
         ValueError: fewer than two classes have pixels.
     """
-    present = set(np.unique(np.concatenate([mask.ravel() for mask in masks])))
+    present = set().union(*(np.unique(mask).tolist() for mask in masks))
     missing = [name for number, name in enumerate(class_names) if number not in present]
     listed = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
     if len(class_names) - len(missing) < 2:

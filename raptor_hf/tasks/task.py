@@ -177,10 +177,12 @@ class Segmentation(Task):
         Raises:
             ValueError: no pixel has a class.
         """
-        labels = np.concatenate([target[target != IGNORED] for target in targets])
-        if not len(labels):
+        counts = np.zeros(self.num_outputs, dtype=int)
+        for target in targets:
+            counts += np.bincount(target[target != IGNORED], minlength=self.num_outputs)
+        if not counts.any():
             raise ValueError(f"No pixel of {len(targets)} masks has a class: all are ignored.")
-        return torch.tensor(int(np.argmax(np.bincount(labels, minlength=self.num_outputs))))
+        return torch.tensor(int(np.argmax(counts)))
 
 
 class Depth(Task):
