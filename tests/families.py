@@ -5,21 +5,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import (
-    AutoModel,
-    CLIPConfig,
-    CLIPModel,
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Config,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    SiglipConfig,
-    SiglipModel,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from raptor_hf import make_raptor, raptorize
@@ -61,11 +46,10 @@ def tiny_model(case: str, **changes):
     config = CONFIG_MAPPING[family](**fields)
     torch.manual_seed(0)
     name = TEACHER_FAMILIES[family].model_class
+    make = transformers.AutoModel.from_config
     if name:
-        model = getattr(transformers, name)._from_config(config, attn_implementation="eager")
-    else:
-        model = AutoModel.from_config(config, attn_implementation="eager")
-    return shaken(model)
+        make = getattr(transformers, name)._from_config
+    return shaken(make(config, attn_implementation="eager"))
 
 
 def shaken(model):
@@ -88,7 +72,7 @@ TEXT = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 VISION = SIZES | {"intermediate_size": 32}
-BACKBONE = Dinov2Config(
+BACKBONE = transformers.Dinov2Config(
     **SIZES, out_features=["stage1", "stage3"], apply_layernorm=True, reshape_hidden_states=False,
     layerscale_value=0.5,
 )  # fmt: skip
@@ -103,15 +87,16 @@ def classifier(name, family):
     return shaken(getattr(transformers, name)(config)), {"pixel_values": PIXELS}
 
 
-def zero_shot(model_class, config_class):
-    config = config_class(text_config=TEXT, vision_config=VISION)
-    return shaken(model_class(config)), {"input_ids": WORDS, "pixel_values": PIXELS}
+def zero_shot(name):
+    """A model of images and text around a tiny tower."""
+    config = getattr(transformers, f"{name}Config")(text_config=TEXT, vision_config=VISION)
+    inputs = {"input_ids": WORDS, "pixel_values": PIXELS}
+    return shaken(getattr(transformers, f"{name}Model")(config)), inputs
 
 
 def mae():
     config = tiny_model("vit_mae", mask_ratio=0.5).config
-    for name, value in ({"num_hidden_layers": 1, "num_attention_heads": 2}).items():
-        setattr(config, f"decoder_{name}", value)
+    config.decoder_num_hidden_layers, config.decoder_num_attention_heads = 1, 2
     config.decoder_hidden_size, config.decoder_intermediate_size = 16, 32
     noise = torch.arange(16.0).expand(2, 16)
     inputs = {"pixel_values": PIXELS, "noise": noise}
@@ -119,31 +104,32 @@ def mae():
 
 
 def depth_anything():
-    config = DepthAnythingConfig(
+    config = transformers.DepthAnythingConfig(
         backbone_config=copy.deepcopy(BACKBONE), patch_size=4, reassemble_hidden_size=24,
         reassemble_factors=[2, 1], neck_hidden_sizes=[8, 8], fusion_hidden_size=8,
     )  # fmt: skip
-    return shaken(DepthAnythingForDepthEstimation(config)), {"pixel_values": PIXELS}
+    return shaken(transformers.DepthAnythingForDepthEstimation(config)), {"pixel_values": PIXELS}
 
 
 def upernet():
     backbone = copy.deepcopy(BACKBONE)
     backbone.reshape_hidden_states = True
-    config = UperNetConfig(
+    config = transformers.UperNetConfig(
         backbone_config=backbone, num_labels=3, hidden_size=8, use_auxiliary_head=False
     )
-    return shaken(UperNetForSemanticSegmentation(config)), {"pixel_values": PIXELS}
+    return shaken(transformers.UperNetForSemanticSegmentation(config)), {"pixel_values": PIXELS}
 
 
 def llava():
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=LlamaConfig(**TEXT, num_key_value_heads=3),
+        text_config=transformers.LlamaConfig(**TEXT, num_key_value_heads=3),
         image_token_index=19, vision_feature_layer=-1,
     )  # fmt: skip
     words = torch.tensor([[1] + [19] * 16 + [5, 6]])
     inputs = {"input_ids": words, "attention_mask": torch.ones_like(words)}
-    return shaken(LlavaForConditionalGeneration(config)), inputs | {"pixel_values": PIXELS[:1]}
+    inputs["pixel_values"] = PIXELS[:1]
+    return shaken(transformers.LlavaForConditionalGeneration(config)), inputs
 
 
 HOSTS = {
@@ -151,8 +137,8 @@ HOSTS = {
     "ViTForImageClassification": lambda: classifier("ViTForImageClassification", "vit"),
     "DeiTForImageClassification": lambda: classifier("DeiTForImageClassification", "deit"),
     "DINOv3ViTBackbone": lambda: classifier("DINOv3ViTBackbone", "dinov3_vit"),
-    "CLIPModel": lambda: zero_shot(CLIPModel, CLIPConfig),
-    "SiglipModel": lambda: zero_shot(SiglipModel, SiglipConfig),
+    "CLIPModel": lambda: zero_shot("CLIP"),
+    "SiglipModel": lambda: zero_shot("Siglip"),
     "ViTMAEForPreTraining": mae,
     "DepthAnything": depth_anything,
     "UperNet": upernet,

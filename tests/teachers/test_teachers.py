@@ -29,7 +29,7 @@ from raptor_hf.teachers import (
 from raptor_hf.teachers.loading import find_tower, hub_commit
 from raptor_hf.teachers.states import infer_token_layout
 from raptor_hf.weights import weights_digest
-from tests.families import HOSTS, PIXELS, TEXT, VISION, shaken, tiny_model
+from tests.families import HOSTS, PIXELS, VISION, shaken, tiny_model, zero_shot
 from tests.helpers import assert_same_outputs
 
 SMALL_DINOV2 = Dinov2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=3)
@@ -92,12 +92,6 @@ def test_models_without_a_trajectory_are_refused():
     assert mae.config.mask_ratio == 0.75
 
 
-def around(name):
-    """A model of images and text around a tower."""
-    config = getattr(transformers, f"{name}Config")(text_config=TEXT, vision_config=VISION)
-    return getattr(transformers, f"{name}Model")(config).eval()
-
-
 @pytest.mark.parametrize(
     "name",
     ["CLIP", "Siglip", "Aimv2", "MetaClip2", "ChineseCLIP"]
@@ -106,7 +100,7 @@ def around(name):
 @torch.no_grad()
 def test_of_a_model_around_a_tower_the_tower_is_taken(name, tmp_path):
     """The same states, bare, frozen, and not in the file: addresses may change last bits."""
-    model = HOSTS[name]()[0] if name in HOSTS else around(name)
+    model, _ = HOSTS[name]() if name in HOSTS else zero_shot(name)
     model.save_pretrained(tmp_path)
     loaded = load_backbone(str(tmp_path))
     assert not loaded.training and loaded.name_or_path == str(tmp_path)
