@@ -1,39 +1,14 @@
-"""The files of an activation dataset: schema, shards, checksums, manifest, card."""
+"""The files of an activation dataset: shards, checksums, manifest, card."""
 
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-import numpy as np
-import pyarrow as pa
 import xxhash
-from datasets.features.features import numpy_to_pyarrow_listarray
 
 from ..runs.files import read_json
 
 MANIFEST = "manifest.json"
 SCALARS = ("label", "image_id", "view")
-
-
-def activation_features(
-    layers: Sequence[int], num_tokens: int, num_channels: int, dtype: str
-) -> datasets.Features:
-    """Return the schema: a column (num_tokens, num_channels) a layer, label, image and view."""
-    state = datasets.Array2D((num_tokens, num_channels), dtype)
-    columns = dict.fromkeys([f"layer_{layer}" for layer in layers], state)
-    return datasets.Features(columns | dict.fromkeys(SCALARS, datasets.Value("int64")))
-
-
-def array2d(values: np.ndarray, field_type: pa.DataType) -> pa.Array:
-    """Return (B, N, D) under `datasets`' Array2D type, without a detour by Python objects."""
-    return pa.ExtensionArray.from_storage(field_type, numpy_to_pyarrow_listarray(values))
-
-
-def states_of(column: pa.Array) -> np.ndarray:
-    """Return a piece of a layer's column as (rows, N, D), without copying it."""
-    values = column.storage.flatten().flatten().to_numpy(zero_copy_only=True)
-    return values.reshape(len(column), *column.type.shape)
 
 
 def shard_facts(file: Path) -> dict:
@@ -85,7 +60,7 @@ def verify_activations(path: str | Path, *, checksums: bool = True) -> dict[str,
 
 def dataset_card(manifest: dict) -> str:
     """Return the README.md of an activation dataset; it tells the Hub where the data are."""
-    teacher, size = manifest["teacher"], f"{manifest['num_tokens']} × {manifest['num_channels']}"
+    teacher = manifest["teacher"]
     return f"""---
 tags:
 - raptor_hf
@@ -97,12 +72,10 @@ configs:
 
 # Hidden states of {teacher["name"]}
 
-| | |
-| --- | --- |
-| teacher | {teacher["name"]}, commit {teacher["revision"]}, weights {teacher["weights_sha256"]} |
-| images | {manifest["num_images"]:,} in {manifest["views"]} views of {manifest["image_size"]} |
-| layers | {manifest["layers"]}; 0 is the embeddings, each before the final norm |
-| a state | {size}, {manifest["dtype"]}: cls, {manifest["num_registers"]} registers, all patches |
+{manifest["num_images"]:,} images of {manifest["image_size"]} pixels in {manifest["views"]} views,
+layers {manifest["layers"]}, each before the final norm; `layer_0` is the embeddings. A
+state has {manifest["num_cls"]} cls, {manifest["num_registers"]} registers and all patches, in
+{manifest["dtype"]}. The teacher's commit is {teacher["revision"]}; `manifest.json` says the rest.
 
 `datasets.load_from_disk` opens it; `raptor_hf.activations.load_activations` reads batches of it at
 the speed of the memory map, and `python -m raptor_hf.activations verify` checks every file.

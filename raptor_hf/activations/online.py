@@ -5,7 +5,6 @@ states (B, layers, N, D) of such a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import torch
 from torch.utils.data import Dataset
@@ -52,7 +51,9 @@ class OnlineActivations(Dataset):
         precision: str = "float32",
     ):
         self.whole_teacher = self.teacher = teacher
-        self.images, self.precision = images, precision
+        self.images, self.processor, self.precision = images, images.processor, precision
+        table = getattr(images, "table", None)  # None: images are floats
+        self.table = None if table is None else table.to(teacher.device)
 
         # the first image shows the sizes of images and states, and how many layers there are
         pixel_values = self.pixel_values(images.__getitems__([0]))
@@ -87,9 +88,7 @@ class OnlineActivations(Dataset):
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher
-        state = {**self.__dict__, "teacher": None, "whole_teacher": None}
-        state.pop("_pixel_table", None)
-        return state
+        return {**self.__dict__, "teacher": None, "whole_teacher": None, "table": None}
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the states (B, layers, N, D) of a batch with `pixel_values`, float32."""
@@ -103,18 +102,7 @@ class OnlineActivations(Dataset):
 
     def pixel_values(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the images (B, C, H, W) of a batch on the teacher's device, normalised."""
-        return look_up(batch["pixel_values"].to(self.teacher.device), self._pixel_table)
-
-    @cached_property
-    def _pixel_table(self) -> torch.Tensor | None:
-        """The processor's values of bytes, on the teacher's device; None: images are floats."""
-        table = getattr(self.images, "table", None)
-        return None if table is None else table.to(self.teacher.device)
-
-    @property
-    def processor(self):
-        """The image processor that makes the images."""
-        return self.images.processor
+        return look_up(batch["pixel_values"].to(self.teacher.device), self.table)
 
     def identity(self) -> str:
         """Return the digest of the teacher's weights."""

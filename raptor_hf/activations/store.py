@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..configuration_raptor import TokenLayout
 from ..runs.files import json_digest
 from ..teachers import load_processor, teacher_identity
-from .format import SCALARS, read_manifest, states_of, verify_activations
+from .format import SCALARS, read_manifest, verify_activations
 
 _COPYING_THREADS = 4  # a page that is not in memory is waited for; threads wait side by side
 WORTH_A_THREAD = 2**16  # bytes of a state; smaller ones are copied faster than threads start
@@ -45,10 +45,16 @@ class StoredActivations(Dataset):
         self.layout = TokenLayout(self.manifest["num_cls"], self.manifest["num_registers"])
         self.resolution = self.manifest["image_size"]  # height and width in pixels
 
-        # a view (rows, N, D) of every layer and record batch; `ends` are the batches' last rows + 1
-        table = datasets.load_from_disk(str(self.path)).data.table
-        columns = [table[f"layer_{layer}"].chunks for layer in self.layers]
-        self.views = [[states_of(chunk) for chunk in chunks] for chunks in columns]
+        # a view (rows, N, D) of every layer and record batch, without a copy
+        table, self.views = datasets.load_from_disk(str(self.path)).data.table, []
+        for layer in self.layers:
+            views = []
+            for chunk in table[f"layer_{layer}"].chunks:
+                values = chunk.storage.flatten().flatten().to_numpy(zero_copy_only=True)
+                views.append(values.reshape(len(chunk), *chunk.type.shape))
+            self.views.append(views)
+
+        # the last rows + 1 of the record batches
         self.ends = np.cumsum([len(view) for view in self.views[0]])
         self.scalars = {name: torch.tensor(table[name].to_numpy()) for name in SCALARS}
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
+from datasets.features.features import numpy_to_pyarrow_listarray
 from transformers import PreTrainedModel
 
 from ..data import ImageViews
@@ -26,8 +27,6 @@ from ..teachers import teacher_identity
 from .format import (
     MANIFEST,
     SCALARS,
-    activation_features,
-    array2d,
     dataset_card,
     read_manifest,
     shard_facts,
@@ -79,7 +78,11 @@ def write_activations(
     # a shard holds whole batches, at least one
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     shape = (len(source.layers), source.num_tokens, source.num_channels)
-    features = activation_features(source.layers, *shape[1:], dtype)
+    states = [f"layer_{layer}" for layer in source.layers]
+    features = datasets.Features(
+        dict.fromkeys(states, datasets.Array2D(shape[1:], dtype))
+        | dict.fromkeys(SCALARS, datasets.Value("int64"))
+    )
     row_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
     starts, shards = range(0, len(images), rows), {}
@@ -189,7 +192,8 @@ def _record(source: OnlineActivations, features: datasets.Features, batch: dict)
                 f"The state after layer {layer} of image {int(batch['image_id'][~finite][0])} "
                 f"holds NaN, or values that {kind.value_type} can't hold (--dtype float32)."
             )
-        columns.append(array2d(stored.cpu().numpy(), kind))
+        lists = numpy_to_pyarrow_listarray(stored.cpu().numpy())
+        columns.append(pa.ExtensionArray.from_storage(kind, lists))
     columns += [pa.array(batch[name].numpy()) for name in SCALARS]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
