@@ -5,12 +5,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from raptor_hf.activations.__main__ import main
 from raptor_hf.activations.format import verify_activations
 from raptor_hf.activations.store import load_activations
-from raptor_hf.data import keep_batch
 from raptor_hf.teachers import trajectory
 
 
@@ -61,18 +59,6 @@ def test_workers_that_are_not_forked_open_the_files_themselves(store):
     assert len(pickle.dumps(activations)) < 1000
     again = pickle.loads(pickle.dumps(activations))
     assert torch.equal(again[7]["states"], activations[7]["states"])
-
-
-def test_a_dataloader_shuffles_single_images(store):
-    activations, generator = load_activations(store), torch.Generator().manual_seed(2)
-    options = {"collate_fn": keep_batch, "generator": generator, "num_workers": 2}
-    loader = DataLoader(activations, batch_size=4, shuffle=True, **options)
-    seen = []
-    for batch in loader:
-        for states, row in zip(batch["states"], batch["view"] * 5 + batch["image_id"], strict=True):
-            assert torch.equal(states, activations[int(row)]["states"])
-            seen.append(int(row))
-    assert sorted(seen) == list(range(10)) and seen != list(range(10))
 
 
 def test_large_states_are_copied_by_threads_to_the_same_place(store, monkeypatch):

@@ -9,7 +9,7 @@ from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.activations.online import image_views
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
-from raptor_hf.data.decoding import look_up, open_image, to_pixel_values
+from raptor_hf.data.decoding import look_up, open_image
 from raptor_hf.probes.images import ProbeImages
 from raptor_hf.tasks.labelled_images import load_classification
 from tests.helpers import tiny_teacher
@@ -92,13 +92,6 @@ def test_greys_of_other_kinds_have_ranges():
     for values in (of_bytes - 300, of_bytes * np.nan, eight.astype(np.int32) * 1000):
         with pytest.raises(ValueError, match="x can't be decoded: greys lie in 0 … "):
             pixels_of(encoded(Image.fromarray(values), "TIFF"))
-
-
-def test_images_of_several_sizes_are_said_in_words():
-    processor = make_processor(8)
-    processor.do_center_crop = False
-    with pytest.raises(ValueError, match=r"several sizes .8×12, 8×16.*crop_size"):
-        to_pixel_values([picture(24, 16), picture(32, 16)], processor)
 
 
 def test_large_images_are_refused_before_they_are_decoded(tmp_path):
