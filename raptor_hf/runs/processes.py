@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 # sent by Ctrl-C, schedulers, `#SBATCH --signal=USR1@…`, submitit and a closed terminal; Windows
@@ -153,7 +154,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
 
 def _is_users_error(error: BaseException) -> bool:
     """Return whether the user can mend an error: of files, the Hub, NaN, or raised by our code."""
-    if isinstance(error, OSError | FloatingPointError):
+    if isinstance(error, OSError | FloatingPointError | SafetensorError):
         return True
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
     ours = frame.f_globals["__name__"].partition(".")[0] in ("raptor_hf", "evaluation", "__main__")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 from raptor_hf.data import make_processor
@@ -107,7 +108,11 @@ def wrong_argument():
     parse_token_weights("7")
 
 
-@pytest.mark.parametrize("main", [wrong_file, wrong_argument])
+def damaged_weights():
+    safetensors.torch.load(b"cut off")
+
+
+@pytest.mark.parametrize("main", [wrong_file, wrong_argument, damaged_weights])
 def test_an_error_of_the_user_is_one_line(main, handlers, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(main)
