@@ -28,7 +28,6 @@ class Arguments:
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     image_size: int = field(default=16, metadata={"help": "pixels"})
-    patch_size: int = field(default=4, metadata={"help": "pixels"})
     hidden_size: int = 64
     num_hidden_layers: int = 12
     num_attention_heads: int = 4
@@ -55,7 +54,7 @@ def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
     """Return the teacher's architecture."""
     return transformers.Dinov2WithRegistersConfig(
         image_size=own.image_size,
-        patch_size=own.patch_size,
+        patch_size=4,
         hidden_size=own.hidden_size,
         num_hidden_layers=own.num_hidden_layers,
         num_attention_heads=own.num_attention_heads,
