@@ -51,7 +51,7 @@ teachers=(
 )
 if [ -n "$quick" ]; then
   teachers=("${teachers[@]::4}")
-  study+=(--units 1 --ks 1 3 --seeds 1 --validation_images 64)
+  study+=(--units 1 --k 1 3 --seeds 1 --validation_images 64)
 fi
 
 stage "the teacher"

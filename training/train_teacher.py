@@ -27,7 +27,6 @@ class Arguments:
     _argument_group_name = "teacher"
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
-    image_size: int = field(default=16, metadata={"help": "pixels"})
     hidden_size: int = 64
     num_hidden_layers: int = 12
     num_attention_heads: int = 4
@@ -39,7 +38,7 @@ class Arguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "image_size", "num_hidden_layers")
+        check_positive(self, "num_hidden_layers")
         check_not_negative(self, "views")
         if not 0 <= self.drop_path_rate <= 1:
             raise ValueError(f"--drop_path_rate must lie in [0, 1]; got {self.drop_path_rate}.")
@@ -50,10 +49,10 @@ class Arguments:
 PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArguments)
 
 
-def make_config(own: Arguments) -> "transformers.Dinov2WithRegistersConfig":
-    """Return the teacher's architecture."""
+def make_config(own: Arguments, pixels: int) -> "transformers.Dinov2WithRegistersConfig":
+    """Return the teacher's architecture, for square images of so many pixels."""
     return transformers.Dinov2WithRegistersConfig(
-        image_size=own.image_size,
+        image_size=pixels,
         patch_size=4,
         hidden_size=own.hidden_size,
         num_hidden_layers=own.num_hidden_layers,
@@ -74,7 +73,9 @@ def random_views(images, processor, own: Arguments, crops, reading, seed: int):
         views=max(1, own.views),
         seed=seed,
         plain_first=own.views > 0,
-        crops=None if own.dataset == "digits" else Augmentation.of(crops, (own.image_size,) * 2),
+        crops=None
+        if own.dataset == "digits"
+        else Augmentation.of(crops, tuple(reading.resolution)),
         reading=reading,
     )
     if dataset.classes.number < 2 or dataset.labels.min() < 0:
@@ -84,13 +85,14 @@ def random_views(images, processor, own: Arguments, crops, reading, seed: int):
 
 def main(argv: list[str] | None = None) -> None:
     """Train the teacher and save it with its image processor."""
-    parts = parse_arguments(*PARTS, argv=argv)
+    parts = parse_arguments(*PARTS, argv=argv, defaults={"resolution": [16]})
     own, crops, reading, compute, training = parts
-    if reading.resolution:
-        raise ValueError("--image_size is the resolution of a new teacher: leave out --resolution.")
+    pixels, width = reading.resolution
+    if pixels != width:
+        raise ValueError(f"A new teacher has square images; got --resolution {pixels} {width}.")
 
     # the architecture, the images, and the plan of the run
-    config = make_config(own)
+    config = make_config(own, pixels)
     model_class = transformers.Dinov2WithRegistersForImageClassification
     images = load_images(own.dataset, "train", reading)
     with torch.device("meta"):
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     if start_run(*parts, images={"images": list_images(own.dataset, images)}):
         return
     transformers.set_seed(training.seed)
-    processor = make_processor(own.image_size)
+    processor = make_processor(pixels)
     dataset = random_views(images, processor, own, crops, reading, training.seed)
     names, number = dataset.classes
     config.id2label = dict(enumerate(names or map(str, range(number))))

@@ -45,7 +45,7 @@ class Arguments:
         default=100,
         metadata={"help": "compute of a student, in steps of 64 images through all layers"},
     )
-    ks: list[int] = field(
+    k: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 5, 6],
         metadata={"help": "numbers of blocks; partitions are compared at those of 2, 3 and 4"},
     )
@@ -55,7 +55,7 @@ class Arguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "units", "ks", "seeds")
+        check_positive(self, "units", "k", "seeds")
         if unknown := [name for name in self.experiments if name not in EXPERIMENTS]:
             raise ValueError(
                 f"--experiments are {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}."
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         teachers,
         own.experiments,
         Path(loop.output_dir),
-        ks=own.ks,
+        ks=own.k,
         seeds=own.seeds,
         processes=own.processes,
     )
