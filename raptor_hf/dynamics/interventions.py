@@ -11,11 +11,6 @@ import torch
 from .measures import angles, directions
 from .systems import DepthSystem
 
-SWAPS = {
-    "same_phase": "a layer of the same phase",
-    "other_phase": "a layer of another phase",
-    "other_phase_near": "a layer of another phase, no farther away than a phase is long",
-}
 _Figures = dict[tuple[str, ...], torch.Tensor]
 
 
@@ -70,14 +65,13 @@ def swap_candidates(phases: Sequence[int], kind: str) -> dict[int, list[int]]:
 
     Args:
         phases: lengths that sum to L.
-        kind: a key of `SWAPS`.
+        kind: `"same_phase"`, or `"other_phase_near"`: of another phase, and no farther away than
+            the longest phase is long.
     """
     phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.meshgrid(np.arange(len(phase)), np.arange(len(phase)), indexing="ij")
     allowed = (phase[first] == phase[second]) == (kind == "same_phase")
-    allowed &= first != second
-    if kind == "other_phase_near":
-        allowed &= abs(first - second) < max(phases)
+    allowed &= (first != second) & (abs(first - second) < max(phases))
     return {n + 1: (np.flatnonzero(row) + 1).tolist() for n, row in enumerate(allowed) if row.any()}
 
 
