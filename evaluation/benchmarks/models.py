@@ -7,9 +7,10 @@ of the reference's in one interleaved run, in which the reference is measured tw
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
@@ -84,11 +85,13 @@ class Candidates:
         # their parts, and what they do
         self.layers = {"reference": reference, "exact": exact.blocks,
                        "matched": self.matched.blocks, "teacher": teacher}  # fmt: skip
+        owners = np.repeat(np.arange(len(PHASES)), PHASES)
+        steps = [partial(_reference_step, reference[b], n) for n, b in enumerate(owners, 1)]
         self.rollouts = {
-            "reference": partial(_apply_reference, reference),
-            "exact": partial(apply_raptor, exact),
-            "matched": partial(apply_raptor, self.matched),
-            "teacher": partial(_apply_layers, teacher),
+            "reference": partial(_roll_out, steps),
+            "exact": partial(_roll_out, raptor_steps(exact)),
+            "matched": partial(_roll_out, raptor_steps(self.matched)),
+            "teacher": partial(_roll_out, teacher),
         }
         wide, plain = (12 * application_flops(model.config, self.num_tokens)
                        for model in (exact, self.matched))  # fmt: skip
@@ -108,31 +111,21 @@ class Candidates:
                 part.compile(dynamic=False, **options)
 
 
-def _apply_reference(blocks: nn.ModuleList, states: torch.Tensor) -> list[torch.Tensor]:
-    """Apply each block of the reference as often as its phase is long."""
+def _reference_step(block: ReferenceBlock, depth: int, states: torch.Tensor) -> torch.Tensor:
+    """Apply a block of the reference, which wants its depth as a tensor of every sample."""
+    return block(states, states.new_full((len(states), 1), float(depth)))
+
+
+def raptor_steps(model: RaptorModel) -> list[Callable]:
+    """Return the applications of a Raptor's blocks, in order."""
+    return [partial(model.advance, depth=n) for n in range(1, model.config.num_hidden_layers + 1)]
+
+
+def _roll_out(steps: Iterable[Callable], states: torch.Tensor) -> list[torch.Tensor]:
+    """Return the states after every step."""
     trajectory = []
-    for block, length in zip(blocks, PHASES, strict=True):
-        for _ in range(length):
-            depth = states.new_full((len(states), 1), len(trajectory) + 1.0)
-            states = block(states, depth)
-            trajectory.append(states)
-    return trajectory
-
-
-def apply_raptor(model: RaptorModel, states: torch.Tensor) -> list[torch.Tensor]:
-    """Apply the blocks of a Raptor."""
-    trajectory = []
-    for depth in range(1, model.config.num_hidden_layers + 1):
-        states = model.advance(states, depth)
-        trajectory.append(states)
-    return trajectory
-
-
-def _apply_layers(layers: nn.ModuleList, states: torch.Tensor) -> list[torch.Tensor]:
-    """Apply the layers of the teacher."""
-    trajectory = []
-    for layer in layers:
-        states = layer(states)
+    for step in steps:
+        states = step(states)
         trajectory.append(states)
     return trajectory
 
@@ -200,7 +193,7 @@ def benchmark_train_step(size: str, batches: list[int], rounds: int, device: str
             saving = copy.deepcopy(candidates.matched)
             saving.gradient_checkpointing_enable()
             candidates.layers["matched, checkpointed"] = saving.blocks
-            candidates.rollouts["matched, checkpointed"] = partial(apply_raptor, saving)
+            candidates.rollouts["matched, checkpointed"] = partial(_roll_out, raptor_steps(saving))
             if form == "compiled":
                 candidates.compile()
 
