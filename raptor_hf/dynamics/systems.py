@@ -143,27 +143,23 @@ def load_inputs(
     return systems, images
 
 
-def load_system(
-    name: str, source: str, *, head: str | None = None, classes: Classes | None = None
-) -> DepthSystem:
+def load_system(name: str, source: str, *, classes: Classes | None = None) -> DepthSystem:
     """Load a model from a folder or the Hub, with its own classifier where it has one.
 
     Args:
         name: of the model in results.
-        head: file or model for `load_linear_head`, instead of the model's own.
         classes: of the images; the outputs of the head are put into their order.
     """
     model = load_vision_model(source).to(process_state().device)
-    config = model.config
-    architectures = config.architectures or []
-    classifies = any(name.endswith("ForImageClassification") for name in architectures)
-    if head is None and classifies and config.model_type in Classification.head_types:
-        head = source
-    linear = None
-    if head is not None and (classes is None or classes.number):  # a head needs labels
-        linear = load_linear_head(head, config=config, classes=classes)[0].to(model.device)
-    known = config.model_type in ("raptor", *TEACHER_FAMILIES)
-    return DepthSystem(name, model, token_layout(config) if known else None, linear)
+    config, head, layout = model.config, None, None
+    names = config.architectures or []
+    classifies = any(one.endswith("ForImageClassification") for one in names)
+    labelled = classes is None or classes.number
+    if classifies and labelled and config.model_type in Classification.head_types:
+        head = load_linear_head(source, config=config, classes=classes)[0].to(model.device)
+    if config.model_type in ("raptor", *TEACHER_FAMILIES):
+        layout = token_layout(config)
+    return DepthSystem(name, model, layout, head)
 
 
 def _check_alike(systems: Sequence[DepthSystem]) -> None:
