@@ -19,9 +19,7 @@ _DAMAGED = (EOFError, RuntimeError, LookupError, AttributeError, TypeError, Valu
 _DAMAGED += (SafetensorError, zipfile.BadZipFile)
 
 
-def check_weight_files(
-    name_or_path: str, config: PreTrainedConfig, revision: str | None = None
-) -> None:
+def check_weight_files(name_or_path: str, config: PreTrainedConfig) -> None:
     """Refuse a model with weights in a pickle, or outside its own folder, with a ValueError.
 
     `use_safetensors=True` alone follows the index of shards wherever it leads.
@@ -30,7 +28,6 @@ def check_weight_files(
     index = cached_file(
         name_or_path,
         SAFE_WEIGHTS_INDEX_NAME,
-        revision=revision,
         _raise_exceptions_for_missing_entries=False,
     )
     files = {getattr(config, "transformers_weights", None)} - {None}

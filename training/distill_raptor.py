@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # a) The Raptor: its blocks are new, or those of stage 1
-    teacher = load_backbone(source.teacher, source.revision)
+    teacher = load_backbone(source.teacher)
     transformers.set_seed(training.seed)
     if own.blocks:
         model = distillation.raptor_from_blocks(teacher, lengths, own.blocks)
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = [objective] if own.blocks else [objective, blocks]
         dataset = images.dataset or states.manifest["dataset"]
         distillation.write_training(
-            teacher, training, *recipe, revision=source.revision, dataset=dataset,
+            teacher, training, *recipe, dataset=dataset,
             blocks=own.blocks,
         )  # fmt: skip
         finish_run(training.output_dir)

@@ -29,7 +29,6 @@ class Arguments:
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     output_dir: str = field(metadata={"help": "folder of the activation dataset"})
-    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     layers: list[int] = field(
         default_factory=list, metadata={"help": "layers to store (7 8 9 10); default: all"}
     )
@@ -60,14 +59,14 @@ def main(argv: list[str] | None = None) -> None:
     check_positive(images, "views")
 
     # the teacher; a store that lost a shard since it was finished is opened again
-    teacher = load_backbone(own.teacher, own.revision).to(state.device)
+    teacher = load_backbone(own.teacher).to(state.device)
     store = Path(own.output_dir)
     finished = not own.dry_run and state.is_main_process and (store / "manifest.json").exists()
     if finished and activations.verify_activations(store, checksums=False):
         reopen_run(store)
 
     # the images
-    views = activations.image_views(images, crops, reading, own.teacher, own.revision)
+    views = activations.image_views(images, crops, reading, own.teacher)
     inputs = {"teacher": weights_digest(teacher)}
     read = {"images": list_images(images.dataset, views.cells)}
     if start_run(*parts, inputs=inputs, images=read) and not own.dry_run:
@@ -84,7 +83,6 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=own.batch_size,
         shard_megabytes=own.shard_megabytes,
         num_workers=own.num_workers,
-        revision=own.revision,
         dataset=images.dataset,
         dry_run=own.dry_run,
     )

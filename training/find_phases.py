@@ -39,7 +39,6 @@ class Arguments:
     activations: str | None = field(default=None, metadata={"help": "activation dataset's folder"})
     teacher: str | None = field(default=None, metadata={"help": "vision model, to run on images"})
     distance: str | None = field(default=None, metadata={"help": "JSON file with a matrix"})
-    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     split: str = "train"
     num_images: int = field(default=10_000, metadata={"help": "images to look at, at most"})
@@ -116,11 +115,11 @@ def main(argv: list[str] | None = None) -> None:
     source = {given[0]: getattr(arguments, given[0])}
     digest = file_digest if arguments.distance else folder_digest
     if arguments.teacher:
-        model = load_vision_model(arguments.teacher, arguments.revision)
-        source = {"teacher": teacher_identity(model, arguments.revision)}
+        model = load_vision_model(arguments.teacher)
+        source = {"teacher": teacher_identity(model)}
         digest = itemgetter("weights_sha256")
         images = load_images(arguments.dataset, arguments.split, reading)
-        processor = load_processor(arguments.teacher, arguments.revision, reading.resolution)
+        processor = load_processor(arguments.teacher, reading.resolution)
         views = raptor_hf.data.ImageViews(images, processor, reading=reading)
         layers = getattr(model.config, "num_hidden_layers", None)
     elif arguments.distance:

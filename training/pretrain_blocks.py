@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
 
     # a) New blocks, each a chain of its own
-    teacher = load_backbone(source.teacher, source.revision)
+    teacher = load_backbone(source.teacher)
     transformers.set_seed(training.seed)
     chains = distillation.make_chains(
         teacher, read_spans(own), compute=compute,
@@ -112,9 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     if process_state().is_main_process:
         distillation.save_blocks(spans, training.output_dir)
         dataset = images.dataset or states.manifest["dataset"]
-        distillation.write_training(
-            teacher, training, objective, blocks, own, revision=source.revision, dataset=dataset
-        )
+        distillation.write_training(teacher, training, objective, blocks, own, dataset=dataset)
         finish_run(training.output_dir)
         loop.remove_checkpoints(training.output_dir)
 

@@ -80,8 +80,8 @@ class Bench:
         self.settings, self.name = settings, name
         self.source = settings.source
         if not own:
-            self.source = replace(self.source, teacher=name, activations="online", revision=None)
-        teacher = load_backbone(name, self.source.revision).to(process_state().device)
+            self.source = replace(self.source, teacher=name, activations="online")
+        teacher = load_backbone(name).to(process_state().device)
         # states that students are judged on, (n, L + 1, N, D), and the classes of their images
         views = self.views(validation.validation_split, validation.validation_images)
         online = OnlineActivations(teacher, views)
@@ -110,7 +110,7 @@ class Bench:
         images = load_images(self.settings.images.dataset, split, reading)
         return ImageViews(
             images,
-            load_processor(self.name, self.source.revision, reading.resolution),
+            load_processor(self.name, reading.resolution),
             image_ids=choose_images(len(images), min(number or len(images), len(images)), 0),
             reading=reading,
         )

@@ -46,7 +46,6 @@ class ActivationArguments:
     _argument_group_name = "activations"
 
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     activations: str = field(
         metadata={"help": "folder of its activation dataset, or online: computed from --dataset"}
     )

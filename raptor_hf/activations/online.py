@@ -121,11 +121,10 @@ def image_views(
     crops: CropArguments,
     reading: ReadingArguments,
     teacher: str,
-    revision: str | None = None,
 ) -> ImageViews:
     """Open images in their views, for the image processor of a teacher (a folder or Hub id)."""
     dataset = load_images(images.dataset, images.split, reading)
-    processor = load_processor(teacher, revision, reading.resolution)
+    processor = load_processor(teacher, reading.resolution)
 
     # random views: crops of photographs, small affine maps of digits
     augmentation = None
@@ -160,7 +159,7 @@ def open_source(
     if source.online:
         if images.dataset is None:
             raise ValueError("--activations online needs images: give --dataset.")
-        views = image_views(images, crops, reading, source.teacher, source.revision)
+        views = image_views(images, crops, reading, source.teacher)
         teacher.to(process_state().device)
         return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
 

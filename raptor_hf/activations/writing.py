@@ -45,7 +45,6 @@ def write_activations(
     batch_size: int = 64,
     shard_megabytes: int = 256,
     num_workers: int = 0,
-    revision: str | None = None,
     dataset: str | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -58,7 +57,6 @@ def write_activations(
         layers, precision: as of `OnlineActivations`.
         dtype: of the stored states, `"float16"` or `"float32"`.
         batch_size: images in one forward pass, and in one record batch of a file.
-        revision: the Hub revision that the teacher was loaded at; its commit is noted.
         dataset: name of the images, for the manifest.
         dry_run: print the plan, and stop.
 
@@ -137,7 +135,7 @@ def write_activations(
     # the manifest comes last: with it the dataset is finished
     if state.is_main_process:
         manifest = {
-            "teacher": teacher_identity(teacher, revision),
+            "teacher": teacher_identity(teacher),
             "dataset": public_name(dataset) if dataset else None,
             "num_images": len(images.image_ids),
             "class_names": images.class_names,

@@ -37,7 +37,6 @@ def write_training(
     teacher: PreTrainedModel,
     loop: LoopArguments,
     *parts,
-    revision: str | None,
     dataset: str | None,
     blocks: str | None = None,
 ) -> None:
@@ -50,14 +49,13 @@ def write_training(
     Args:
         teacher: as it was loaded.
         loop, parts: the arguments that are the recipe of this stage.
-        revision: of the teacher on the Hub.
         dataset: the images, by name; paths are shortened.
         blocks: folder of the stage before, if there was one.
     """
     recipe = identity_values(*parts, loop)
     for name in LOCATIONS:  # paths of this machine
         recipe.pop(name, None)
-    identity = teacher_identity(teacher, revision)
+    identity = teacher_identity(teacher)
     stages = training_facts(blocks)["stages"] if blocks else []
     stage = {
         "program": program_name(),

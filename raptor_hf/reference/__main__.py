@@ -25,7 +25,6 @@ class Arguments:
     checkpoint: str = field(metadata={"help": "file of a whole model, or of its state dict"})
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
     output: str = field(metadata={"help": "folder of the Raptor"})
-    revision: str | None = field(default=None, metadata={"help": "Hub revision of the teacher"})
     phases: list[int] = field(
         default_factory=list, metadata={"help": "layers of each block, for a plain state dict"}
     )
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")
 
     # the Raptor, and its head
-    teacher = load_backbone(arguments.teacher, arguments.revision)
+    teacher = load_backbone(arguments.teacher)
     model, auto_class = convert_checkpoint(checkpoint, teacher, phases=arguments.phases or None), ""
     if arguments.head:
         head, class_names = load_linear_head(arguments.head, config=teacher.config)
@@ -50,11 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(output)
     apply_umask(output)
     try:
-        load_processor(arguments.teacher, arguments.revision).save_pretrained(output)
+        load_processor(arguments.teacher).save_pretrained(output)
     except OSError as error:
         print(f"Saved without an image processor: {error}")
     record = {"checkpoint": Path(checkpoint).name, "sha256": file_digest(checkpoint)}
-    record["teacher"] = teacher_identity(teacher, arguments.revision)
+    record["teacher"] = teacher_identity(teacher)
     write_json(output / "conversion.json", record)
     print(f"Raptor of phases {model.config.phases}: import raptor_hf, then")
     print(f'transformers.AutoModel{auto_class}.from_pretrained("{output}")')

@@ -16,33 +16,32 @@ from ..weights import check_weight_files, weights_digest
 from .layers import find_part
 
 
-def load_backbone(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+def load_backbone(name_or_path: str) -> PreTrainedModel:
     """Load a Raptor, or a teacher of RGB images of a family that a Raptor can be made of.
 
     Arguments and errors as `load_vision_model`; a ValueError refuses other models.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = AutoConfig.from_pretrained(name_or_path)
     config = getattr(config, "teacher_config", tower_config(config))
     teacher_family(config)
     if getattr(config, "num_channels", 3) != 3:
         raise ValueError(f"{name_or_path} takes {config.num_channels} channels; images have 3.")
-    return load_vision_model(name_or_path, revision)
+    return load_vision_model(name_or_path)
 
 
-def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrainedModel:
+def load_vision_model(name_or_path: str) -> PreTrainedModel:
     """Load any vision model without its head, frozen, in evaluation mode and float32.
 
     Args:
         name_or_path: a Hub id or a local folder; of a classifier, or of a model with a vision tower
             (CLIP, LLaVA, Depth Anything), the backbone within it is taken.
-        revision: branch, tag or commit on the Hub.
 
     Raises:
         ValueError: a model that `AutoModel` does not know, or weights that are missing or pickled.
         OSError: no such model, or one without weights in safetensors.
     """
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-    check_weight_files(name_or_path, config, revision)
+    config = AutoConfig.from_pretrained(name_or_path)
+    check_weight_files(name_or_path, config)
 
     # a model around a tower is loaded whole: AutoModel can't take every tower out of it
     composite = tower_config(config) is not config
@@ -51,7 +50,7 @@ def load_vision_model(name_or_path: str, revision: str | None = None) -> PreTrai
         class_name = (config.architectures or ["AutoModel"])[0]
     elif config.model_type in TEACHER_FAMILIES:
         class_name = TEACHER_FAMILIES[config.model_type].model_class or "AutoModel"
-    options = {"revision": revision, "dtype": torch.float32, "use_safetensors": True}
+    options = {"dtype": torch.float32, "use_safetensors": True}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # no warning of a classifier's head that is left out
     try:
@@ -114,21 +113,19 @@ def find_tower(model: nn.Module) -> PreTrainedModel:
     return tower
 
 
-def hub_commit(name_or_path: str, revision: str | None = None) -> str | None:
+def hub_commit(name_or_path: str) -> str | None:
     """Return the commit of a loaded Hub model, from the local cache; None for a local folder."""
     if not Path(name_or_path).is_dir():
-        config = try_to_load_from_cache(name_or_path, "config.json", revision=revision)
+        config = try_to_load_from_cache(name_or_path, "config.json")
         if isinstance(config, str):
             return Path(config).parent.name
     return None
 
 
-def teacher_identity(
-    teacher: PreTrainedModel, revision: str | None = None
-) -> dict[str, str | None]:
+def teacher_identity(teacher: PreTrainedModel) -> dict[str, str | None]:
     """Return name (no path of this machine), Hub commit and digest of the weights of a teacher."""
     return {
         "name": public_name(teacher.name_or_path),
-        "revision": hub_commit(teacher.name_or_path, revision),
+        "revision": hub_commit(teacher.name_or_path),
         "weights_sha256": weights_digest(teacher),
     }

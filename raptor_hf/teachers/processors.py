@@ -7,9 +7,7 @@ from ..configuration_raptor import tower_config
 from ..modeling_raptor import pair
 
 
-def load_processor(
-    name_or_path: str, revision: str | None = None, resolution: list[int] | None = None
-):
+def load_processor(name_or_path: str, resolution: list[int] | None = None):
     """Load the image processor that belongs to a teacher or a Raptor.
 
     Args:
@@ -21,7 +19,7 @@ def load_processor(
             resize to a size or crop.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise OSError(
             f"{name_or_path} must bring its image processor (preprocessor_config.json); none was "
@@ -30,7 +28,7 @@ def load_processor(
     if not resolution:
         return processor
     # whole patches
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    config = AutoConfig.from_pretrained(name_or_path)
     patches = pair(getattr(tower_config(config), "patch_size", None) or 1)
     if any(pixels % side for pixels, side in zip(resolution, patches, strict=True)):
         raise ValueError(

@@ -23,7 +23,7 @@ def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
         lines = (json.dumps({"step": n, "seconds": s}) for n, s in enumerate(seconds))
         (folder / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
     loop = {"steps": 10, "batch_size": 4, "learning_rate": 0.1, "seed": 3}
-    options = {"revision": None, "dataset": "/home/somebody/trees"}
+    options = {"dataset": "/home/somebody/trees"}
     first = LoopArguments(output_dir=str(blocks), **loop)
     write_training(teacher, first, ObjectiveArguments(), BlockArguments(), **options)
     second = LoopArguments(output_dir=str(raptor), **loop)
@@ -40,9 +40,7 @@ def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
 
 def test_blocks_of_another_teacher_are_refused(teacher, tmp_path):
     save_blocks([make_span(teacher, 0, 6)], tmp_path)
-    write_training(
-        teacher, LoopArguments(output_dir=str(tmp_path)), revision=None, dataset="digits"
-    )
+    write_training(teacher, LoopArguments(output_dir=str(tmp_path)), dataset="digits")
     raptor_from_blocks(teacher, [6], tmp_path)
     other = copy.deepcopy(teacher)
     other.layernorm.bias.data += 1
