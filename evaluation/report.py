@@ -4,7 +4,7 @@
         --phases outputs/digits/phases --output_dir outputs/digits/report
 
 It is made from result files alone, those in git too: `--results evaluation/results/digits`.
-`--published True` shows the paper's numbers beside them, marked as published.
+`--ablation` shows the paper's numbers beside them, too, marked as published.
 """
 
 import shutil
@@ -26,7 +26,6 @@ class Arguments:
     results: list[str] = field(metadata={"help": "folders with result files"})
     output_dir: str = field(metadata={"help": "folder of report.md and its figures"})
     phases: str | None = field(default=None, metadata={"help": "folder of find_phases.py"})
-    published: bool = field(default=False, metadata={"help": "show the paper's numbers too"})
     ablation: str | None = field(default=None, metadata={"help": "folder of training/ablate.sh"})
 
 
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     table = reports.write_report(
         reports.load_results(arguments.results),
         output_dir,
-        published=read_json(PUBLISHED) if arguments.published else None,
+        published=read_json(PUBLISHED) if arguments.ablation else None,
         ablation=arguments.ablation,
     )
     print(table)

@@ -66,5 +66,5 @@ stage "model card of the reference's recipe, and report"
 python model_cards/render.py --results $out/ablation/seed_*/head/results \
   --models $out/ablation/seed_0/head/models/second_stage
 python evaluation/report.py --results $out/seed_*/{classification,segmentation,depth}/results --phases $out/phases \
-  --published True --ablation $out/ablation --output_dir $out/report
+  --ablation $out/ablation --output_dir $out/report
 sed -n '/^## Ablation/,$p' $out/report/report.md

@@ -66,7 +66,7 @@ done
 
 stage "report and model cards"
 more=()
-[ ! -d "$out/ablation/seed_0/tuned_head/results" ] || more=(--published True --ablation "$out/ablation")
+[ ! -d "$out/ablation/seed_0/tuned_head/results" ] || more=(--ablation "$out/ablation")
 python evaluation/report.py --results "${results[@]}" --phases "$out/phases" ${more[@]+"${more[@]}"} \
   --output_dir "$out/report"
 cards=()
