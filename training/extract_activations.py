@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         teacher,
         views,
         own.output_dir,
-        layers=own.layers or None,
+        layers=own.layers,
         dtype=own.dtype,
         precision=images.precision,
         batch_size=own.batch_size,

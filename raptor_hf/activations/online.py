@@ -68,11 +68,9 @@ class OnlineActivations(Dataset):
             )
 
         # the layers that are asked for
-        self.layers = list(range(num_layers) if layers is None else layers)
-        if not self.layers or not 0 <= min(self.layers) <= max(self.layers) <= self.depth:
-            raise ValueError(
-                f"The teacher has the layers 0 to {self.depth}; asked for {self.layers}."
-            )
+        self.layers = list(layers or range(num_layers))
+        if not set(self.layers) <= set(range(num_layers)):
+            raise ValueError(f"Of the layers 0 to {self.depth}, {self.layers} are asked for.")
 
         # no layer runs that nobody needs; those that run are compiled where the launcher asks
         self.teacher = up_to_layer(teacher, max(self.layers))
@@ -194,7 +192,7 @@ def stream_states(
     num_workers: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Yield this process' states (B, layers, N, D), of all rows or of some chosen at random."""
-    limit = None if num_images is None else min(num_images, len(activations))
+    limit = num_images and min(num_images, len(activations))
     rows = choose_images(len(activations), limit, seed).tolist()
     for batch in batches(activations, batch_size, description, rows=rows, num_workers=num_workers):
         yield activations.states(batch)

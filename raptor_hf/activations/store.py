@@ -37,8 +37,8 @@ class StoredActivations(Dataset):
         self.path = Path(path)
         self.manifest = read_manifest(path)
         stored, self.depth = self.manifest["layers"], self.manifest["depth"]
-        self.layers = list(stored if layers is None else layers)
-        if not self.layers or not set(self.layers) <= set(stored):
+        self.layers = list(layers or stored)
+        if not set(self.layers) <= set(stored):
             raise ValueError(f"{path} holds the layers {stored}; asked for {self.layers}.")
         for problem in verify_activations(path, checksums=False).values():
             raise ValueError(problem)

@@ -7,7 +7,7 @@ shards are there, the manifest notes their checksums, and with it the dataset is
 import math
 import os
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -82,15 +82,17 @@ def write_activations(
         | dict.fromkeys(SCALARS, datasets.Value("int64"))
     )
     row_bytes = np.dtype(dtype).itemsize * math.prod(shape)
-    rows = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size)) * batch_size
-    starts, shards = range(0, len(images), rows), {}
+    number = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size))
+    rows, shards = range(len(images)), {}
+    batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
+    starts = range(0, len(batches), number)
     for index, start in enumerate(starts):
-        name = f"data-{index:05d}-of-{len(starts):05d}.arrow"
-        shards[name] = range(start, min(start + rows, len(images)))
+        shards[f"data-{index:05d}-of-{len(starts):05d}.arrow"] = batches[start : start + number]
 
     # each process looks after its share; shards of a finished store are compared with its manifest
-    noted = read_manifest(path)["shards"] if (path / MANIFEST).exists() else {}
-    facts, missing = {}, {}
+    facts, missing, noted = {}, {}, {}
+    if (path / MANIFEST).exists():
+        noted = read_manifest(path)["shards"]
     for name in list(shards)[state.process_index :: state.num_processes]:
         if (path / name).exists():
             facts[name] = shard_facts(path / name)
@@ -98,7 +100,9 @@ def write_activations(
             missing[name] = shards[name]
 
     # the plan
-    needed = row_bytes * sum(gather_object([sum(map(len, missing.values()))]))
+    order = list(chain(*missing.values()))
+    own_rows = sum(map(len, order))
+    needed = row_bytes * sum(gather_object([own_rows]))
     flop = 2 * len(images) * shape[1] * sum(w.numel() for w in source.teacher.parameters())
     free = free_bytes(path)
     state.print(
@@ -115,17 +119,13 @@ def write_activations(
         return
 
     # one loader for all shards: its workers read on while a shard is put on the disk
-    order = []
-    for rows in missing.values():
-        order += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    loader = batch_loader(source, order, num_workers)
+    loader, shown = batch_loader(source, order, num_workers), state.is_main_process
     records = (_record(source, features, batch) for batch in loader)
-    total, shown = sum(map(len, order)), state.is_main_process
-    with progress_bar("extract", total, unit="image", enabled=shown) as bar:
-        for name, rows in missing.items():
-            own = islice(records, math.ceil(len(rows) / batch_size))
+    with progress_bar("extract", own_rows, unit="image", enabled=shown) as bar:
+        for name, shard in missing.items():
+            own = islice(records, len(shard))
             facts[name] = _write_shard(path / name, features.arrow_schema, own)
-            bar.update(len(rows))
+            bar.update(sum(map(len, shard)))
 
     # collect the checksums of all processes
     written = {}
@@ -136,7 +136,7 @@ def write_activations(
     if state.is_main_process:
         manifest = {
             "teacher": teacher_identity(teacher),
-            "dataset": public_name(dataset) if dataset else None,
+            "dataset": dataset and public_name(dataset),
             "num_images": len(images.image_ids),
             "class_names": images.class_names,
             "views": images.views,

@@ -93,10 +93,7 @@ def resize_pair(
 
     # a target takes the nearest pixel: there is nothing between two classes
     if target is not None:
-        target = target[top + nearest(height, size[0])][:, left + nearest(width, size[1])]
+        rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
+        columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
+        target = target[top + rows][:, left + columns]
     return pixels, target
-
-
-def nearest(length: int, number: int) -> np.ndarray:
-    """Return the indices (number,) of the pixels of a row that are nearest to those of another."""
-    return ((np.arange(number) + 0.5) * length / number).astype(int)

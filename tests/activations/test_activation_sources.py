@@ -33,7 +33,7 @@ def test_online_states_are_the_teachers(teacher, images):
     backwards = OnlineActivations(teacher, images, layers=[2, 1, 0])
     assert_same_outputs(backwards.states(batch), expected[:, [2, 1, 0]])
     assert (everything.layers, some.layers, some.depth) == ([0, 1, 2, 3, 4, 5, 6], [1, 3], 6)
-    with pytest.raises(ValueError, match=r"layers 0 to 6; asked for \[2, 7\]"):
+    with pytest.raises(ValueError, match=r"layers 0 to 6, \[2, 7\] are asked for"):
         OnlineActivations(teacher, images, layers=[2, 7])
 
 
