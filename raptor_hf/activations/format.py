@@ -19,11 +19,7 @@ def shard_facts(file: Path) -> dict:
 
 
 def read_manifest(path: str | Path) -> dict:
-    """Return the manifest of a finished activation dataset.
-
-    Raises:
-        FileNotFoundError: there is no manifest.
-    """
+    """Return the manifest of a finished activation dataset, or raise FileNotFoundError."""
     if not (Path(path) / MANIFEST).exists():
         raise FileNotFoundError(
             f"{path} is not a finished activation dataset: it has no {MANIFEST}. Make it with "

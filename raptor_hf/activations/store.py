@@ -28,9 +28,8 @@ WORTH_A_THREAD = 2**16  # bytes of a state; smaller ones are copied faster than 
 class StoredActivations(Dataset):
     """Map-style reader of an activation dataset: batches are gathered straight from the memory map.
 
-    It returns whole batches: `DataLoader(activations, batch_size=64, shuffle=True,
-    collate_fn=keep_batch)`, with `raptor_hf.data.keep_batch`. Any number of processes can read.
-    `load_activations` opens one.
+    It returns whole batches: `DataLoader(activations, 64, collate_fn=keep_batch)`, with
+    `raptor_hf.data.keep_batch`. `load_activations` opens one.
     """
 
     def __init__(self, path: str | Path, layers: Sequence[int] | None = None):

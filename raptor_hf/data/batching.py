@@ -49,7 +49,6 @@ def batches(
     *,
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
-    leave: bool = True,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield this process' share of a dataset in whole batches, with a progress bar.
 
@@ -57,7 +56,6 @@ def batches(
         description: of the progress bar; None: no bar.
         rows: the rows to read, in this order; default: all. The last batch may be smaller.
         num_workers: processes that read ahead.
-        leave: the bar stays when it has ended.
     """
     # batch i of all goes to process i mod P
     state = process_state()
@@ -67,7 +65,7 @@ def batches(
     loader = batch_loader(dataset, shares, num_workers)
     total = sum(map(len, shares))
     shown = description is not None and state.is_main_process
-    with progress_bar(description, total, unit="image", enabled=shown, leave=leave) as bar:
+    with progress_bar(description, total, unit="image", enabled=shown, leave=False) as bar:
         for share, batch in zip(shares, loader, strict=True):
             yield batch
             bar.update(len(share))

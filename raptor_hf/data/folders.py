@@ -65,8 +65,8 @@ def list_folder(
     if not root.is_dir():
         splits = sorted(entry.name for entry in visible(folder) if entry.is_dir())
         raise FileNotFoundError(
-            f"{folder} has no split {split!r}: expected {root}/<class>/<image>. The folders in it "
-            f"are: {', '.join(splits) or 'none'}. The folder itself is the split '.'."
+            f"{folder} has no split {split!r}. Its folders are: {', '.join(splits) or 'none'}. "
+            "The folder itself is the split '.'."
         )
 
     # the folder itself: images, or folders of classes

@@ -16,8 +16,7 @@ class Augmentation:
 
     Args:
         size: height and width of the result in pixels.
-        scale: smallest and largest share of the image's area that a crop may have.
-        ratio: smallest and largest width / height of a crop.
+        scale, ratio: smallest and largest share of the image's area, and width / height, of a crop.
         flip: probability of a horizontal flip.
     """
 

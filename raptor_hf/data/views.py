@@ -87,11 +87,8 @@ class ImageViews(Dataset):
         """
         # decode
         views, places = np.divmod(np.asarray(rows, dtype=np.int64), len(self.image_ids))
-        tolerant = self.reading.skip_corrupt
-        images = [
-            read_or_next(self.read, self.image_ids, place, skip_corrupt=tolerant)
-            for place in places.tolist()
-        ]
+        options = {"skip_corrupt": self.reading.skip_corrupt}
+        images = [read_or_next(self.read, self.image_ids, i, **options) for i in places.tolist()]
 
         # transform
         image_ids = self.image_ids[places]
@@ -138,8 +135,8 @@ class ImageViews(Dataset):
     @property
     def classes(self) -> Classes:
         """The classes of the labels."""
-        names = self.class_names
-        return Classes(names, len(names) if names else int(self.labels.max()) + 1)
+        number = len(self.class_names or ()) or int(self.labels.max()) + 1
+        return Classes(self.class_names, number)
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:

@@ -115,7 +115,7 @@ class TrajectoryValidation:
         groups = token_layout(self.teacher.config).groups()
         states_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
         label_rows: dict[str, list] = {chain.name: [] for chain in self.chains}
-        options = {"description": "validation", "rows": self.rows, "leave": False}
+        options = {"description": "validation", "rows": self.rows}
         for batch in batches(self.images, **options, **self.reading):
             # the teacher's states
             pixel_values = batch["pixel_values"].to(self.state.device)
