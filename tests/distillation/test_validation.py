@@ -101,5 +101,5 @@ def test_a_head_that_nobody_asked_for_is_left_out_where_it_does_not_fit(tmp_path
     classifier = load_backbone(str(tmp_path))
     assert teacher_head(classifier, None, Classes(None, 3)) is None
     assert "Validation without accuracy" in caplog.text
-    with pytest.raises(ValueError, match="expected a classification model"):
+    with pytest.raises(ValueError, match="expected a model of classification"):
         teacher_head(classifier, str(tmp_path), Classes(None, 3))
