@@ -40,10 +40,6 @@ class Features(Dataset):
             batch["target"] = batch["target"].long()
         return batch
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield this process' share of the rows, in order; the last batch may be smaller."""
-        yield from batches(self, batch_size, None)
-
 
 @torch.no_grad()
 def backbone_features(

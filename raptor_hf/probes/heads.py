@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, set_seed
 
+from ..data import batches
 from ..loop.arguments import LoopArguments
 from ..loop.fit import fit
 from ..loop.scalars import StepResult
@@ -62,11 +64,13 @@ class ProbeHeads(nn.Module):
         self.task = task
         self.heads = nn.ModuleList()
         for candidate in candidates:
+            # zeros, or the given head
             head = nn.Linear(task.head_width(task.config), task.num_outputs)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
             if start is not None:
                 head.load_state_dict(start.state_dict())
+            # of some tokens alone: neither weights nor gradients for the others
             if candidate.pooling != task.poolings[0]:
                 cls = torch.arange(head.in_features) < task.config.hidden_size
                 seen = (cls if candidate.pooling == "cls" else ~cls).float()
@@ -76,13 +80,11 @@ class ProbeHeads(nn.Module):
 
     def forward(self, features: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
         """Return the loss of every head."""
-        if not self.task.dense or len(self.heads) == 1:
-            return [self._loss(head, features, target) for head in self.heads]
-        # logits at every pixel are large: only those of one head at a time stay in memory
-        losses = []
-        for head in self.heads:
-            losses.append(checkpoint(self._loss, head, features, target, use_reentrant=False))
-        return losses
+        compute = self._loss
+        if self.task.dense and len(self.heads) > 1:
+            # logits at every pixel are large: only those of one head at a time stay in memory
+            compute = partial(checkpoint, self._loss, use_reentrant=False)
+        return [compute(head, features, target) for head in self.heads]
 
     def _loss(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss of one head."""
@@ -149,7 +151,7 @@ def train_heads(
 def _selection_losses(heads: ProbeHeads, features: Features, batch_size: int) -> list[float]:
     """Return the mean loss of every head over some images: finer than a score."""
     device, rows = process_state().device, []
-    for batch in features.batches(batch_size):
+    for batch in batches(features, batch_size, None):
         target = batch["target"].to(device)
         losses = torch.stack(heads(batch["features"].to(device), target))
         rows.append((len(target), losses.cpu().double().numpy()))

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from ..data import batches
 from ..metrics import compute_over_processes
 from ..runs.processes import process_state
 from ..tasks.labelled_images import LabelledImages
@@ -35,7 +36,7 @@ def score(
             that lie beside the features.
     """
     device, rows = process_state().device, []
-    for batch in features.batches(1 if original else batch_size):
+    for batch in batches(features, 1 if original else batch_size, None):
         batch = send_to_device(batch, device)
         target = batch["target"]
         if original:

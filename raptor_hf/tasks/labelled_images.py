@@ -47,9 +47,11 @@ class LabelledImages:
             ValueError: a file that is missing or can't be decoded, a target that is no class or has
                 another bit depth, or a target of another size than its image.
         """
-        cell, name = self.cells[row]["image"], f"image {row}"
+        cells, name = self.cells[row], f"image {row}"
+        cell = cells.pop("image")
         pixels = np.asarray(open_image(cell, name=name, rgb=True))
-        target = self.target(row)
+        [(kind, target)] = cells.items()
+        target = self.read_target(target, f"{kind} {row}")
         if isinstance(target, np.ndarray) and target.shape != pixels.shape[:2]:
             sizes = ["×".join(map(str, shape)) for shape in (pixels.shape[:2], target.shape)]
             raise ValueError(
