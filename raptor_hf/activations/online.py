@@ -63,9 +63,8 @@ class OnlineActivations(Dataset):
         if config.model_type in TEACHER_FAMILIES:
             self.layout = token_layout(config)
         else:
-            self.layout = infer_token_layout(
-                config, num_tokens=self.num_tokens, height=height, width=width
-            )
+            sizes = {"num_tokens": self.num_tokens, "height": height, "width": width}
+            self.layout = infer_token_layout(config, **sizes)
 
         # the layers that are asked for
         self.layers = list(layers or range(num_layers))
@@ -166,20 +165,16 @@ def open_source(
     made_with = all_values(ImageArguments(), CropArguments()) | {"resolution": stored.resolution}
     for name, value in (all_values(images, crops) | {"resolution": reading.resolution}).items():
         if value not in (made_with[name], []):
-            raise ValueError(
-                f"--{name} {value} is for --activations online: {source.activations} was made with "
-                f"its own images, of {stored.resolution} pixels."
-            )
+            own = f"{source.activations} holds states of images of {stored.resolution} pixels"
+            raise ValueError(f"--{name} {value} is for --activations online; {own}.")
     return stored
 
 
 def check_all_layers(activations: Activations) -> None:
     """Refuse activations of some layers only."""
     if activations.layers != list(range(activations.depth + 1)):
-        raise ValueError(
-            f"This needs the states of all layers, 0 to {activations.depth}; these are the states "
-            f"of {activations.layers}."
-        )
+        needed = f"the states of all layers, 0 to {activations.depth}"
+        raise ValueError(f"This needs {needed}; these are the states of {activations.layers}.")
 
 
 def stream_states(

@@ -24,13 +24,7 @@ from ..runs.files import free_bytes, public_name, size, write_json
 from ..runs.folder import environment, lock_folder, unlock_folder
 from ..runs.processes import process_state, progress_bar
 from ..teachers import teacher_identity
-from .format import (
-    MANIFEST,
-    SCALARS,
-    dataset_card,
-    read_manifest,
-    shard_facts,
-)
+from .format import MANIFEST, SCALARS, dataset_card, read_manifest, shard_facts
 from .online import OnlineActivations
 
 
@@ -76,11 +70,9 @@ def write_activations(
     # a shard holds whole batches, at least one
     source = OnlineActivations(teacher, images, layers=layers, precision=precision)
     shape = (len(source.layers), source.num_tokens, source.num_channels)
-    states = [f"layer_{layer}" for layer in source.layers]
-    features = datasets.Features(
-        dict.fromkeys(states, datasets.Array2D(shape[1:], dtype))
-        | dict.fromkeys(SCALARS, datasets.Value("int64"))
-    )
+    features = datasets.Features(dict.fromkeys(SCALARS, datasets.Value("int64")))
+    for layer in source.layers:
+        features[f"layer_{layer}"] = datasets.Array2D(shape[1:], dtype)
     row_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     number = max(1, shard_megabytes * 10**6 // (row_bytes * batch_size))
     rows, shards = range(len(images)), {}
@@ -144,8 +136,6 @@ def write_activations(
             "image_size": source.resolution,
             "depth": source.depth,
             "layers": source.layers,
-            "num_tokens": source.num_tokens,
-            "num_channels": source.num_channels,
             "num_cls": source.layout.num_cls,
             "num_registers": source.layout.num_registers,
             "dtype": dtype,
@@ -179,7 +169,8 @@ def _write_shard(path: Path, schema: pa.Schema, records: Iterable[pa.RecordBatch
 
 def _record(source: OnlineActivations, features: datasets.Features, batch: dict) -> pa.RecordBatch:
     """Return the trajectories of a batch as Arrow columns, without a detour by Python objects."""
-    states, schema, columns = source.states(batch), features.arrow_schema, []
+    states, schema = source.states(batch), features.arrow_schema
+    columns = [pa.array(batch[name].numpy()) for name in SCALARS]
     for index, layer in enumerate(source.layers):
         kind = schema.field(f"layer_{layer}").type
         stored = states[:, index].to(getattr(torch, kind.value_type)).contiguous()
@@ -192,7 +183,6 @@ def _record(source: OnlineActivations, features: datasets.Features, batch: dict)
             )
         lists = numpy_to_pyarrow_listarray(stored.cpu().numpy())
         columns.append(pa.ExtensionArray.from_storage(kind, lists))
-    columns += [pa.array(batch[name].numpy()) for name in SCALARS]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -203,12 +193,10 @@ def _write_descriptions(path: Path, features: datasets.Features, manifest: dict)
     state = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": manifest["shards"][names[0]]["xxh3_128"][:16],
-        "_format_columns": None,
         "_format_kwargs": {},
-        "_format_type": None,
         "_output_all_columns": False,
-        "_split": None,
     }
+    state |= dict.fromkeys(("_format_columns", "_format_type", "_split"))
     write_json(path / "state.json", state)
     (path / "README.md").write_text(dataset_card(manifest), encoding="utf-8")
     write_json(path / MANIFEST, manifest)
