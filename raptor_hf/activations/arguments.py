@@ -22,8 +22,7 @@ class ImageArguments:
     views: int = field(
         default=1,
         metadata={
-            "help": "views per image, all but the first are random; 0, where the teacher computes "
-            "online: another random view in every epoch"
+            "help": "views per image, all but the first are random; 0, online: another one an epoch"
         },
     )
     view_seed: int = field(

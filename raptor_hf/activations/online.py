@@ -1,7 +1,6 @@
-"""The sources of a teacher's states: computed from images here, or stored (`store.py`).
+"""Compute a teacher's states from images, or open stored ones (`store.py`).
 
-Both are map-style datasets that a DataLoader reads whole batches of; `states(batch)` returns the
-states (B, layers, N, D) of such a batch.
+Both are map-style datasets of whole batches; `states(batch)` returns the states (B, layers, N, D).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,7 @@
 """Read an activation dataset: a teacher's trajectories as a plain `datasets` dataset.
 
-One column a layer (`layer_0` … `layer_L`, each N × D), so that a phase reads its layers only, in
-Arrow files that `datasets.load_from_disk` opens. `manifest.json` beside them names the teacher and
-the images, and holds the checksum of every file. `writing.py` writes them.
+One column a layer (`layer_0` … `layer_L`, each N × D), so that a phase reads its layers only.
+`manifest.json` names the teacher and the images, and holds the checksum of every Arrow file.
 """
 
 from collections.abc import Sequence

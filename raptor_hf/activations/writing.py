@@ -44,8 +44,8 @@ def write_activations(
 ) -> None:
     """Write the trajectories of all images and views, those shards that are not there yet.
 
-    All processes work together: process p of P writes the shards p, p + P, …. A second call with
-    the same arguments ends in the same bytes as one that was not interrupted.
+    Process p of P writes the shards p, p + P, …. A second call with the same arguments ends in the
+    same bytes as one that was not interrupted.
 
     Args:
         layers, precision: as of `OnlineActivations`.
@@ -59,11 +59,12 @@ def write_activations(
             teacher has not, or another process that writes to the folder.
         OSError: less free disk than the dataset takes, or a disk that fills up.
     """
+    # one writer a folder; what a killed run left goes
     path, state = Path(path), process_state()
     if state.is_main_process and not dry_run:
         path.mkdir(parents=True, exist_ok=True)
         lock_folder(path)
-        for leftover in path.glob("*.tmp"):  # of a run that was killed
+        for leftover in path.glob("*.tmp"):
             leftover.unlink()
     state.wait_for_everyone()
 
