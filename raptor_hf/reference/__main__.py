@@ -1,7 +1,7 @@
 """Convert a checkpoint of the reference code to a Raptor, in seconds.
 
     python -m raptor_hf.reference --checkpoint final_raptor3_….pt \
-        --teacher facebook/dinov2-with-registers-base --output outputs/raptor_k3
+        --teacher facebook/dinov2-with-registers-base --output_dir outputs/raptor_k3
 
 With `--head dinov2_vitb14_reg4_linear_head.pth` the Raptor is saved as a classifier.
 """
@@ -24,7 +24,7 @@ class Arguments:
 
     checkpoint: str = field(metadata={"help": "file of a whole model, or of its state dict"})
     teacher: str = field(metadata={"help": "folder or Hub id of the teacher"})
-    output: str = field(metadata={"help": "folder of the Raptor"})
+    output_dir: str = field(metadata={"help": "folder of the Raptor"})
     phases: list[int] = field(
         default_factory=list, metadata={"help": "layers of each block, for a plain state dict"}
     )
@@ -36,9 +36,9 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     """Convert, save, and print how to load the Raptor."""
     (arguments,) = parse_arguments(Arguments, argv=argv)
-    checkpoint, output = arguments.checkpoint, Path(arguments.output)
+    checkpoint, output = arguments.checkpoint, Path(arguments.output_dir)
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty. Choose another --output, or delete it.")
+        raise ValueError(f"{output} is not empty. Choose another --output_dir, or delete it.")
 
     # the Raptor, and its head
     teacher = load_backbone(arguments.teacher)

@@ -73,10 +73,7 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
         try:
             weights, facts = _stub_weights(content), _stub_facts(content)
         except (AttributeError, LookupError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{path} must hold a raptor.Raptor of the reference; it is not built like one: "
-                f"{type(error).__name__}, {error}."
-            ) from error
+            raise ValueError(f"{path} is not built like a raptor.Raptor: {error!r}.") from error
     if not isinstance(weights, dict):
         raise ValueError(f"{path} must hold a model or its state dict; got {type(content)}.")
 
@@ -97,12 +94,11 @@ def read_checkpoint(path: str | Path) -> ReferenceModel:
     # one configuration serves all blocks
     options = _block_options(renamed[0])
     claimed = {name: facts.get(name, value) for name, value in options.items()}
-    for block in renamed:
-        if not _block_options(block) == options == claimed:
-            raise ValueError(
-                f"All blocks of {path} must be built alike, and as the model says; got "
-                f"{_block_options(block)}, {options} and {claimed}."
-            )
+    found = [_block_options(block) for block in renamed]
+    if any(other != options for other in [*found, claimed]):
+        raise ValueError(
+            f"All blocks of {path} must be built alike; got {found}, and of the model {claimed}."
+        )
     options["block_norm_eps"] = facts.get("eps", 1e-5)
     return ReferenceModel(renamed, options, facts.get("thresholds"), facts.get("num_heads"))
 

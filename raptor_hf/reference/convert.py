@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from ..modeling_raptor import RaptorModel
@@ -28,17 +29,13 @@ def convert_checkpoint(
     original = read_checkpoint(checkpoint)
     if original.thresholds is not None:
         stops = [0, *original.thresholds, teacher.config.num_hidden_layers]
-        lengths = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
+        lengths = np.diff(stops).tolist()
         if phases is not None and list(phases) != lengths:
-            raise ValueError(
-                f"{checkpoint} has the phases {lengths}; got phases={list(phases)}. Leave them out."
-            )
+            raise ValueError(f"{checkpoint} has the phases {lengths}; leave out {list(phases)}.")
         phases = lengths
     if phases is None or len(phases) != len(original.blocks):
-        raise ValueError(
-            f"{checkpoint} has {len(original.blocks)} blocks: give as many phases, like 7 3 2; got "
-            f"{phases}."
-        )
+        number = len(original.blocks)
+        raise ValueError(f"{checkpoint} has {number} blocks: give as many phases; got {phases}.")
 
     # a Raptor of the same shape
     model = make_raptor(teacher, list(phases), init="random", **original.options)
