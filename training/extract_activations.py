@@ -15,7 +15,7 @@ from raptor_hf.activations.arguments import ImageArguments
 from raptor_hf.data import list_images
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
-from raptor_hf.runs.folder import finish_run, reopen_run, start_run
+from raptor_hf.runs.folder import finish_run, mark_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 from raptor_hf.teachers import load_backbone
 from raptor_hf.weights import weights_digest
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     store = Path(own.output_dir)
     finished = not own.dry_run and state.is_main_process and (store / "manifest.json").exists()
     if finished and activations.verify_activations(store, checksums=False):
-        reopen_run(store)
+        mark_run(store, finished=False)
 
     # the images
     views = activations.image_views(images, crops, reading, own.teacher)

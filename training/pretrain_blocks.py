@@ -82,11 +82,12 @@ def main(argv: list[str] | None = None) -> None:
     # a) New blocks, each a chain of its own
     teacher = load_backbone(source.teacher)
     transformers.set_seed(training.seed)
-    chains = distillation.make_chains(
-        teacher, read_spans(own), compute=compute,
-        weights=parse_token_weights(objective.token_weights),
-        last_weights=parse_token_weights(own.last_block_weights), **asdict(blocks),
-    )  # fmt: skip
+    chains = []
+    for start, stop in read_spans(own):
+        span = distillation.make_span(teacher, start, stop, compute=compute, **asdict(blocks))
+        is_last = stop == teacher.config.num_hidden_layers
+        weights = own.last_block_weights if is_last else objective.token_weights
+        chains.append(distillation.Chain([span], parse_token_weights(weights)))
     spans = [chain.spans[0] for chain in chains]
 
     # b) The states that they learn from, and the validation

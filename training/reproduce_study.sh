@@ -31,7 +31,7 @@ done
 source training/environment.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small are as fast on one thread
 out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
-export recipes=${RECIPES:-training/recipes}
+recipes=${RECIPES:-training/recipes}
 processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 
 study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir "$out/results")
@@ -41,8 +41,8 @@ if [ -n "$teacher" ]; then
     --activations online --experiments gap partitions alternatives "$@"
 fi
 
-export teaching="$recipes/digits_teacher.yaml --resume"
-steps=$(sed -n 's/^steps: //p' "$recipes/digits_teacher.yaml")
+teaching="$recipes/digits_teacher.yaml"
+steps=$(sed -n 's/^steps: //p' "$teaching")
 teachers=(
   "untrained --steps 0 --warmup_steps 0" "early --steps $((steps / 10)) --warmup_steps $((steps / 40))"
   "overfitted --steps $((2 * steps)) --views 1 --drop_path_rate 0 --label_smoothing 0 --weight_decay 0"
@@ -55,14 +55,13 @@ if [ -n "$quick" ]; then
 fi
 
 stage "the teacher"
-python training/train_teacher.py $teaching --output_dir "$digits/teacher"
+python training/train_teacher.py "$teaching" --resume --output_dir "$digits/teacher"
 python training/extract_activations.py "$recipes/digits_activations.yaml" --resume --teacher "$digits/teacher" \
   --output_dir "$digits/activations"
 
 stage "${#teachers[@]} others, $processes at a time: drop rates, seeds, untrained, early, overfitted"
-export out
-printf '%s\n' "${teachers[@]}" | xargs -P $processes -L 1 \
-  bash -c 'exec python training/train_teacher.py $teaching "${@:2}" --output_dir "$out/$1"' teacher
+printf '%s\n' "${teachers[@]}" | xargs -P $processes -L 1 bash -c \
+  'exec python training/train_teacher.py "$1" --resume "${@:4}" --output_dir "$2/$3"' teacher "$teaching" "$out"
 
 stage "the study"
 named=()

@@ -14,10 +14,12 @@ from raptor_hf import loop
 from raptor_hf.data import list_images, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.data.decoding import look_up
+from raptor_hf.data.transforms import Augmentation
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
+from raptor_hf.teachers import image_size
 
 
 @dataclass
@@ -65,17 +67,13 @@ def make_config(own: Arguments, pixels: int) -> "transformers.Dinov2WithRegister
 
 def random_views(images, processor, own: Arguments, crops, reading, seed: int):
     """Return the labelled images, each in one view; rows beyond the last are new views."""
-    from raptor_hf.data.transforms import Augmentation
-
     dataset = raptor_hf.data.ImageViews(
         images,
         processor,
         views=max(1, own.views),
         seed=seed,
         plain_first=own.views > 0,
-        crops=None
-        if own.dataset == "digits"
-        else Augmentation.of(crops, tuple(reading.resolution)),
+        crops=None if own.dataset == "digits" else Augmentation.of(crops, image_size(processor)),
         reading=reading,
     )
     if dataset.classes.number < 2 or dataset.labels.min() < 0:

@@ -47,7 +47,7 @@ def recipes(name: str, width: int) -> dict[str, dict]:
     ours = yaml.safe_load((_RECIPES / f"{name}_raptor.yaml").read_text(encoding="utf-8"))
     reference = {
         "init": "random", "ffn": "swiglu", "intermediate_size": 4 * width,
-        "layerscale_value": 1e-5, "block_norm_eps": 1e-5, "objective": "annealed",
+        "block_norm_eps": 1e-5, "objective": "annealed",
         "normalize": "none", "token_weights": "0.45,0.10,0.45", "phase_fraction": 0.0,
         "optimizer": "adamw", "learning_rate": 1e-2 if name == "digits" else 2e-3,
         "batch_size": 64,

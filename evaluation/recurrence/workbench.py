@@ -32,7 +32,6 @@ from raptor_hf.distillation.arguments import (
     parse_token_weights,
 )
 from raptor_hf.distillation.compute import application_flops
-from raptor_hf.distillation.fidelity import teacher_head
 from raptor_hf.distillation.rollout import Chain
 from raptor_hf.distillation.training import train_chains
 from raptor_hf.dynamics.systems import DepthSystem
@@ -40,6 +39,7 @@ from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import process_state, progress_bar
+from raptor_hf.tasks.heads import load_linear_head
 from raptor_hf.teachers import load_backbone, load_processor
 
 from .measures import measure_gap
@@ -87,12 +87,16 @@ class Bench:
         online = OnlineActivations(teacher, views)
         self.states = torch.cat(list(stream_states(online, None)))
         self.labels = views.labels[views.image_ids].to(self.states.device)
-        head = teacher_head(teacher, validation.validation_head if own else None, views.classes)
+        try:
+            head, _ = load_linear_head(name, config=teacher.config, classes=views.classes)
+            head = head.to(teacher.device)
+        except ValueError:  # not a classifier, or one of other classes: no accuracies
+            head = None
         self.system = DepthSystem(
             name,
             teacher,
             token_layout(teacher.config),
-            None if head is None else head.to(teacher.device),
+            head,
             tuple(online.resolution),
         )
 
@@ -130,8 +134,7 @@ class Bench:
         set_seed(student.seed)
         model, spans = make_spans(teacher, student)
         configure_compute(model, settings.compute)
-        learned = "last" if student.untied else student.learned
-        objective = replace(settings.objective, layers_learned=learned)
+        objective = settings.objective
 
         # the compute decides the number of steps
         num_tokens = self.states.shape[-2]
@@ -150,7 +153,10 @@ class Bench:
             chain = Chain(spans, parse_token_weights(objective.token_weights))
             states = self.open_learned(student.layers)
             new_views = self.source.online and settings.images.views == 0
-            train_chains([chain], teacher, states, objective, loop, new_views=new_views)
+            train_chains(
+                [chain], teacher, states, objective, loop, new_views=new_views,
+                last_only=student.untied or student.learned == "last",
+            )  # fmt: skip
 
         # judge
         model.to(teacher.device)

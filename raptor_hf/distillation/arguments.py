@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from ..runs.arguments import check_not_negative, check_positive
 from ..runs.files import read_json
@@ -31,9 +31,6 @@ class BlockArguments:
         default=None, metadata={"help": "hidden width of the FFN; default: as the teacher's"}
     )
     depth_scaling: bool = field(default=True, metadata={"help": "scale by the layer index"})
-    layerscale_value: float | None = field(
-        default=None, metadata={"help": "initial LayerScale of init=random; default: 1e-5"}
-    )
     block_norm_eps: float | None = field(
         default=None, metadata={"help": "eps of the blocks' LayerNorms; default: the teacher's"}
     )
@@ -44,7 +41,7 @@ class BlockArguments:
 
 @dataclass(kw_only=True)
 class ObjectiveArguments:
-    """The loss that blocks are trained with; every option of the reference trainer."""
+    """The loss that blocks are trained with."""
 
     _argument_group_name = "objective"
 
@@ -62,17 +59,10 @@ class ObjectiveArguments:
             "out from the teacher's state at the start of its phase; then from the first layer"
         },
     )
-    layers_learned: Literal["all", "last"] = field(
-        default="all",
-        metadata={"help": "layers in the loss; last: plain distillation, for comparison"},
-    )
-    loss: Literal["mse", "cosine", "mse+cosine"] = field(
-        default="mse", metadata={"help": "error of a token: mse, cosine (1 − cos), or half of each"}
-    )
     normalize: Literal["none", "layer", "group"] = field(
         default="none",
         metadata={
-            "help": "divide the mse of a layer by the variance of the teacher's states there: "
+            "help": "divide the error of a layer by the variance of the teacher's states there: "
             "of all tokens together (layer), or of every token group apart (group)"
         },
     )
@@ -80,37 +70,14 @@ class ObjectiveArguments:
         default="none",
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
     )
-    noise_std: float = field(
-        default=0.0, metadata={"help": "σ of Gaussian noise on every block's input"}
-    )
 
     def __post_init__(self):
-        check_not_negative(self, "noise_std")
         parse_token_weights(self.token_weights)
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"{name} must be one of {get_args(kind)}; got {getattr(self, name)!r}."
-                )
         if not 0 <= self.phase_fraction <= 1:
             raise ValueError(f"--phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
-
-        # options that contradict each other
-        if self.normalize != "none" and self.loss == "cosine":
-            raise ValueError(
-                f"normalize={self.normalize!r} is for the mse; loss='cosine' has no scale. Leave "
-                "out one of them."
-            )
         if self.phase_fraction and self.objective == "teacher_forcing":
             raise ValueError(
-                "phase_fraction says where rollouts start; objective='teacher_forcing' has none."
-            )
-        whole = self.objective == "autoregressive" and not self.phase_fraction
-        if self.layers_learned == "last" and not whole:
-            raise ValueError(
-                "layers_learned='last' is for rollouts from the first layer: give "
-                "objective='autoregressive' and phase_fraction=0; got "
-                f"{self.objective!r} and {self.phase_fraction:g}."
+                "--phase_fraction is for rollouts; --objective teacher_forcing has none."
             )
 
     def forcing(self, progress: float) -> float:
@@ -137,10 +104,6 @@ class ValidationArguments:
     validation_images: int = field(
         default=2048, metadata={"help": "images to look at, at most; 0: all"}
     )
-    validation_head: str | None = field(
-        default=None,
-        metadata={"help": "linear head of the teacher (file, folder, Hub id); default: its own"},
-    )
     validate_every: int = field(
         default=0, metadata={"help": "steps between two validations; 0: only after the last step"}
     )
@@ -158,10 +121,10 @@ def parse_token_weights(text: str) -> dict[str, float] | None:
     if text == "none":
         return None
     try:
-        weights = [float(part) for part in text.split(",")]
+        weights = list(map(float, text.split(",")))
     except ValueError:
         weights = []
-    if len(weights) != 3 or not all(0 <= w < math.inf for w in weights) or sum(weights) <= 0:
+    if len(weights) != 3 or not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
         raise ValueError(
             "Token weights are three numbers ≥ 0 for cls, registers and patches, "
             f"like 0.45,0.10,0.45, or none; got {text!r}."

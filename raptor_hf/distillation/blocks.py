@@ -1,5 +1,6 @@
 """Spans of layers and their blocks: what stage 1 trains one by one and stage 2 chains."""
 
+from collections import defaultdict
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from .provenance import check_teacher
 from .rollout import Chain, Span
 
 # what blocks of one folder share, beside their teacher
-ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
+_ARCHITECTURE = ("ffn", "intermediate_size", "depth_scaling", "block_norm_eps")
 
 
 def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:
@@ -25,12 +26,6 @@ def chain_of(model: RaptorModel, weights: dict[str, float] | None) -> Chain:
     """
     spans = zip(model.blocks, model.config.spans(), strict=True)
     return Chain([Span(block, start, stop) for block, (start, stop) in spans], weights)
-
-
-def covered_layers(chains: list[Chain]) -> range:
-    """Return the layers whose states some chains start from or learn."""
-    first = min(chain.spans[0].start for chain in chains)
-    return range(first, max(chain.spans[-1].stop for chain in chains) + 1)
 
 
 def make_span(
@@ -59,27 +54,6 @@ def make_span(
     return Span(model.blocks[1 if start else 0], start, stop)
 
 
-def make_chains(
-    teacher: PreTrainedModel,
-    spans: list[tuple[int, int]],
-    *,
-    weights: dict[str, float] | None,
-    last_weights: dict[str, float] | None,
-    compute: ComputeArguments | None = None,
-    **options,
-) -> list[Chain]:
-    """Make a new block for every span of a teacher's layers, each a chain of its own.
-
-    Args:
-        weights: token weights; None: the plain mean over tokens.
-        last_weights: those of spans that end at the teacher's last layer.
-        compute, options: as for `make_span`, whose errors are raised.
-    """
-    depth = teacher.config.num_hidden_layers
-    made = [make_span(teacher, *span, compute=compute, **options) for span in spans]
-    return [Chain([span], last_weights if span.stop == depth else weights) for span in made]
-
-
 def save_blocks(spans: list[Span], folder: str | Path) -> None:
     """Write the blocks of stage 1 (`blocks.safetensors`) and their architecture (`config.json`)."""
     weights = {
@@ -103,20 +77,24 @@ def raptor_from_blocks(
         FileNotFoundError: no such folder.
         ValueError: no block for one of the phases, or blocks of another teacher.
     """
-    if not (Path(folder) / "blocks.safetensors").is_file():
+    file = Path(folder) / "blocks.safetensors"
+    if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py.")
     check_teacher(folder, teacher)
+
+    # a Raptor of the blocks' architecture
     config = RaptorConfig.from_pretrained(folder)
-    options = {name: getattr(config, name) for name in ARCHITECTURE}
+    options = {name: getattr(config, name) for name in _ARCHITECTURE}
     model = make_raptor(teacher, phases, init="random", **options)
-    weights = load_file(Path(folder) / "blocks.safetensors")
-    for block, (start, stop) in zip(model.blocks, model.config.spans(), strict=True):
-        prefix = f"{start}-{stop}."
-        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        if not state:
-            spans = sorted({name.split(".")[0] for name in weights})
-            raise ValueError(
-                f"{folder} has no block for the span {start}-{stop}, only for {spans}."
-            )
-        block.load_state_dict(state)
+
+    # the weights of each block: their names begin with its span
+    states = defaultdict(dict)
+    for name, weight in load_file(file).items():
+        span, _, name = name.partition(".")
+        states[span][name] = weight
+    for span in chain_of(model, None).spans:
+        if span.name not in states:
+            names = ", ".join(sorted(states))
+            raise ValueError(f"{folder} has blocks for {names}; none for {span.name}.")
+        span.block.load_state_dict(states[span.name])
     return model

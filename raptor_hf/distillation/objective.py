@@ -12,7 +12,6 @@ them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.Traje
 
 import torch
 from accelerate.utils import gather_object
-from torch.nn import functional
 
 from ..activations.online import Activations
 from ..data import batches
@@ -27,47 +26,31 @@ def token_loss(
     *,
     groups: dict[str, slice],
     weights: dict[str, float] | None = None,
-    loss: str = "mse",
     variances: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean error of the tokens of some states (…, S, N, D), a scalar.
+    """Return the mean squared error of the tokens of some states (…, S, N, D), a scalar.
 
     Args:
         groups: token groups of the states (`TokenLayout.groups`).
         weights: weight of each group's own mean; groups that the model does not have are left out
             and the rest is scaled to the same sum. None takes the plain mean over all tokens.
-        loss: the error of a token. `"mse"`: mean over channels of the squared difference;
-            `"cosine"`: 1 − cosine similarity; `"mse+cosine"`: half of each. (The reference's half
-            and half lacks the constant ½, and its cosine alone is minimised with the wrong sign.)
         variances: (groups, S), what the squared error of each token group and layer is divided by.
             Of the variances of the teacher's states (`state_variances`), the result is 1 − R².
     """
-    error = 0.0
-    if loss in ("mse", "mse+cosine"):
-        error = (prediction - target).square().mean(dim=-1)
-        if variances is not None:
-            error = error * _per_token(1 / variances, groups, error.shape[-1])
-    if loss in ("cosine", "mse+cosine"):
-        angular = 1 - functional.cosine_similarity(prediction, target, dim=-1)
-        error = angular if loss == "cosine" else 0.5 * error + 0.5 * angular
+    error = (prediction - target).square().mean(dim=-1)
+    if variances is not None:
+        # each token has the variance of its group
+        divisors = torch.empty_like(error[0])
+        for row, tokens in zip(variances, groups.values(), strict=True):
+            divisors[:, tokens] = row[:, None]
+        error = error / divisors
     if weights is None:
         return error.mean()
     present = sum(weights[name] for name in groups)
     if present <= 0:
-        raise ValueError(
-            f"The token weights {weights} leave nothing to learn for a model with the token groups "
-            f"{', '.join(groups)}."
-        )
+        raise ValueError(f"Token weights {weights} leave nothing to learn of {', '.join(groups)}.")
     scale = sum(weights.values()) / present
     return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
-
-
-def _per_token(values: torch.Tensor, groups: dict[str, slice], num_tokens: int) -> torch.Tensor:
-    """Return values (groups, S) as (S, N): each token has those of its group."""
-    spread = values.new_empty(values.shape[1], num_tokens)
-    for row, tokens in zip(values, groups.values(), strict=True):
-        spread[:, tokens] = row[:, None]
-    return spread
 
 
 @torch.no_grad()
@@ -80,20 +63,20 @@ def state_variances(activations: Activations) -> dict[str, list[float]]:
     """
     number = min(_VARIANCE_ROWS, len(activations))
     rows = torch.linspace(0, len(activations) - 1, number).long().tolist()
-    groups, sums = activations.layout.groups(), []
+    groups = activations.layout.groups()
+    sums = {name: [0, 0.0, 0.0] for name in groups}  # number, sum and sum of squares
     for batch in batches(activations, _ROWS_AT_ONCE, "variance of the states", rows=rows):
         states = activations.states(batch)
         for name, tokens in groups.items():
             part = states[:, :, tokens].double()
-            count = part.shape[0] * part.shape[2]
-            moments = part.sum(dim=(0, 2)).cpu(), part.square().sum(dim=(0, 2)).cpu()
-            sums.append((name, count, *moments))
-    spreads, counts = {}, {}
-    sums = gather_object(sums)
+            sums[name][0] += part.shape[0] * part.shape[2]
+            sums[name][1] += part.sum(dim=(0, 2)).cpu()
+            sums[name][2] += part.square().sum(dim=(0, 2)).cpu()
+
+    # over all processes; the mean over channels, by layer
+    spreads, counts, shares = {}, {}, gather_object([sums])
     for name in groups:
-        own = [entry for entry in sums if entry[0] == name]
-        counts[name] = sum(entry[1] for entry in own)
-        total, squares = (sum(entry[i] for entry in own) for i in (2, 3))
+        counts[name], total, squares = (sum(share[name][i] for share in shares) for i in range(3))
         spreads[name] = (squares - total.square() / counts[name]).mean(dim=1)
     spreads["all"], counts["all"] = sum(spreads.values()), sum(counts.values())
     return {name: (spreads[name] / counts[name]).tolist() for name in spreads}

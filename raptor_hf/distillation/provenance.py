@@ -1,12 +1,13 @@
 """How a Raptor was trained, in a file beside its weights: `training.json`."""
 
-import json
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
 from ..configuration_raptor import teacher_family
+from ..loop import read_log
 from ..loop.arguments import LoopArguments
 from ..runs.files import json_digest, public_name, read_json, write_json
 from ..runs.folder import LOCATIONS, identity_values, program_name
@@ -20,8 +21,8 @@ _FILE = "training.json"
 def source_inputs(teacher: PreTrainedModel, activations: Activations) -> dict[str, str]:
     """Return digests of what the states depend on, as `start_run` takes them.
 
-    They are those of the weights or the store, of the configuration, which may change what equal
-    weights compute, and of the image processor.
+    Of the weights or the store, of the configuration, which may change what equal weights compute,
+    and of the image processor.
     """
     config = teacher.config.to_diff_dict()
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
@@ -52,9 +53,9 @@ def write_training(
         dataset: the images, by name; paths are shortened.
         blocks: folder of the stage before, if there was one.
     """
-    recipe = identity_values(*parts, loop)
-    for name in LOCATIONS:  # paths of this machine
-        recipe.pop(name, None)
+    # this stage, and those before it
+    values = identity_values(*parts, loop)
+    recipe = {name: value for name, value in values.items() if name not in LOCATIONS}
     identity = teacher_identity(teacher)
     stages = training_facts(blocks)["stages"] if blocks else []
     stage = {
@@ -90,13 +91,11 @@ def training_facts(folder: str | Path) -> dict | None:
 
 def _training_seconds(folder: Path) -> float:
     """Return the seconds that a run has trained, all its resumed parts together."""
-    log = folder / "log.jsonl"
     total = last = 0.0
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        seconds = json.loads(line)["seconds"]
-        if seconds < last:  # a resumed part counts its own seconds
+    for line in read_log(folder):
+        if line["seconds"] < last:  # a resumed part counts its own seconds
             total += last
-        last = seconds
+        last = line["seconds"]
     return round(total + last, 1)
 
 
@@ -106,5 +105,5 @@ def model_facts(model: PreTrainedModel) -> dict:
     layers = model.blocks if phases else model.get_submodule(teacher_family(model.config).layers)
     return {
         "phases": phases,
-        "block_parameters": sum(parameter.numel() for parameter in layers.parameters()),
+        "block_parameters": sum(map(torch.numel, layers.parameters())),
     }

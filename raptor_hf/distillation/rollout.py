@@ -1,5 +1,4 @@
 """Spans of layers, and their rollout with resets to the teacher."""
-# `rollout` is over 40 lines: the one equation of training, step by step, with its docstring.
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -28,9 +27,20 @@ class Chain(NamedTuple):
     weights: dict[str, float] | None
 
     @property
+    def layers(self) -> range:
+        """The layers whose states it starts from or makes."""
+        return range(self.spans[0].start, self.spans[-1].stop + 1)
+
+    @property
     def name(self) -> str:
         """First and last layer, like `"0-7"`."""
-        return f"{self.spans[0].start}-{self.spans[-1].stop}"
+        return f"{self.layers[0]}-{self.layers[-1]}"
+
+
+def covered_layers(chains: list[Chain]) -> range:
+    """Return the layers whose states some chains start from or learn."""
+    first = min(chain.layers[0] for chain in chains)
+    return range(first, max(chain.layers[-1] for chain in chains) + 1)
 
 
 def rollout(
@@ -38,7 +48,6 @@ def rollout(
     trajectory: torch.Tensor,
     *,
     resets: Collection[int],
-    noise_std: float = 0.0,
     angles: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Predict the states after the layers start + 1 … stop of consecutive spans.
@@ -47,28 +56,17 @@ def rollout(
         spans: spans that follow each other and cover S layers.
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
         resets: layers whose *teacher* state is fed to the block that makes the next one.
-        noise_std: standard deviation of Gaussian noise that is added to every block's input.
         angles: rotary angles of families that have them, see `rotary_angles`.
 
     Returns:
         (B, S, N, D), the states after every one of these layers.
 
     Raises:
-        ValueError: the first layer of the first span is not a reset, the spans leave a gap, or the
-            trajectory is not as long as they are.
+        ValueError: the first layer of the first span is not a reset, or the spans leave a gap.
     """
-    first, last = spans[0].start, spans[-1].stop
+    first = spans[0].start
     if first not in resets:
         raise ValueError(f"The resets must contain the first layer, {first}; got {resets}.")
-    if trajectory.shape[1] != last - first + 1:
-        raise ValueError(
-            f"The spans {first}-{last} need the states of {last - first + 1} layers; the "
-            f"trajectory has {trajectory.shape[1]}."
-        )
-
-    def noisy(states: torch.Tensor) -> torch.Tensor:
-        return states + noise_std * torch.randn_like(states) if noise_std else states
-
     more = {}
     if angles is not None:
         more["position_embeddings"] = tuple(part.to(trajectory.device) for part in angles)
@@ -82,13 +80,13 @@ def rollout(
         if all(layer in resets for layer in range(start, stop)):
             # teacher forcing: the layers of a span are independent, one batched call makes all
             depths = torch.arange(start + 1, stop + 1, device=trajectory.device)
-            inputs = noisy(trajectory[:, start - first : stop - first])
+            inputs = trajectory[:, start - first : stop - first]
             predictions.append(block(inputs, depths, **more))
             state = predictions[-1][:, -1]
             continue
         for depth in range(start + 1, stop + 1):
             if depth - 1 in resets:
                 state = trajectory[:, depth - 1 - first]
-            state = block(noisy(state), torch.full((1,), depth, device=state.device), **more)
+            state = block(state, torch.full((1,), depth, device=state.device), **more)
             predictions.append(state[:, None])
     return torch.cat(predictions, dim=1)

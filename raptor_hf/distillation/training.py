@@ -1,5 +1,6 @@
 """Train chains of blocks: the plan of a training, and the training itself."""
 
+import torch
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
@@ -29,6 +30,7 @@ def print_plan(
     Raises:
         ImportError, ValueError: as `check_training`.
     """
+    # the sizes: of a block, of an image's states, of the run
     check_training(loop, len(activations))
     spans = [span for chain in chains for span in chain.spans]
     block = spans[0].block.attention.config
@@ -43,12 +45,14 @@ def print_plan(
     passes = rollouts_per_step(objective, loop.steps)
     flop = 3 * passes * images * applications * application_flops(block, num_tokens)
     flop += loop.steps * optimizer_flops(loop.optimizer, block, len(spans))
-    parameters = sum(weight.numel() for span in spans for weight in span.block.parameters())
+    parameters = 0
+    for span in spans:
+        parameters += sum(map(torch.numel, span.block.parameters()))
     moments = 1 if loop.optimizer == "muon" else 2
     reads = size(images * states[0].numel() * states.element_size())
     if online:
-        layer = sum(weight.numel() for weight in teacher.parameters())
-        teacher_flop = 2 * images * num_tokens * layer * activations.layers[-1] / activations.depth
+        share = activations.layers[-1] / activations.depth
+        teacher_flop = 2 * images * num_tokens * teacher.num_parameters() * share
         reads = f"about {teacher_flop:.3g} FLOP of the teacher"
 
     process_state().print(
@@ -76,17 +80,21 @@ def train_chains(
     validation: Validation | None = None,
     groups: list[dict] | None = None,
     new_views: bool = False,
+    last_only: bool = False,
 ) -> None:
     """Train the blocks of chains in place, so that they follow the teacher's states.
 
     Args:
         activations: a source of the states of all layers that the chains cover.
         validation, groups, new_views: as for `fit`, whose errors are raised.
+        last_only: the state of each chain's last layer alone counts.
     """
     variances = None if objective.normalize == "none" else state_variances(activations)
     angles = rotary_angles(teacher, tuple(activations.resolution))
     token_groups = activations.layout.groups()
-    module = TrajectoryMatching(chains, objective, token_groups, variances, angles)
+    module = TrajectoryMatching(
+        chains, objective, token_groups, variances, angles, last_only=last_only
+    )
     fit(
         module,
         activations,

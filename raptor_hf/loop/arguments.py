@@ -35,18 +35,12 @@ class LoopArguments:
     )
     weight_decay: float = 1e-4
     warmup_steps: int = field(default=50, metadata={"help": "steps of linear warm-up"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
     seed: int = field(default=0, metadata={"help": "seed of initialisation, data order and noise"})
     log_every: int = field(
         default=20, metadata={"help": "steps between two lines of the log; 0: the last alone"}
     )
     checkpoint_every: int = field(
         default=200, metadata={"help": "steps between two checkpoints; 0: the last alone"}
-    )
-    keep: int = field(default=2, metadata={"help": "number of newest checkpoints to keep"})
-    tf32: bool = field(
-        default=True,
-        metadata={"help": "on GPUs: float32 products with TF32's 10 bits, several times as fast"},
     )
     cuda_graphs: bool = field(
         default=False,
@@ -66,13 +60,12 @@ class LoopArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "batch_size", "learning_rate", "max_grad_norm", "keep")
-        check_not_negative(self, "steps", "final_learning_rate", "weight_decay", "warmup_steps")
-        check_not_negative(self, "per_device_batch_size")
-        if self.final_learning_rate > self.learning_rate:
+        check_positive(self, "batch_size", "learning_rate")
+        check_not_negative(self, "steps", "weight_decay", "warmup_steps", "per_device_batch_size")
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
             raise ValueError(
-                f"--final_learning_rate {self.final_learning_rate} is above --learning_rate "
-                f"{self.learning_rate}: give a smaller one."
+                "--final_learning_rate must lie between 0 and --learning_rate, "
+                f"{self.learning_rate}; got {self.final_learning_rate}."
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must lie between 0 and 2³² − 1; got {self.seed}.")

@@ -11,7 +11,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .arguments import LoopArguments
+from ..runs.folder import apply_umask
+
+_KEPT = 2  # newest checkpoints
 
 
 def checkpoints_of(output_dir: str | Path) -> Path:
@@ -19,13 +21,14 @@ def checkpoints_of(output_dir: str | Path) -> Path:
     return Path(output_dir) / "checkpoints"
 
 
-def save_checkpoint(accelerator: Accelerator, arguments: LoopArguments, step: int) -> None:
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int) -> None:
     """Write the state after `step` updates, then drop all but the newest checkpoints.
 
     All processes call it, and share the file system. If it fails, because the disk is full for
     example, the checkpoints before it are untouched.
     """
-    folder = checkpoints_of(arguments.output_dir)
+    # all processes write
+    folder = checkpoints_of(output_dir)
     temporary = folder / "unfinished"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -33,13 +36,15 @@ def save_checkpoint(accelerator: Accelerator, arguments: LoopArguments, step: in
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
 
+    # the main one gives it its name when all of it is on the disk
     if accelerator.is_main_process:
+        apply_umask(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
                 with open(path, "rb+") as file:  # Windows syncs files that may be written only
                     os.fsync(file.fileno())
         os.replace(temporary, folder / f"step_{step:08d}")
-        for checkpoint in sorted(folder.glob("step_*"))[: -arguments.keep]:
+        for checkpoint in sorted(folder.glob("step_*"))[:-_KEPT]:
             # renamed first: a kill while it is deleted must not leave a part under its name
             os.replace(checkpoint, temporary)
             shutil.rmtree(temporary)

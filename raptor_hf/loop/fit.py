@@ -9,6 +9,7 @@ After a gradient that is not finite, the device itself leaves the weights as the
 has noticed.
 """
 
+import itertools
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
@@ -21,16 +22,17 @@ from torch.utils.data import Dataset
 
 from ..runs.processes import Interrupted, StopSignals
 from .arguments import LoopArguments
-from .batches import StepBatches, StepSampler
+from .batches import StepSampler, open_batches
 from .checkpoints import resume, save_checkpoint
 from .graphs import StepGraphs, can_record
 from .log import TrainingLog
-from .optimizers import clip_gradients, trained_parameters
+from .optimizers import trained_parameters
 from .scalars import FiniteCheck, StepResult, StepScalars
 from .setup import check_training, make_accelerator, prepare
 
+_MAX_NORM = 1.0  # of the gradients of a group, as published
 ComputeLoss = Callable[[nn.Module, dict, float], StepResult]
-StepKind = Callable[[float], Hashable | None]
+StepKind = Callable[[float], Hashable]
 
 
 class Validation(NamedTuple):
@@ -62,10 +64,10 @@ def fit(
         module: parameters that need no gradient are left alone.
         dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors.
         compute_loss: (module, batch, progress in [0, 1)) to the loss, a mean over the images.
-        arguments: checkpoints, `log.jsonl` and `training.png` go to its `output_dir`.
+        arguments: checkpoints and `log.jsonl` go to its `output_dir`.
         groups: as torch's optimisers take them, each clipped by itself; `lr` is a peak rate.
-        kind: (progress) to the properties that a step depends on beside its batch, None for a step
-            that draws random numbers; without it no step is recorded for `cuda_graphs`.
+        kind: (progress) to the properties that a step, which draws no random numbers, depends on
+            beside its batch; without it no step is recorded for `cuda_graphs`.
         new_views: number the rows on from epoch to epoch (`StepSampler`).
         validation: at intervals and after the last step.
 
@@ -86,23 +88,28 @@ def fit(
 
     with (
         StopSignals() as signals,
-        StepBatches(dataset, sampler, arguments, accelerator, signals) as batches,
+        open_batches(dataset, sampler, arguments, accelerator) as batches,
         TrainingLog(accelerator, arguments, first) as log,
     ):
-        check = FiniteCheck(accelerator, module, compute_loss, batches)
+        check = FiniteCheck(accelerator, dataset, sampler)
         for step in range(first, arguments.steps + 1):
             # b) At intervals and at the end: validate, save. A resumed run begins here
-            last, parts = step == arguments.steps, next(batches, [])
+            last = step == arguments.steps
+            parts = list(itertools.islice(batches, sampler.num_parts))
             stop = _agree(accelerator, signals.received)
             validating = validation and not stop and _is_due(validation.every, step, last)
             saving = stop or _is_due(arguments.checkpoint_every, step, last)
-            with log.paused():
-                if validating or saving:
-                    check.read()
-                if validating:
-                    log.write_validation(step, _validate(module, validation))
-                if saving and step > first:
-                    save_checkpoint(accelerator, arguments, step)
+            if validating or saving:
+                check.read()
+            if validating:
+                module.eval()
+                with torch.no_grad():
+                    log.write(step, validation.measure())
+                module.train()
+            if saving and step > first:
+                save_checkpoint(accelerator, arguments.output_dir, step)
+            if validating or saving:
+                log.restart_clock()
             if stop:
                 raise Interrupted(stop, f"The state after step {step:,} is saved.")
             if last:
@@ -112,14 +119,16 @@ def fit(
             _seed_step(arguments.seed, step, accelerator.process_index)
             logging = _is_due(arguments.log_every, step + 1, step + 1 == arguments.steps)
             scalars = StepScalars(logging=logging)
-            for weight, part in zip(sampler.weights(), parts, strict=True):
+            for part in parts:
+                weight = len(next(iter(part.values()))) / arguments.batch_size
                 batch = send_to_device(part, accelerator.device, non_blocking=True)
                 result = backward(batch, step / arguments.steps, weight)
                 scalars.add(result, weight)
                 del result  # its predictions take memory that the next part needs
 
             # d) Clip and step. With `found_inf` the optimisers leave the weights as they are
-            norms = clip_gradients(accelerator, groups, arguments.max_grad_norm)
+            accelerator.unscale_gradients()
+            norms = [nn.utils.clip_grad_norm_(group["params"], _MAX_NORM) for group in groups]
             found_inf = check.note(norms, step)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.optimizer.found_inf = found_inf
@@ -157,15 +166,6 @@ def _make_backward(
         return backward
     graphs = StepGraphs(backward, kind, trained_parameters(model))
     return lambda batch, progress, _weight: graphs(batch, progress)
-
-
-def _validate(module: nn.Module, validation: Validation) -> dict[str, float]:
-    """Return the scalars of a validation."""
-    module.eval()
-    with torch.no_grad():
-        scalars = validation.measure()
-    module.train()
-    return scalars
 
 
 def _agree(accelerator: Accelerator, signal: int | None) -> int:

@@ -39,15 +39,15 @@ class StepGraphs:
     Args:
         backward: (batch, progress) to the result of a step; leaves the gradients in the parameters,
             whose gradients were None before.
-        kind: (progress) to the properties that `backward` depends on beside the batch; None for a
-            step that draws random numbers, which is never recorded.
+        kind: (progress) to the properties that `backward` depends on beside the batch. It must draw
+            no random numbers.
         parameters: those that get gradients.
     """
 
     def __init__(
         self,
         backward: Callable[[dict, float], object],
-        kind: Callable[[float], Hashable | None],
+        kind: Callable[[float], Hashable],
         parameters: list[nn.Parameter],
     ):
         self.backward, self.kind, self.parameters = backward, kind, parameters
@@ -57,12 +57,9 @@ class StepGraphs:
 
     def __call__(self, batch: dict[str, torch.Tensor], progress: float) -> object:
         """Return the result of `backward`; a replay overwrites the result before it."""
-        # the first steps of a kind run as they are, and so do steps that draw random numbers
-        kind = self.kind(progress)
-        if kind is None:
-            return self.backward(batch, progress)
+        # the first steps of a kind run as they are
         shapes = tuple((name, value.shape, value.dtype) for name, value in batch.items())
-        key = (kind, shapes)
+        key = (self.kind(progress), shapes)
         self.seen[key] += 1
         if self.seen[key] <= _PLAIN_STEPS:
             return self.backward(batch, progress)

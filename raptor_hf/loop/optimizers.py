@@ -1,12 +1,10 @@
-"""AdamW, Muon, the learning-rate schedule and gradient clipping."""
+"""AdamW and Muon."""
 
 import math
 from collections import defaultdict
 
 import torch
-from accelerate import Accelerator
 from torch import nn
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from .arguments import LoopArguments
 
@@ -35,9 +33,9 @@ def layer_matrices(module: nn.Module) -> list[nn.Parameter]:
     kinds = getattr(module, "_no_split_modules", None) or []
     matrices = []
     for block in module.modules():
-        if type(block).__name__ in kinds:
-            layers = [layer for layer in block.modules() if isinstance(layer, nn.Linear)]
-            matrices += [layer.weight for layer in layers if layer.weight.requires_grad]
+        for layer in block.modules() if type(block).__name__ in kinds else ():
+            if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
+                matrices.append(layer.weight)
     if not matrices:
         raise ValueError("--optimizer muon is for blocks and layers; here are none that learn.")
     return matrices
@@ -120,37 +118,18 @@ def make_optimizers(
     Raises:
         ValueError: Muon for a module without matrices for it.
     """
-    matrices = layer_matrices(module) if arguments.optimizer == "muon" else []
-    for_muon = {id(matrix) for matrix in matrices}
-    vector_rate = _VECTOR_RATE if matrices else 1.0
+    options = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+    if arguments.optimizer == "adamw":
+        return [torch.optim.AdamW(groups, fused=True, **options)]
+
+    # every group is split: Muon takes its matrices, AdamW the rest
+    for_muon = set(map(id, layer_matrices(module)))
     muon_groups, adamw_groups = [], []
     for group in groups:
-        rate = group.get("lr", arguments.learning_rate)
-        taken = [parameter for parameter in group["params"] if id(parameter) in for_muon]
-        rest = [parameter for parameter in group["params"] if id(parameter) not in for_muon]
-        muon_groups += [{"params": taken, "lr": rate}] if taken else []
-        adamw_groups += [{"params": rest, "lr": vector_rate * rate}]
-    adamw = torch.optim.AdamW(adamw_groups, weight_decay=arguments.weight_decay, fused=True)
-    if not matrices:
-        return [adamw]
-    return [Muon(muon_groups, weight_decay=arguments.weight_decay), adamw]
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, arguments: LoopArguments
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return warm-up and cosine, a factor: each group keeps its share of the learning rate."""
-    return get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer,
-        arguments.warmup_steps,
-        arguments.steps,
-        min_lr_rate=arguments.final_learning_rate / arguments.learning_rate,
-    )
-
-
-def clip_gradients(
-    accelerator: Accelerator, groups: list[dict], max_norm: float
-) -> list[torch.Tensor]:
-    """Clip the gradients of each group by their norm; return the norms."""
-    accelerator.unscale_gradients()
-    return [nn.utils.clip_grad_norm_(group["params"], max_norm) for group in groups]
+        rate, split = group.get("lr", arguments.learning_rate), {True: [], False: []}
+        for parameter in group["params"]:
+            split[id(parameter) in for_muon].append(parameter)
+        muon_groups.append({"params": split[True], "lr": rate})
+        adamw_groups.append({"params": split[False], "lr": _VECTOR_RATE * rate})
+    adamw = torch.optim.AdamW(adamw_groups, fused=True, **options)
+    return [Muon(muon_groups, **options), adamw]

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
-from torch import nn
+from accelerate.utils import gather_object
+from torch.utils.data import Dataset
 
-from .batches import StepBatches
+from .batches import StepSampler
 from .checkpoints import newest_checkpoint
 
 
@@ -20,13 +20,11 @@ class StepResult(NamedTuple):
         loss: mean over the batch's images, to be minimised.
         scalars: for the log, means over the images too.
         statistics: functions that return rows for `RSquared`, by name; called when R² is logged.
-        explain: returns in words where the first value is not finite.
     """
 
     loss: torch.Tensor
     scalars: dict[str, torch.Tensor] = {}
     statistics: dict[str, Callable[[], dict]] = {}
-    explain: Callable[[], str | None] | None = None
 
     def detached(self) -> "StepResult":
         """Return the result without its graph of gradients."""
@@ -64,20 +62,10 @@ class FiniteCheck:
     """Notes the first step with a gradient that is not finite; from then on no weight changes.
 
     The note stays on the device: the host reads it before a log line, a validation, a checkpoint.
-
-    Args:
-        compute_loss: (module, batch, progress) to a `StepResult`; computes a failed step again.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        module: nn.Module,
-        compute_loss: Callable,
-        batches: StepBatches,
-    ):
-        self.accelerator, self.module = accelerator, module
-        self.compute_loss, self.batches = compute_loss, batches
+    def __init__(self, accelerator: Accelerator, dataset: Dataset, sampler: StepSampler):
+        self.accelerator, self.dataset, self.sampler = accelerator, dataset, sampler
         self.failed_step = torch.full((), -1.0, device=accelerator.device)
 
     def note(self, norms: list[torch.Tensor], step: int) -> torch.Tensor:
@@ -99,27 +87,21 @@ class FiniteCheck:
             loss, step: the loss of this step is checked, too.
 
         Raises:
-            FloatingPointError: in all processes, with the step, its images and the first value that
-                is not finite.
+            FloatingPointError: in all processes, with the step and its images.
         """
         failed = int(self.failed_step)
         if failed < 0 and math.isfinite(loss):
             return
         step = failed if failed >= 0 else step
 
-        # compute the step again, and ask where it goes wrong
-        reasons, images = [], []
-        for part in send_to_device(self.batches.read_again(step), self.accelerator.device):
-            with torch.no_grad():
-                result = self.compute_loss(self.module, part, step / self.batches.sampler.steps)
-            reasons.append(result.explain() if result.explain else None)
-            images += part["image_id"].tolist() if "image_id" in part else []
-        reasons = [*dict.fromkeys(filter(None, gather_object(reasons)))]
-        images = ", ".join(map(str, gather_object(images))) or "unknown"
+        # read its images again, for their ids
+        image_ids = []
+        for rows in self.sampler.parts(step):
+            image_ids += self.dataset.__getitems__(rows).get("image_id", torch.empty(0)).tolist()
+        images = ", ".join(map(str, gather_object(image_ids)))
         newest = newest_checkpoint(self.accelerator.project_dir)
         raise FloatingPointError(
-            f"The loss or a gradient is not finite at step {step}: {'; '.join(reasons) or 'NaN'} "
-            f"(images {images}). Start again in another --output_dir with a smaller "
-            "--learning_rate or more --warmup_steps. The newest checkpoint here is "
-            f"{newest.name if newest else 'none'}."
+            f"The loss or a gradient is not finite at step {step} (images {images or 'unknown'}). "
+            "Start again in another --output_dir with a smaller --learning_rate or more "
+            f"--warmup_steps. The newest checkpoint here is {newest.name if newest else 'none'}."
         )

@@ -1,10 +1,8 @@
-"""Set up Accelerate for a training: processes, precision, compiled blocks, trackers."""
+"""Set up Accelerate for a training: processes, precision, compiled blocks."""
 
 import importlib.util
 import logging
 import math
-import uuid
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,11 +11,11 @@ from accelerate.utils import DataLoaderConfiguration, TorchDynamoPlugin
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
-from .optimizers import make_optimizers, make_schedule
+from .optimizers import make_optimizers
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +42,25 @@ def check_training(arguments: LoopArguments, num_rows: int) -> None:
 
 def make_accelerator(arguments: LoopArguments) -> Accelerator:
     """Return Accelerate as its launcher configured it, with as few parts of a batch as fit."""
-    process_state()
+    process_state()  # the processes as our programs see them
     accelerator = Accelerator(
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
         # the schedule makes one step an update, whatever the number of processes
         dataloader_config=DataLoaderConfiguration(split_batches=True),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # `_compile_blocks` instead of whole models
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # blocks instead of whole models
     )
-    if accelerator.device.type == "cuda" and arguments.tf32:
-        torch.set_float32_matmul_precision("high")
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+
+    # as few parts as fit into a process; the launcher may ask for more
     if arguments.per_device_batch_size:
         images = math.ceil(arguments.batch_size / accelerator.num_processes)
         least = math.ceil(images / arguments.per_device_batch_size)
         num_parts = max(least, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = num_parts
+
+    # say what was chosen
     if accelerator.is_main_process and 0 < arguments.steps <= arguments.warmup_steps:
         logger.warning(
             "--warmup_steps %d of a run of %d steps: it ends before it reaches --learning_rate %g.",
@@ -81,18 +83,23 @@ def prepare(
         ValueError: Muon for a module without matrices for it.
     """
     optimizers = make_optimizers(module, groups, arguments)
-    schedules = [make_schedule(optimizer, arguments) for optimizer in optimizers]
-    _compile_blocks(module)
-    model, *others = accelerator.prepare(module, *optimizers, *schedules)
-    return model.train(), others[: len(optimizers)], others[len(optimizers) :]
 
+    # warm-up and cosine are factors: each group keeps its share of the learning rate
+    least = arguments.final_learning_rate / arguments.learning_rate
+    schedules = [
+        get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, arguments.warmup_steps, arguments.steps, min_lr_rate=least
+        )
+        for optimizer in optimizers
+    ]
 
-def _compile_blocks(module: nn.Module) -> None:
-    """Compile each block of a module by itself, if `--dynamo_backend` asks for it."""
+    # each block is compiled by itself, if `--dynamo_backend` asks for it
     kinds = getattr(module, "_no_split_modules", None) or []
     for part in module.modules():
         if type(part).__name__ in kinds:
             part.forward = compiled(part.forward)
+    model, *others = accelerator.prepare(module, *optimizers, *schedules)
+    return model.train(), others[: len(optimizers)], others[len(optimizers) :]
 
 
 def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None:
@@ -100,24 +107,3 @@ def configure_compute(model: PreTrainedModel, compute: ComputeArguments) -> None
     model.set_attn_implementation(compute.attn_implementation)
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def start_trackers(accelerator: Accelerator, arguments: LoopArguments, first: int) -> None:
-    """Begin a run in its tracker, or go on with it after `first` updates."""
-    output_dir, identity = Path(arguments.output_dir), None
-    # one process names the run: of several the last to write would, and a resume find another
-    if arguments.report_to in ("wandb", "trackio") and accelerator.is_main_process:
-        path = output_dir / "tracker_id"
-        if not path.exists():
-            path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-        identity = path.read_text(encoding="utf-8")
-    resume = {"resume": "allow", "name": f"{output_dir.name}-{identity}"}
-    accelerator.init_trackers(
-        "logs" if arguments.report_to == "tensorboard" else "raptor_hf",  # a folder, or a project
-        config={name: str(value) for name, value in asdict(arguments).items()},
-        init_kwargs={
-            "tensorboard": {"purge_step": first + 1} if first else {},
-            "wandb": {"dir": arguments.output_dir, "id": identity, **resume},
-            "trackio": resume,
-        },
-    )

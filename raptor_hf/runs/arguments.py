@@ -4,8 +4,8 @@ A program has several dataclasses, one a subject. Flags, recipes and `run.json` 
 """
 
 import dataclasses
-import difflib
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +22,7 @@ def parse_arguments(
     """Read `program [recipe.yaml] [--flag value …]` into an instance of every dataclass.
 
     A recipe holds flags by name; flags on the command line win over it. An empty value, as in
-    `blocks:` or `blocks: null`, is the default; `[]` is an empty list.
+    `blocks:`, is the default; `[]` is an empty list.
 
     Args:
         parts: dataclasses that have no field in common.
@@ -30,22 +30,23 @@ def parse_arguments(
         defaults: of this program, where they differ from those of the dataclasses.
 
     Raises:
-        ValueError: a recipe that is not a mapping, an unknown flag, or a value that is refused.
+        ValueError: a recipe that is no mapping, an unknown flag, or a value that is refused.
     """
+    # a recipe becomes the first flags
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].endswith((".yaml", ".yml")):
-        names = [field.name for part in parts for field in dataclasses.fields(part)]
-        recipe = _read_recipe(words.pop(0), names)
         flags = []
-        for name, value in recipe.items():
+        for name, value in _read_recipe(words.pop(0)).items():
             if value is None or value == "":
                 continue
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *map(str, values)]
         words = flags + words
+
+    # transformers' parser, where a list may be empty
     parser = HfArgumentParser(parts, allow_abbrev=False)
     for action in parser._actions:
-        if action.nargs == "+":  # a list may be empty
+        if action.nargs == "+":
             action.nargs = "*"
     parser.set_defaults(**defaults or {})
     *values, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
@@ -54,7 +55,7 @@ def parse_arguments(
     return tuple(values)
 
 
-def _read_recipe(path: str | Path, names: list[str]) -> dict:
+def _read_recipe(path: str) -> dict:
     """Read a recipe file; errors as `parse_arguments`."""
     try:
         recipe = yaml.safe_load(read_text(path)) or {}
@@ -62,14 +63,6 @@ def _read_recipe(path: str | Path, names: list[str]) -> dict:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: a recipe holds lines like `steps: 100`; got {recipe!r}.")
-    for key, value in recipe.items():
-        items = value if isinstance(value, list) else [value]
-        nested = any(isinstance(item, dict | list) for item in items)
-        if nested or (isinstance(value, list) and None in value):
-            raise ValueError(f"{path}: {key} takes a value or a list of values; got {value}.")
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1, cutoff=0.0)[0]
-            raise ValueError(f"{path}: unknown argument {key!r}; the nearest one is {near!r}.")
     return recipe
 
 
@@ -81,27 +74,24 @@ def all_values(*parts) -> dict:
     return values
 
 
-def check_positive(arguments, *names: str) -> None:
+def check_positive(arguments, *names: str, allow_zero: bool = False) -> None:
     """Refuse arguments that are not finite numbers > 0 (of a list: each); None is allowed.
 
     Raises:
         ValueError: names the argument and its value.
     """
-    _check_numbers(arguments, names, "a number > 0", lambda number: 0 < number < math.inf)
+    for name in names:
+        value = getattr(arguments, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is None or 0 < number < math.inf or (allow_zero and number == 0):
+                continue
+            least = "≥ 0" if allow_zero else "> 0"
+            raise ValueError(f"--{name} must be a number {least}; got {number}.")
 
 
 def check_not_negative(arguments, *names: str) -> None:
     """Refuse arguments that are not finite numbers ≥ 0, as `check_positive`."""
-    _check_numbers(arguments, names, "a number ≥ 0", lambda number: 0 <= number < math.inf)
-
-
-def _check_numbers(arguments, names: Iterable[str], expected: str, is_allowed) -> None:
-    """Refuse arguments with a number that is not allowed."""
-    for name in names:
-        value = getattr(arguments, name)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and not is_allowed(number):
-                raise ValueError(f"--{name} must be {expected}; got {number}.")
+    check_positive(arguments, *names, allow_zero=True)
 
 
 def named_folders(flag: str, values: Iterable[str], *, reserved: Iterable[str] = ()) -> dict:
@@ -109,24 +99,20 @@ def named_folders(flag: str, values: Iterable[str], *, reserved: Iterable[str] =
 
     Args:
         flag: where the values come from, for errors.
-        values: `NAME=FOLDER`, or a folder or Hub id, whose last part is the name.
+        values: `NAME=FOLDER`, or a folder or Hub id: its last part is the name.
         reserved: names that models can't have.
 
     Raises:
-        ValueError: a name that is no file name, is reserved, or stands twice.
+        ValueError: a name that is no file name, or is taken.
     """
     folders = {}
     for value in values:
         name, equals, folder = value.partition("=")
         if not equals or Path(value).is_dir():  # a folder may be called lr=0.1
             name, folder = Path(value).absolute().name, value
-        if not folder or not name or name.startswith(".") or {"/", "\\"} & set(name):
-            raise ValueError(
-                f"{flag}: there is no folder {value!r}. Give a folder or Hub id, or NAME=FOLDER, "
-                "where NAME holds no / and does not begin with a dot."
-            )
-        if name in folders or name in reserved:
-            reason = "that of another model" if name in folders else "reserved"
-            raise ValueError(f"{flag} {value}: the name {name!r} is {reason}. Give NAME=FOLDER.")
+        if not folder or not re.fullmatch(r"[^./\\][^/\\]*", name):
+            raise ValueError(f"{flag}: give a folder or Hub id, or NAME=FOLDER; got {value!r}.")
+        if name in {*folders, *reserved}:
+            raise ValueError(f"{flag} {value}: the name {name!r} is taken. Give NAME=FOLDER.")
         folders[name] = folder
     return folders

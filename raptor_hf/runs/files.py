@@ -16,11 +16,8 @@ _NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\n\s+(?:[-+.\deE]+|null))
 
 def size(num_bytes: float) -> str:
     """Return bytes in a readable unit: `5.21 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
+    power = min(4, int(math.log10(max(num_bytes, 1))) // 3)
+    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def free_bytes(path: str | Path) -> int:
@@ -89,15 +86,11 @@ def folder_digest(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is nothing of the kind in the folder.
     """
-    path = Path(path)
     names = ("*.safetensors", "manifest.json", "phases.json")
-    files = sorted(file for name in names for file in path.glob(name))
+    files = [file for name in names for file in Path(path).glob(name)]
     if not files:
-        raise FileNotFoundError(
-            f"{path} holds none of {', '.join(names)}: run the stage that makes it first."
-        )
-    lines = "".join(f"{file.name} {file_digest(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
+        raise FileNotFoundError(f"{path} holds no weights and no results: make them first.")
+    return json_digest({file.name: file_digest(file) for file in files})
 
 
 class Fingerprint(NamedTuple):
@@ -112,6 +105,9 @@ class Fingerprint(NamedTuple):
     num_files: int
     digest: str
     content_digest: str
+
+    def __str__(self) -> str:
+        return f"{self.num_files:,} files ({self.digest[:16]})"
 
 
 def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
@@ -133,7 +129,7 @@ def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
 
 def public_name(name_or_path: str) -> str:
     """Return a Hub id unchanged and shorten a local path to its last part, for cards."""
-    looks_like_one = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
-    if looks_like_one or (name_or_path and Path(name_or_path).exists()):
+    is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "~", "/"))
+    if is_path or (name_or_path and Path(name_or_path).exists()):
         return Path(name_or_path).resolve().name
     return name_or_path

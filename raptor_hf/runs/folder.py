@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,10 +22,10 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # so a run may be resumed with others.
 NOT_IDENTITY = (
     "output_dir", "resume", "dry_run", "num_workers", "per_device_batch_size", "log_every",
-    "checkpoint_every", "keep", "cuda_graphs", "gradient_checkpointing", "report_to",
+    "checkpoint_every", "cuda_graphs", "gradient_checkpointing", "report_to",
     "skip_corrupt", "processes",
-    "validation_dataset", "validation_split", "validation_images", "validation_head",
-    "validate_every", "push_to_hub", "private",
+    "validation_dataset", "validation_split", "validation_images", "validate_every",
+    "push_to_hub", "private",
 )  # fmt: skip
 # Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
 LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")
@@ -39,11 +40,10 @@ def program_name() -> str:
 
 def environment() -> dict:
     """Return the versions, commit and number of processes that a result was made with."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
+    commit = None
+    if shutil.which("git"):
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    except FileNotFoundError:  # a machine without git
-        commit = None
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
@@ -79,13 +79,12 @@ def start_run(
     state, values = process_state(), all_values(*parts)
     output_dir, dry_run = Path(values["output_dir"]), values.get("dry_run", False)
     if state.is_main_process:
+        read = {name: str(one) for name, one in (images or {}).items()}
         run = {
             "program": program_name(),
-            "arguments": identity_values(*parts),
-            "inputs": inputs or {},
-            "images": {name: one._asdict() for name, one in (images or {}).items()},
+            "arguments": json.loads(json.dumps(identity_values(*parts))),
+            "inputs": {**(inputs or {}), **read},
         }
-        run = json.loads(json.dumps(run))
         _claim_folder(output_dir, run, resume=values["resume"], dry_run=dry_run)
     state.wait_for_everyone()
     if dry_run:
@@ -100,14 +99,10 @@ def start_run(
 def _claim_folder(output_dir: Path, run: dict, *, resume: bool, dry_run: bool) -> None:
     """Write `run.json` into an empty folder, or check the one that is there."""
     record = output_dir / "run.json"
-    made = []
-    if output_dir.exists():
-        made = [path for path in output_dir.iterdir() if not _is_record(path)]
+    records = ("run.json", ".lock")  # they only say who works there
+    made = [path for path in output_dir.glob("*") if not path.name.startswith(records)]
     if made and not record.exists():
-        raise ValueError(
-            f"{output_dir} is not empty and was not made by this program. "
-            "Choose another --output_dir, or delete it."
-        )
+        raise ValueError(f"{output_dir} is not empty and was not made by this program.")
 
     # what was claimed by a run that stopped before it made anything counts as empty
     before = read_json(record) if record.exists() else {"finished": False}
@@ -115,10 +110,7 @@ def _claim_folder(output_dir: Path, run: dict, *, resume: bool, dry_run: bool) -
     if not empty:
         _check_same_run(output_dir, before, run)
         if not before["finished"] and not resume:
-            raise ValueError(
-                f"{output_dir} holds an unfinished run. Add --resume to go on with it, or delete "
-                "it."
-            )
+            raise ValueError(f"{output_dir} holds an unfinished run. Add --resume, or delete it.")
     if dry_run:
         return
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -127,42 +119,22 @@ def _claim_folder(output_dir: Path, run: dict, *, resume: bool, dry_run: bool) -
         write_json(record, {**run, "environment": environment(), "finished": False})
 
 
-def _is_record(path: Path) -> bool:
-    """Return whether a file only says who works in its folder."""
-    return path.name.startswith(("run.json", ".lock"))
-
-
 def _check_same_run(output_dir: Path, before: dict, run: dict) -> None:
-    """Refuse another program than before, other arguments, inputs or images; each is named."""
+    """Refuse another program than before, other arguments or inputs; each is named."""
     if before["program"] != run["program"]:
-        raise ValueError(
-            f"{output_dir} was made by {before['program']}, not by {run['program']}. "
-            "Choose another --output_dir."
-        )
+        raise ValueError(f"{output_dir} was made by {before['program']}, not by {run['program']}.")
 
-    # arguments and inputs, by name
-    differences = []
+    # one line a difference
+    differences = ""
     for kind, ignored in (("arguments", LOCATIONS), ("inputs", ())):
-        old, new = before[kind], run[kind]
-        for name in sorted({*old, *new} - {*ignored}):
-            if old.get(name) != new.get(name):
-                differences.append(
-                    f"{name}: made with {old.get(name)!r}, now asked for {new.get(name)!r}"
-                )
-
-    # images, by their number
-    for name in sorted({*before["images"], *run["images"]}):
-        old, new = before["images"].get(name), run["images"].get(name)
-        if old != new:
-            now, then = (one["num_files"] if one else 0 for one in (new, old))
-            differences.append(
-                f"other images ({name}) than the run was made with: {now:,} files, {then:,} before"
-            )
+        for name in sorted({*before[kind], *run[kind]} - {*ignored}):
+            old, new = before[kind].get(name), run[kind].get(name)
+            if old != new:
+                differences += f"\n  {name}: made with {old!r}, now asked for {new!r}"
     if differences:
         raise ValueError(
-            f"{output_dir} was made with other arguments or inputs:\n  "
-            + "\n  ".join(differences)
-            + "\nGive the same ones, choose another --output_dir, or delete the folder to redo it."
+            f"{output_dir} was made with other arguments or inputs:{differences}\nGive the same "
+            "ones, choose another --output_dir, or delete the folder to redo it."
         )
 
 
@@ -180,10 +152,7 @@ def lock_folder(folder: str | Path) -> None:
         lock.acquire(timeout=0)
     except Timeout as error:
         holder = read_json(owner) if owner.exists() else {}
-        raise ValueError(
-            f"{folder} is being written by another process ({holder}). Wait until it has ended, "
-            "or choose another folder."
-        ) from error
+        raise ValueError(f"{folder} is being written by another process: {holder}.") from error
     _LOCKS[folder] = lock
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     write_json(owner, {"host": socket.gethostname(), "process": os.getpid(), "since": since})
@@ -197,15 +166,16 @@ def unlock_folder(folder: str | Path) -> None:
         _LOCKS.pop(folder).release()
 
 
-def reopen_run(output_dir: str | Path) -> None:
-    """Mark a run as unfinished: something of it was lost."""
-    _mark_run(output_dir, finished=False)
+def mark_run(output_dir: str | Path, *, finished: bool) -> None:
+    """Note whether a run is finished."""
+    record = Path(output_dir) / "run.json"
+    write_json(record, {**read_json(record), "finished": finished})
 
 
 def finish_run(output_dir: str | Path) -> None:
     """Mark a run as finished; its weights get the permissions of other new files."""
     apply_umask(output_dir)
-    _mark_run(output_dir, finished=True)
+    mark_run(output_dir, finished=True)
     unlock_folder(output_dir)
 
 
@@ -216,9 +186,3 @@ def apply_umask(folder: str | Path) -> None:
     for file in Path(folder).rglob("*.safetensors"):
         if not file.is_symlink():
             file.chmod(0o666 & ~umask)
-
-
-def _mark_run(output_dir: str | Path, *, finished: bool) -> None:
-    """Set whether a run is finished."""
-    record = Path(output_dir) / "run.json"
-    write_json(record, {**read_json(record), "finished": finished})

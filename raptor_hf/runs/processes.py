@@ -1,6 +1,7 @@
 """How a program runs: on which processes, and how it stops when it is told to."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -22,12 +23,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name
 
 
 class Interrupted(Exception):
-    """A run that stopped because a signal asked for it.
-
-    Args:
-        signal_number: which one.
-        saved: what is kept, in words.
-    """
+    """A run that stopped because a signal asked for it; `saved` says what is kept."""
 
     def __init__(self, signal_number: int, saved: str):
         self.signal_number = signal_number
@@ -61,7 +57,7 @@ def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:
     """Set the handler of all stop signals; return the handlers that were set before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    numbers = [*STOP_SIGNALS]
+    numbers = set(STOP_SIGNALS)
     hangup = getattr(signal, "SIGHUP", None)
     if hangup and signal.getsignal(hangup) is signal.SIG_IGN:  # started by nohup: let it go on
         numbers.remove(hangup)
@@ -77,41 +73,30 @@ def ignore_stop_signals(_worker: int = 0) -> None:
 def process_state() -> PartialState:
     """Return which of how many processes this is, as `accelerate launch` or `torchrun` set up.
 
-    Several processes on the CPU (`torchrun …` where there is no GPU, or with ACCELERATE_USE_CPU)
-    are only seen by a `PartialState` that is told of the CPU. The timeout is long: one process may
-    well wait for hours until another has written its last shard.
+    Accelerate sees several processes on the CPU only if it is told of the CPU. The timeout is long:
+    one process may well wait for hours until another has written its last shard.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
-def describe_processes(state: PartialState) -> str:
-    """Describe how many processes run on what, like `8 processes on cuda, bf16`."""
-    number = state.num_processes
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    text = f"{number} process{'es' if number > 1 else ''} on {state.device.type}"
-    return text if precision == "no" else f"{text}, {precision}"
-
-
 def compiled(function: Callable) -> Callable:
     """Return a function compiled as `accelerate launch --dynamo_backend` asks; itself without that.
 
-    What is compiled is small and serves many calls: a block all its applications. A rollout as a
-    whole takes many times as long, and would be compiled anew whenever its resets change.
+    Compile what is small and serves many calls, as a block all its applications.
     """
     plugin = TorchDynamoPlugin()  # as the launcher's environment says
-    if plugin.backend.value == "NO":
+    backend = plugin.backend.value.lower()
+    if backend == "no":
         return function
-    return torch.compile(
-        function, **{**plugin.to_kwargs(), "backend": plugin.backend.value.lower()}
-    )
+    return torch.compile(function, **{**plugin.to_kwargs(), "backend": backend})
 
 
 def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     """Run a program's `main` under any launcher; say on how many processes, and how to go on.
 
-    A signal that asks to stop ends it with the exit code 128 + its number, as shells expect; an
-    error that its user can mend with one line and the exit code 2. A bug keeps its traceback.
+    A stop signal ends it with the exit code 128 + its number, as shells expect; an error that its
+    user can mend with one line and the exit code 2. A bug keeps its traceback.
 
     Args:
         alone: refuse several processes, for work that they would not share.
@@ -119,8 +104,16 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     for stream in (sys.stdout, sys.stderr):  # printing a letter that a terminal lacks ends nothing
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+    # like `8 processes on cuda, bf16`
     state = process_state()
-    state.print(describe_processes(state), file=sys.stderr, flush=True)
+    number, precision = state.num_processes, os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    text = f"{number} {'process' if number == 1 else 'processes'} on {state.device.type}"
+    if precision != "no":
+        text += f", {precision}"
+    state.print(text, file=sys.stderr, flush=True)
+
+    # a stop signal ends the program where it is
     main_process, raised = os.getpid(), []
 
     def stop(number: int, _frame) -> None:
@@ -131,10 +124,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     _handle_stop_signals(stop)
     try:
         if alone and state.num_processes > 1:
-            raise ValueError(
-                f"{sys.argv[0]} works on one process; {state.num_processes} were started. Start it "
-                "with python, or with accelerate launch --num_processes 1."
-            )
+            raise ValueError(f"{sys.argv[0]} works on one process; {number} were started.")
         main()
     except BaseException as error:
         # raised in a function that a library calls back, such as Arrow, it becomes another error
@@ -144,53 +134,51 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
             how = "" if alone else _how_to_resume()
             state.print(f"\n{interruption} {how}", file=sys.stderr, flush=True)
             sys.exit(128 + interruption.signal_number)
-        if _is_users_error(error):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
-        raise
+        message = _message_for_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
-def _is_users_error(error: BaseException) -> bool:
-    """Return whether the user can mend an error: of files, the Hub, NaN, or raised by our code."""
-    if isinstance(error, OSError | FloatingPointError | SafetensorError):
-        return True
+def _message_for_user(error: BaseException) -> str | None:
+    """Return the message of an error that its user can mend; None of a bug.
+
+    These are errors of files and the Hub, NaN, and what our own code raises.
+    """
+    message = str(error)
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
     ours = frame.f_globals["__name__"].partition(".")[0] in ("raptor_hf", "evaluation", "__main__")
     statement = traceback.extract_tb(error.__traceback__)[-1].line
-    return isinstance(error, ValueError) and ours and statement.startswith("raise ")
+
+    # of a worker of a DataLoader: torch raises it again, with the worker's traceback as its message
+    if "in DataLoader worker process" in message:
+        last = message.rpartition("Traceback (most recent call last):")[2]
+        frames, message = re.split(r"\n(?=\S)", last, maxsplit=1)
+        message = message.partition(": ")[2].strip()
+        where, statement = frames.rpartition("  File ")[2].split("\n")[:2]
+        ours, statement = re.search(r"raptor_hf/[\w/]+\.py", where), statement.strip()
+    elif message.startswith("DataLoader worker"):  # it ended, and has said why
+        return message
+    if isinstance(error, OSError | FloatingPointError | SafetensorError):
+        return message
+    if isinstance(error, ValueError) and ours and statement.startswith("raise "):
+        return message
+    return None
 
 
 def _how_to_resume() -> str:
     """Return the command that resumes this run, as far as a process knows how it started."""
     launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
-    start = "… " if launched else "python "  # accelerate launch or torchrun, and their options
-    resume = [] if "--resume" in sys.argv else ["--resume"]
-    return f"Resume with: {start}{shlex.join([*sys.argv, *resume])}"
+    start = "…" if launched else "python"  # accelerate launch or torchrun, and their options
+    words = [word for word in sys.argv if word != "--resume"]
+    return f"Resume with: {start} {shlex.join([*words, '--resume'])}"
 
 
-def progress_bar(
-    description: str | None,
-    total: int,
-    *,
-    unit: str = "step",
-    initial: int = 0,
-    enabled: bool = True,
-    leave: bool = True,
-) -> tqdm:
-    """Return a progress bar that draws often on a terminal and rarely into a log file.
-
-    Args:
-        leave: it stays when it has ended.
-    """
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        disable=not enabled,
-        leave=leave,
-        mininterval=0.2 if sys.stderr.isatty() else 20,
-        dynamic_ncols=True,
-    )
+def progress_bar(description: str | None, total: int, *, enabled: bool = True, **options) -> tqdm:
+    """Return a progress bar of tqdm that draws often on a terminal and rarely into a log file."""
+    seconds = 0.2 if sys.stderr.isatty() else 20
+    options = {"mininterval": seconds, "dynamic_ncols": True, **options}
+    return tqdm(total=total, desc=description, disable=not enabled, **options)

@@ -90,55 +90,6 @@ def test_token_loss_by_hand():
     assert loss.item() == pytest.approx((0.5 * 9 + 0.3 * 1) / 0.8)
 
 
-def test_cosine_and_half_half_by_hand():
-    target = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    prediction = torch.tensor([[[0.0, 2.0], [3.0, 0.0]]])  # a right angle; the same direction
-    groups = {"cls": slice(0, 1), "patches": slice(1, None)}
-    cosine = token_loss(prediction, target, groups=groups, loss="cosine")
-    assert cosine.item() == pytest.approx((1 + 0) / 2)
-    mse = token_loss(prediction, target, groups=groups)
-    assert mse.item() == pytest.approx((1 + 4 + 4 + 0) / 4)
-    half = token_loss(prediction, target, groups=groups, loss="mse+cosine")
-    assert half.item() == pytest.approx(0.5 * 9 / 4 + 0.5 * 1 / 2)
-    weights = {"cls": 0.9, "registers": 0.0, "patches": 0.1}
-    weighted = token_loss(prediction, target, groups=groups, weights=weights, loss="cosine")
-    assert weighted.item() == pytest.approx(0.9)
-
-
-def test_weights_for_groups_that_are_not_there_are_refused():
-    states = torch.zeros(1, 7, 2)
-    groups = {"cls": slice(0, 1), "patches": slice(1, None)}
-    weights = {"cls": 0.0, "registers": 1.0, "patches": 0.0}
-    with pytest.raises(ValueError, match="leave nothing to learn .* groups cls, patches"):
-        token_loss(states, states, groups=groups, weights=weights)
-
-
-def test_noise_is_added_to_every_input(teacher, trajectory):
-    class Recorder(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inputs = []
-
-        def forward(self, states, depth):
-            self.inputs.append(states)
-            return torch.zeros_like(states)
-
-    for resets, calls in ((range(6), 1), ({0}, 6)):  # teacher forcing; a rollout
-        recorder = Recorder()
-        torch.manual_seed(5)
-        rollout([Span(recorder, 0, 6)], trajectory, resets=resets, noise_std=0.1)
-        assert len(recorder.inputs) == calls
-        clean = trajectory[:, :6] if calls == 1 else trajectory[:, 0]
-        noise = recorder.inputs[0] - clean
-        assert noise.std().item() == pytest.approx(0.1, rel=0.15)
-        for later in recorder.inputs[1:]:  # the block returns zeros: all that comes in is noise
-            assert later.std().item() == pytest.approx(0.1, rel=0.2)
-        torch.manual_seed(5)
-        again = Recorder()
-        rollout([Span(again, 0, 6)], trajectory, resets=resets, noise_std=0.1)
-        assert all(map(torch.equal, recorder.inputs, again.inputs))
-
-
 def test_forcing_fades_over_a_quarter_of_the_steps():
     assert [ObjectiveArguments().forcing(p) for p in (0, 0.125, 0.25, 0.9)] == [1, 0.5, 0, 0]
     assert ObjectiveArguments(objective="teacher_forcing").forcing(0.9) == 1
@@ -148,12 +99,8 @@ def test_forcing_fades_over_a_quarter_of_the_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "distill"}, "'annealed', 'autoregressive', 'teacher_forcing'.*; got"),
-        ({"loss": "mae"}, "'mse', 'cosine', 'mse\\+cosine'.*; got 'mae'"),
-        ({"objective": "teacher_forcing", "phase_fraction": 0.5}, "where rollouts start"),
+        ({"objective": "teacher_forcing", "phase_fraction": 0.5}, "for rollouts"),
         ({"phase_fraction": 1.5}, "phase_fraction must lie"),
-        ({"noise_std": -1.0}, "must be a number ≥ 0; got -1.0"),
-        ({"noise_std": float("nan")}, "must be a number ≥ 0; got nan"),
         ({"token_weights": "nan,1,1"}, "three numbers ≥ 0"),
         ({"token_weights": "0.5,0.5"}, "three numbers ≥ 0 .* got '0.5,0.5'"),
         ({"token_weights": "0,0,0"}, "three numbers ≥ 0"),
@@ -191,7 +138,7 @@ def test_a_chain_mixes_the_two_losses_with_its_own_weights(teacher, trajectory):
             * token_loss(torch.stack(states, 1), target, groups=GROUPS, weights=group_weights)
             for weight, states in ((0.25, forced), (0.75, free))
         )
-        torch.testing.assert_close(losses[f"{start}-{stop}"].loss, expected)
+        torch.testing.assert_close(losses[f"{start}-{stop}"][0], expected)
 
 
 def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
@@ -208,13 +155,11 @@ def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
         [Span(b, *s) for b, s in zip(raptor.blocks, [(0, 4), (4, 6)], strict=True)], weights
     )
     objective = ObjectiveArguments(objective="autoregressive")
-    loss = TrajectoryMatching([chain], objective, GROUPS)(trajectory, progress=0.0)["0-6"].loss
+    loss = TrajectoryMatching([chain], objective, GROUPS)(trajectory, progress=0.0)["0-6"][0]
     prediction = raptor.rollout(trajectory[:, 0])
     expected = token_loss(prediction[:, 1:], trajectory[:, 1:], groups=GROUPS, weights=weights)
     torch.testing.assert_close(loss, expected)
-    with pytest.raises(
-        ValueError, match=r"no block for the span 0-3, only for \['0-2', '0-4', '4-6'\]"
-    ):
+    with pytest.raises(ValueError, match="has blocks for 0-2, 0-4, 4-6; none for 0-3"):
         raptor_from_blocks(teacher, [3, 3], tmp_path)
 
 
@@ -241,6 +186,4 @@ def test_blocks_first_learn_from_the_start_of_their_phases(raptor, trajectory):
     spans, loss = spans_of(raptor), {"groups": module.groups}
     for progress, resets in ((0.0, {0, 3, 5}), (0.49, {0, 3, 5}), (0.5, {0}), (0.9, {0})):
         expected = token_loss(rollout(spans, trajectory, resets=resets), trajectory[:, 1:], **loss)
-        assert_same_outputs(module(trajectory, progress)["0-6"].loss, expected)
-    with pytest.raises(ValueError, match="phase_fraction must lie"):
-        ObjectiveArguments(phase_fraction=1.5)
+        assert_same_outputs(module(trajectory, progress)["0-6"][0], expected)

@@ -40,6 +40,7 @@ def test_training_facts_name_all_stages_and_no_folders(teacher, tmp_path):
 
 def test_blocks_of_another_teacher_are_refused(teacher, tmp_path):
     save_blocks([make_span(teacher, 0, 6)], tmp_path)
+    (tmp_path / "log.jsonl").touch()
     write_training(teacher, LoopArguments(output_dir=str(tmp_path)), dataset="digits")
     raptor_from_blocks(teacher, [6], tmp_path)
     other = copy.deepcopy(teacher)

@@ -6,16 +6,14 @@ import os
 import random
 import resource
 import signal
-import threading
 import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from raptor_hf.loop import batches, fit, newest_checkpoint, read_log, remove_checkpoints
+from raptor_hf.loop import fit, newest_checkpoint, read_log, remove_checkpoints
 from raptor_hf.loop.checkpoints import checkpoints_of
-from raptor_hf.runs.processes import Interrupted, StopSignals
 from tests.helpers import (
     PROCESSES,
     FeatureDataset,
@@ -113,7 +111,7 @@ def test_a_signal_leaves_a_checkpoint_of_that_step(uninterrupted, tmp_path, numb
     assert process.exitcode == 1  # of the exception; programs end with 128 + the number
     checkpoint = newest_checkpoint(path)
     assert len(read_log(path)) == int(checkpoint.name.removeprefix("step_")) >= 10
-    assert not (path / "result.pt").exists() and (path / "training.png").exists()
+    assert not (path / "result.pt").exists()
     start_training(path, **changes).join()
     weights = torch.load(path / "result.pt")
     for name, weight in torch.load(uninterrupted / "result.pt").items():
@@ -127,9 +125,9 @@ def test_the_newest_checkpoints_are_kept_and_no_half_one_is_used(data, tmp_path,
     monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "checkpoints" / "unfinished").mkdir(parents=True)
     assert newest_checkpoint(tmp_path) is None
-    fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2, keep=3))
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, checkpoint_every=2))
     names = sorted(path.name for path in checkpoints_of(tmp_path).iterdir())
-    assert names == ["step_00000008", "step_00000010", "step_00000012"]
+    assert names == ["step_00000010", "step_00000012"]
     assert newest_checkpoint(tmp_path).name == "step_00000012"
     remove_checkpoints(tmp_path)
     assert newest_checkpoint(tmp_path) is None
@@ -156,25 +154,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch)
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
-def test_nohup_keeps_its_meaning():
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with StopSignals():
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL
-    signal.signal(signal.SIGHUP, previous)
-
-
 class Broken(FeatureDataset):
-    """Rows that a worker can't hand over, or is stuck with, once five steps are read."""
+    """Rows that a worker can't hand over, once five steps are read."""
 
-    def __init__(self, data, how):
-        super().__init__(data.features, data.labels)
-        self.how, self.calls = how, 0
+    calls = 0
 
     def __getitems__(self, rows):
         self.calls += 1
-        if self.calls > 5 and self.how == "stuck":
-            time.sleep(600)
         if self.calls > 5:
             # no file can grow, and shared memory is one: as where /dev/shm is full
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -183,26 +169,16 @@ class Broken(FeatureDataset):
 
 def test_a_worker_that_can_not_hand_over_a_batch_ends_the_run(data, tmp_path):
     settings = arguments(tmp_path, num_workers=1, checkpoint_every=2)
-    with pytest.raises(OSError, match="fewer --num_workers, or docker run --shm-size"):
-        fit(noisy_network(), Broken(data, "full"), compute_loss, settings)
+    with pytest.raises((RuntimeError, ConnectionError)):
+        fit(noisy_network(), Broken(data.features, data.labels), compute_loss, settings)
     assert newest_checkpoint(tmp_path).name == "step_00000004"
-
-
-def test_a_signal_ends_the_wait_for_a_worker(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "_PATIENCE", 1)
-    threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    settings = arguments(tmp_path, num_workers=1, checkpoint_every=0)
-    with pytest.raises(Interrupted, match="SIGTERM. The state after step 5 is saved"):
-        fit(noisy_network(), Broken(data, "stuck"), compute_loss, settings)
-    assert newest_checkpoint(tmp_path).name == "step_00000005"
 
 
 REFUSED = {
     "rows": ({"batch_size": 64}, "the dataset has 37"),
-    "keep": ({"keep": 0}, "--keep"),
     "parts": ({"per_device_batch_size": -1}, "--per_device_batch_size"),
     "rate": ({"learning_rate": 0.0}, "--learning_rate"),
-    "rates": ({"learning_rate": 1e-7}, "--final_learning_rate 1e-06 is above"),
+    "rates": ({"learning_rate": 1e-7}, "--final_learning_rate must lie"),
     "seed": ({"seed": 2**32}, "--seed must lie between 0"),
     "tracker": ({"report_to": "trackio"}, "pip install trackio"),
     "matrices": ({"optimizer": "muon"}, "blocks and layers"),

@@ -1,8 +1,6 @@
 """`fit`: resume, the order of the data, the schedule, validation, the log and its trackers."""
 
-import json
 import math
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +68,7 @@ def test_new_views_number_the_rows_on_from_epoch_to_epoch():
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 1), (2, 1), (3, 2), (7, 1)])
-def test_processes_share_the_same_batches_and_weigh_as_many_images(processes, parts):
+def test_processes_share_the_same_batches(processes, parts):
     options = {"seed": 1, "first": 2, "steps": 5}
     whole = list(sampler(40, 17, **options))
     samplers = [
@@ -82,8 +80,6 @@ def test_processes_share_the_same_batches_and_weigh_as_many_images(processes, pa
         split = [part for one in samplers for part in one.parts(step)]
         assert [row for part in split for row in part] == batch
         assert max(map(len, split)) - min(map(len, split)) <= 2
-        weights = [weight for one in samplers for weight in one.weights()]
-        assert weights == [len(part) / 17 for part in split]
     with pytest.raises(ValueError, match="18 processes with 1 parts"):
         sampler(40, 17, processes=18)
 
@@ -193,32 +189,3 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(data, tmp_path):
     assert found == [(step, pytest.approx(loss)) for step, loss in logged]
     assert [step for step, _ in found] == [2, 4, 6, 8, 10, 12]
     assert [event.value for event in events.Scalars("score")] == [0.5]
-
-
-def test_weights_and_biases_goes_on_with_the_same_run_offline(data, tmp_path, monkeypatch):
-
-    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
-        monkeypatch.setenv(name, value)
-    settings = arguments(tmp_path, report_to="wandb")
-    with pytest.raises(Killed):
-        fit(noisy_network(), data, killed_at(9), settings)
-    (first,) = tmp_path.glob("wandb/offline-run-*")
-    while time.strftime("%Y%m%d_%H%M%S") in first.name:  # a second names the folder of a run
-        time.sleep(0.05)
-    fit(noisy_network(), data, compute_loss, settings)
-    identity = (tmp_path / "tracker_id").read_text()
-    runs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert [run.name for run in runs] == [f"run-{identity}.wandb"] * 2
-    deadline = time.monotonic() + 120
-    while b"loss" not in runs[1].read_bytes():  # a process of wandb's own writes it
-        assert time.monotonic() < deadline, "no loss was recorded"
-        time.sleep(0.05)
-
-
-def test_a_picture_of_the_curves_is_drawn_however_a_run_ends(data, tmp_path):
-    with pytest.raises(Killed):
-        fit(noisy_network(), data, killed_at(9), arguments(tmp_path))
-    before = (tmp_path / "training.png").read_bytes()
-    fit(noisy_network(), data, compute_loss, arguments(tmp_path))
-    assert (tmp_path / "training.png").read_bytes() != before
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 12

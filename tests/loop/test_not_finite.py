@@ -35,23 +35,14 @@ def train_blocks(teacher, images, folder, *, break_at=None, **changes):
     return fit(module, activations, broken, LoopArguments(**settings | changes))
 
 
-def test_the_error_names_layer_and_images(teacher, images, tmp_path):
+def test_the_error_names_step_and_images(teacher, images, tmp_path):
     message = (
-        r"not finite at step 4: the rollout of 3-5 is not finite from layer 4 on "
-        r"\(images \d, \d, \d, \d\).*another --output_dir with a smaller --learning_rate.*"
-        r"newest checkpoint here is step_00000003"
+        r"not finite at step 4 \(images \d, \d, \d, \d\).*another --output_dir with a smaller "
+        r"--learning_rate.*newest checkpoint here is step_00000003"
     )
     with pytest.raises(FloatingPointError, match=message):
         train_blocks(teacher, images, tmp_path, break_at=4 / 8)
     assert newest_checkpoint(tmp_path).name == "step_00000003"
-
-
-def test_the_error_names_the_teacher(teacher, images, tmp_path):
-    with torch.no_grad():
-        teacher.encoder.layer[1].layer_scale2.lambda1[0] = math.inf
-    message = "step 0: the teacher's state after layer 2 is not.*checkpoint here is none"
-    with pytest.raises(FloatingPointError, match=message):
-        train_blocks(teacher, images, tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -73,7 +64,7 @@ def test_no_weight_is_reached(teacher, data, tmp_path, optimizer, broken):
 
     # noticed after step 10, before the checkpoint; the steps in between change nothing
     settings = arguments(tmp_path, optimizer=optimizer, weight_decay=0.1, log_every=0)
-    with pytest.raises(FloatingPointError, match="not finite at step 7: NaN"):
+    with pytest.raises(FloatingPointError, match="not finite at step 7 .images unknown"):
         fit(module, data, loss_of, settings)
     for name, weight in module.state_dict().items():
         assert torch.equal(weight, before[0][name]), name
@@ -100,18 +91,6 @@ def test_nothing_is_read_from_the_device_within_a_step(data, tmp_path):
     assert reads and set(reads) == {11}  # to log the last step
 
 
-class Operations(TorchDispatchMode):
-    """Notes all operations that are called."""
-
-    def __enter__(self):
-        self.names = []
-        return super().__enter__()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.names.append(str(operation))
-        return operation(*args, **(kwargs or {}))
-
-
 def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher):
     states = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(2))
     gradients, kept = [], []
@@ -129,10 +108,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(teacher):
             state = states
             for depth in (1, 2, 3):
                 state = block(state, torch.tensor([depth]))
-        with Operations() as operations:
-            state.square().mean().backward()
-        attentions = sum("scaled_dot_product" in name for name in operations.names)
-        assert attentions == (6 if checkpointing else 3)  # backward, and the forward again
+        state.square().mean().backward()
         gradients.append([weight.grad for weight in block.parameters()])
         kept.append(sum(sizes))
     assert_same_outputs(gradients[1], gradients[0])

@@ -11,7 +11,7 @@ from raptor_hf.configuration_raptor import token_layout
 from raptor_hf.distillation.arguments import ObjectiveArguments
 from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
-from raptor_hf.distillation.rollout import Chain, rollout
+from raptor_hf.distillation.rollout import rollout
 from raptor_hf.teachers import trajectory
 from tests.helpers import assert_same_outputs, randomised, tiny_raptor
 
@@ -78,19 +78,8 @@ def test_the_gap_by_hand(teacher, pixel_values):
 def test_the_last_layer_alone_is_learned(teacher, pixel_values):
     raptor, states = tiny_raptor(teacher), trajectory(teacher, pixel_values)
     groups = token_layout(teacher.config).groups()
-    options = {"objective": "autoregressive", "layers_learned": "last"}
-    chain = Chain(chain_of(raptor, None).spans, None)
-    module = TrajectoryMatching([chain], ObjectiveArguments(**options), groups)
-    loss = module(states, 0.5)["0-6"].loss
+    chain, objective = chain_of(raptor, None), ObjectiveArguments(objective="autoregressive")
+    module = TrajectoryMatching([chain], objective, groups, last_only=True)
+    loss, _, _ = module(states, 0.5)["0-6"]
     last = raptor.rollout(states[:, 0])[:, -1]
     assert float(loss) == pytest.approx(float((last - states[:, -1]).square().mean()), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"phase_fraction": 0.5}, {"objective": "annealed"}, {"layers_learned": "first"}],
-)
-def test_the_last_layer_alone_is_for_whole_rollouts(wrong):
-    options = {"objective": "autoregressive", "layers_learned": "last"} | wrong
-    with pytest.raises(ValueError, match="layers_learned"):
-        ObjectiveArguments(**options)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from raptor_hf.runs.folder import reopen_run
+from raptor_hf.runs.folder import mark_run
 from tests.programs import run
 
 QUICK = ("bash", "training/reproduce.sh", "study", "--quick")
@@ -42,7 +42,7 @@ def test_a_study_goes_on(quick):
     results, variables = quick
     before = {path.name: path.read_bytes() for path in results.rglob("*.*")}
     assert "finished already" in run(*QUICK, **variables).stdout
-    reopen_run(results)
+    mark_run(results, finished=False)
     students = sorted((results / "students").iterdir())
     students[0].unlink()  # killed while it was trained
     others = [path.stat().st_mtime_ns for path in students[1:]]
@@ -57,7 +57,7 @@ def test_a_study_goes_on(quick):
     ("flags", "words"),
     [
         (["--experiments", "gaps"], "--experiments are gap, partitions"),
-        (["--teachers", "teacher=here"], "reserved"),
+        (["--teachers", "teacher=here"], "taken"),
         (["--dry_run"], "no --dry_run"),
     ],
 )

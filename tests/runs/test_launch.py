@@ -3,46 +3,25 @@
 import json
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import datasets
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from raptor_hf.data import make_processor
+from raptor_hf.data import ImageViews, batches, make_processor
 from raptor_hf.runs.processes import (
     STOP_SIGNALS,
     Interrupted,
     StopSignals,
-    describe_processes,
     run_program,
 )
 from tests.helpers import tiny_teacher
-from tests.programs import TWO_PROCESSES, run, start
-
-
-def test_processes_are_described(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    one = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    assert describe_processes(one) == "1 process on cpu"
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    eight = SimpleNamespace(num_processes=8, device=torch.device("cuda"))
-    assert describe_processes(eight) == "8 processes on cuda, bf16"
-
-
-def test_two_processes_on_the_cpu_know_of_each_other(tmp_path):
-    script = tmp_path / "count.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from raptor_hf.runs.processes import process_state\n"
-        "state = process_state()\n"
-        "said = f'{state.process_index} of {state.num_processes}'\n"
-        "Path(__file__).with_name(said).touch()\n"  # what two processes print may run together
-    )
-    run(*TWO_PROCESSES, script, ACCELERATE_USE_CPU="true")
-    assert sorted(file.name for file in tmp_path.glob("* of *")) == ["0 of 2", "1 of 2"]
+from tests.programs import run, start
 
 
 def test_a_stop_signal_is_noted_and_handlers_come_back():
@@ -108,30 +87,60 @@ def wrong_argument():
     parse_token_weights("7")
 
 
+def read_in_a_worker(path):
+    rows = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image())
+    for _ in batches(ImageViews(rows, make_processor(8)), 1, None, num_workers=1):
+        pass
+
+
+def wrong_file_in_a_worker():
+    read_in_a_worker("/no/such/file.png")
+
+
+def broken_image_in_a_worker():
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        read_in_a_worker(file.name)
+
+
 def damaged_weights():
     safetensors.torch.load(b"cut off")
 
 
-@pytest.mark.parametrize("main", [wrong_file, wrong_argument, damaged_weights])
+IN_A_WORKER = [wrong_file_in_a_worker, broken_image_in_a_worker]
+
+
+@pytest.mark.parametrize("main", [wrong_file, wrong_argument, damaged_weights, *IN_A_WORKER])
 def test_an_error_of_the_user_is_one_line(main, handlers, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(main)
     assert stop.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "1 process on cpu" and last.startswith("error: ")
+    if main in IN_A_WORKER:
+        assert ".png" in last
 
 
 def not_equally_long():
-    from raptor_hf.runs.processes import describe_processes
-
-    return describe_processes, list(zip([1], [1, 2], strict=True))
+    list(zip([1], [1, 2], strict=True))
 
 
 def not_a_number():
     torch.zeros(2).reshape(3)
 
 
-@pytest.mark.parametrize("main", [not_equally_long, not_a_number])
+class WithABug(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitems__(self, rows):
+        return {"x": np.zeros(2).reshape(3)}
+
+
+def bug_in_a_worker():
+    list(batches(WithABug(), 1, None, num_workers=1))
+
+
+@pytest.mark.parametrize("main", [not_equally_long, not_a_number, bug_in_a_worker])
 def test_a_bug_keeps_its_traceback(main, handlers):
     with pytest.raises((ValueError, RuntimeError)):
         run_program(main)

@@ -19,7 +19,7 @@ from raptor_hf.runs.files import (
     rounded,
     write_json,
 )
-from raptor_hf.runs.folder import finish_run, identity_values, start_run
+from raptor_hf.runs.folder import finish_run, start_run
 from tests.helpers import build_arguments
 
 
@@ -93,7 +93,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 
 
 def test_digest_follows_the_content(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the stage that makes it first"):
+    with pytest.raises(FileNotFoundError, match="holds no weights and no results"):
         folder_digest(tmp_path)
     (tmp_path / "manifest.json").write_text("1")
     first = folder_digest(tmp_path)
@@ -131,12 +131,12 @@ def test_other_images_are_refused_and_counted(tmp_path):
     finish_run(folder)
     assert start_run(*arguments(folder), images={"images": both}) is True
     one = files_fingerprint(files[:1], tmp_path)
-    with pytest.raises(ValueError, match=r"other images \(images\).*: 1 files, 2 before"):
+    with pytest.raises(ValueError, match="images: made with '2 files .*, now asked for '1 files"):
         start_run(*arguments(folder), images={"images": one})
     (tmp_path / "b").write_text("c")
     changed = files_fingerprint(files, tmp_path)
     assert changed.digest != both.digest and changed.content_digest == both.content_digest
-    with pytest.raises(ValueError, match=r"other images \(images\).*: 2 files, 2 before"):
+    with pytest.raises(ValueError, match="images: made with '2 files .*, now asked for '2 files"):
         start_run(*arguments(folder), images={"images": changed})
 
 
@@ -151,7 +151,7 @@ def test_one_process_writes_to_a_folder(tmp_path):
     code = "import sys; from raptor_hf.runs.folder import lock_folder; lock_folder(sys.argv[1])"
     command = [sys.executable, "-c", code, tmp_path]
     second = subprocess.run(command, capture_output=True, text=True)
-    assert "is being written by another process ({'host': " in second.stderr
+    assert "is being written by another process: {'host': " in second.stderr
     finish_run(tmp_path)
     assert subprocess.run(command).returncode == 0
 
@@ -179,9 +179,8 @@ def test_empty_values_of_a_recipe_are_defaults_and_empty_lists_are_empty(tmp_pat
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("steps: {a: 1}", "a value or a list"),
         ("- steps", "lines like"),
-        ("learning_rates: 1.0e-3", "'learning_rate'"),
+        ("learning_rates: 1.0e-3", "Unknown arguments: --learning_rates"),
         ("a: b: c", "is not YAML"),
     ],
 )
@@ -189,29 +188,19 @@ def test_wrong_recipes_are_refused(tmp_path, recipe, words):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
     with pytest.raises(ValueError, match=words):
-        parse_arguments(Arguments, LoopArguments, argv=[str(path)])
+        argv = [str(path), "--teacher", "t", "--output_dir", "o"]
+        parse_arguments(Arguments, LoopArguments, argv=argv)
 
 
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("steps", "-5"), ("learning_rate", "nan"), ("learning_rate", "0"), ("batch_size", "0"),
-     ("max_grad_norm", "inf"), ("seed", "5000000000"), ("stepz", "1")],
+     ("seed", "5000000000"), ("stepz", "1")],
 )  # fmt: skip
 def test_wrong_flags_are_refused(flag, value):
     argv = ["--teacher", "t", "--output_dir", "o", f"--{flag}", value]
     with pytest.raises(ValueError, match=f"--{flag}"):
         parse_arguments(Arguments, LoopArguments, argv=argv)
-
-
-def test_values_of_an_unknown_name_are_refused():
-    with pytest.raises(TypeError, match="No argument is called heigth"):
-        build_arguments({"teacher": "t", "heigth": 2}, Arguments)
-
-
-def test_arguments_that_change_nothing_are_no_identity():
-    values = identity_values(*arguments("o"))
-    assert "steps" in values and "teacher" in values
-    assert not {"log_every", "output_dir", "resume"} & set(values)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +221,9 @@ def test_models_are_named(tmp_path, monkeypatch):
     (tmp_path / "latest").symlink_to("lr=0.1")
     assert named_folders("--models", ["latest"]) == {"latest": "latest"}
     for value in ("runs/lr=0.1/raptor", "../x=y", ".=y", "a=", "=b", "a/b=c"):
-        with pytest.raises(ValueError, match=f"--models: there is no folder {value!r}"):
+        with pytest.raises(ValueError, match=f"or NAME=FOLDER; got {value!r}"):
             named_folders("--models", [value])
-    with pytest.raises(ValueError, match="the name 'a' is that of another model"):
+    with pytest.raises(ValueError, match="the name 'a' is taken"):
         named_folders("--models", ["a=x", "y/a"])
-    with pytest.raises(ValueError, match="the name 'teacher' is reserved"):
+    with pytest.raises(ValueError, match="the name 'teacher' is taken"):
         named_folders("--models", ["teacher=x"], reserved=["teacher"])
