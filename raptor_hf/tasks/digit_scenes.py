@@ -41,9 +41,6 @@ def digit_scenes(split: str, num_scenes: int | None = None) -> datasets.Dataset:
 
     Returns:
         Columns `image`, `mask` (classes) and `depth` (millimetres), all images.
-
-    Raises:
-        ValueError: another split.
     """
     digits = load_digits(split).with_format("numpy")
     images, labels = np.stack(digits["image"][:]) / 255, np.asarray(digits["label"][:])

@@ -87,11 +87,7 @@ def read_mask(
 
 
 def check_classes(masks: list[np.ndarray], class_names: list[str], *, of: str) -> None:
-    """Warn of classes without a pixel in some masks: no head can learn them.
-
-    Args:
-        masks: (H, W) each, from `read_mask`.
-        of: name of their dataset, for errors.
+    """Warn of classes without a pixel in the masks (H, W) of a dataset: no head can learn them.
 
     Raises:
         ValueError: fewer than two classes have pixels.
