@@ -71,7 +71,7 @@ class Setting:
             self.flags["activations"] = line / "activations"
         if a.resolution:
             self.flags["resolution"] = a.resolution[0]
-        processor = load_processor(name, None, a.resolution)
+        processor = load_processor(name, a.resolution)
 
         def states(split: str) -> OnlineActivations:
             images = load_images(a.dataset or "digits", split)
