@@ -117,7 +117,7 @@ def map_teacher(
     folder, file = Path(own.output_dir), file_name(title)
     path, record = folder / f"{file}.json", folder / "runs" / file
     model = load_vision_model(name).to(process_state().device)
-    processor = load_processor(name, None, reading.resolution)
+    processor = load_processor(name, reading.resolution)
     source = OnlineActivations(model, ImageViews(images, processor, reading=reading))
     own = replace(own, output_dir=str(record), teachers=[f"{title}={name}"])
     listed, identity = list_images(own.dataset, images), teacher_identity(model)
