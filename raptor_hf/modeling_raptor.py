@@ -442,9 +442,7 @@ class RaptorModel(RaptorPreTrainedModel):
     ) -> torch.Tensor:
         """Apply one block: (B, N, D) after layer depth − 1 to (B, N, D) after layer depth.
 
-        Args:
-            attentions: a list that the attention weights (B, heads, N, N) are appended to.
-            position_embeddings: see the method; default: of images of the teacher's own size.
+        Arguments as of a block; rotary angles are those of the teacher's own size by default.
         """
         block = self.blocks[self.config.phase_of(depth)]
         if position_embeddings is None:
@@ -469,11 +467,8 @@ class RaptorModel(RaptorPreTrainedModel):
         """Return the trajectory from layer `start` to layer `stop` (default L).
 
         Args:
-            states: (B, N, D), the states after layer `start`.
+            states: (B, N, D), the states after layer `start`; they come first in the result.
             image_size: height and width of the images in pixels, see `position_embeddings`.
-
-        Returns:
-            (B, stop − start + 1, N, D): `states` and every state after it.
         """
         if stop is None:
             stop = self.config.num_hidden_layers
@@ -640,10 +635,7 @@ def rotary_angles(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return cosine and sine (N', D / heads) of a teacher's rotary angles; None: it has none.
 
-    Args:
-        model: a teacher, or its embeddings (`make_shell`).
-        image_size: height and width of the images in pixels.
-        like: states, for device and dtype; default: the weights.
+    They have the device and dtype of `like`, states, or of the weights.
     """
     angles = ROTARY_ANGLES.get(model.config.model_type)
     if angles is None:
@@ -656,12 +648,7 @@ def rotary_angles(
 def image_arguments(teacher_config: PreTrainedConfig, pixel_values: torch.Tensor) -> dict:
     """Return the extra keyword arguments of a teacher's forward, and of its embeddings.
 
-    Args:
-        pixel_values: images (B, C, H, W).
-
-    Raises:
-        ValueError: images of another size than the teacher was made for, and a family that takes no
-            other.
+    A ValueError refuses images of another size, in a family that takes no other.
     """
     family, arguments = teacher_family(teacher_config), {}
     # another size than the teacher's own

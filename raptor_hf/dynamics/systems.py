@@ -83,8 +83,7 @@ class DepthSystem:
         """Return the states after the layers `start` … L, (B, L − start + 1, N, D).
 
         Args:
-            states: (B, N, D), after layer `start`.
-            start: a layer, 0 … L.
+            states: (B, N, D), after layer `start` (0 … L).
             swapped: layers (1 … L) of a teacher to replace: {layer: its replacement}.
         """
         if self.is_raptor:
@@ -113,8 +112,6 @@ def load_inputs(
         models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
             prepares the images for all.
         data: digits, an image folder or a Hub id.
-        split: of the images.
-        reading: options of reading images.
         dataset: the images of `data`, where they are loaded already.
 
     Raises:

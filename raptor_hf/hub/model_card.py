@@ -145,13 +145,7 @@ def card_metadata(
     title: str,
     license: str | None,
 ) -> ModelCardData:
-    """Return the metadata that the Hub reads: task, teacher, licence, datasets, figures.
-
-    Args:
-        name: of the model among the results.
-        training: content of `training.json`, or None.
-        title, license: see `write_model_card`.
-    """
+    """Return the metadata that the Hub reads: task, teacher, licence, datasets, figures."""
     # a figure of the task, and R² where there is one
     pipeline_tag, metric, _ = ON_THE_HUB[task.name]
     figures = [(pipeline_tag, metric, values_of(results, name, task.name, task.score))]

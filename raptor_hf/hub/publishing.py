@@ -26,8 +26,7 @@ def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False)
     The first commit holds the model, byte for byte as it was judged. The second one holds the card
     that `write_model_card` made, whose snippet names the first.
 
-    Raises:
-        ValueError: the repository is public, but a private one was asked for.
+    A ValueError says that the repository is public, where a private one was asked for.
     """
     commit = upload_files(model_dir, repo_id, MODEL_FILES, private=private)
     card = (Path(model_dir) / "README.md").read_text(encoding="utf-8")

@@ -21,7 +21,6 @@ def find_phases(
 
     Args:
         distance: (L, L) layer distances W.
-        k: number of phases.
         method: `"recursive"`: repeated exact max-cut of the group that gains most (the reference's
             code). `"maxcut"`: the partition into runs with the largest total distance between
             phases. `"ncut"`: the one with the smallest normalised cut of the similarity 1 − W,
@@ -112,8 +111,7 @@ def _best_split(distance: np.ndarray, groups: list[np.ndarray]):
 def max_cut(weights: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the exact maximum cut of a graph (n, n), by trying all bipartitions.
 
-    Returns:
-        The weight of the cut and its sides, (n,) bool; the first vertex is on side 0.
+    Returns the weight of the cut and its sides, (n,) bool; the first vertex is on side 0.
     """
     n = len(weights)
     places = np.arange(n - 1, -1, -1)

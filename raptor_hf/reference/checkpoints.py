@@ -117,11 +117,7 @@ def _stub_weights(stub: _Stub, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def _stub_facts(stub: _Stub) -> dict:
-    """Return what a pickled model says besides its weights: thresholds, and options of its blocks.
-
-    Raises:
-        ValueError: blocks that differ, an unknown FFN, or thresholds that are no growing layers.
-    """
+    """Return what a pickled model says besides its weights: thresholds, options of its blocks."""
     # where the next block begins
     thresholds = list(stub.thresholds)
     whole = all(type(layer) is int for layer in thresholds)

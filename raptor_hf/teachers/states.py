@@ -22,7 +22,6 @@ def infer_token_layout(
     distillation token). SigLIP and I-JEPA have none of them.
 
     Args:
-        config: of the model, with its `patch_size`.
         num_tokens: N, tokens of a state.
         height, width: of the image in pixels.
 

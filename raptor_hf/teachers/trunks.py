@@ -121,11 +121,7 @@ def raptorize(
 
 
 def save_raptorized(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save a model with a trunk for `load_raptorized`, as JSON and safetensors.
-
-    Raises:
-        ValueError: a model without a trunk of all layers.
-    """
+    """Save a model with a trunk of all layers for `load_raptorized`, as JSON and safetensors."""
     trunks = {path: m for path, m in model.named_modules() if isinstance(m, RaptorTrunk)}
     if len(trunks) != 1:
         raise ValueError(f"{type(model).__name__} has {len(trunks)} trunks; raptorize it first.")
@@ -157,9 +153,6 @@ def load_raptorized(name_or_path: str | Path, revision: str | None = None) -> Pr
     Args:
         name_or_path: a local folder or a Hub id.
         revision: branch, tag or commit on the Hub.
-
-    Raises:
-        FileNotFoundError: a folder that `save_raptorized` has not written.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
