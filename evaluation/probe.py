@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in folders:
         evaluation.evaluate_model(name)
     if evaluation.state.is_main_process:
+        print(f"results: {training.output_dir}/results")
         finish_run(training.output_dir)
     evaluation.state.wait_for_everyone()
 
