@@ -74,7 +74,6 @@ def fit(
     Raises:
         Interrupted: a signal asked to stop, and the state was saved.
         FloatingPointError: the loss or a gradient is NaN or infinite.
-        OSError: a checkpoint can't be written.
         ValueError: fewer rows than a batch, or a batch that the processes can't share.
     """
     # a) Set up the processes, the optimisers and the data; load the newest checkpoint
@@ -101,14 +100,10 @@ def fit(
             saving = stop or _is_due(arguments.checkpoint_every, step, last)
             if validating or saving:
                 check.read()
-            if validating:
-                module.eval()
-                with torch.no_grad():
-                    log.write(step, validation.measure())
-                module.train()
-            if saving and step > first:
-                save_checkpoint(accelerator, arguments.output_dir, step)
-            if validating or saving:
+                if validating:
+                    log.write(step, _validate(module, validation))
+                if saving and step > first:
+                    save_checkpoint(accelerator, arguments.output_dir, step)
                 log.restart_clock()
             if stop:
                 raise Interrupted(stop, f"The state after step {step:,} is saved.")
@@ -143,6 +138,15 @@ def fit(
                 check.read(values["loss"], step)
                 log.write_step(step + 1, values, scalars.statistics, schedules[0])
     return module.eval()
+
+
+def _validate(module: nn.Module, validation: Validation) -> dict[str, float]:
+    """Return the scalars of a validation."""
+    module.eval()
+    with torch.no_grad():
+        scalars = validation.measure()
+    module.train()
+    return scalars
 
 
 def _make_backward(
