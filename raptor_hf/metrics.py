@@ -101,8 +101,13 @@ class MeanIoU(_Metric):
         return {
             "miou": float(np.nanmean(iou)),
             "pixel_accuracy": float(hits.sum() / there.sum()),
-            "iou": [None if np.isnan(value) else float(value) for value in iou],
+            "iou": _none_for_nan(iou),
         }
+
+
+def _none_for_nan(values: np.ndarray) -> list[float | None]:
+    """Return figures (n,) as JSON knows them."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def segmentation_statistics(
@@ -152,6 +157,7 @@ class DepthError(_Metric):
         if not count.sum():
             raise ValueError("No pixel has a valid depth: there is no depth error.")
         means = {name: float(np.sum(sums[name]) / count.sum()) for name in _DEPTH_SUMS}
+        # over all pixels, and image by image
         squares = np.asarray(sums["squared_error"])
         per_image = np.sqrt(squares[count > 0] / count[count > 0])
         return {
@@ -232,9 +238,10 @@ class RSquared(_Metric):
         # by name, None where there is no variance
         layers, means = {}, {}
         for name, scores in zip(["all", *names.tolist()], (1 - error / variance).T, strict=True):
-            layers[name] = [None if np.isnan(score) else score for score in scores.tolist()]
+            layers[name], means[name] = _none_for_nan(scores), None
             there = scores[~np.isnan(scores)]
-            means[name] = float(there.mean()) if len(there) else None
+            if len(there):
+                means[name] = float(there.mean())
         return {"layers": layers, "mean": means}
 
 

@@ -66,7 +66,8 @@ def batches(
     """
     # batch i of all goes to process i mod P
     state = process_state()
-    rows = range(len(dataset)) if rows is None else rows
+    if rows is None:
+        rows = range(len(dataset))
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
     shares = [list(rows[start : start + batch_size]) for start in starts]
     loader = batch_loader(dataset, shares, num_workers)

@@ -75,6 +75,7 @@ def chains_r2(
         processes share the images.
     """
     groups = token_layout(teacher.config).groups()
+    # sums over the images, chain by chain
     rows = defaultdict(list)
     for batch in batches(images, 64, "validation", num_workers=num_workers):
         pixel_values = batch["pixel_values"].to(teacher.device)
@@ -85,6 +86,7 @@ def chains_r2(
             target = states[:, first : last + 1]
             prediction = rollout(chain.spans, target, resets={first}, angles=angles)
             rows[chain.name].append(chain_statistics(prediction, target, groups))
+    # R² of the images of all processes
     scores = {}
     for chain in chains:  # a process may have seen no batch
         score = compute_over_processes(RSquared, rows[chain.name])

@@ -54,6 +54,7 @@ def write_training(
         blocks: folder of the stage before, if there was one.
     """
     # this stage, and those before it
+    # this run, as one stage
     values = identity_values(*parts, loop)
     recipe = {name: value for name, value in values.items() if name not in LOCATIONS}
     identity = teacher_identity(teacher)
@@ -65,6 +66,7 @@ def write_training(
         "seconds": _training_seconds(Path(loop.output_dir)),
         "num_processes": process_state().num_processes,
     }
+    # the stages before it come with its blocks
     content = {
         "teacher": {**identity, "name": public_name(identity["name"])},
         "dataset": public_name(dataset) if dataset else None,

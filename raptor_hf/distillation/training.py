@@ -89,9 +89,11 @@ def train_chains(
         validation, groups, new_views: as for `fit`, whose errors are raised.
         last_only: the state of each chain's last layer alone counts.
     """
+    # what the loss is computed with
     variances = None if objective.normalize == "none" else state_variances(activations)
     angles = rotary_angles(teacher, tuple(activations.resolution))
     token_groups = activations.layout.groups()
+    # train the blocks of all chains at once
     module = TrajectoryMatching(
         chains, objective, token_groups, variances, angles, last_only=last_only
     )

@@ -92,7 +92,8 @@ class FiniteCheck:
         failed = int(self.failed_step)
         if failed < 0 and math.isfinite(loss):
             return
-        step = failed if failed >= 0 else step
+        if failed >= 0:
+            step = failed
 
         # read its images again, for their ids
         image_ids = []

@@ -131,12 +131,14 @@ class Evaluation:
         folder, (model, task, _) = self.folders[name], self.loaded[name]
         teacher = self.loaded["teacher"][0]
         check_teacher(folder, teacher)
+        # its weights around the blocks are the teacher's
         differing = differing_weights(model, teacher) if hasattr(model, "shell") else []
         if differing:
             raise ValueError(
                 f"{name} was made from another teacher than {self.folders['teacher']}: their "
                 f"{', '.join(differing[:3])} differ. Give its own teacher."
             )
+        # its image processor may be another one
         keys = _PIXEL_SETTINGS + (() if task.dense else ("size", "crop_size"))
         ours, theirs = self.processor.to_dict(), load_processor(folder).to_dict()
         changed = [key for key in keys if ours.get(key) != theirs.get(key)]

@@ -90,6 +90,7 @@ def _write_features(
     path: Path, backbone: PreTrainedModel, task: Task, read: Iterator[dict[str, torch.Tensor]]
 ) -> None:
     """Write features, targets and image numbers of some batches to one Arrow file."""
+    # write to another name until the file is whole
     unfinished, writer = path.with_suffix(".tmp"), None
     with open(unfinished, "wb") as file:
         for batch in read:
@@ -97,6 +98,7 @@ def _write_features(
             if target.ndim > 1 and not target.is_floating_point():
                 target = target.to(torch.uint8)  # classes of pixels: 0 … 254 and `IGNORED`
             features = backbone_features(backbone, task, batch["pixel_values"]).float().cpu()
+            # append them to the file, all of one size
             columns = {"features": features, "target": target, "image_id": batch["image_id"]}
             table = pa.table({name: to_arrow(values.numpy()) for name, values in columns.items()})
             if writer is None:

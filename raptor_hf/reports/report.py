@@ -86,6 +86,7 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
     for results_folder in sorted(Path(folder).rglob("results")):
         results += [r for r in load_results([results_folder]) if r["model"] in ABLATION]
     seeds = sorted({result["seed"] for result in results})
+    # command and time, where they were noted
     made_by, timed = "", Path(folder) / "time.json"
     if timed.exists():
         time = read_json(timed)

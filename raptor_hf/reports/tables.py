@@ -127,8 +127,10 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
     if "teacher" not in names:
         raise ValueError(f"The table needs results of the teacher; got only {', '.join(names)}.")
     facts = {result["model"]: result for result in results}
+    # the teacher's, for the shares
     whole = values_of(results, "teacher", "classification", "accuracy")
     layers = facts["teacher"]["block_parameters"]
+    # a row a model
     rows = []
     for name in names:
         row = {"model": name, "phases": str(facts[name]["phases"] or "–")}
@@ -139,6 +141,7 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
                 row[_SHARE] = "–"
                 if len(values) and len(whole):
                     row[_SHARE] = f"{100 * values.mean() / whole.mean():.1f}"
+        # size of the blocks
         parameters = facts[name]["block_parameters"]
         if parameters:
             row["parameters of the blocks"] = f"{parameters:,}"
@@ -151,6 +154,7 @@ def _published_rows(published: dict) -> list[dict]:
     """Return the published figures, a row a model, marked as published."""
     means = {(r["model"], r["task"]): r["mean"] for r in published["results"]}
     whole, rows = means[published["teacher"], "classification"], {}
+    # a row a model, a column a task
     for result in published["results"]:
         name, column = result["model"], COLUMNS[result["task"]]
         row = rows.setdefault(name, {"model": f"{name} (published)"})
@@ -187,6 +191,7 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
     heading = ["step", "accuracy (%)", "gain (points)", "R², all tokens", "R², cls"]
     rows, means = [], []
     seeds = {result["seed"] for result in results}
+    # a row a step, with its gain over the step before
     for name, label in ABLATION.items():
         accuracy = 100 * values_of(results, name, "classification", "accuracy")
         if len(accuracy) < max(1, len(seeds)):
@@ -195,9 +200,12 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
                 "training/ablate.sh finish."
             )
         means.append(accuracy.mean())
-        gain = f"{means[-1] - means[-2]:+.1f}" if rows else ""
+        gain = ""
+        if rows:
+            gain = f"{means[-1] - means[-2]:+.1f}"
         r2 = [values_of(results, name, "r2", "mean", group) for group in ("all", "cls")]
         rows.append([label, mean_std(accuracy, 1), gain, *(mean_std(values, 3) for values in r2)])
+    # the published figures beside it
     if published:
         heading.append("published, ImageNet-1k (%)")
         figures = {step["step"]: f"{100 * step['mean']:.1f}" for step in published["ablation"]}

@@ -114,6 +114,7 @@ def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
     """Fingerprint files by their paths below a folder; one that is missing has the size −1."""
     number, start = 0, len(os.path.join(root, ""))
     times, contents = hashlib.sha256(), hashlib.sha256()
+    # a file that can't be looked at has no size
     for path in paths:
         number += 1
         try:

@@ -78,6 +78,7 @@ def start_run(
     """
     state, values = process_state(), all_values(*parts)
     output_dir, dry_run = Path(values["output_dir"]), values.get("dry_run", False)
+    # one process claims the folder for all
     if state.is_main_process:
         read = {name: str(one) for name, one in (images or {}).items()}
         run = {
@@ -89,6 +90,7 @@ def start_run(
     state.wait_for_everyone()
     if dry_run:
         return True
+    # a finished run is not run again
     finished = read_json(output_dir / "run.json")["finished"]
     if finished:
         state.print(f"{output_dir}: finished already, nothing to do", flush=True)
@@ -148,11 +150,16 @@ def lock_folder(folder: str | Path) -> None:
     if folder in _LOCKS:
         return
     lock, owner = FileLock(folder / ".lock"), folder / ".lock.json"
+    # hold the lock until this process ends, or say who holds it
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        holder = read_json(owner) if owner.exists() else {}
-        raise ValueError(f"{folder} is being written by another process: {holder}.") from error
+        holder = "another process"
+        if owner.exists():
+            holder = "process {process} of {host} since {since}".format(**read_json(owner))
+        raise ValueError(
+            f"{folder} is being written by {holder}. Wait until it ends, or choose another folder."
+        ) from error
     _LOCKS[folder] = lock
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     write_json(owner, {"host": socket.gethostname(), "process": os.getpid(), "since": since})

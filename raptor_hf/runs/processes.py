@@ -108,7 +108,8 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
     # like `8 processes on cuda, bf16`
     state = process_state()
     number, precision = state.num_processes, os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    text = f"{number} {'process' if number == 1 else 'processes'} on {state.device.type}"
+    text = "1 process" if number == 1 else f"{number} processes"
+    text += f" on {state.device.type}"
     if precision != "no":
         text += f", {precision}"
     state.print(text, file=sys.stderr, flush=True)
@@ -128,7 +129,7 @@ def run_program(main: Callable[[], None], *, alone: bool = False) -> None:
         main()
     except BaseException as error:
         # raised in a function that a library calls back, such as Arrow, it becomes another error
-        interruption = raised[0] if raised else error
+        interruption = next(iter(raised), error)
         if isinstance(interruption, Interrupted):
             ignore_stop_signals()
             how = "" if alone else _how_to_resume()

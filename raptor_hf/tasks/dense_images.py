@@ -83,6 +83,7 @@ def load_depth(
     """
     reading, dense = reading or ReadingArguments(), dense or DenseArguments()
     cells = _load_pairs(name, split, "depth", reading, dense)
+    # the metres in one unit of the numbers
     bits, unit_m = None, dense.depth_unit_m
     if name == "digit_scenes":
         bits, unit_m = 16, 1 / 1000
@@ -170,6 +171,7 @@ def _hub_pairs(
     name: str, split: str, column: str, reading: ReadingArguments, dense: DenseArguments
 ) -> datasets.Dataset:
     """Return the images of a dataset of the Hub, and their masks or depth in `column`."""
+    # the column of targets: the one that is named, or the only other column of images
     dataset = load_columns(name, split, reading)
     others = [other for other in image_columns(dataset) if other != reading.image_column]
     target = dense.target_column
@@ -181,6 +183,7 @@ def _hub_pairs(
             f"{name} ({split}) has the columns of images {columns}: which holds the images, and "
             f"which their {column}? Give --image_column and --target_column."
         )
+    # both under the names that they have everywhere
     pairs = dataset.select_columns([reading.image_column, target])
     pairs = pairs.rename_columns({reading.image_column: "image", target: column})
     return undecoded(pairs)

@@ -49,6 +49,7 @@ class LabelledImages:
         """
         cells, name = self.cells[row], f"image {row}"
         cell = cells.pop("image")
+        # decode both
         pixels = np.asarray(open_image(cell, name=name, rgb=True))
         [(kind, target)] = cells.items()
         target = self.read_target(target, f"{kind} {row}")
@@ -78,6 +79,7 @@ def load_classification(
         ValueError: also for images without labels, or with labels that are no classes.
     """
     dataset = load_images(name, split, reading)
+    # classes
     labels, names = read_labels(dataset)
     if not (labels >= 0).any():
         label = dataset.features.get("label", "none")
@@ -86,6 +88,7 @@ def load_classification(
             "or a column of classes (ClassLabel, words or numbers); --label_column names it."
         )
     names = names or [str(number) for number in range(labels.max() + 1)]
+    # images, decoded as they are read
     cells = undecoded(dataset.select_columns("image")).add_column("label", labels)
     read = partial(_read_label, num_classes=len(names))
     return LabelledImages(name, cells, read, names)

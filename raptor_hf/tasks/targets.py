@@ -67,6 +67,7 @@ def read_mask(
     """
     image, name = open_image(cell, name=name), cell["path"] or name
     mask = np.asarray(image)
+    # one whole number a pixel
     if mask.ndim != 2:
         raise ValueError(
             f"{name}: a mask has one channel, whose numbers are the classes (with or without a "
@@ -74,6 +75,7 @@ def read_mask(
         )
     if mask.dtype.kind == "f" and not np.array_equal(mask, np.round(mask)):  # NaN is none either
         raise ValueError(f"{name}: a mask holds whole numbers; these are fractions.")
+    # numbers outside of the classes count as no class, or are an error
     labels = mask.astype(np.int64)
     nothing = (labels < first_label) | (labels == ignore_label)
     wrong = labels[~nothing & (labels >= first_label + num_classes)]

@@ -238,6 +238,7 @@ class Depth(Task):
             ValueError: images smaller than the crop.
         """
         valid = self._valid(target)
+        # of a crop, pixels outside of it do not count
         if self.eval_crop:
             top, bottom, left, right = self.eval_crop
             if bottom > target.shape[1] or right > target.shape[2]:
