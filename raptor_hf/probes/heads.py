@@ -46,7 +46,7 @@ def head_grid(
         raise ValueError(
             f"poolings of {task.name} are {', '.join(task.poolings)}; got {sorted(unknown)}."
         )
-    factors = [1.0] if loop.steps == 0 else recipe.learning_rate_grid
+    factors = [1.0] if loop.steps == 0 else recipe.learning_rate_grid or [1.0]
     return [Candidate(f * loop.learning_rate, pooling) for pooling in poolings for f in factors]
 
 
