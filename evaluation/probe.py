@@ -1,11 +1,11 @@
-"""Judge frozen backbones: a linear probe of one task for each, and each Raptor's R².
+"""Judge frozen backbones by a linear probe of one task; for classification, Raptors by R², too.
 
     accelerate launch evaluation/probe.py training/recipes/digits_segmentation_probe.yaml \
         --teacher outputs/digits/teacher --models raptor_k3=outputs/digits/seed_0/raptor_k3 \
         --output_dir outputs/digits/seed_0/segmentation
 
-Writes one JSON per model to results/, every Raptor with its head to models/, and for dense tasks a
-picture of some predictions.
+results/ gets <model>_<task>.json and, for classification, <model>_r2.json of every Raptor; for
+dense tasks a picture of some predictions lies beside it. models/ gets every Raptor with its head.
 """
 
 from dataclasses import dataclass, field

@@ -4,9 +4,10 @@
         --phases_file outputs/digits/phases/phases.json --model outputs/digits/teacher \
         outputs/digits/seed_0/classification/models/raptor_k{2,3,4}
 
-Takes a minute for these four models and 360 digits. Writes dynamics.json with every figure,
-what_we_see.md with the claims and the figures that decide them, and two pictures. `--model` also
-takes Hub ids, and NAME=FOLDER; `--dataset` an image folder or a Hub dataset. Runs on one process.
+Takes a minute and a half for these four models and 360 digits. Writes dynamics.json with every
+figure, what_we_see.md with the claims and the figures that decide them, and two pictures. `--model`
+also takes Hub ids, and NAME=FOLDER; `--dataset` an image folder or a Hub dataset. Runs on one
+process.
 """
 
 from dataclasses import dataclass, field

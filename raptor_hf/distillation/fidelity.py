@@ -108,7 +108,8 @@ def open_validation(
     Args:
         teacher: the backbone; it is moved to this process' device.
         processor: image processor that the blocks are trained with.
-        reading: how the images are read, and by how many processes (`num_workers`).
+        reading: how the images are read.
+        num_workers: processes that read ahead.
 
     Raises:
         ValueError: an interval without a dataset.

@@ -6,8 +6,8 @@ Given a teacher's trajectory a₀ … a_L and a set R of reset layers that conta
     loss(R) = mean over ℓ of token_loss(â_ℓ, a_ℓ)
 
 R = every layer is teacher forcing, R = the start of every span is block pre-training, and R = {0}
-is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10). Both stages of training mix two of
-them, λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.TrajectoryMatching`.
+is the whole model end to end (arXiv 2512.19941, §4 and Fig. 10). A step may mix two of them,
+λ·loss(every layer) + (1 − λ)·loss(first layer): see `matching.TrajectoryMatching`.
 """
 
 import torch

@@ -64,10 +64,11 @@ def fit(
         module: parameters that need no gradient are left alone.
         dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors.
         compute_loss: (module, batch, progress in [0, 1)) to the loss, a mean over the images.
-        arguments: checkpoints and `log.jsonl` go to its `output_dir`.
+        arguments: checkpoints and `log.jsonl` go to its `output_dir`. The newest checkpoint there
+            is loaded, whatever `resume` says: `start_run` looks at that.
         groups: as torch's optimisers take them, each clipped by itself; `lr` is a peak rate.
-        kind: (progress) to the properties that a step, which draws no random numbers, depends on
-            beside its batch; without it no step is recorded for `cuda_graphs`.
+        kind: (progress) to the properties that a step depends on beside its batch; `cuda_graphs`
+            records one step for each. Such a step must draw no random numbers. None: no recording.
         new_views: number the rows on from epoch to epoch (`StepSampler`).
         validation: at intervals and after the last step.
 

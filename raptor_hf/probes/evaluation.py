@@ -52,8 +52,9 @@ _PIXEL_SETTINGS += ("image_mean", "image_std", "resample")
 class Evaluation:
     """The models and the images of a task, and the folder of its results.
 
-    `results/` gets a JSON a model, and of dense tasks a picture of some predictions; `models/` gets
-    every Raptor with its head. All processes work on the same model; the main one writes.
+    `results/` gets `<model>_<task>.json`; for classification, `<model>_r2.json` of every Raptor;
+    for dense tasks, a picture of some predictions. `models/` gets every Raptor with its head. All
+    processes work on the same model; the main one writes.
 
     Args:
         folders: folder or Hub id of every model by name; the first is `teacher`.
