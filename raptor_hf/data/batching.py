@@ -3,13 +3,13 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.queues import Queue
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..runs.processes import ignore_stop_signals, process_state, progress_bar
+from ..runs.processes import process_state, progress_bar
 
 
 def keep_batch(batch: dict) -> dict:
@@ -18,11 +18,7 @@ def keep_batch(batch: dict) -> dict:
 
 
 def init_worker(_worker: int) -> None:
-    """Let a worker of a DataLoader end if it can't send a batch: its reader would wait for ever.
-
-    It ignores stop signals: the process that reads from it decides.
-    """
-    ignore_stop_signals()
+    """Let a worker of a DataLoader end if it can't send a batch: its reader would wait for ever."""
 
     def end(error: Exception, _batch: object) -> None:
         hint = "If shared memory is full: fewer --num_workers, or docker run --shm-size 8g."
@@ -35,9 +31,7 @@ def init_worker(_worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(end)
 
 
-def batch_loader(
-    dataset: Dataset, batches: Iterable, num_workers: int, *, pin_memory: bool = False
-) -> DataLoader:
+def batch_loader(dataset: Dataset, batches: list, num_workers: int) -> DataLoader:
     """Return a loader of batches, each a sequence of rows, which workers read ahead."""
     return DataLoader(
         dataset,
@@ -45,7 +39,6 @@ def batch_loader(
         collate_fn=keep_batch,
         num_workers=num_workers,
         worker_init_fn=init_worker,
-        pin_memory=pin_memory,
     )
 
 
