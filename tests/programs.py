@@ -210,6 +210,8 @@ def _wait(processes):
         if code or not ended:
             for process in running.values():
                 process.kill()
+        if not ended:
+            raise TimeoutError(f"killed after {SECONDS} seconds")
     return code
 
 

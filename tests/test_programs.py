@@ -167,7 +167,7 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
     assert "## Ablation" in (out / "report" / "report.md").read_text()
     ablation = out / "ablation" / "seed_0"
     card = (ablation / "head" / "models" / "second_stage" / "README.md").read_text()
-    assert "# raptor_k3_reference_recipe" in card and "ffn swiglu" in card
+    assert "# second_stage" in card and "ffn swiglu" in card
     # the teacher's own head, untouched, and the same head fine-tuned
     head = load_file(out / "teacher" / "model.safetensors")["classifier.weight"]
     for name, same in (

