@@ -48,6 +48,12 @@ def pixel_values():
 
 
 @pytest.fixture
+def wide_images():
+    """Two images of 2 × 3 patches."""
+    return torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
 def images():
     """Five random grey images with labels, in two views."""
     pixels = np.random.default_rng(0).integers(0, 256, size=(5, 8, 8), dtype=np.uint8)

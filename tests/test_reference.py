@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from raptor_hf.data import make_processor
 from raptor_hf.reference import convert_checkpoint
 from raptor_hf.reference.checkpoints import STUBS
 from tests import pages
+from tests.helpers import Payload
 from tests.programs import run
 from tests.reference import Block, Raptor, make_teacher, save_as_reference
 
@@ -119,16 +119,6 @@ def test_a_flipped_bit_is_found(place, tmp_path):
     (tmp_path / "flipped.pt").write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         convert_checkpoint(tmp_path / "flipped.pt", make_teacher())
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch file", "hidden in a model"])

@@ -7,6 +7,7 @@ from raptor_hf.data import ImageViews, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.decoding import look_up
 from raptor_hf.data.transforms import Augmentation
+from tests.helpers import noise
 
 
 def picture(height, width):
@@ -48,17 +49,12 @@ def test_crops_keep_to_scale_and_ratio():
     assert whole.draw_box(640, 240, rng) == (160, 0, 320, 240)
 
 
-def noise(size=(40, 30)):
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
 @pytest.fixture
 def photographs(tmp_path):
     """Four photographs in a folder without labels."""
     (tmp_path / "photos" / "train").mkdir(parents=True)
     for number in range(4):
-        noise((40 + number, 30)).save(tmp_path / "photos" / "train" / f"{number}.png")
+        noise(0, (30, 40 + number)).save(tmp_path / "photos" / "train" / f"{number}.png")
     return load_images(str(tmp_path / "photos"), "train")
 
 
@@ -74,7 +70,7 @@ def test_a_view_is_what_pillow_makes_by_hand(photographs):
     mean, std = np.array(processor.image_mean), np.array(processor.image_std)
     for row, pixels in zip(rows, found, strict=True):
         view, image_id = divmod(row, 4)
-        image = noise((40 + image_id, 30))
+        image = noise(0, (30, 40 + image_id))
         if view == 0:
             expected = processor(image, return_tensors="pt")["pixel_values"][0]
             assert torch.equal(pixels, expected)

@@ -25,12 +25,6 @@ def dense_model(model_class, teacher, **fields):
     return randomised(model_class(config)).eval()
 
 
-@pytest.fixture
-def wide_images():
-    """Two images of 2 × 3 patches."""
-    return torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
-
-
 def test_segmentation_is_a_linear_layer_on_patches(teacher, wide_images):
     model = dense_model(RaptorForSemanticSegmentation, teacher, num_labels=5)
     labels = torch.randint(0, 5, (2, 8, 12), generator=torch.Generator().manual_seed(2))

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,7 +20,7 @@ from raptor_hf.modeling_raptor_heads import (
 )
 from raptor_hf.tasks.heads import arrange_head, attach_head, load_linear_head
 from raptor_hf.tasks.task import Depth, Segmentation
-from tests.helpers import SIZES
+from tests.helpers import SIZES, Payload
 
 BACKBONE = Dinov2Config(hidden_size=24)
 WEIGHTS = {
@@ -89,16 +87,6 @@ def test_models_without_such_a_head_are_refused(tmp_path, teacher):
         load_linear_head(tmp_path / "vit", config=BACKBONE)
     with pytest.raises(FileNotFoundError, match="no such head file"):
         load_linear_head(tmp_path / "absent.pth", config=BACKBONE)
-
-
-class Payload:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def test_files_that_are_no_heads_are_refused_and_not_run(tmp_path):
