@@ -53,23 +53,8 @@ def test_mean_iou_by_hand_and_in_two_parts():
     assert result["iou"][:3] == [2 / 3, 2 / 4, 1 / 2] and result["iou"][3] is None
     assert result["miou"] == pytest.approx((2 / 3 + 1 / 2 + 1 / 2) / 3)
     assert result["pixel_accuracy"] == 5 / 7
-
-
-def test_iou_equals_scikit_learns_jaccard_score():
-    from sklearn.metrics import jaccard_score
-
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, 6, (5, 9, 7), generator=generator)
-    prediction = torch.randint(0, 6, (5, 9, 7), generator=generator)
-    prediction = torch.where(torch.rand(5, 9, 7, generator=generator) < 0.5, target, prediction)
-    target[torch.rand(5, 9, 7, generator=generator) < 0.2] = 255
-    metric = MeanIoU(keep_in_memory=True)
-    rows = segmentation_statistics(prediction=prediction, target=target, num_classes=6)
-    counted = target != 255
-    expected = jaccard_score(target[counted], prediction[counted], average=None)
-    np.testing.assert_allclose(metric.compute(**rows)["iou"], expected)
-    with pytest.raises(ValueError, match="classes from 0 to 4"):
-        segmentation_statistics(prediction=prediction, target=target, num_classes=5)
+    with pytest.raises(ValueError, match="classes from 0 to 1"):
+        segmentation_statistics(prediction=prediction, target=target, num_classes=2)
 
 
 def test_depth_errors_equal_ten_lines_of_numpy():
@@ -94,14 +79,8 @@ def test_depth_errors_equal_ten_lines_of_numpy():
         **{f"delta{n}": np.mean(np.maximum(p / t, t / p) < 1.25**n) for n in (1, 2, 3)},
     }
     assert metric.compute() == pytest.approx(expected)
-
-
-def test_depths_that_cannot_be_are_refused():
-    ones = torch.ones(1, 2, 2)
-    metric = DepthError(keep_in_memory=True)
-    rows = depth_statistics(prediction=ones, target=ones, valid=~ones.bool())
     with pytest.raises(ValueError, match="No pixel has a valid depth"):
-        metric.compute(**rows)
+        metric.compute(**depth_statistics(**rows))  # of the last image
 
 
 def test_metrics_load_by_folder():
