@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
-from transformers import ViTConfig, ViTModel
 
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import (
@@ -19,7 +17,7 @@ from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
-from tests.helpers import assert_same_outputs, grey_images
+from tests.helpers import assert_same_outputs
 
 
 def test_online_states_are_the_teachers(teacher, images):
@@ -64,16 +62,6 @@ def test_bfloat16_is_close_and_has_no_gradients(teacher, images):
     assert 0 < error < 0.02
 
 
-def test_workers_read_images_and_no_teacher(teacher, images):
-    online = OnlineActivations(teacher, images, layers=[2])
-    expected = online.states(online.__getitems__([4, 1]))
-    loader = DataLoader(
-        online, batch_sampler=[[4, 1]], collate_fn=lambda batch: batch, num_workers=1
-    )
-    assert_same_outputs(online.states(next(iter(loader))), expected)
-    assert online.__getstate__()["teacher"] is None
-
-
 def test_states_stream_over_either_source(teacher, images, store):
     online, stored = OnlineActivations(teacher, images), load_activations(store)
     assert online.layout == stored.layout == TokenLayout(1, 2)
@@ -85,17 +73,6 @@ def test_states_stream_over_either_source(teacher, images, store):
         assert sum(map(len, stream_states(source, "some", num_images=4, batch_size=3))) == 4
     with pytest.raises(ValueError, match="needs the states of all layers, 0 to 6"):
         check_all_layers(load_activations(store, layers=[0, 1, 2, 3, 4, 5]))
-
-
-def test_any_vision_model_is_a_source():
-    config = ViTConfig(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    online = OnlineActivations(ViTModel(config).eval(), grey_images(3))
-    check_all_layers(online)
-    assert online.layout == TokenLayout(1, 0)
-    assert online.states(online.__getitems__([0, 2])).shape == (2, 4, 5, 24)
 
 
 def test_images_are_chosen_once_and_for_all():

@@ -19,20 +19,6 @@ from raptor_hf.data.loading import load_digits
 from tests.helpers import assert_same_outputs
 
 
-def test_a_view_depends_on_seed_view_and_image_alone(images):
-    alone = images[7]["pixel_values"]  # image 2 in view 1
-    batch = images.__getitems__([0, 7, 3])
-    assert_same_outputs(batch["pixel_values"][1], alone)  # the affine map is a kernel
-    assert batch["image_id"].tolist() == [0, 2, 3]
-    assert batch["view"].tolist() == [0, 1, 0]
-    assert batch["label"].tolist() == [0, 0, 1]
-    plain = images[2]["pixel_values"]
-    assert not torch.equal(plain, alone)
-    images.seed += 1
-    assert not torch.equal(images[7]["pixel_values"], alone)
-    assert torch.equal(images[2]["pixel_values"], plain)
-
-
 def test_digits_are_split_without_overlap():
     train, test = load_digits("train"), load_digits("test")
     assert (len(train), len(test)) == (1437, 360)

@@ -8,27 +8,11 @@ from raptor_hf import make_raptor
 from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.distillation.arguments import ValidationArguments
 from raptor_hf.distillation.blocks import Chain, Span
-from raptor_hf.distillation.fidelity import chains_r2, open_validation
+from raptor_hf.distillation.fidelity import open_validation
 from raptor_hf.distillation.rollout import rollout
 from raptor_hf.metrics import RSquared, state_statistics
 from raptor_hf.teachers import trajectory
 from tests.helpers import randomised
-
-
-def layer_chains(teacher, edges):
-    """Chains of blocks that are the teacher's own layers, one block a layer."""
-    raptor = make_raptor(teacher, [1] * 6, init="teacher").eval()
-    for block in raptor.blocks:
-        block.depth_scaling = None
-    return [
-        Chain([Span(raptor.blocks[i], i, i + 1) for i in range(start, stop)], None)
-        for start, stop in zip(edges, edges[1:], strict=False)
-    ]
-
-
-def test_the_teachers_own_layers_follow_it(teacher, images):
-    scalars = chains_r2(teacher, images, layer_chains(teacher, [0, 2, 6]))
-    assert scalars == {"0-2/r2": pytest.approx(1, abs=1e-6), "2-6/r2": pytest.approx(1, abs=1e-6)}
 
 
 @torch.no_grad()

@@ -211,13 +211,6 @@ def test_more_time_applies_the_last_block_again(raptor, pixel_values):
         assert found["more_time", told, "accuracy"].shape == (3, 4)
 
 
-def test_systems_run_as_their_models(system, raptor, pixel_values):
-    for each in (system, raptor):
-        states = each.trajectory({"pixel_values": pixel_values, **batch_of(3)})
-        torch.testing.assert_close(states, trajectory(each.model, pixel_values))
-        torch.testing.assert_close(each.run(states[:, 2], start=2), states[:, 2:])
-
-
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):
     folder = save_models(tmp_path)
     from raptor_hf import RaptorForImageClassification
@@ -229,14 +222,6 @@ def test_a_classifier_brings_its_head(tmp_path, pixel_values):
         expected = classifier(pixel_values).logits.argmax(dim=-1)
     assert torch.equal(system.predict(states[:, -1]), expected)
     assert load_system("teacher", str(folder / "teacher")).head is None
-
-
-def test_states_that_are_not_finite_are_named(teacher, pixel_values):
-    teacher.encoder.layer[3].mlp.fc2.bias[0] = float("nan")
-    system = DepthSystem("mine", teacher, LAYOUT)
-    message = r"of mine must be finite; from layer 4 on .* for the images \[0, 1, 2\]"
-    with pytest.raises(ValueError, match=message):
-        system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
 
 
 def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, tmp_path):

@@ -168,13 +168,6 @@ def test_intervals_of_zero_mean_only_the_last_step(data, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
 
 
-def test_no_steps_leave_the_module_as_it_is(data, tmp_path):
-    module, validation = noisy_network(), Validation(lambda: {"score": 1.0})
-    fit(module, data, compute_loss, arguments(tmp_path, steps=0), validation=validation)
-    assert_same_weights(module, noisy_network())
-    assert [line["score"] for line in read_log(tmp_path)] == [1.0]
-
-
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -179,37 +179,12 @@ def test_gradient_checkpointing(model_class, teacher, pixel_values, use_reentran
 
 
 @EVERY_MODEL
-def test_outputs_as_a_tuple(model_class, teacher, pixel_values):
-    model = make(model_class, teacher)
-    named = model(pixel_values)
-    plain = model(pixel_values, return_dict=False)
-    assert isinstance(plain, tuple)
-    assert_same_outputs(plain, named.to_tuple())
-
-
-@EVERY_MODEL
 def test_what_transformers_asks_for(model_class, teacher):
     model = make(model_class, teacher)
     assert isinstance(model.get_input_embeddings(), torch.nn.Module)
     assert model.get_input_embeddings() is model.base_model.shell.embeddings.patch_embeddings
     assert list(inspect.signature(model.forward).parameters)[0] == model.main_input_name
     assert {"RaptorBlock", "Dinov2WithRegistersEmbeddings"} <= model._no_split_modules
-
-
-@EVERY_MODEL
-def test_offload_to_disk(model_class, teacher, pixel_values, tmp_path):
-    model = make(model_class, teacher)
-    model.save_pretrained(tmp_path / "model")
-    prefix = "" if model_class is RaptorModel else "raptor."
-    placed = {f"{prefix}shell": "cpu", f"{prefix}blocks.0": "disk", f"{prefix}blocks.1": "cpu"}
-    if hasattr(model, "classifier"):
-        placed["classifier"] = "cpu"
-    loaded = model_class.from_pretrained(
-        tmp_path / "model", device_map=placed, offload_folder=tmp_path / "offload"
-    )
-    assert next(loaded.base_model.blocks[0].parameters()).is_meta
-    with torch.no_grad():
-        assert_same_outputs(loaded(pixel_values), model(pixel_values))
 
 
 @EVERY_MODEL

@@ -34,14 +34,6 @@ def test_two_clear_blocks_are_always_cut_between(method):
     assert "reason" not in found
 
 
-def test_noise_makes_cuts_less_stable():
-    shares = [stability(two_blocks(20, noise), 2, "maxcut")["same"] for noise in (0.05, 30)]
-    assert shares[0] == 1 and shares[1] < 0.8
-    noisy = stability(two_blocks(20, 30), 3, "maxcut")
-    assert sum(noisy["boundaries"]) == pytest.approx(2)  # two cuts a resample
-    assert 0 < noisy["same"] <= noisy["agreement"] < 1
-
-
 def test_resamples_without_phases_are_counted():
     alternating = np.array([[float((i + j) % 2) for j in range(8)] for i in range(8)])
     distances = np.concatenate([two_blocks(1, 0)] * 2 + [alternating[None]] * 2)
@@ -53,17 +45,6 @@ def test_resamples_without_phases_are_counted():
     assert "not a run of layers" in " ".join(none["reason"].split())
     assert none["same"] is none["agreement"] is None
     assert stability(two_blocks(3, 0), 7, "recursive")["no_partition"] == 1  # too many for it
-
-
-def test_resamples_are_means_of_the_images_drawn():
-    distances = two_blocks(7, 1)
-    counts = np.random.default_rng(3).multinomial(7, np.full(7, 1 / 7), size=5)
-    resampled = resampled_distances(distances, 5, seed=3)
-    by_hand = np.mean(np.repeat(distances, counts[2], axis=0), axis=0)
-    np.fill_diagonal(by_hand, 0)
-    np.testing.assert_allclose(resampled[2], by_hand, atol=1e-12)
-    np.testing.assert_array_equal(resampled, resampled_distances(distances, 5, seed=3))
-    assert not np.array_equal(resampled, resampled_distances(distances, 5, seed=4))
 
 
 def test_agreement_by_hand():

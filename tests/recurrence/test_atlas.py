@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from evaluation.recurrence.atlas import cuts_table, file_name, load_atlas, phase_map, write_page
+from evaluation.recurrence.atlas import load_atlas, phase_map, write_page
 from raptor_hf.activations.online import OnlineActivations
 from raptor_hf.phases.distance import layer_distance
 from tests.helpers import save_models
@@ -81,19 +81,6 @@ def test_the_page_in_git_follows_from_its_maps(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     (tmp_path / "notes.json").write_text("[1]")  # of somebody else
     assert len(load_atlas(tmp_path)) == 2
-
-
-def test_cuts_in_words():
-    cut = {"phases": [7, 5], "same": 0.985}
-    table = cuts_table([{"name": "a", "cuts": {"maxcut": {"2": cut, "3": {"phases": None}}}}])
-    assert table.splitlines()[-1] == "| a | maxcut | 7, 5 (98 %) | no partition | – | – | – |"
-    assert file_name("DINOv2 ViT-S/14, as shipped 0.1.1") == "dinov2_vit_s_14_as_shipped_0_1_1"
-
-
-def test_teachers_need_images(folders, tmp_path):
-    flags = ["--teachers", folders / "teacher", "--output_dir", tmp_path]
-    done = run(sys.executable, *PROGRAM, *flags, check=False)
-    assert done.returncode == 2 and "--dataset" in done.stderr
 
 
 def test_figures_are_those_of_the_library(teacher, images):

@@ -28,14 +28,6 @@ def test_parts():
     assert Student(runs_of([4, 2])).layers == list(range(7))
 
 
-def test_a_contiguous_student_is_a_raptor(teacher, pixel_values):
-    model, spans = make_spans(teacher, Student(runs_of([4, 2])))
-    randomised(model.blocks)
-    states = trajectory(teacher, pixel_values)
-    expected = model.rollout(states[:, 0])[:, 1:]
-    assert_same_outputs(rollout(spans, states, resets={0}), expected)
-
-
 def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_values):
     student = Student(((1, 2, 5), (3, 4, 6)))
     model, spans = make_spans(teacher, student)
