@@ -188,7 +188,7 @@ def test_the_ablation_ends_in_a_table_of_six_rows(line):
 @pytest.mark.slow
 def test_new_processes_make_what_forks_made(line, tmp_path):
     """Every program of the line started as a user does, so that no missing import can hide."""
-    command = ("bash", "training/reproduce.sh", "digits", "--full")
+    command = ("bash", "training/reproduce.sh", "digits")
     run(*command, OUT=str(tmp_path), RECIPES="tests/recipes", new_process=True)
     weights = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.safetensors"))
     assert len(weights) >= 3
