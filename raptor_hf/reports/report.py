@@ -84,7 +84,9 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
     # the teacher is judged beside the tuned head too
     results = []
     for results_folder in sorted(Path(folder).rglob("results")):
-        results += [r for r in load_results([results_folder]) if r["model"] in ABLATION]
+        for result in load_results([results_folder]):
+            if result["model"] in ABLATION:
+                results.append(result)
     seeds = sorted({result["seed"] for result in results})
     # command and time, where they were noted
     made_by, timed = "", Path(folder) / "time.json"

@@ -203,8 +203,10 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
         gain = ""
         if rows:
             gain = f"{means[-1] - means[-2]:+.1f}"
-        r2 = [values_of(results, name, "r2", "mean", group) for group in ("all", "cls")]
-        rows.append([label, mean_std(accuracy, 1), gain, *(mean_std(values, 3) for values in r2)])
+        row = [label, mean_std(accuracy, 1), gain]
+        for group in ("all", "cls"):
+            row.append(mean_std(values_of(results, name, "r2", "mean", group), 3))
+        rows.append(row)
     # the published figures beside it
     if published:
         heading.append("published, ImageNet-1k (%)")
