@@ -187,3 +187,22 @@ def test_teachers_without_layers_of_their_own_are_refused(teacher):
     teacher.encoder.layer = teacher.encoder.layer[:2]  # the configuration still says 6
     with pytest.raises(ValueError, match="with its own 6 layers; .* a ModuleList of 2"):
         make_raptor(teacher, [4, 2], init="random")
+
+
+def test_losses_at_their_edges(teacher, pixel_values):
+    segmenter = make(RaptorForSemanticSegmentation, teacher, num_labels=3)
+    nothing = segmenter(pixel_values, labels=torch.full((3, 8, 8), 255)).loss
+    assert nothing == 0.0 and nothing.requires_grad
+    depth, metres = make(RaptorForDepthEstimation, teacher), torch.full((3, 8, 8), 2)
+    whole, real = (depth(pixel_values, labels=m).loss for m in (metres, metres.float()))
+    assert whole == real
+
+
+@torch.no_grad()
+def test_new_weights_count_at_once(teacher, pixel_values):
+    first, second = make(RaptorModel, teacher), make(RaptorModel, teacher)
+    for weight in second.parameters():
+        weight += 0.1
+    first(pixel_values)
+    first.load_state_dict(second.state_dict())
+    assert torch.equal(first(pixel_values)[0], second(pixel_values)[0])
