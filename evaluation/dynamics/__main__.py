@@ -44,7 +44,7 @@ class Arguments:
     )
     seed: int = field(default=0, metadata={"help": "of the images, pushes, swaps and partitions"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
+    resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
 
 
 def claims_page(results: list[dict]) -> str:

@@ -14,8 +14,9 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from raptor_hf.configuration_raptor import token_layout
+from raptor_hf.distillation.matching import chain_statistics
 from raptor_hf.distillation.rollout import Span, rollout
-from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
+from raptor_hf.metrics import RSquared, compute_over_processes
 from raptor_hf.modeling_raptor import rotary_angles
 
 # figures of a student in tables
@@ -63,9 +64,8 @@ def measure_gap(
     statistics, norms, last = [], [], []
     for target in states.split(_IMAGES_AT_ONCE):
         prediction = rollout(spans, target, resets={spans[0].start}, angles=angles)
-        whole = torch.cat([target[:, :1], prediction], dim=1)
-        statistics.append(state_statistics(prediction=whole, target=target, groups=groups))
-        error = (whole - target)[:, 1:].double().square().sum(dim=-1)
+        statistics.append(chain_statistics(prediction, target, groups))
+        error = (prediction - target[:, 1:]).double().square().sum(dim=-1)
         by_group = {name: error[..., tokens].sum(dim=-1) for name, tokens in groups.items()}
         norms.append({**by_group, "all": error.sum(dim=-1)})
         last.append(prediction[:, -1])

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.queues import Queue
 
 import torch
@@ -31,14 +31,22 @@ def init_worker(_worker: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(end)
 
 
-def batch_loader(dataset: Dataset, batches: list, num_workers: int) -> DataLoader:
+def batch_loader(
+    dataset: Dataset,
+    batches: Iterable,
+    num_workers: int,
+    *,
+    worker_init: Callable[[int], None] = init_worker,
+    pin_memory: bool = False,
+) -> DataLoader:
     """Return a loader of batches, each a sequence of rows, which workers read ahead."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=keep_batch,
         num_workers=num_workers,
-        worker_init_fn=init_worker,
+        worker_init_fn=worker_init,
+        pin_memory=pin_memory,
     )
 
 

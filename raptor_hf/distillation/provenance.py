@@ -53,7 +53,6 @@ def write_training(
         dataset: the images, by name; paths are shortened.
         blocks: folder of the stage before, if there was one.
     """
-    # this stage, and those before it
     # this run, as one stage
     values = identity_values(*parts, loop)
     recipe = {name: value for name, value in values.items() if name not in LOCATIONS}

@@ -20,7 +20,7 @@ from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
 from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory
 from ..teachers.states import run_layers
-from ..teachers.trunks import differing_weights
+from ..teachers.trunks import check_same_shell
 
 
 @dataclass
@@ -173,12 +173,8 @@ def _check_alike(systems: Sequence[DepthSystem]) -> None:
     for system in systems[1:]:
         if not system.is_raptor or teacher.is_raptor or not teacher.can_run_on:
             continue
-        differing = differing_weights(system.model, teacher.model)
-        if differing:
-            raise ValueError(
-                f"{system.name} was made from another teacher than {teacher.name}: their "
-                f"{', '.join(differing[:3])} differ. Give its own teacher."
-            )
+        names = {"name": system.name, "teacher_name": teacher.name}
+        check_same_shell(system.model, teacher.model, **names)
 
 
 def find_partitions(phases_file: str | None, systems: Sequence[DepthSystem]) -> list[list[int]]:

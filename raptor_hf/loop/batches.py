@@ -6,10 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ..data import keep_batch
-from ..data.batching import init_worker
+from ..data.batching import batch_loader, init_worker
 from ..runs.processes import ignore_stop_signals
 from .arguments import LoopArguments
 
@@ -78,14 +77,8 @@ def open_batches(
     Args:
         dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=keep_batch,
-        num_workers=arguments.num_workers,
-        worker_init_fn=_init_worker,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    options = {"worker_init": _init_worker, "pin_memory": accelerator.device.type == "cuda"}
+    loader = batch_loader(dataset, sampler, arguments.num_workers, **options)
     loaded = iter(loader)
     try:
         yield loaded

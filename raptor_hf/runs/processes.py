@@ -64,7 +64,7 @@ def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:
     return {number: signal.signal(number, handler) for number in numbers}
 
 
-def ignore_stop_signals(_worker: int = 0) -> None:
+def ignore_stop_signals() -> None:
     """Ignore stop signals in a DataLoader worker: the process that reads from it decides."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -218,6 +218,17 @@ def _check_blocks(blocks: PreTrainedModel, tower: PreTrainedModel) -> None:
             raise ValueError(f"The blocks were made for {name}={made}; the tower has {found}.")
 
 
+def check_same_shell(
+    raptor: PreTrainedModel, teacher: PreTrainedModel, *, name: str, teacher_name: str
+) -> None:
+    """Refuse a Raptor beside another teacher than its own; a ValueError names both."""
+    if differing := differing_weights(raptor, teacher):
+        raise ValueError(
+            f"{name} was made from another teacher than {teacher_name}: their "
+            f"{', '.join(differing[:3])} differ. Give its own teacher."
+        )
+
+
 @torch.no_grad()
 def differing_weights(raptor: PreTrainedModel, teacher: PreTrainedModel) -> list[str]:
     """Return the names of the weights around the layers in which a Raptor and a teacher differ.
