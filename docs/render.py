@@ -14,6 +14,7 @@ import numpy as np
 from evaluation.claims import claims_table, judge
 from evaluation.dynamics.claims import CLAIMS
 from evaluation.recurrence.atlas import cuts_table, load_atlas
+from evaluation.recurrence.nulls_page import phases_table, r2_table, verdicts_table
 from evaluation.recurrence.report import judge_study, load_study
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
@@ -101,6 +102,21 @@ def study() -> str:
 def atlas() -> str:
     """Return the cuts of the atlas with their stability: a row a teacher and method."""
     return cuts_table(load_atlas(RESULTS / "atlas"))
+
+
+def nulls_digits() -> str:
+    """Return the claims of the digits teacher beside its nulls."""
+    return verdicts_table(read_json(RESULTS / "digits" / "nulls" / "nulls.json"))
+
+
+def phases_dinov2() -> str:
+    """Return the phases of the DINOv2-S by measure."""
+    return phases_table(read_json(RESULTS / "dinov2_small" / "nulls" / "phases.json"))
+
+
+def floors_digits() -> str:
+    """Return R² on the digits of predictions that know the embeddings at most."""
+    return r2_table(read_json(RESULTS / "digits" / "nulls" / "nulls.json"))
 
 
 def ablation() -> str:

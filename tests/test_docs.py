@@ -36,6 +36,8 @@ CASES = [
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
     ("docs/hub.md", "publish",
      {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "snippet runs"),
+    ("docs/phases.md", "nulls",
+     {"outputs/digits/nulls": "OUT/nulls --quick"}, "OUT/nulls/nulls.md"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "segmenter", {}, "'ground'"),
     ("docs/quickstart.md", "turns", {}, "tensor(["),

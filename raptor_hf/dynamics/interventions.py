@@ -14,6 +14,17 @@ from .systems import DepthSystem
 _Figures = dict[tuple[str, ...], torch.Tensor]
 
 
+def random_directions(
+    batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
+) -> torch.Tensor:
+    """Draw directions uniform on the unit sphere, (B, *shape), from seed, image and view alone."""
+    draws = []
+    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
+        generator = np.random.default_rng((seed, *key))
+        draws.append(generator.standard_normal(shape, dtype=np.float32))
+    return directions(torch.from_numpy(np.stack(draws)))
+
+
 def self_correction(
     system: DepthSystem,
     states: torch.Tensor,
@@ -38,13 +49,9 @@ def self_correction(
         `(self_correction, group, ε, ℓ)`: the angle in degrees between the pushed and the untouched
         tokens after the layers ℓ … L, mean over the tokens, (B, L − ℓ + 1).
     """
-    # u, uniform on the unit sphere, is a function of seed, image and view
     tokens = {"all": slice(None), **system.layout.groups()}[group]
-    draws = []
-    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
-        generator = np.random.default_rng((seed, *key))
-        draws.append(generator.standard_normal(states[0, 0, tokens].shape, dtype=np.float32))
-    u = directions(torch.from_numpy(np.stack(draws))).to(states)
+    shape = tuple(states[0, 0, tokens].shape)
+    u = random_directions(batch, shape, seed).to(states)
 
     # push, run on, compare
     figures: _Figures = {}
