@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.claims import claims_table, judge
-from evaluation.dynamics.claims import CLAIMS
+from evaluation.claims import claims_table
+from evaluation.dynamics.claims import depth_verdicts
 from evaluation.recurrence.atlas import cuts_table, load_atlas
 from evaluation.recurrence.nulls_page import phases_table, r2_table, verdicts_table
 from evaluation.recurrence.report import judge_study, load_study
@@ -90,8 +90,7 @@ def families() -> str:
 
 def claims() -> str:
     """Return the verdicts on the claims about depth."""
-    models = read_json(RESULTS / "digits" / "dynamics" / "dynamics.json")["models"]
-    return claims_table(judge(CLAIMS, {result["model"]: result for result in models}))
+    return depth_verdicts(read_json(RESULTS / "digits" / "dynamics" / "dynamics.json"))
 
 
 def study() -> str:

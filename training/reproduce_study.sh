@@ -43,12 +43,20 @@ fi
 
 teaching="$recipes/digits_teacher.yaml"
 steps=$(sed -n 's/^steps: //p' "$teaching")
-teachers=(
-  "untrained --steps 0 --warmup_steps 0" "early --steps $((steps / 10)) --warmup_steps $((steps / 40))"
-  "overfitted --steps $((2 * steps)) --views 1 --drop_path_rate 0 --label_smoothing 0 --weight_decay 0"
-  "drop_0.2 --drop_path_rate 0.2" "drop_0 --drop_path_rate 0" "drop_0.3 --drop_path_rate 0.3"
-  "drop_0.45 --drop_path_rate 0.45" "drop_0.6 --drop_path_rate 0.6" "seed_1 --seed 1" "seed_2 --seed 2"
-)
+# three a drop rate (those of .1 are the digits teacher and seed_…), and checkpoints of three runs that overfit: at a
+# constant learning rate, a training is the first part of a longer one
+over="--views 1 --drop_path_rate 0 --label_smoothing 0 --weight_decay 0 --learning_rate 2e-3 --final_learning_rate 2e-3"
+teachers=("untrained --steps 0 --warmup_steps 0" "drop_0.2 --drop_path_rate 0.2")
+for seed in 0 1 2; do
+  for length in $((steps / 2)) $((2 * steps)) $steps; do
+    teachers+=("over_${seed}_$length --seed $seed --steps $length $over")
+  done
+done
+teachers+=("seed_1 --seed 1" "seed_2 --seed 2")
+for rate in 0 0.3 0.45 0.6; do teachers+=("drop_$rate --drop_path_rate $rate"); done
+for seed in 1 2; do
+  for rate in 0 0.2 0.3 0.45 0.6; do teachers+=("drop_${rate}_seed_$seed --drop_path_rate $rate --seed $seed"); done
+done
 if [ -n "$quick" ]; then
   teachers=("${teachers[@]::4}")
   study+=(--units 1 --k 1 3 --seeds 1 --validation_images 64)
@@ -59,7 +67,7 @@ python training/train_teacher.py "$teaching" --resume --output_dir "$digits/teac
 python training/extract_activations.py "$recipes/digits_activations.yaml" --resume --teacher "$digits/teacher" \
   --output_dir "$digits/activations"
 
-stage "${#teachers[@]} others, $processes at a time: drop rates, seeds, untrained, early, overfitted"
+stage "${#teachers[@]} others, $processes at a time: untrained, drop rates, seeds, overfitting"
 printf '%s\n' "${teachers[@]}" | xargs -P $processes -L 1 bash -c \
   'exec python training/train_teacher.py "$1" --resume "${@:4}" --output_dir "$2/$3"' teacher "$teaching" "$out"
 

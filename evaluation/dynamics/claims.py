@@ -1,169 +1,152 @@
-"""Claims about depth as time, each decided by the figures of one model.
+"""Claims about depth as time, each decided by the figures of one network beside those of nulls.
 
-The results are those of `study.ModelStudy.result`.
+A figure is a number an image, signed such that the claim says "above 0". The claim is seen where
+its mean over the images lies above 0 and above that of a further untrained network, and of one with
+its layers in random order. The criteria are ours, as the paper states none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from evaluation.claims import Claim, Verdict, all_of, by_interval
+from evaluation.claims import (
+    Claim,
+    Estimate,
+    Judged,
+    Verdict,
+    above_draws,
+    by_estimates,
+    claims_details,
+    claims_table,
+    judge,
+)
 
-from .study import SWAPPED, partition_name
-
-_CLEARLY = 0.95  # share of random partitions that a partition must beat
+NULLS = ("untrained", "shuffled")  # kinds of networks without learned depth
 _PAPER, _OURS = "arXiv 2512.19941", "a question of ours"
+_SETTLED = 0.1  # of the first extra update of a held block
+_Figures = Mapping[tuple[str, ...], np.ndarray]
 
 
-def _mean_of(figures: dict, *keys: str) -> np.ndarray:
-    """Return the mean over images of a figure, by its keys."""
-    for key in keys:
-        figures = figures[key]
-    return np.array(figures["mean"])
+def figures_of_claims(
+    found: _Figures, partitions: Sequence[Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Return the figures that claims are decided by, (n,) each, from those of `study`.
 
-
-def _corrects(group: str) -> Callable[[dict], Verdict | None]:
-    """Decide whether a push loses length, which growing norms alone do not bring about.
-
-    A push that keeps its length leaves the share ‖x_ℓ‖ / ‖x_L‖ of a small angle; in length a push
-    grows by the quotient of both shares.
+    Args:
+        found: figures of n images, (n, …) each, by name.
+        partitions: of the layers into phases.
     """
+    speed = {name: found["speed", name] for name in ("cls", "registers", "patches")
+             if ("speed", name) in found}  # fmt: skip
+    layers = speed["patches"].shape[1]
+    late, early = slice(layers - layers // 4, None), slice(1, layers - layers // 4)
+    figures = {}
+    if "cls" in speed:
+        # cosines to the last state, less the product of the cosines between neighbours
+        turns = np.cumprod(np.cos(np.deg2rad(speed["cls"]))[:, ::-1], axis=1)[:, ::-1]
+        figures["cls, direction"] = (found["convergence", "cls"][:, :-1] - turns).mean(axis=1)
+        figures["cls, late"] = speed["cls"][:, late].mean(axis=1)
+        figures["cls, late"] = figures["cls, late"] - speed["cls"][:, early].mean(axis=1)
+    if len(speed) == 3:
+        means = {name: values[:, 1:].mean(axis=1) for name, values in speed.items()}
+        figures["order, patches over registers"] = means["patches"] - means["registers"]
+        figures["order, cls over patches"] = means["cls"] - means["patches"]
+    jumps = [_jump(values, phases) for values in speed.values() for phases in partitions]
+    if jumps := [jump for jump in jumps if jump is not None]:
+        figures["jump"] = np.mean(jumps, axis=0)
+    rank, coherence = found["update_rank", "effective"], found["coherence", "updates"]
+    figures["rank"] = np.log(rank[:, early].mean(axis=1) / rank[:, late].mean(axis=1))
+    figures["align"] = coherence[:, late].mean(axis=1) - coherence[:, early].mean(axis=1)
+    # the log of the factor by which a push loses length
+    for _, group, start, name in [key for key in found if key[-1:] == ("angle",)]:
+        angle, alone = found["push", group, start, name], found["push", group, start, "norms_alone"]
+        figures[f"{group}, push after {start}"] = np.log(alone[:, -1] / angle[:, -1])
+    if ("held", "update") in found:
+        huge = np.finfo(np.float32).max  # of a state that has overflown
+        updates = np.nan_to_num(found["held", "update"], nan=huge, posinf=huge)
+        figures["held"] = np.log(_SETTLED * updates[:, 0] / updates[:, -1])
+    return figures
+
+
+def _jump(speed: np.ndarray, phases: Sequence[int]) -> np.ndarray | None:
+    """Return the log of the speed at boundaries over that inside phases; the first turn apart."""
+    cuts = np.cumsum(phases)[:-1]  # speed[:, c] is the turn from layer c to c + 1
+    inside = np.setdiff1d(np.arange(1, speed.shape[1]), cuts)
+    if not len(cuts) or not len(inside):
+        return None
+    return np.log(speed[:, cuts].mean(axis=1) / speed[:, inside].mean(axis=1))
+
+
+def _above_nulls(prefix: str) -> Callable[[dict], Verdict | None]:
+    """Decide whether all figures of a prefix lie above 0 and above those of each kind of null."""
 
     def decide(result: dict) -> Verdict | None:
-        pushes = result.get("self_correction", {}).get(group)
-        if not pushes:
-            return None
-        epsilon = min(pushes, key=float)
-        norms, left, alone = _mean_of(result, "norm", group), [], []
-        for layer, angles in pushes[epsilon].items():
-            left.append(angles["mean"][-1] / angles["mean"][0])
-            alone.append(norms[int(layer)] / norms[-1])
-        growth = np.array(left) / np.array(alone)
-        lines = []
-        for values in (left, alone):
-            lines.append(", ".join(f"{100 * share:.0f} %" for share in values))
-        text = (
-            f"of a push of {epsilon} after layer {', '.join(pushes[epsilon])} is left at the end: "
-            f"{lines[0]} of the angle; norms alone leave {lines[1]}; "
-            f"in length it grows × {', '.join(f'{factor:.2f}' for factor in growth)}"
-        )
-        return Verdict(max(growth) < 1, text)
+        estimates, texts = [], []
+        for name, values in result["figures"].items():
+            if not name.startswith(prefix):
+                continue
+            own, words = Estimate(*values), []
+            estimates.append(own)
+            for kind, draws in result["nulls"].items():
+                known = [draw[name][0] for draw in draws if name in draw]
+                if len(known) > 1:
+                    estimates.append(above_draws(own, known))
+                    words.append(f"{kind} {np.mean(known):+.3g} ± {np.std(known, ddof=1):.2g}")
+            texts.append(f"{name}: {', '.join([str(own), *words])}")
+        return by_estimates(estimates, "; ".join(texts)) if estimates else None
 
     return decide
 
 
-def _late_cls(result: dict) -> Verdict | None:
-    """Decide whether the cls token turns most in the last quarter."""
-    if "cls" not in result["speed"]:
-        return None
-    speed = _mean_of(result, "speed", "cls")
-    fastest = int(speed[1:].argmax()) + 2
-    return Verdict(
-        fastest > 0.75 * len(speed),
-        f"the largest turn after layer 1 is at layer {fastest} of {len(speed)}: "
-        f"{speed[fastest - 1]:.0f}°; the last layer's: {speed[-1]:.0f}°",
-    )
-
-
-def _ordered_speeds(result: dict) -> Verdict | None:
-    """Decide whether registers are slower than patches, and patches than cls."""
-    if len(result["speed"]) < 3:
-        return None
-    speeds = {group: _mean_of(result, "speed", group)[1:].mean() for group in result["speed"]}
-    text = ", ".join(f"{group} {speed:.0f}°" for group, speed in speeds.items())
-    return Verdict(speeds["registers"] < speeds["patches"] < speeds["cls"], text)
-
-
-def _piecewise(result: dict) -> Verdict | None:
-    """Decide whether speeds jump at the boundaries of phases."""
-    clear, texts = [], []
-    for group, speed in result["speed"].items():
-        for partition, at in speed["at_boundaries"].items():
-            if at is None:
-                continue
-            clear.append(at["ratio"] > 1 and at["above_random"] >= _CLEARLY)
-            beats = f"beats {100 * at['above_random']:.0f} %"
-            texts.append(f"{group} {partition}: {at['ratio']:.2f} ({beats})")
-    if not clear:
-        return None
-    text = f"clear in {sum(clear)} of {len(clear)} cases; {', '.join(texts)}"
-    return Verdict(sum(clear) > len(clear) / 2, text)
-
-
-def _swaps_differ(result: dict) -> Verdict | None:
-    """Decide whether layers of the same phase stand in for each other better than near others."""
-    texts, answers = [], []
-    for partition in map(partition_name, result["partitions"]):
-        kinds = result.get("layer_swap", {}).get(partition, {})
-        both = [
-            kinds.get(kind, {}).get(str(SWAPPED)) for kind in ("same_phase", "other_phase_near")
-        ]
-        if None in both:
-            continue
-        # over the draws, by the accuracy where there is a head
-        figure = "accuracy" if "accuracy" in both[0] else "cosine"
-        same, across = (np.array(swaps[figure]["mean"]) for swaps in both)
-        error = np.sqrt(same.var(ddof=1) / len(same) + across.var(ddof=1) / len(across))
-        gain = same.mean() - across.mean()
-        answers.append(by_interval(gain - 2 * error, gain + 2 * error))
-        means = f"{same.mean():.3f} against {across.mean():.3f}"
-        texts.append(f"{partition}: {means} (± {error:.3f})")
-    if not texts:
-        return None
-    text = f"{figure} with {SWAPPED} layers swapped, {'; '.join(texts)}"
-    return Verdict(all_of(answers), text)
-
-
-def _contrast(result: dict) -> Verdict | None:
-    """Decide whether phases are tighter than random runs and than shuffled layers."""
-    least, texts = [], []
-    for partition, figures in result.get("phase_contrast", {}).items():
-        contrast = figures["contrast"]
-        if contrast is None or not figures["random"]:
-            continue
-        beaten = {}
-        for kind in ("random", "shuffled"):
-            beaten[kind] = np.mean([c is None or contrast > c for c in figures[kind]])
-        least.append(min(beaten.values()))
-        texts.append(
-            f"{partition}: {contrast:.2f}, beats {100 * beaten['random']:.0f} % of random runs, "
-            f"{100 * beaten['shuffled']:.0f} % of shuffled layers"
-        )
-    return Verdict(min(least) >= _CLEARLY, "; ".join(texts)) if texts else None
-
-
-def _settles(result: dict) -> Verdict | None:
-    """Decide whether the state comes to rest when the last block goes on."""
-    held = result.get("more_time", {}).get("held")
-    if not held:
-        return None
-    speed, cosine = (_mean_of(held, name, "patches") for name in ("speed", "convergence"))
-    text = (
-        f"patches turn {speed[0]:.1f}° → {speed[-1]:.1f}° an application (m = 1, {len(speed)}), "
-        f"cosine to x_L {cosine[-1]:.2f}"
-    )
-    if "accuracy" in held:
-        accuracy = _mean_of(held, "accuracy")
-        text += f"; accuracy {accuracy[0]:.3f} → {accuracy[-1]:.3f}"
-    return Verdict(speed[-1] < 0.1 * speed[0], text)
-
-
 CLAIMS = [
+    Claim("The direction of cls converges", _PAPER,
+          "its cosines to the last state lie above those of independent turns of the same sizes",
+          _above_nulls("cls, direction")),
     Claim("Layers correct a pushed cls token", _PAPER,
-          "a push loses length, after every layer, at the smallest ε", _corrects("cls")),
-    Claim("Layers correct pushed patches", _PAPER, "the same for patches", _corrects("patches")),
+          "a small push loses length until the end, after every layer", _above_nulls("cls, push")),
+    Claim("Layers correct pushed patches", _PAPER, "the same", _above_nulls("patches, push")),
     Claim("cls turns sharply late", _PAPER,
-          "its largest turn, the first apart, is in the last quarter", _late_cls),
+          "it turns faster in the last quarter than before, in degrees, the first layer apart",
+          _above_nulls("cls, late")),
     Claim("Registers are slow, patches between, cls fast", _PAPER,
-          "order of the mean turns after layer 1", _ordered_speeds),
+          "so in degrees, on average after layer 1", _above_nulls("order")),
     Claim("Speed jumps where phases meet", _PAPER,
-          "ratio above 1 and above that of 95 % of random cuts, in most cases", _piecewise),
-    Claim("Layers of one phase stand in for each other", _PAPER,
-          "better than layers of another phase that are no farther away than a phase is long, by "
-          "two standard errors over the draws", _swaps_differ),
-    Claim("Phases are tighter than random ones", _PAPER,
-          "contrast above that of 95 % of random and of shuffled partitions", _contrast),
-    Claim("With more time the state settles", _OURS,
-          "the last block's last extra turn of the patches is below a tenth of its first, "
-          "depth held at L", _settles),
+          "the log of the speed there over that inside, for a null at its own max-cut",
+          _above_nulls("jump")),
+    Claim("Updates lose rank late", _PAPER,
+          "the log of their effective rank before the last quarter over that in it",
+          _above_nulls("rank")),
+    Claim("Updates of patches align late", _PAPER,
+          "their coherence is larger in the last quarter than before", _above_nulls("align")),
+    Claim("The state settles when the last block is held", _OURS,
+          "after 64 more applications its update is a tenth of the first, or less; the null's "
+          "block is the mean of its layers", _above_nulls("held")),
 ]  # fmt: skip
+
+
+def judge_networks(study: dict) -> Judged:
+    """Judge all claims for models and nulls; a null beside the other draws of both kinds."""
+    results = {}
+    for result in (*study["models"], *study["nulls"]):
+        nulls = {
+            kind: [
+                other["figures"]
+                for other in study["nulls"]
+                if other["model"] != result["model"] and other["model"].startswith(kind)
+            ]
+            for kind in NULLS
+        }
+        results[result["model"]] = {"figures": result["figures"], "nulls": nulls}
+    return judge(CLAIMS, results)
+
+
+def depth_verdicts(study: dict) -> str:
+    """Return the verdicts: a row a claim, a column a model, and in how many nulls it is seen."""
+    return claims_table(judge_networks(study), NULLS if study["nulls"] else ())
+
+
+def claims_page(study: dict) -> str:
+    """Return the page of claims in Markdown: a table of verdicts, then the deciding figures."""
+    names = [result["model"] for result in study["models"]]
+    details = claims_details(judge_networks(study), names)
+    return "\n\n".join(["# What we see", depth_verdicts(study), details]) + "\n"

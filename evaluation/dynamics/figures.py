@@ -1,72 +1,117 @@
-"""Figures of a study of depth as time: results in, matplotlib figures out."""
+"""Figures of a study of depth as time: results in, matplotlib figures out. Nulls are grey."""
 
 from collections.abc import Iterator
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.plotting import COLORS, line_style, make_panels
 
+_GREY = "#9a9a9a"
 _CURVES = {
-    "convergence": "cosine to the last state",
-    "norm": "norm",
-    "speed": "turn of the layer (degrees)",
-    "coherence": "coherence κ of patches",
-    "update_rank": "rank of updates",
+    ("speed", "cls"): "turn of cls (degrees)",
+    ("speed", "patches"): "turn of patches (degrees)",
+    ("convergence", "cls"): "cosine of cls to the last state",
+    ("update_rank", "effective"): "effective rank of the updates",
+    ("coherence", "updates"): "coherence of the patches' updates",
+    ("norm", "patches"): "norm of patches",
 }
 
 
-def _draw_trajectories(results: list[dict]) -> Figure:
-    """Draw curves over depth: a row a measure, a column a token group or kind, a line a model.
+def _mean(result: dict, *keys: str) -> np.ndarray | None:
+    """Return the mean over images of a figure, by its keys; None where it is missing."""
+    for key in keys:
+        result = result.get(key) or {}
+    return np.array(result["mean"]) if result else None
 
-    The band is the standard deviation over the images, of the first model.
-    """
-    first = results[0]
-    kinds = {name: list(first[name]) for name in _CURVES}
-    figure, axes = make_panels(len(kinds), max(map(len, kinds.values())))
-    for row, name in zip(axes, kinds, strict=True):
-        for axis, kind in zip(row, kinds[name], strict=False):
-            for number, result in enumerate(results):
-                values = result[name][kind]
-                mean, std = (np.array(values[key], dtype=float) for key in ("mean", "std"))
-                x = np.arange(result["depth"] + 1 - len(mean), result["depth"] + 1)
-                axis.plot(x, mean, label=result["model"], **line_style(number))
-                if number == 0:
-                    axis.fill_between(x, mean - std, mean + std, color=COLORS[0], alpha=0.1, lw=0)
-            axis.set_title(f"{_CURVES[name]}: {kind.replace('_', ' ')}", fontsize="small")
-            axis.set_xlim(-0.3, first["depth"] + 0.3)
-        for axis in row[len(kinds[name]) :]:
-            axis.set_visible(False)
-    axes[0, 0].legend(fontsize="x-small")
+
+def _draw_networks(axis: Axes, study: dict, *keys: str, last: int | None = None) -> None:
+    """Draw a figure of every network over layers that end at `last`, by default the depth."""
+    for network in study["nulls"]:
+        curve = _mean(network, *keys)
+        if curve is not None:
+            kind = network["model"].rpartition(" ")[0]
+            style = "--" if kind == "untrained" else "-"
+            label = kind if network["model"].endswith(" 1") else None
+            x = np.arange(len(curve)) + (last or network["depth"]) + 1 - len(curve)
+            axis.plot(x, curve, style, color=_GREY, lw=0.8, label=label)
+    for number, network in enumerate(study["models"]):
+        curve = _mean(network, *keys)
+        if curve is not None:
+            x = np.arange(len(curve)) + (last or network["depth"]) + 1 - len(curve)
+            axis.plot(
+                x,
+                curve,
+                label=network["model"],
+                markevery=max(1, len(x) // 12),
+                **line_style(number),
+            )
+
+
+def _draw_trajectories(study: dict) -> Figure:
+    """Draw what needs states alone: a panel a measure, a line a network."""
+    curves = {
+        keys: name for keys, name in _CURVES.items() if _mean(study["models"][0], *keys) is not None
+    }
+    figure, axes = make_panels(-(-len(curves) // 2), 2)
+    for axis, (keys, name) in zip(axes.flat, curves.items(), strict=False):
+        _draw_networks(axis, study, *keys)
+        axis.set_title(name, fontsize="small")
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(fontsize=8)
     figure.supxlabel("layer")
     return figure
 
 
-def _draw_self_correction(results: list[dict]) -> Figure:
-    """Draw the share of a push that is left: a row a token group, a column a model."""
-    groups = list(results[0]["self_correction"])
-    figure, axes = make_panels(len(groups), len(results), sharex=True, sharey="row")
-    for row, group in zip(axes, groups, strict=True):
-        for axis, result in zip(row, results, strict=True):
-            pushes = result["self_correction"][group].items()
-            for style, (epsilon, by_layer) in zip(("-", "--", ":"), pushes, strict=False):
-                for number, (layer, angles) in enumerate(by_layer.items()):
-                    left = np.array(angles["mean"]) / angles["mean"][0]
-                    label = f"ε = {epsilon}" if number == 0 else None
-                    x = int(layer) + np.arange(len(left))
-                    axis.plot(x, left, style, lw=1.2, color=COLORS[number], label=label)
-            axis.axhline(1, color="#666666", lw=0.8)
-            axis.set_title(f"{result['model']}, {group}", fontsize="small")
-        row[0].set_ylabel("angle, share of the pushed one")
-        row[0].set_ylim(bottom=0)
-    axes[0, 0].legend(fontsize="x-small")
+def _draw_pushes(study: dict) -> Figure:
+    """Draw a column a token group: growth of a push by network, and what the teacher leaves."""
+    teacher = study["models"][0]
+    groups = list(teacher["push"])
+    figure, axes = make_panels(2, len(groups))
+    for (top, bottom), group in zip(axes.T, groups, strict=True):
+        _draw_networks(top, study, "push", group, "0", "growth")
+        top.set_title(f"log length of a small push of {group}", fontsize="small")
+        for number, (start, found) in enumerate(teacher["push"][group].items()):
+            color, curves = COLORS[number + 1], {"angle": "-", "far": ":", "norms_alone": "--"}
+            for name, style in curves.items():
+                curve = np.array(found[name]["mean"])
+                bottom.plot(
+                    int(start) + np.arange(len(curve)), curve, style,
+                    color=_GREY if name == "norms_alone" else color,
+                    label=_LEFT[name] if number == 0 else None,
+                )  # fmt: skip
+        bottom.set_title(f"{teacher['model']}, {group}: share of the angle", fontsize="small")
+        bottom.set_ylim(bottom=0)
+    for axis in axes[:, 0]:
+        axis.legend(fontsize=8)
     figure.supxlabel("layer")
     return figure
 
 
-def draw_study(results: list[dict]) -> Iterator[tuple[str, Figure]]:
+_LEFT = {"angle": "small push", "far": "half of the state", "norms_alone": "norms alone"}
+
+
+def _draw_held(study: dict) -> Figure:
+    """Draw the updates of held blocks, and the accuracy of the states."""
+    figure, ((left, right),) = make_panels(1, 2)
+    times = len(_mean(study["models"][-1], "held", "update"))
+    _draw_networks(left, study, "held", "update", last=times)
+    left.set(yscale="log", title="length of an update of the held block")
+    _draw_networks(right, study, "held", "accuracy", last=times)
+    right.set(title="accuracy")
+    left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.title.set_fontsize("small")
+    figure.supxlabel("more applications")
+    return figure
+
+
+def draw_study(study: dict) -> Iterator[tuple[str, Figure]]:
     """Yield the name and the figure of every analysis that is drawn."""
-    yield "trajectories", _draw_trajectories(results)
-    pushed = [result for result in results if "self_correction" in result]
-    if pushed:
-        yield "self_correction", _draw_self_correction(pushed)
+    yield "trajectories", _draw_trajectories(study)
+    if "push" in study["models"][0]:
+        yield "pushes", _draw_pushes(study)
+    if "held" in study["models"][-1]:
+        yield "held", _draw_held(study)

@@ -1,26 +1,37 @@
-"""Measure a teacher and its Raptors in one pass over the images."""
+"""Measure a teacher, its Raptors and its nulls in one pass over the images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from raptor_hf.configuration_raptor import TokenLayout
+from evaluation.claims import estimate
+from raptor_hf import make_raptor
 from raptor_hf.data import ImageViews, batches
-from raptor_hf.dynamics.interventions import draw_swaps, layer_swap, more_time, self_correction
-from raptor_hf.dynamics.measures import Spread, boundary_speed, measure
+from raptor_hf.dynamics.fixed_points import (
+    apply_again,
+    find_fixed_point,
+    held_block,
+    spectral_radius,
+)
+from raptor_hf.dynamics.interventions import self_correction
+from raptor_hf.dynamics.measures import directions, measure
+from raptor_hf.dynamics.nulls import shuffle_layers, untrained
 from raptor_hf.dynamics.systems import DepthSystem
-from raptor_hf.phases.cuts import check_partition, phase_contrast
+from raptor_hf.dynamics.tangents import tangent_growth
+from raptor_hf.phases import find_phases
+from raptor_hf.phases.cuts import check_partition
 from raptor_hf.phases.distance import image_distances, tidy_distances
 from raptor_hf.runs.processes import progress_bar
 
-SWAPPED = 3  # layers at once
-_SWAP_DRAWS = 20  # of each kind
-_SWAPS = ("same_phase", "other_phase_near")
-_EPSILONS = (0.01, 0.1, 0.5)  # lengths of a push, as shares of the state's
-_EXTRA_APPLICATIONS = 12
-_RANDOM_PARTITIONS = 100
-_BATCH_SIZE = 16
+from .claims import NULLS, figures_of_claims
+
+_DRAWS = 5  # of each kind
+_FEW = 50  # images of what runs a model again, and of nulls
+_PUSH = 0.5  # a large push, as a share of the state's length
+_TIMES = 64  # applications of the held block
+_BATCH_SIZE = 32
 
 
 def partition_name(phases: Sequence[int]) -> str:
@@ -32,109 +43,144 @@ def skipped_analyses(system: DepthSystem, partitions: Sequence[list[int]]) -> di
     """Return the analyses that a model does not allow, each with the reason."""
     reasons = {}
     if not partitions:
-        no_phases = "it needs phases: give --phases_file (training/find_phases.py), or a Raptor"
-        reasons = dict.fromkeys(("layer_swap", "phase_contrast"), no_phases)
+        reasons["jump"] = "it needs phases: give --phases_file (training/find_phases.py)"
     if not system.can_run_on:
         no_layers = "it runs layers one by one, and those of this model are not known"
-        reasons |= dict.fromkeys(("self_correction", "layer_swap"), no_layers)
-    if system.is_raptor:
-        reasons["layer_swap"] = "it is for teachers: a Raptor has one block a phase"
-    else:
-        reasons["more_time"] = "it is for Raptors: a teacher has no block to apply again"
+        reasons |= dict.fromkeys(("push", "nulls"), no_layers)
+    if not system.is_raptor:
+        reasons["held"] = "it is for Raptors: a teacher has no block to apply again"
     return reasons
 
 
-class ModelStudy:
-    """One model's part of the pass.
+def null_studies(
+    teacher: DepthSystem, partitions: Sequence[list[int]], seed: int
+) -> list["NetworkStudy"]:
+    """Return the studies of networks like the teacher, untrained and with layers in random order.
+
+    Each holds the last block of a Raptor that is the mean of its layers, where there are phases.
+    """
+    studies = []
+    for draw in range(1, _DRAWS + 1):
+        models = (untrained(teacher.model, seed + draw), shuffle_layers(teacher.model, seed + draw))
+        for kind, model in zip(NULLS, models, strict=True):
+            system = replace(teacher, name=f"{kind} {draw}", model=model, head=None)
+            raptor = None
+            if partitions:
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed + draw)
+                    blocks = make_raptor(model, list(partitions[0])).eval().requires_grad_(False)
+                raptor = replace(system, model=blocks.to(model.device))
+            studies.append(NetworkStudy(system, partitions, seed=seed, null=True, raptor=raptor))
+    return sorted(studies, key=lambda study: NULLS.index(study.system.name.rpartition(" ")[0]))
+
+
+class NetworkStudy:
+    """One network's part of the pass.
 
     Args:
-        system: the model.
-        partitions: of its layers into phases; a Raptor is studied by its own alone.
-        seed: of pushes, swaps and partitions.
+        system: the network.
+        partitions: of its layers into phases; a Raptor is studied by its own alone, a null by its
+            own max-cut into as many phases.
+        seed: of pushes and tangents.
+        null: whether the network is one.
+        raptor: whose last block is held, by default the system if it is a Raptor.
     """
 
-    def __init__(self, system: DepthSystem, partitions: Sequence[list[int]], *, seed: int):
-        self.system, self.seed = system, seed
+    def __init__(
+        self,
+        system: DepthSystem,
+        partitions: Sequence[list[int]],
+        *,
+        seed: int,
+        null: bool = False,
+        raptor: DepthSystem | None = None,
+    ):
+        self.system, self.seed, self.null = system, seed, null
+        self.raptor = system if system.is_raptor else raptor
         self.partitions = [system.phases] if system.is_raptor else list(partitions)
         for phases in self.partitions:
             check_partition(phases, system.depth)
-        self.skipped = skipped_analyses(system, self.partitions)
-        self.spread = Spread()
-        self.distance_sum, self.num_images = 0.0, 0
-        # the swaps to try, by partition, kind and number of layers
-        self.swaps: dict[tuple[str, ...], list[dict[int, int]]] = {}
-        for phases in self.partitions if "layer_swap" not in self.skipped else ():
-            for kind in _SWAPS:
-                drawn = draw_swaps(phases, kind, SWAPPED, draws=_SWAP_DRAWS, seed=seed)
-                if drawn:
-                    self.swaps[partition_name(phases), kind, str(SWAPPED)] = drawn
+        self.parts: dict[tuple[str, ...], list[torch.Tensor]] = {}
+        self.distance_sum = 0.0
 
-    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Add some images."""
+    def add(self, batch: Mapping[str, torch.Tensor], *, run: bool) -> None:
+        """Add some images; with `run` what runs the network again, too."""
         system = self.system
-        states, labels = system.trajectory(batch), batch["label"]
-        # what needs the states alone
-        self.spread.add(measure(states, system.layout))
+        states = system.trajectory(batch)
+        self._keep(measure(states, system.layout))
         distances = image_distances(states, system.layout)
-        self.distance_sum = self.distance_sum + distances.mean(dim=0).cpu() * len(states)
-        self.num_images += len(states)
-        # what runs the model again
-        if "self_correction" not in self.skipped:
-            self._push(states, batch, system.layout)
-        if self.swaps and system.head is not None:
-            right = (system.predict(states[:, -1]) == labels.to(states.device)).float()
-            self.spread.add({("layer_swap", "untouched", "accuracy"): right})
-        for key, swaps in self.swaps.items():
-            figures = layer_swap(system, states, swaps, labels)
-            self.spread.add({("layer_swap", *key, name): v for name, v in figures.items()})
-        if "more_time" not in self.skipped:
-            self.spread.add(more_time(system, states, _EXTRA_APPLICATIONS, labels))
+        self.distance_sum = self.distance_sum + distances.sum(dim=0).cpu()
+        if run and system.can_run_on:
+            self._push(states, batch)
+        if run and self.raptor is not None:
+            last = states if system.is_raptor else self.raptor.trajectory(batch)
+            self._hold(last[:, -1], batch["label"])
 
-    def _push(
-        self, states: torch.Tensor, batch: Mapping[str, torch.Tensor], layout: TokenLayout
-    ) -> None:
-        """Push cls and patches at four depths, and run on."""
-        depth = self.system.depth
-        layers = sorted({quarter * depth // 4 for quarter in range(4)})
+    def _keep(self, figures: Mapping[tuple[str, ...], torch.Tensor]) -> None:
+        """Keep figures (B, …) of some images."""
+        for key, values in figures.items():
+            self.parts.setdefault(key, []).append(values.double().cpu())
+
+    def _push(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
+        """Push cls and patches at four depths, a little and far, and run on."""
+        layers = sorted({quarter * self.system.depth // 4 for quarter in range(4)})
         for group in ("cls", "patches"):
-            if group in layout.groups():
-                figures = self_correction(
-                    self.system,
-                    states,
-                    batch,
-                    group=group,
-                    layers=layers,
-                    epsilons=_EPSILONS,
-                    seed=self.seed,
-                )
-                self.spread.add(figures)
+            if group not in self.system.layout.groups():
+                continue
+            common = {"group": group, "seed": self.seed}
+            for start in layers:
+                found = tangent_growth(self.system, states, batch, start=start, **common)
+                self._keep({("push", group, str(start), n): v for n, v in found.items()})
+            far = self_correction(
+                self.system, states, batch, layers=layers, epsilons=[_PUSH], **common
+            )
+            for (*_, start), angles in far.items():
+                self._keep({("push", group, start, "far"): angles / angles[:, :1]})
+
+    def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
+        """Apply the last block again and again; of a Raptor, look for a fixed point, too."""
+        step = held_block(self.raptor, states)
+        run = apply_again(step, states, _TIMES)
+        figures = {"update": (run[:, 1:] - run[:, :-1]).flatten(2).norm(dim=-1)}
+        if not self.null:
+            fixed, residuals = find_fixed_point(step, states)
+            figures["residual"] = residuals.amin(dim=1)
+            cosines = (directions(fixed) * directions(states)).sum(dim=-1)
+            figures["cosine of the fixed point"] = cosines.mean(dim=-1)
+            figures["norm"] = run.flatten(2).norm(dim=-1)
+            figures["radius"] = spectral_radius(step, states, seed=self.seed)
+            figures["radius at the fixed point"] = spectral_radius(step, fixed, seed=self.seed)
+            if self.raptor.head is not None:
+                labels, predict = labels.to(states.device), self.raptor.predict
+                right = [(predict(state) == labels).float() for state in run.unbind(1)]
+                figures["accuracy"] = torch.stack(right, dim=1)
+                figures["accuracy of the fixed point"] = (predict(fixed) == labels).float()
+        self._keep({("held", name): values for name, values in figures.items()})
 
     def result(self) -> dict:
-        """Return all figures, ready for JSON, by the names in the docstrings of the measures."""
-        # means and standard deviations over the images, and what follows from the means
-        figures, seed = self.spread.summary(), self.seed
-        for group, values in figures["speed"].items():
-            speed = self.spread.mean("speed", group)
-            values["at_boundaries"] = {
-                partition_name(phases): boundary_speed(speed, phases, seed=seed)
-                for phases in self.partitions
-            }
-        if "layer_swap" in figures:
-            figures["layer_swap"]["swaps"] = {" ".join(key): s for key, s in self.swaps.items()}
-        if "phase_contrast" not in self.skipped:
-            distance = tidy_distances((self.distance_sum / self.num_images).numpy())
-            figures["phase_contrast"] = {}
-            for phases in self.partitions:
-                contrast = phase_contrast(distance, phases, draws=_RANDOM_PARTITIONS, seed=seed)
-                figures["phase_contrast"][partition_name(phases)] = contrast
+        """Return all figures, ready for JSON: means and standard deviations over the images."""
+        found = {key: torch.cat(parts).numpy() for key, parts in self.parts.items()}
+        number = len(found["speed", "patches"])
+        partitions, tree = self.partitions, {}
+        if self.null:
+            distance = tidy_distances((self.distance_sum / number).numpy())
+            partitions = [find_phases(distance, len(p), "maxcut") for p in self.partitions]
+        for key, values in found.items():
+            node = tree
+            for part in key:
+                node = node.setdefault(part, {})
+            node |= {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
+        figures = figures_of_claims(found, partitions)
         return {
             "model": self.system.name,
             "phases": self.system.phases,
-            "partitions": self.partitions,
+            "partitions": partitions,
             "depth": self.system.depth,
-            "num_images": self.num_images,
-            "skipped": self.skipped,
-            **figures,
+            "num_images": number,
+            "skipped": skipped_analyses(self.system, self.partitions),
+            # of the claims: mean, standard error, degrees of freedom
+            "figures": {name: list(estimate(values)) for name, values in figures.items()},
+            **tree,
         }
 
 
@@ -147,34 +193,41 @@ def study_models(
     num_images: int | None = None,
     batch_size: int = _BATCH_SIZE,
     num_workers: int = 0,
-) -> list[dict]:
-    """Measure some models on the same images, each of which is read once.
+) -> tuple[list[dict], list[dict]]:
+    """Measure some models and their nulls on the same images, each of which is read once.
 
-    Memory holds a batch of states.
+    Memory holds the states of a batch, and some numbers an image.
 
     Args:
         systems: teacher and Raptors.
-        images: each is looked at once, as it is.
+        images: each is looked at once, as it is. The first 50 serve the nulls, and what runs a
+            model again.
         partitions: of the teacher's layers into phases.
-        seed: of the images, pushes, swaps and partitions.
+        seed: of the images, nulls, pushes and tangents.
         num_images: so many, drawn at random; None: all.
         batch_size: images at a time.
 
     Returns:
-        A dict for every model, see `ModelStudy.result`.
+        A dict for every model, see `NetworkStudy.result`, and the same for every null.
 
     Raises:
         ValueError: states that are not finite, partitions that do not cover a model's layers, or
             fewer than two images.
     """
-    # the same images for all models, drawn at random
     rows = np.random.default_rng(seed).permutation(len(images.image_ids))[:num_images]
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
-    studies = [ModelStudy(one, partitions, seed=seed) for one in systems]
-    with progress_bar("depth as time", len(studies) * len(rows), unit="image") as bar:
-        for batch in batches(images, batch_size, None, rows=rows, num_workers=num_workers):
-            for study in studies:
-                study.add(batch)
-                bar.update(len(batch["label"]))
-    return [study.result() for study in studies]
+    studies, nulls = [NetworkStudy(one, partitions, seed=seed) for one in systems], []
+    if systems[0].can_run_on and not systems[0].is_raptor:
+        nulls = null_studies(systems[0], partitions, seed)
+    total = len(studies) * len(rows) + len(nulls) * len(rows[:_FEW])
+    with progress_bar("depth as time", total, unit="image") as bar:
+        for part, run, among in (
+            (rows[:_FEW], True, [*studies, *nulls]),
+            (rows[_FEW:], False, studies),
+        ):
+            for batch in batches(images, batch_size, None, rows=part, num_workers=num_workers):
+                for study in among:
+                    study.add(batch, run=run)
+                    bar.update(len(batch["label"]))
+    return [study.result() for study in studies], [study.result() for study in nulls]

@@ -1,95 +1,202 @@
 """Claims about block recurrence, each decided by the figures of a study.
 
-The criteria are ours, as the paper states none. After a first look at the figures of the digits
-they were changed: rank correlations take one pair a teacher; an interval that holds 0 is "can't
-tell"; R² of cls is that of the median layer. Claims that cannot fail, that a copy of the embeddings
-or a straight line |i − j| fulfils, and accuracies that 360 images can't tell apart are gone.
+The criteria are ours, as the paper states none. The unit of replication of claims about teachers is
+the teacher. R² of a Raptor counts as far as it is beyond its floor, that of a_0 plus the mean
+update: alike layers make it easy to stand still.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import pandas
 
-from evaluation.claims import Claim, Verdict, all_of, by_interval
+from evaluation.claims import Claim, Estimate, Verdict, by_estimates, difference, estimate
+from raptor_hf.phases.nulls import beyond_turns, independent_turns, straight_line
 
-from .measures import GAP, R2, R2_CLS, R2_PATCHES, difference, rank_correlation, table_of
+from .measures import (
+    GAP,
+    R2,
+    R2_CLS,
+    R2_PATCHES,
+    better_rank,
+    cut_share,
+    rank_correlation,
+    table_of,
+)
 
-_PAPER, _OURS, _REVIEWERS = "paper", "ours", "the paper's reviewers"
+_PAPER, _REVIEWERS = "arXiv 2512.19941", "the paper's reviewers"
 _SATURATED = 0.05  # a further block that lowers the mean gap by a smaller share adds little
-_CLEAR = 0.05  # a smaller p
+_FEWEST = 5  # teachers or partitions that a rank correlation needs
+_NOT_RUN = Verdict(None, "not run: it needs students that the study does not have")
 _Decide = Callable[[dict], Verdict | None]
 
 
 def _saturates(study: dict) -> Verdict | None:
-    """Decide whether a further block adds little from some k on."""
+    """Decide whether the last block adds little."""
     if not study.get("gap"):
         return None
-    means = table_of(study["gap"]).groupby("k")[GAP].mean()
-    gains = 1 - means.to_numpy()[1:] / means.to_numpy()[:-1]
-    text = ", ".join(f"k = {k}: {gap:.3f}" for k, gap in means.items())
-    return Verdict(bool((gains < _SATURATED).any()), f"ε over the spread, {text}")
+    gaps = [rows[GAP] for _, rows in table_of(study["gap"]).groupby("k")]
+    if len(gaps) < 2 or min(map(len, gaps)) < 2:
+        return _NOT_RUN
+    gain = difference(*(estimate(np.log(rows)) for rows in gaps[-2:]))
+    little = Estimate(-np.log(1 - _SATURATED) - gain.mean, gain.error, gain.dof)
+    means = ", ".join(f"{rows.mean():.3f}" for rows in gaps)
+    return by_estimates([little], f"ε over the spread: {means}; less than 5 % by {little}")
 
 
-def _cut_matters(other: str) -> _Decide:
-    """Decide whether R² of max-cut is above that of another kind of partition at every k."""
+def _beats(first: str, *others: str) -> _Decide:
+    """Decide whether R² of a kind of partition is above that of others at k = 2, 3 and 4."""
 
     def decide(study: dict) -> Verdict | None:
         if not study.get("partitions"):
             return None
-        clear, texts = [], []
+        estimates, texts = [], []
         for k, rows in table_of(study["partitions"]).groupby("k"):
-            first, second = (rows[rows.partition == kind][R2] for kind in ("max-cut", other))
-            mean, low, high = difference(first, second)
-            clear.append(by_interval(low, high))
-            texts.append(f"k = {k}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
-        return Verdict(all_of(clear), "; ".join(texts))
+            own = rows[rows.partition == first]
+            for other in others:
+                those = rows[rows.partition == other]
+                if min(len(own), len(those)) < 2:
+                    return _NOT_RUN
+                same = set(own.parts) == set(those.parts)
+                gain = Estimate(0, 0, 1)  # a partition is not better than itself
+                if not same:
+                    gain = difference(estimate(own[R2]), estimate(those[R2]))
+                estimates.append(gain)
+                texts.append(f"k = {k}, {other}: {'the same' if same else gain}")
+        return by_estimates(estimates, "; ".join(texts))
 
     return decide
 
 
-def _rises(figure: str, with_what: str = "drop rate", sign: int = 1) -> _Decide:
-    """Decide whether a figure of the teachers rises (or, with −1, falls) with another one.
+def _by_cut_share(study: dict) -> tuple[list[tuple[np.ndarray, ...]], list[str]]:
+    """Return cut shares, those of a straight line, and R² of the partitions of a teacher and k."""
+    groups, names = [], []
+    table = table_of(study.get("partitions") or [])
+    for (teacher, k), rows in table.groupby(["teacher", "k"]) if len(table) else ():
+        means = rows.groupby("parts")[R2].mean()
+        if len(means) >= _FEWEST:
+            distance = np.array(study["maps"][teacher]["distance"])
+            line = straight_line(len(distance))
+            shares = [[cut_share(d, parts) for parts in means.index] for d in (distance, line)]
+            groups.append((*map(np.array, shares), means.to_numpy()))
+            names.append(f"{teacher}, k = {k}, {len(means)} partitions")
+    return groups, names
 
-    A pair a teacher: the students of one teacher are not independent.
-    """
+
+def _share_tells(more: bool) -> _Decide:
+    """Decide whether R² rises with the cut share, or more so than with that of a straight line."""
 
     def decide(study: dict) -> Verdict | None:
-        rows = []
-        for row in study.get("training") or []:
-            if row["teacher"] == "teacher" or row["teacher"].startswith("drop_"):
-                found = study["maps"][row["teacher"]]
-                facts = {name: found[name] for name in ("similarity", "contrast")}
-                rows.append({**row, **facts, "drop rate": found["drop_path_rate"]})
-        if not rows:
+        groups, names = _by_cut_share(study)
+        if not groups:
             return None
-        # the mean over the students of each teacher
-        means = table_of(rows).groupby("teacher")[[with_what, figure]].mean()
-        if len(means) < 3:
-            return None
-        rho, p = rank_correlation(means[with_what].to_numpy(), means[figure].to_numpy())
-        seen = None
-        if p < _CLEAR:
-            seen = bool(np.sign(rho) == sign)
-        return Verdict(seen, f"ρ = {rho:+.2f}, p = {p:.3f}, {len(means)} teachers")
+        test, sign = rank_correlation, "ρ ="
+        if more:
+            test, sign = better_rank, "ρ larger by"
+        else:
+            groups = [(share, r2) for share, _, r2 in groups]
+        rho, p = test(groups)
+        single = [f"{n}: {test([one])[0]:+.2f}" for n, one in zip(names, groups, strict=True)]
+        return Verdict(rho > 0, f"{sign} {rho:+.2f} on average; {'; '.join(single)}", p)
 
     return decide
 
 
+def beyond_floor(r2: float, floor: float) -> float:
+    """Return the share of what standing still with the mean update leaves that R² explains."""
+    return 1 - (1 - r2) / (1 - floor)
+
+
+def teachers_of(study: dict) -> pandas.DataFrame:
+    """Return the teachers with their figures, and the means of those of their students.
+
+    `contrast` is that of three phases beyond independent turns of the same sizes.
+    """
+    rows, table = [], table_of(study.get("training") or [])
+    for name, students in table.groupby("teacher", sort=False) if len(table) else ():
+        found, means = study["maps"][name], students[[R2, R2_CLS, R2_PATCHES]].mean()
+        similarity = 1 - np.array(found["distance"])
+        turns = independent_turns(np.diagonal(similarity, 1))
+        row = {
+            "teacher": name,
+            "drop rate": found["drop_path_rate"],
+            "similarity": found["similarity"],
+            "contrast": beyond_turns(similarity, turns, found["phases"]["3"])["contrast"],
+            "R², raw": means[R2],
+        }
+        for figure in (R2, R2_CLS, R2_PATCHES):
+            if "floor" in found:
+                row[figure] = beyond_floor(means[figure], found["floor"][figure])
+        rows.append(row)
+    columns = ["teacher", "drop rate", "similarity", "contrast", "R², raw", R2, R2_CLS, R2_PATCHES]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def _rises(figure: str, with_what: str = "drop rate") -> _Decide:
+    """Decide whether a figure of the fully trained teachers rises with another one."""
+
+    def decide(study: dict) -> Verdict | None:
+        table = teachers_of(study)
+        if not len(table):
+            return None
+        other = table.teacher.str.startswith(("untrained", "early", "over"))
+        table = table[~other].dropna(subset=[figure, with_what]).astype({figure: float})
+        if len(table) < _FEWEST:
+            return _NOT_RUN
+        rho, p = rank_correlation([(table[with_what], table[figure])])
+        return Verdict(rho > 0, f"ρ = {rho:+.2f}, {len(table)} teachers", p)
+
+    return decide
+
+
+def _falls_late(figure: str) -> _Decide:
+    """Decide whether a figure falls from the first to the last checkpoint of a run: `over_…`."""
+
+    def decide(study: dict) -> Verdict | None:
+        table = teachers_of(study)
+        if not len(table):
+            return None
+        table = table[table.teacher.str.startswith("over_")].dropna(subset=[figure])
+        names = table.teacher.str.split("_", expand=True)
+        if len(table):
+            table = table.assign(run=names[1], step=names[2].astype(int))
+            runs = [rows.sort_values("step")[figure] for _, rows in table.groupby("run")]
+            falls = [rows.iloc[0] - rows.iloc[-1] for rows in runs if len(rows) > 1]
+            if len(falls) > 1:
+                fall = estimate(falls)
+                return by_estimates([fall], f"falls by {fall}, {len(falls)} runs")
+        return _NOT_RUN
+
+    return decide
+
+
+_BY_RATE = "rank correlation with the drop rate above 0, over teachers"
 CLAIMS = [
     Claim("ε saturates as blocks are added", _REVIEWERS,
-          "from some k on a further block lowers the gap by less than 5 %", _saturates),
-    Claim("Max-cut beats random runs", _PAPER,
-          "the 95 % interval of the difference of R² lies above 0 at every k",
-          _cut_matters("random")),
-    Claim("Max-cut beats shuffled layers", _PAPER, "the same", _cut_matters("shuffled")),
-    Claim("Stochastic depth makes layers alike", _PAPER,
-          "rank correlation with the drop rate above 0, p < .05 over all orders of the teachers",
-          _rises("similarity")),
-    Claim("… sharpens phases", _PAPER, "the same", _rises("contrast")),
-    Claim("… lets a Raptor follow: cls", _PAPER, "the same", _rises(R2_CLS)),
+          "the last block lowers the gap by less than 5 %", _saturates),
+    Claim("Max-cut beats random runs, and even ones", _PAPER,
+          "R² is larger than that of random runs and of equal ones, which a straight line has",
+          _beats("max-cut", "random", "uniform")),
+    Claim("Runs of layers beat shuffled layers", _PAPER,
+          "R² of max-cut is larger than that of parts of the same sizes",
+          _beats("max-cut", "shuffled")),
+    Claim("Raptors follow better where the cut share is larger", _PAPER,
+          "rank correlation over the partitions of a teacher and k above 0, orders within these",
+          _share_tells(more=False)),
+    Claim("… and better than by the cut share of a straight line", _PAPER,
+          "the rank correlation is larger than with the cut share of |i − j|",
+          _share_tells(more=True)),
+    Claim("Stochastic depth makes layers alike", _PAPER, _BY_RATE, _rises("similarity")),
+    Claim("… sharpens phases", _PAPER,
+          f"{_BY_RATE}, of the contrast beyond independent turns", _rises("contrast")),
+    Claim("… lets a Raptor follow: cls", _PAPER, f"{_BY_RATE}, of R² beyond the floor",
+          _rises(R2_CLS)),
     Claim("… lets a Raptor follow: patches", _PAPER, "the same", _rises(R2_PATCHES)),
-    Claim("… and lowers ε", _OURS, "rank correlation below 0", _rises(GAP, sign=-1)),
     Claim("Alike layers are easier to follow", _PAPER,
-          "rank correlation of layer similarity and R² of patches above 0",
+          "rank correlation of layer similarity and R² of patches beyond the floor above 0",
           _rises(R2_PATCHES, "similarity")),
+    Claim("Overfitting makes layers less alike", _PAPER,
+          "similarity falls between checkpoints of a run, over three runs",
+          _falls_late("similarity")),
+    Claim("… and harder to follow", _PAPER, "the same, of R² beyond the floor", _falls_late(R2)),
 ]  # fmt: skip

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from raptor_hf.activations.online import OnlineActivations, stream_states
+from raptor_hf.dynamics.nulls import r2_baselines
 from raptor_hf.phases import find_phases
-from raptor_hf.phases.cuts import partition_quality
 from raptor_hf.phases.distance import layer_distance
 from raptor_hf.phases.stability import default_methods
 from raptor_hf.runs.files import public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment
 
+from .measures import figures_of_r2
 from .students import Student, runs_of, shuffled
 from .workbench import Bench, Settings, record_file, student_key, train_students
 
 TEACHER = "teacher"  # name of the study's own teacher
 _MAP_IMAGES = 500  # of those that students learn from, to find phases
+_FLOOR_IMAGES = 100
 _COMPARED = (2, 3, 4)  # numbers of blocks of partitions and alternatives
 
 
@@ -49,12 +52,20 @@ def gap(maps: dict, ks: list[int], seeds: int) -> list[Row]:
 
 
 def partitions(maps: dict, ks: list[int], seeds: int) -> list[Row]:
-    """Does it matter where depth is cut? Max-cut, uniform, random and shuffled partitions.
+    """Does it matter where depth is cut?
 
-    Random ones are other runs of layers, shuffled ones are of max-cut's sizes; both are drawn anew
+    At k = 2 all cuts, of the study's teacher and of its other seeds, a student each: `cut`. Of the
+    study's teacher at k = 2, 3, 4 max-cut, uniform, random and shuffled partitions. Random ones are
+    other runs of two layers at least, shuffled ones are of max-cut's sizes; both are drawn anew
     with every seed.
     """
     own, rows = maps[TEACHER], []
+    for name, found in maps.items():
+        if 2 in ks and (name == TEACHER or name.startswith("seed_")):
+            layers = found["num_layers"]
+            for first in range(1, layers):
+                student = Student(runs_of([first, layers - first]))
+                rows.append(Row({"teacher": name, "k": 2, "partition": "cut"}, name, student))
     for k in [k for k in ks if k in _COMPARED]:
         best = own["phases"][str(k)]
         for seed in range(seeds):
@@ -65,16 +76,17 @@ def partitions(maps: dict, ks: list[int], seeds: int) -> list[Row]:
                 "shuffled": shuffled(best, seed),
             }
             for kind, layers in parts.items():
-                label = {"k": k, "partition": kind}
+                label = {"teacher": TEACHER, "k": k, "partition": kind}
                 rows.append(Row(label, TEACHER, Student(layers, seed)))
     return rows
 
 
 def _other_runs(distance: list, phases: list[int], seed: int) -> list[int]:
-    """Draw a partition into as many runs that is not the one given."""
+    """Draw a partition into as many runs of two layers at least that is not the one given."""
+    shortest = min(2, *phases)
     for draw in range(1000):
         runs = find_phases(distance, len(phases), "random", seed=1000 * seed + draw)
-        if runs != phases:
+        if runs != phases and min(runs) >= shortest:
             return runs
     raise ValueError(f"There is no other partition of {sum(phases)} layers than {phases}.")
 
@@ -82,8 +94,8 @@ def _other_runs(distance: list, phases: list[int], seed: int) -> list[int]:
 def alternatives(maps: dict, ks: list[int], seeds: int) -> list[Row]:
     """What else could the same bytes, or the same compute, buy?
 
-    Against a plain Raptor of k blocks: uniform phases; plain ViTs of few layers of their own, and
-    the same Raptor, both taught by the last state alone. The compute of the training
+    Against a plain Raptor of k blocks: plain ViTs of few layers of their own, and the same Raptor,
+    both taught by the last state alone. The compute of the training
     is the same for all.
     """
     own, rows = maps[TEACHER], []
@@ -95,7 +107,6 @@ def alternatives(maps: dict, ks: list[int], seeds: int) -> list[Row]:
             if k in (1, *_COMPARED):
                 students["few layers, last state"] = Student(even, seed, untied=True)
             if k in _COMPARED:
-                students["uniform phases"] = Student(even, seed)
                 students["Raptor, last state"] = Student(parts, seed, learned="last")
             for name, student in students.items():
                 rows.append(Row({"k": k, "kind": name}, TEACHER, student))
@@ -103,15 +114,13 @@ def alternatives(maps: dict, ks: list[int], seeds: int) -> list[Row]:
 
 
 def training(maps: dict, ks: list[int], seeds: int) -> list[Row]:
-    """When does block recurrence arise? Teachers at other drop rates, and at other times.
+    """When does block recurrence arise? Teachers of other drop rates, seeds and lengths.
 
-    Each gets Raptors of three blocks, cut at its own phases.
+    Each gets one Raptor of three blocks, cut at its own phases: the teacher is what is repeated.
     """
     rows = []
     for name, found in maps.items():
-        for seed in range(seeds):
-            student = Student(runs_of(found["phases"]["3"]), seed)
-            rows.append(Row({"teacher": name}, name, student))
+        rows.append(Row({"teacher": name}, name, Student(runs_of(found["phases"]["3"]))))
     return rows
 
 
@@ -190,16 +199,20 @@ def map_teacher(bench: Bench, ks: list[int]) -> dict:
 
     Phases are those of repeated max-cut, the published method, where it finds k, else those of
     exact max-cut over runs of layers. `similarity` is the mean cosine of two different layers,
-    `contrast` that of three phases (`partition_quality`).
+    `floor` the R² of a_0 plus the mean update of each position, which looks at no layer: the mean
+    over the layers of all tokens and of patches, the median of cls.
     """
-    views = bench.views(bench.settings.images.split, _MAP_IMAGES)
-    source = OnlineActivations(bench.system.model, views)
+    split, model = bench.settings.images.split, bench.system.model
+    source = OnlineActivations(model, bench.views(split, _MAP_IMAGES))
     distance = layer_distance(stream_states(source, "layers"), bench.system.layout)
+    fitted = OnlineActivations(model, bench.views(split, _FLOOR_IMAGES))
+    fitted = torch.cat(list(stream_states(fitted, None)))
+    floor = r2_baselines(fitted, bench.states, bench.system.layout)["a_0 + mean update"]
     phases = {str(k): _cut(distance, k) for k in ks}
     return {
         "distance": distance.tolist(),
         "similarity": float(1 - distance[np.triu_indices(len(distance), 1)].mean()),
-        "contrast": partition_quality(distance, phases["3"])["contrast"],
+        "floor": figures_of_r2(floor),
         "phases": phases,
         "drop_path_rate": getattr(bench.system.model.config, "drop_path_rate", None),
         "num_layers": bench.system.depth,

@@ -6,6 +6,7 @@ is, and over the spread of the states.
 """
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 import pandas
@@ -24,7 +25,8 @@ R2, R2_CLS, R2_PATCHES = "R²", "R² cls, median layer", "R² patches"
 LAST, GAP, ACCURACY = "R², last state", "ε / spread", "accuracy"
 FIGURES = [R2, R2_CLS, R2_PATCHES, LAST, GAP, ACCURACY]
 _IMAGES_AT_ONCE = 64
-_PERMUTATIONS = 10_000  # of a rank correlation; all of them of up to seven teachers
+_ORDERS = 10_000  # random ones, of a rank correlation
+_ALL_ORDERS = 7  # pairs of which all orders are tried
 
 
 def state_spread(states: torch.Tensor, groups: dict[str, slice]) -> dict[str, torch.Tensor]:
@@ -80,24 +82,34 @@ def measure_gap(
     return result, torch.cat(last)
 
 
+def figures_of_r2(scores: dict) -> dict[str, float | None]:
+    """Return R² over the layers, from those of `RSquared`: means, and the median of cls.
+
+    The little variance of cls at layer 1 would rule its mean.
+    """
+    cls = [r2 for r2 in scores["layers"].get("cls", ()) if r2 is not None]
+    return {
+        R2: scores["mean"]["all"],
+        R2_CLS: float(np.median(cls)) if cls else None,
+        R2_PATCHES: scores["mean"]["patches"],
+    }
+
+
 def table_of(rows: Sequence[dict]) -> pandas.DataFrame:
     """Return the students of an experiment with their labels and `FIGURES`, a row a student.
 
-    R² is the mean over layers; of cls the median, as the little variance of cls at layer 1 would
-    rule the mean. Students that learn the last state alone have no figures of the others.
+    Students that learn the last state alone have no figures of the others.
     """
     table = []
     for row in rows:
         figures = {LAST: row["r2"]["layers"]["all"][-1], ACCURACY: row["accuracy"]}
         if not row["untied"]:
-            cls = [r2 for r2 in row["r2"]["layers"].get("cls", ()) if r2 is not None]
-            figures[R2] = row["r2"]["mean"]["all"]
-            figures[R2_CLS] = np.median(cls) if cls else None
-            figures[R2_PATCHES] = row["r2"]["mean"]["patches"]
+            figures |= figures_of_r2(row["r2"])
             figures[GAP] = np.mean(row["to_spread"]["all"])
-        table.append({**row, **figures})
+        parts = tuple(map(tuple, row["parts"])) if "parts" in row else None
+        table.append({**row, **figures, "parts": parts})
     frame = pandas.DataFrame(table)
-    return frame.astype(dict.fromkeys(FIGURES, float))
+    return frame.astype({name: float for name in FIGURES if name in frame})
 
 
 def mean_in_words(values: pandas.Series) -> str:
@@ -111,19 +123,61 @@ def mean_in_words(values: pandas.Series) -> str:
     return f"{values.mean():.4f} ± {width:.4f}"
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """Return the difference of two means and its 95 % confidence interval (Welch's t)."""
-    test = stats.ttest_ind(first, second, equal_var=False)
-    return (float(np.mean(first) - np.mean(second)), *map(float, test.confidence_interval()))
+def cut_share(distance: np.ndarray, parts: Sequence[Sequence[int]]) -> float:
+    """Return the share of the distances (L, L) that lies between parts of the layers 1 … L."""
+    first, second = np.triu_indices(len(distance), 1)
+    part = np.zeros(len(distance))
+    for number, layers in enumerate(parts):
+        part[np.array(layers) - 1] = number
+    pairs = distance[first, second]
+    return float(pairs[part[first] != part[second]].sum() / pairs.sum())
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Return Spearman's rank correlation, and the p of so large a one over all orders of y."""
+def rank_correlation(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Return Spearman's rank correlation, mean over groups, and the p of one so far from 0.
 
-    def rho(order: np.ndarray) -> float:
-        return stats.spearmanr(x, order).statistic
+    p is two-sided, over orders within the groups: all of them for one group of up to seven pairs,
+    else 10,000 random ones.
 
-    test = stats.permutation_test(
-        [y], rho, permutation_type="pairings", n_resamples=_PERMUTATIONS, rng=0
-    )
-    return float(test.statistic), float(test.pvalue)
+    Args:
+        groups: x and y, (n,) each, such as the partitions of one teacher.
+    """
+    pairs = [(_scores(x), _scores(y)) for x, y in groups]
+    if len(pairs) == 1 and len(pairs[0][0]) <= _ALL_ORDERS:
+        orders = np.array(list(permutations(range(len(pairs[0][0])))))
+        found, first = pairs[0][1][orders] @ pairs[0][0], 0
+    else:
+        generator, first = np.random.default_rng(0), 1
+        found = np.zeros(_ORDERS)
+        for x, y in pairs:
+            found += generator.permuted(np.tile(y, (_ORDERS, 1)), axis=1) @ x / len(pairs)
+    rho = float(np.mean([x @ y for x, y in pairs]))
+    as_far = np.sum(np.abs(found) >= abs(rho) - 1e-12)
+    return rho, float((first + as_far) / (first + len(found)))
+
+
+def better_rank(
+    groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[float, float]:
+    """Return how much better x than z goes with y, in Spearman's ρ, mean over groups, and its p.
+
+    p is two-sided, over random exchanges of the ranks of x and z of single pairs.
+
+    Args:
+        groups: x, z and y, (n,) each.
+    """
+    generator, gain, found = np.random.default_rng(0), 0.0, np.zeros(_ORDERS)
+    for x, z, y in groups:
+        less, scores = _scores(x) - _scores(z), _scores(y)
+        signs = generator.choice([-1, 1], size=(_ORDERS, len(less)))
+        gain += float(less @ scores) / len(groups)
+        found += (signs * less) @ scores / len(groups)
+    as_far = np.sum(np.abs(found) >= abs(gain) - 1e-12)
+    return gain, float((1 + as_far) / (1 + _ORDERS))
+
+
+def _scores(values: np.ndarray) -> np.ndarray:
+    """Return centred ranks of length 1, whose products are Spearman's correlations."""
+    ranks = stats.rankdata(values)
+    ranks -= ranks.mean()
+    return ranks / np.linalg.norm(ranks)

@@ -7,24 +7,26 @@ from matplotlib.figure import Figure
 
 from evaluation.claims import Judged, claims_details, claims_table, judge
 from evaluation.plotting import COLORS, line_style, make_panels
+from raptor_hf.phases.nulls import straight_line
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
 from .claims import CLAIMS
-from .measures import ACCURACY, FIGURES, LAST, R2, mean_in_words, table_of
+from .measures import FIGURES, LAST, R2, cut_share, mean_in_words, table_of
 
 _BYTES = 4  # of a stored parameter, float32
+_GREY = "#9a9a9a"
 _LABELS = {
     "gap": ["k"],
-    "partitions": ["k", "partition"],
+    "partitions": ["teacher", "k", "partition"],
     "alternatives": ["kind", "k"],
     "training": ["teacher"],
 }
 _CAPTIONS = {
-    "gap": "ε, the mean distance of a Raptor's state from its teacher's, over the spread of the "
-    "teacher's states. Bands: all seeds.",
-    "alternatives": "What the same bytes can buy. All students had the same compute of training; "
-    "dots are the students, lines join their means.",
+    "partitions": "R² of Raptors over the share of the layer distances that their partition cuts, "
+    "left at k = 2. Grey: the share of |i − j| that it cuts.",
+    "alternatives": "What the same bytes, and the same compute of inference, can buy. All students "
+    "had the same compute of training; dots are the students, lines join their means.",
 }
 
 
@@ -61,9 +63,10 @@ def write_report(folder: str | Path) -> str:
     for name in _LABELS:
         if name in study:
             parts += [f"## {name}", experiment_table(study[name], name)]
-    for name, draw in {"gap": _draw_gap, "alternatives": _draw_alternatives}.items():
-        if name in study:
-            figure = draw(study[name])
+    draws = {"partitions": _draw_partitions, "alternatives": _draw_alternatives}
+    for name, draw in draws.items():
+        if study.get(name):
+            figure = draw(study)
             figure.savefig(Path(folder) / f"{name}.png", dpi=110, metadata={"Software": None})
             parts.append(f"![{_CAPTIONS[name]}]({name}.png)\n\n{_CAPTIONS[name]}")
     (Path(folder) / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -74,44 +77,60 @@ def experiment_table(rows: list[dict], experiment: str) -> str:
     """Return the means over seeds of an experiment with their intervals, a row a kind."""
     names, costs = _LABELS[experiment], ["stored_parameters", "multiply_adds", "steps"]
     lines = []
-    for key, students in table_of(rows).groupby(names, sort=False):
+    table = table_of(rows)
+    if experiment == "partitions":  # every cut is a row
+        cuts = table.partition == "cut"
+        lengths = table.parts.map(lambda parts: "-".join(str(len(part)) for part in parts))
+        table.loc[cuts, "partition"] = "cut " + lengths[cuts]
+    for key, students in table.groupby(names, sort=False):
         cells = [mean_in_words(students[figure]) for figure in FIGURES]
         cells += [f"{students[cost].iloc[0]:,}" for cost in costs]
         lines.append([*map(str, key), *cells])
     return markdown_table([*names, *FIGURES, "parameters", "multiply-adds", "steps"], lines)
 
 
-def _draw_gap(rows: list[dict]) -> Figure:
-    """Draw ε over the layers, a line a k and a panel a token group."""
-    groups, ks = list(rows[0]["to_spread"]), sorted({row["k"] for row in rows})
-    figure, axes = make_panels(1, len(groups))
-    for axis, group in zip(axes[0], groups, strict=True):
-        for number, k in enumerate(ks):
-            curves = np.array([row["to_spread"][group] for row in rows if row["k"] == k])
-            x = np.arange(1, curves.shape[1] + 1)
-            axis.plot(x, curves.mean(0), label=f"k = {k}", **line_style(number))
-            axis.fill_between(x, curves.min(0), curves.max(0), color=COLORS[number], alpha=0.12)
-        axis.set_title(group, fontsize="small")
-        axis.set(xlabel="layer", ylim=(0, None))
-    axes[0, 0].set_ylabel("ε / spread of the states")
-    axes[0, 0].legend(fontsize="x-small")
+def _draw_partitions(study: dict) -> Figure:
+    """Draw R² over cut share: a panel for the runs at k = 2, and one for all partitions."""
+    table = table_of(study["partitions"])
+    figure, ((left, right),) = make_panels(1, 2, sharey=True)
+    names = list(dict.fromkeys(table.teacher))
+    for (teacher, k), rows in table.groupby(["teacher", "k"], sort=False):
+        distance = np.array(study["maps"][teacher]["distance"])
+        means = rows.groupby("parts")[R2].mean()
+        shares = [cut_share(distance, parts) for parts in means.index]
+        even = [cut_share(straight_line(len(distance)), parts) for parts in means.index]
+        style = {**line_style(names.index(teacher)), "ls": "", "label": f"{teacher}, k = {k}"}
+        axis = left if k == 2 else right
+        axis.plot(even, means, **{**style, "color": _GREY, "label": None})
+        axis.plot(shares, means, **{**style, "color": COLORS[names.index(teacher) + (k - 2)]})
+    for axis in (left, right):
+        axis.set_xlabel("cut share")
+        if axis.lines:
+            axis.legend(fontsize=8)
+    left.set_ylabel("R²")
     return figure
 
 
-def _draw_alternatives(rows: list[dict]) -> Figure:
-    """Draw R² and accuracy against stored bytes: every student is a dot, a kind a line."""
-    table = table_of(rows)
-    table["MB"] = table.stored_parameters * _BYTES / 1e6
-    figure, axes = make_panels(1, 3)
-    for axis, name in zip(axes[0], (R2, LAST, ACCURACY), strict=True):
-        for number, (kind, students) in enumerate(table.groupby("kind", sort=False)):
+def _draw_alternatives(study: dict) -> Figure:
+    """Draw R² against stored bytes and inference: every student is a dot, a kind a line."""
+    table = table_of(study["alternatives"])
+    table["blocks, MB (float32)"] = table.stored_parameters * _BYTES / 1e6
+    table["multiply-adds of an image, millions"] = table.multiply_adds / 1e6
+    size, inference = table.columns[-2:]
+    figure, axes = make_panels(2, 2)
+    gone = table.kind.str.contains("corrections|experts")
+    for axis, (cost, name) in zip(
+        axes.flat, [(size, R2), (size, LAST), (inference, LAST)], strict=False
+    ):
+        axis.plot(table[gone][cost], table[gone][name], ".", color=_GREY, ms=4)
+        for number, (kind, students) in enumerate(table[~gone].groupby("kind", sort=False)):
             if name == R2 and "last state" in kind:
                 continue  # these students learn the last state alone
-            means = students.groupby("MB")[name].mean()
-            axis.plot(students.MB, students[name], ".", color=COLORS[number], ms=3)
-            axis.plot(means.index, means, label=kind, **line_style(number))
+            means = students.groupby("stored_parameters")[[cost, name]].mean()
+            axis.plot(students[cost], students[name], ".", color=COLORS[number], ms=4)
+            axis.plot(means[cost], means[name], label=kind, **line_style(number))
         axis.set_title(name, fontsize="small")
-        axis.set_xlabel("blocks, MB (float32)")
-    handles = axes[0, -1].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside right upper", fontsize="x-small")
+        axis.set_xlabel(cost)
+    axes[1, 1].set_axis_off()
+    axes[1, 1].legend(*axes[0, 1].get_legend_handles_labels(), fontsize=9, loc="center left")
     return figure

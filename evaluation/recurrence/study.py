@@ -5,10 +5,11 @@
         --activations outputs/digits/activations --output_dir outputs/study/results \
         --teachers drop_0=outputs/study/drop_0 untrained=outputs/study/untrained
 
-Experiments: `gap` (ε for k = 1 … 6), `partitions` (max-cut against others), `alternatives` (what
-else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`, `untrained`, `early`,
-`overfitted`). Every student has the same compute of training, `--units`; one that is trained stays
-on record, and the same command goes on. Writes a JSON an experiment, `study.md` and figures.
+Experiments: `gap` (ε for k = 1 … 6), `partitions` (all cuts at k = 2, max-cut against others),
+`alternatives` (what else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`,
+`untrained`, and `over_RUN_STEPS`, checkpoints of runs that overfit). Every student has the same
+compute of training, `--units`; one that is trained stays on record, and the same command goes on.
+Writes a JSON an experiment, `study.md` and figures.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Arguments:
     )
     teachers: list[str] = field(
         default_factory=list,
-        metadata={"help": "NAME=FOLDER of other teachers, for training and the phase maps"},
+        metadata={"help": "NAME=FOLDER of other teachers, for training, maps and cuts"},
     )
     units: float = field(
         default=100,

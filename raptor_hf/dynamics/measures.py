@@ -1,20 +1,14 @@
 """Measures of a trajectory x_0 … x_L on the unit sphere, x̂ = x / ‖x‖.
 
 Norms grow with depth, so states do not converge, but their directions may (arXiv 2512.19941, §5).
-All measures take states (B, L + 1, N, D) and give numbers per image. `Spread` keeps the mean and
-standard deviation over the images of a stream.
+All measures take states (B, L + 1, N, D) and give numbers per image.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from ..configuration_raptor import TokenLayout
-from ..phases.cuts import check_partition, random_phases
-
-_RANDOM_PARTITIONS = 1000  # drawn to compare the boundaries of a partition with
 
 
 def directions(states: torch.Tensor) -> torch.Tensor:
@@ -97,70 +91,3 @@ def update_ranks(updates: torch.Tensor) -> dict[str, torch.Tensor]:
     shares = squares.sqrt() / squares.sqrt().sum(dim=-1, keepdim=True)
     entropy = torch.special.entr(shares).sum(dim=-1)
     return {"stable": stable, "effective": entropy.exp()}
-
-
-class Spread:
-    """Mean and standard deviation of named figures over a stream of images."""
-
-    def __init__(self):
-        # sums of the values and of their squares, (2, …)
-        self.sums: dict[tuple[str, ...], np.ndarray] = {}
-        self.counts: dict[tuple[str, ...], int] = {}
-
-    def add(self, figures: Mapping[tuple[str, ...], torch.Tensor]) -> None:
-        """Add figures (B, …) of some images."""
-        for key, values in figures.items():
-            values = values.double()
-            sums = torch.stack([values.sum(dim=0), values.square().sum(dim=0)]).cpu().numpy()
-            self.sums[key] = self.sums.get(key, 0) + sums
-            self.counts[key] = self.counts.get(key, 0) + len(values)
-
-    def mean(self, *key: str) -> np.ndarray:
-        """Return the mean of a figure over the images."""
-        return self.sums[key][0] / self.counts[key]
-
-    def std(self, *key: str) -> np.ndarray:
-        """Return the standard deviation over these images, not an estimate for others."""
-        squares = self.sums[key][1] / self.counts[key]
-        return np.sqrt(np.maximum(squares - self.mean(*key) ** 2, 0))
-
-    def summary(self) -> dict:
-        """Return all figures, nested by the parts of their names: `mean` and `std` as lists."""
-        tree: dict = {}
-        for key in self.sums:
-            node = tree
-            for part in key:
-                node = node.setdefault(part, {})
-            node |= {"mean": self.mean(*key).tolist(), "std": self.std(*key).tolist()}
-        return tree
-
-
-def boundary_speed(speed: np.ndarray, phases: list[int], *, seed: int = 0) -> dict | None:
-    """Compare the speed (L,) at phase boundaries with the speed inside phases.
-
-    The turn of layer 1, away from the embeddings, counts on neither side.
-
-    Returns:
-        `ratio`: mean speed at the boundaries over that inside; `above_random`: share of other,
-        random partitions into as many runs with a smaller ratio. None without boundary or inside.
-
-    Raises:
-        ValueError: phases that do not cover the layers.
-    """
-    check_partition(phases, len(speed))
-
-    def ratio(lengths: list[int]) -> float:
-        cuts = np.cumsum(lengths)[:-1]  # speed[c] is the turn from layer c to c + 1
-        inside = np.setdiff1d(np.arange(1, len(speed)), cuts)
-        return speed[cuts].mean() / speed[inside].mean()
-
-    # some layers at a boundary, some inside
-    if not 1 < len(phases) < len(speed):
-        return None
-    # the same ratio for random partitions
-    measured, below = ratio(phases), []
-    for draw in range(seed, seed + _RANDOM_PARTITIONS):
-        lengths = random_phases(len(speed), len(phases), seed=draw)
-        if lengths != list(phases):
-            below.append(ratio(lengths) < measured)
-    return {"ratio": float(measured), "above_random": float(np.mean(below))}

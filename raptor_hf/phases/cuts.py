@@ -226,29 +226,3 @@ def check_partition(phases: list[int], depth: int) -> None:
     """Refuse phases that do not cover the layers 1 … L, with a ValueError."""
     if min(phases, default=0) < 1 or sum(phases) != depth:
         raise ValueError(f"phases must be positive and sum to {depth}; got {list(phases)}.")
-
-
-def phase_contrast(
-    distance: np.ndarray, phases: list[int], *, draws: int, seed: int = 0
-) -> dict[str, object]:
-    """Measure how well phases separate the layers, beside random partitions.
-
-    Args:
-        distance: (L, L) layer distances.
-        phases: lengths that sum to L.
-        draws: random partitions of each kind, from `seed` on.
-
-    Returns:
-        `partition_quality`, and the contrasts of other, `random` partitions into as many runs, and
-        of `shuffled` ones of the same lengths over layers in random order.
-    """
-    random, shuffled = [], []
-    for draw in range(draws):
-        # another partition of the same layers
-        runs = random_phases(len(distance), len(phases), seed=seed + draw)
-        if runs != list(phases):
-            random.append(partition_quality(distance, runs)["contrast"])
-        # the same partition of layers in another order
-        order = np.random.default_rng((seed, draw)).permutation(len(distance))
-        shuffled.append(partition_quality(distance[np.ix_(order, order)], phases)["contrast"])
-    return {**partition_quality(distance, phases), "random": random, "shuffled": shuffled}

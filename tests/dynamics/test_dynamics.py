@@ -5,20 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ReadingArguments, make_processor
-from raptor_hf.dynamics.interventions import (
-    draw_swaps,
-    layer_swap,
-    more_time,
-    self_correction,
-    swap_candidates,
-)
+from raptor_hf.dynamics.interventions import layer_swap, self_correction
 from raptor_hf.dynamics.measures import (
-    Spread,
     angles,
-    boundary_speed,
     coherence,
     directions,
     measure,
@@ -26,7 +17,7 @@ from raptor_hf.dynamics.measures import (
 )
 from raptor_hf.dynamics.systems import DepthSystem, load_inputs, load_system
 from raptor_hf.teachers import trajectory
-from tests.helpers import LAYOUT, randomised, save_models, tiny_teacher
+from tests.helpers import LAYOUT, save_models, tiny_teacher
 
 
 class LinearSystem:
@@ -52,13 +43,6 @@ def batch_of(number):
 @pytest.fixture
 def system(teacher):
     return DepthSystem("teacher", teacher, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
-
-
-@pytest.fixture
-def raptor(teacher):
-    torch.manual_seed(0)
-    model = randomised(make_raptor(teacher, [2, 4])).eval().requires_grad_(False)
-    return DepthSystem("raptor", model, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
 
 
 def test_angles_worked_out_by_hand():
@@ -148,36 +132,6 @@ def test_coherence_of_identical_and_of_orthogonal_patches():
     torch.testing.assert_close(coherence(3 * torch.eye(4)[None]), torch.tensor([0.5]))
 
 
-def test_spread_is_that_of_all_images_together():
-    values = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    spread = Spread()
-    for part in values.split(4):
-        spread.add({("a", "b"): part, ("c",): part[:, 0]})
-    np.testing.assert_allclose(spread.mean("a", "b"), values.mean(dim=0), rtol=1e-6)
-    np.testing.assert_allclose(spread.std("c"), values[:, 0].numpy().std(), rtol=1e-6)
-    assert spread.summary()["a"]["b"]["mean"] == spread.mean("a", "b").tolist()
-
-
-def test_speed_at_boundaries_by_hand():
-    speed = np.array([99.0, 1, 1, 6, 2, 2])  # the first turn counts nowhere
-    found = boundary_speed(speed, [3, 3])
-    assert found["ratio"] == pytest.approx(6 / 1.5) and found["above_random"] == 1
-    assert boundary_speed(speed, [1, 5])["ratio"] == pytest.approx(1 / 2.75)
-    assert boundary_speed(speed, [6]) is None and boundary_speed(speed, [1] * 6) is None
-    with pytest.raises(ValueError, match=r"sum to 6; got \[3, 2\]"):
-        boundary_speed(speed, [3, 2])
-
-
-def test_stand_ins_by_hand():
-    assert swap_candidates([2, 1], "same_phase") == {1: [2], 2: [1]}
-    assert swap_candidates([2, 1], "other_phase_near") == {2: [3], 3: [2]}
-    assert draw_swaps([2, 1], "same_phase", 3, draws=4) == []
-    draws = draw_swaps([3, 3], "other_phase_near", 2, draws=5, seed=1)
-    assert draws == draw_swaps([3, 3], "other_phase_near", 2, draws=5, seed=1) and len(draws) == 5
-    for swap in draws:
-        assert len(swap) == 2 and all((a <= 3) != (b <= 3) for a, b in swap.items())
-
-
 def test_a_swap_is_the_teacher_with_other_weights(system, teacher, pixel_values):
     states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
     labels = torch.tensor([0, 1, 0])
@@ -193,22 +147,6 @@ def test_a_swap_is_the_teacher_with_other_weights(system, teacher, pixel_values)
     torch.testing.assert_close(found["accuracy"], torch.stack(right, dim=1))
     system.head = None
     assert list(layer_swap(system, states, [swap])) == ["cosine"]
-
-
-def test_more_time_applies_the_last_block_again(raptor, pixel_values):
-    states = raptor.trajectory({"pixel_values": pixel_values, **batch_of(3)})
-    found = more_time(raptor, states, 3, torch.tensor([0, 1, 1]))
-    for told, depths in (("held", [6, 6, 6]), ("free", [7, 8, 9])):
-        run = [states[:, -1]]
-        for depth in depths:
-            run.append(raptor.model.blocks[1](run[-1], torch.tensor([depth])))
-        cosines = [nn.functional.cosine_similarity(s[:, 0], run[0][:, 0]) for s in run]
-        torch.testing.assert_close(
-            found["more_time", told, "convergence", "cls"], torch.stack(cosines, dim=1)
-        )
-        turn = angles(run[3][:, 3:], run[2][:, 3:]).mean(dim=1)
-        torch.testing.assert_close(found["more_time", told, "speed", "patches"][:, 2], turn)
-        assert found["more_time", told, "accuracy"].shape == (3, 4)
 
 
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):

@@ -14,7 +14,6 @@ from raptor_hf.phases.cuts import (
     find_phases,
     max_cut,
     partition_quality,
-    phase_contrast,
     recursive_max_cut,
 )
 from raptor_hf.phases.distance import layer_distance, load_distance
@@ -254,13 +253,3 @@ def test_a_cut_is_refused_before_the_work_or_the_distances_are_kept(tmp_path, ca
     maxcut = [find_phases_program, "--output_dir", tmp_path / "maxcut", "--method", "maxcut"]
     printed = call(*maxcut, "--distance", tmp_path / "out" / "phases.json")
     assert [line[:4] for line in printed.out.splitlines()] == ["k=2:", "k=3:", "k=4:"]
-
-
-def test_phases_of_a_planted_matrix_beat_all_others():
-    phase = np.repeat([0, 1, 2], [2, 3, 4])
-    distance = np.where(phase[:, None] == phase, 0.1, 0.9)
-    found = phase_contrast(distance, [2, 3, 4], draws=50)
-    assert found["contrast"] == pytest.approx(0.8)
-    assert max(found["random"]) < 0.8 and len(found["random"]) > 40
-    assert np.mean(found["shuffled"]) < 0.2
-    assert phase_contrast(distance, [9], draws=5)["contrast"] is None
