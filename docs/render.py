@@ -191,6 +191,47 @@ def search() -> str:
     return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
 
 
+def fidelity() -> str:
+    """Return what bytes buy on the digits: a row a model and number of bits."""
+    rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
+    for row in benchmark("fidelity_digits"):
+        way = f", {row['method']}" if row["method"] in ("HQQ", "learned") else ""
+        bits = f"{row['bits']}{way}" if row["bits"] else "–"
+        cells = [row["model"], bits, f"{row['bytes'] / 1e3:.0f}"]
+        cells.append(f"{row['multiply_adds'] / 1e6:.1f}")
+        for key in keys:
+            value, low, high = row.get(key, (np.nan,) * 3)  # a shallow ViT lacks the mean
+            cell = f"{value:.3f}" if value == value else "–"
+            if key in ("r2_last", "recall"):
+                cell += f" ({low:.3f} to {high:.3f})"
+            cells.append(cell)
+        rows.append(cells)
+    heading = ["model", "bits", "kB", "10⁶ multiply-adds", "R²", "R², last layer", "R², cls"]
+    heading += ["cosine, cls", "k-NN", "linear", "recall@10"]
+    return markdown_table(heading, rows)
+
+
+def quantized() -> str:
+    """Return what few bits cost on the digits, k = 2, rounded afterwards or learned with."""
+    runs = read_json(RESULTS / "digits" / "quantize" / "fidelity_digits.json")["result"]
+    found: dict[tuple, list[dict]] = {}
+    for run in runs:
+        name, seed, _ = run["model"].rpartition("_seed_")
+        if seed:
+            found.setdefault((run["bits"], run["method"]), []).append(run)
+    rows = []
+    for (bits, method), seeds in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+        way = "learned" if method == "learned" else "rounded"
+        cells = [
+            f"{bits} bits" + (f", {way}" if bits < 16 else ""),
+            f"{seeds[0]['bytes'] / 1e3:.0f}",
+        ]
+        for key in ("r2", "r2_last", "r2_cls"):
+            cells.append(mean_std(np.array([run[key][0] for run in seeds]), 4))
+        rows.append(cells)
+    return markdown_table(["k = 2", "kB", "R²", "R², last layer", "R², cls"], rows)
+
+
 def speed() -> str:
     """Return size and speed of base size on one CPU thread, as multiples of the reference."""
     rows = []

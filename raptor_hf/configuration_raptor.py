@@ -174,6 +174,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         block_norm_eps: its eps (the final norm keeps the teacher's own).
         biases: names of the linear layers of a block that have a bias, of "query", "key", "value",
             "output", "fc1" and "fc2"; None: all.
+        weight_bits: the matrices of the blocks have values of so many bits, in groups of 32 inputs
+            with a float16 scale each (`--quantize`); None: any values.
         num_applications: apply blocks for the first so many layers only; None: for all L.
             `hidden_states` has L + 1 entries in any case: later ones repeat the last state.
         depth_bins: number of equally wide bins that a depth head chooses among.
@@ -202,6 +204,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     block_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     block_norm_eps: float = 1e-6
     biases: list[str] | None = None
+    weight_bits: int | None = None
     num_applications: int | None = None
     depth_bins: int = 256
     min_depth: float = 0.001

@@ -3,11 +3,13 @@
     python -m evaluation.benchmarks model         # inference: minutes on one thread
     python -m evaluation.benchmarks train_step    # a training step, and the memory that it keeps
     python -m evaluation.benchmarks recipe        # R² against compute, from `reproduce.sh digits`
+    python -m evaluation.benchmarks fidelity --models raptor_k3=DIR    # what bytes buy, the same
 
 Needs the extra `train`. The first two take `--device cuda`, and then compute in bfloat16. `recipe`
 takes hours, goes on where it stopped, and compares recipes on any teacher once `reproduce.sh` has
-found its phases. The figures go to evaluation/results/benchmarks/<name>.json as they are measured;
-the expected ones are in docs/performance.md and recipes.md.
+found its phases. `fidelity` shows HQQ, too, where hqq is installed. The figures go to
+evaluation/results/benchmarks/<name>.json as they are measured; the expected ones are in
+docs/performance.md and recipes.md.
 """
 
 import argparse
@@ -16,11 +18,14 @@ from pathlib import Path
 
 import torch
 
+from evaluation.benchmarks.fidelity import benchmark_fidelity, draw
 from evaluation.benchmarks.models import SIZES, benchmark_model, benchmark_train_step
 from evaluation.benchmarks.recipes import benchmark_recipes
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
+
+_FOLDERS = ("line", "output_dir", "models", "shallow")  # of this machine
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -29,15 +34,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("benchmark", choices=["model", "train_step", "recipe"])
+    add("benchmark", choices=["model", "train_step", "recipe", "fidelity"])
     add("--size", default="base", choices=list(SIZES), help="of model and train_step")
     add("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of model and train_step")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
-    add("--line", default="outputs/digits", help="recipe: folder of reproduce.sh")
-    add("--model", help="recipe: the teacher; default: that of the line")
-    add("--dataset", help="recipe: images of the teacher; default: the stored digits")
-    add("--resolution", type=int, nargs="+", help="recipe: height and width in pixels")
+    add("--line", default="outputs/digits", help="recipe, fidelity: folder of reproduce.sh")
+    add("--teacher", help="recipe, fidelity: the teacher; default: that of the line")
+    add("--dataset", help="recipe, fidelity: images; default: the stored digits")
+    add("--resolution", type=int, nargs="+", help="recipe, fidelity: height and width in pixels")
+    add("--models", nargs="*", default=[], help="fidelity: Raptors, NAME=FOLDER")
+    add(
+        "--shallow",
+        help="fidelity: folder of a ViT of as many layers as the first of the models "
+        "has blocks; it is trained if it is not there",
+    )
+    add("--train_images", type=int, default=0, help="fidelity: of the classifiers; 0: all")
+    add("--test_images", type=int, default=0, help="fidelity: held out; 0: all")
     add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
     add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
         help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip
@@ -57,14 +70,24 @@ def main(argv: list[str] | None = None) -> None:
     if a.device == "cuda":
         name, machine = f"{name}_cuda", torch.cuda.get_device_name()
     line = Path(a.line).name
-    if name == "recipe" and line != "digits":
-        name = f"recipe_{line}"
+    if name == "fidelity" or (name == "recipe" and line != "digits"):
+        name = f"{name}_{line}"
     path = Path(a.output_dir) / f"{name}.json"
-    settings = {key: value for key, value in vars(a).items() if key not in ("line", "output_dir")}
+    settings = {key: value for key, value in vars(a).items() if key not in _FOLDERS}
     content = {"settings": settings, "machine": machine, "environment": environment()}
 
     if a.benchmark == "recipe":
         write_json(path, {"result": benchmark_recipes(a), **content})
+        return
+    if a.benchmark == "fidelity":
+        rows = []
+        for row in benchmark_fidelity(a):
+            rows.append(row)
+            print(
+                {key: value[0] if isinstance(value, list) else value for key, value in row.items()}
+            )
+            write_json(path, {"result": rows, **content})
+        draw(rows, path.with_suffix(".png"))
         return
     measure, result = benchmark_model, {}
     if a.benchmark == "train_step":

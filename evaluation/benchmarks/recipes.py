@@ -61,7 +61,7 @@ class Setting:
 
     def __init__(self, a: argparse.Namespace):
         line = Path(a.line)
-        name = a.model or str(line / "teacher")
+        name = a.teacher or str(line / "teacher")
         self.teacher, self.record = load_backbone(name), line / "recipe_runs.jsonl"
         self.flags = {"teacher": name, "phases_file": line / "phases" / "phases.json"}
         self.phases = read_json(self.flags["phases_file"])["phases"]

@@ -70,9 +70,18 @@ class ObjectiveArguments:
         default="none",
         metadata={"help": "weights of cls,registers,patches (0.45,0.10,0.45), or none: plain mean"},
     )
+    quantize: int | None = field(
+        default=None,
+        metadata={
+            "help": "round the matrices of blocks to so many bits, 2 to 8: in every rollout after "
+            "the phase_fraction, and in the result"
+        },
+    )
 
     def __post_init__(self):
         parse_token_weights(self.token_weights)
+        if self.quantize is not None and not 2 <= self.quantize <= 8:
+            raise ValueError(f"--quantize takes 2 to 8 bits; got {self.quantize}.")
         if not 0 <= self.phase_fraction <= 1:
             raise ValueError(f"--phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
         if self.phase_fraction and self.objective == "teacher_forcing":

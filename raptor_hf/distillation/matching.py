@@ -13,6 +13,7 @@ from ..runs.processes import compiled
 from .arguments import ObjectiveArguments
 from .objective import token_loss
 from .rollout import Chain, covered_layers, rollout
+from .rounding import round_products
 
 
 class TrajectoryMatching(nn.Module):
@@ -52,6 +53,9 @@ class TrajectoryMatching(nn.Module):
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
+        self.rounded = []
+        if arguments.quantize:
+            self.rounded = round_products(self.blocks, arguments.quantize)
 
         # the variances that errors are divided by, (groups, layers)
         rows = None
@@ -74,8 +78,11 @@ class TrajectoryMatching(nn.Module):
         (rolled out if the loss counts that, else teacher-forced), and the teacher's states
         (B, S + 1, N, D), with the one that it starts from.
         """
-        forcing = self.arguments.forcing(progress)
+        forcing, by_phases = self.kind(progress)
         outputs = {}
+        # on the digits R² of cls is .710 with weights rounded from here on, .662 from the start on
+        for layer in self.rounded:
+            layer.rounding = not by_phases
         for chain in self.chains:
             # the teacher's states, and their variances, at the layers of the chain
             start, stop = chain.layers[0], chain.layers[-1]
@@ -86,7 +93,7 @@ class TrajectoryMatching(nn.Module):
 
             # teacher forcing is a rollout that is reset at every layer
             starts = {start}
-            if self.arguments.by_phases(progress):
+            if by_phases:
                 starts = {span.start for span in chain.spans}
             loss = 0.0
             for weight, resets in ((forcing, range(start, stop)), (1 - forcing, starts)):

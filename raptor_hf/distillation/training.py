@@ -14,6 +14,7 @@ from .blocks import Chain
 from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
 from .objective import state_variances, token_loss
+from .rounding import keep_rounded
 
 
 def print_plan(
@@ -84,6 +85,8 @@ def train_chains(
 ) -> None:
     """Train the blocks of chains in place, so that they follow the teacher's states.
 
+    With `quantize` their matrices have rounded values then, and their configuration the bits.
+
     Args:
         activations: a source of the states of all layers that the chains cover.
         validation, groups, new_views: as for `fit`, whose errors are raised.
@@ -107,3 +110,7 @@ def train_chains(
         new_views=new_views,
         validation=validation,
     )
+    if objective.quantize:
+        keep_rounded(module.blocks)
+        for block in module.blocks.values():
+            block.attention.config.weight_bits = objective.quantize

@@ -1,0 +1,310 @@
+"""What bytes buy: teacher, Raptors and a shallow ViT in few bits, on the same held-out images.
+
+The bytes are counted: matrices of layers or blocks in their bits with a float16 scale for every 32
+inputs, everything else in 16 bits. R² is that of `RSquared`. Of every figure the file has the
+interval that 95 % of 1,000 bootstrap draws of the held-out images fall into; the models, and what
+their classifiers learned from, stay as they are.
+"""
+
+import argparse
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from transformers import PreTrainedModel
+
+from evaluation.plotting import line_style
+from raptor_hf import make_raptor
+from raptor_hf.activations import open_source
+from raptor_hf.configuration_raptor import phase_spans, teacher_family
+from raptor_hf.data import ImageViews, batches, choose_images, load_images
+from raptor_hf.distillation import chain_of, train_chains
+from raptor_hf.distillation.arguments import parse_token_weights
+from raptor_hf.distillation.compute import application_flops
+from raptor_hf.distillation.provenance import training_facts
+from raptor_hf.distillation.rounding import GROUP, round_weight, unpack_weight
+from raptor_hf.loop import remove_checkpoints
+from raptor_hf.modeling_raptor_heads import pool_tokens
+from raptor_hf.plotting import make_figure
+from raptor_hf.runs.arguments import named_folders, parse_arguments
+from raptor_hf.teachers import load_backbone, load_processor, trajectory
+from raptor_hf.teachers.layers import config_for_teacher
+from raptor_hf.teachers.states import final_norm, up_to_layer
+from training import distill_raptor
+
+_CLIPPING = np.linspace(1, 0.6, 9)  # shares of the largest value of a group that are tried
+_NEIGHBOURS, _DRAWS, _BATCH = 10, 1000, 32
+
+
+def nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round a matrix to the nearest values; each group is clipped where its error is least."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    largest = groups.abs().amax(dim=2, keepdim=True)
+    best, least = weight, torch.full_like(largest, torch.inf)
+    for share in _CLIPPING:
+        clipped = groups.clamp(-share * largest, share * largest).flatten(1)
+        rounded = unpack_weight(*round_weight(clipped, bits))
+        errors = (rounded.unflatten(1, (-1, GROUP)) - groups).square().sum(dim=2, keepdim=True)
+        better = (errors < least).expand_as(groups).flatten(1)
+        best, least = torch.where(better, rounded, best), torch.minimum(errors, least)
+    return best
+
+
+def half_quadratic(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round a matrix by HQQ, with a zero point for every group beside the scale."""
+    from hqq.core.quantize import Quantizer
+
+    options = {"group_size": GROUP, "axis": 1, "bitpack": False, "device": "cpu"}
+    integers, meta = Quantizer.quantize(weight, nbits=bits, compute_dtype=torch.float32, **options)
+    return ((integers.float() - meta["zero"]) * meta["scale"]).float().reshape(weight.shape)
+
+
+def layers_of(model: PreTrainedModel) -> nn.Module:
+    """Return the blocks of a Raptor or the layers of a teacher."""
+    raptor = model.config.model_type == "raptor"
+    return model.blocks if raptor else model.get_submodule(teacher_family(model.config).layers)
+
+
+@torch.no_grad()
+def in_bits(
+    model: PreTrainedModel, bits: int, rounding: Callable | None
+) -> tuple[PreTrainedModel, int]:
+    """Return a model with matrices of so many bits and 16 for the rest, and the bytes of both.
+
+    Args:
+        rounding: (matrix, bits) to the rounded matrix; None: they are rounded already.
+    """
+    model, size = copy.deepcopy(model), 0
+    linear = [part.weight for part in layers_of(model).modules() if type(part) is nn.Linear]
+    matrices = set(map(id, linear)) if bits < 16 else set()
+    for weight in model.parameters():
+        if id(weight) not in matrices:
+            weight.copy_(weight.half())
+            size += 2 * weight.numel()
+            continue
+        if rounding:
+            weight.copy_(rounding(weight, bits))
+        scales = 32 if rounding is half_quadratic else 16
+        size += weight.numel() * bits // 8 + weight.numel() // GROUP * scales // 8
+    return model, size
+
+
+@torch.no_grad()
+def run(model: PreTrainedModel, images: ImageViews) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield states (B, L + 1, N, D) and features [cls, mean of patches] (B, 2·D) after the norm."""
+    for batch in batches(images, _BATCH, None):
+        states = trajectory(model, batch["pixel_values"])
+        yield states, pool_tokens(final_norm(model, states[:, -1]), model.config)
+
+
+class Judge:
+    """Compares models with a teacher on held-out images; classifiers learn from other images.
+
+    Args:
+        name: folder or Hub id of the teacher, which has a cls token.
+        dataset: a name for `load_images`.
+        numbers: of the images to learn from and of those held out, chosen at random; 0: all.
+    """
+
+    def __init__(
+        self, name: str, dataset: str, resolution: list[int] | None, numbers: tuple[int, int]
+    ):
+        self.teacher, processor = load_backbone(name), load_processor(name, resolution)
+        splits = ("train", "test" if dataset == "digits" else "val")
+        self.views, self.classes = [], []
+        for split, number in zip(splits, numbers, strict=True):
+            images = load_images(dataset, split)
+            chosen = choose_images(len(images), min(number or len(images), len(images)), 0)
+            self.views.append(ImageViews(images, processor, image_ids=chosen))
+            self.classes.append(self.views[-1].labels[chosen].numpy())
+
+        # the teacher's states, their squared deviations from the mean, its features
+        states, self.own = map(torch.cat, zip(*run(self.teacher, self.views[1]), strict=True))
+        self.states, self.num_tokens, self.width = states, states.shape[2], states.shape[3]
+        cls_means = states[:, :, 0].mean(dim=0)
+        self.totals = {
+            "all": (states - states.mean(dim=(0, 2))[:, None]).square().sum(dim=(2, 3)),
+            "cls": (states[:, :, 0] - cls_means).square().sum(dim=2),
+        }
+        self.learned = torch.cat([features for _, features in run(self.teacher, self.views[0])])
+        self.draws = np.random.default_rng(0).multinomial(
+            len(states), np.full(len(states), 1 / len(states)), _DRAWS
+        )
+
+    def judge(self, model: PreTrainedModel) -> dict[str, list[float]]:
+        """Return figures of a model, see `scores`; without all layers only the last is compared."""
+        errors, tested = {"all": [], "cls": []}, []
+        for (states, features), target in zip(
+            run(model, self.views[1]), self.states.split(_BATCH), strict=True
+        ):
+            tested.append(features)
+            if states.shape != target.shape:
+                states, target = states[:, -1:], target[:, -1:]
+            difference = (states - target).square().sum(dim=3)
+            errors["all"].append(difference.sum(dim=2))
+            errors["cls"].append(difference[:, :, 0])
+        learned = torch.cat([features for _, features in run(model, self.views[0])])
+        return self.scores({k: torch.cat(v) for k, v in errors.items()}, learned, torch.cat(tested))
+
+    def constant(self) -> dict[str, list[float]]:
+        """Return figures of the mean state and the mean features, whatever the image."""
+        mean = self.own.mean(dim=0)
+        return self.scores(self.totals, mean.expand_as(self.learned), mean.expand_as(self.own))
+
+    def scores(
+        self, errors: dict[str, torch.Tensor], learned: torch.Tensor, tested: torch.Tensor
+    ) -> dict[str, list[float]]:
+        """Return every figure with the ends of its interval.
+
+        `r2`, `r2_cls`: means over the layers; `r2_last`; `cosine` of the last cls tokens, normed;
+        accuracies: `knn`, 10 neighbours by cls tokens, and `linear`, ridge regression on the
+        features; `recall`: share of the teacher's 10 nearest cls tokens of an index that the model
+        finds there.
+
+        Args:
+            errors: squared, of all tokens and of cls, (n, L + 1), or (n, 1) of the last layer.
+            learned, tested: features of the images to learn from and of those held out.
+        """
+        # R² of layers
+        losses = {"r2_last": (errors["all"][:, -1:], self.totals["all"][:, -1:])}
+        if errors["all"].shape[1] > 1:
+            for name, group in (("r2", "all"), ("r2_cls", "cls")):
+                losses[name] = (errors[group][:, 1:], self.totals[group][:, 1:])
+
+        # shares of images
+        cls = [unit(features[:, : self.width]) for features in (learned, tested, self.own)]
+        hits = {"cosine": (cls[1] * cls[2]).sum(dim=1)}
+        knn = KNeighborsClassifier(_NEIGHBOURS, metric="cosine").fit(cls[0], self.classes[0])
+        ridge = RidgeClassifierCV(np.logspace(-1, 5, 7))
+        linear = make_pipeline(StandardScaler(), ridge).fit(learned, self.classes[0])
+        hits["knn"] = knn.predict(cls[1]) == self.classes[1]
+        hits["linear"] = linear.predict(tested) == self.classes[1]
+        index = unit(self.learned[:, : self.width])
+        found, right = ((part @ index.T).topk(_NEIGHBOURS).indices for part in cls[1:])
+        hits["recall"] = (found[:, :, None] == right[:, None]).any(dim=2).double().mean(dim=1)
+        for name, values in hits.items():
+            losses[name] = (
+                1 - torch.as_tensor(values).double()[:, None],
+                torch.ones(len(values), 1),
+            )
+        return {name: interval(*loss, self.draws) for name, loss in losses.items()}
+
+
+def unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Scale vectors (n, D) to length 1."""
+    return nn.functional.normalize(vectors, dim=1)
+
+
+def interval(errors: torch.Tensor, totals: torch.Tensor, draws: np.ndarray) -> list[float]:
+    """Return the mean over columns of 1 − Σ errors / Σ totals, and the ends of its 95 % interval.
+
+    Args:
+        errors, totals: (n, columns), of every image.
+        draws: (d, n), how often each image is drawn.
+    """
+    errors, totals = errors.double().numpy(), totals.double().numpy()
+    drawn = 1 - ((draws @ errors) / (draws @ totals)).mean(axis=1)
+    value = 1 - (errors.sum(axis=0) / totals.sum(axis=0)).mean()
+    return [round(float(x), 5) for x in (value, *np.percentile(drawn, (2.5, 97.5)))]
+
+
+def train_shallow(a: argparse.Namespace, teacher: PreTrainedModel, like: str) -> None:
+    """Train a ViT of as many layers as a Raptor has blocks to make the last state alone.
+
+    It starts as the last layer of every phase, and learns from as many images, by the recipe in
+    `training.json` of the Raptor. The result goes to `a.shallow`; an interrupted run goes on.
+    """
+    recipe = training_facts(like)["stages"][-1]["arguments"]
+    recipe |= {"teacher": teacher.name_or_path, "phase_fraction": 0.0, "report_to": "none"}
+    recipe |= {"output_dir": a.shallow, "activations": str(Path(a.line) / "activations")}
+    if a.dataset:
+        recipe |= {"activations": "online", "dataset": a.dataset, "views": 0}
+    if a.resolution:
+        recipe["resolution"] = a.resolution[0]
+    words = [f"--{name}={value}" for name, value in recipe.items() if value is not None]
+    parts = parse_arguments(*distill_raptor.PARTS[1:], argv=words)
+    source, images, _, crops, reading, objective, _, _, loop = parts
+
+    # the layers
+    path, phases = teacher_family(teacher.config).layers, load_backbone(like).config.phases
+    ends, layers = [stop for _, stop in phase_spans(phases)], teacher.get_submodule(path)
+    small = up_to_layer(teacher, len(ends))
+    for name in ("_out_features", "_out_indices"):  # a backbone's maps of the whole teacher
+        setattr(small.config, name, None)
+    small.set_submodule(path, nn.ModuleList(layers[end - 1] for end in ends))
+    model = make_raptor(small, [1] * len(ends), depth_scaling=False)
+
+    # the training
+    states = open_source(source, images, crops, reading, teacher, [0, *ends])
+    chains = [chain_of(model, parse_token_weights(objective.token_weights))]
+    new_views = source.online and images.views == 0
+    train_chains(chains, teacher, states, objective, loop, new_views=new_views, last_only=True)
+    model.save_pretrained(a.shallow)
+    remove_checkpoints(a.shallow)
+
+
+def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
+    """Yield a row for every model and number of bits, the constant first."""
+    name = a.teacher or str(Path(a.line) / "teacher")
+    judge = Judge(name, a.dataset or "digits", a.resolution, (a.train_images, a.test_images))
+    folders = named_folders("--models", a.models)
+    if a.shallow:
+        if not (Path(a.shallow) / "model.safetensors").is_file():
+            train_shallow(a, judge.teacher, next(iter(folders.values())))
+        folders["shallow"] = a.shallow
+    facts = {"bits": 0, "method": None, "bytes": 0, "multiply_adds": 0}
+    yield {"model": "constant", **facts, **judge.constant()}
+
+    for name in ("teacher", *folders):
+        model = judge.teacher if name == "teacher" else load_backbone(folders[name])
+        # its sizes in bits, and ways to them
+        own, ways = getattr(model.config, "weight_bits", None), {}
+        for bits in [own] if own else [16, 8, 4, 3, 2][: 5 if name == "teacher" else 4]:
+            ways[bits, "learned" if own else "nearest"] = None if own else nearest
+            if name == "teacher" and bits < 8 and importlib.util.find_spec("hqq"):
+                ways[bits, "HQQ"] = half_quadratic
+        config = model.config
+        if config.model_type != "raptor":
+            config = config_for_teacher(model, [config.num_hidden_layers])
+        work = config.num_hidden_layers * application_flops(config, judge.num_tokens) // 2
+        for (bits, way), rounding in ways.items():
+            rounded, size = in_bits(model, bits, rounding)
+            facts = {"bits": bits, "method": way, "bytes": size, "multiply_adds": work}
+            yield {"model": name, **facts, **judge.judge(rounded)}
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """Draw R² of the last layer over the bytes: a point a row, and the frontier of the best."""
+    figure, axis = make_figure(figsize=(6, 4.2), layout="constrained")
+    rows = [row for row in rows if row["bytes"]]
+    lowest, series = -0.1, dict.fromkeys((row["model"], row["method"] == "HQQ") for row in rows)
+    for number, (name, hqq) in enumerate(series):
+        own = [r for r in rows if (r["model"], r["method"] == "HQQ") == (name, hqq)]
+        sizes, heights = [r["bytes"] / 1e6 for r in own], [r["r2_last"][0] for r in own]
+        heights = np.maximum(heights, lowest)
+        label = f"{name}, HQQ" if hqq else name
+        axis.plot(sizes, heights, label=label, **line_style(number) | {"ms": 6, "lw": 0.8})
+        for row, x, y in zip(own, sizes, heights, strict=True):
+            offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
+            axis.annotate(f"{row['bits']}", (x, y), **offset)
+
+    # the frontier: no smaller file follows the last layer better
+    best, steps = -np.inf, []
+    for row in sorted(rows, key=lambda row: row["bytes"]):
+        if row["r2_last"][0] > best:
+            best = row["r2_last"][0]
+            steps.append((row["bytes"] / 1e6, max(best, lowest)))
+    axis.step(*zip(*steps, strict=True), where="post", color="0.6", lw=4, alpha=0.4, zorder=0)
+    axis.set(xscale="log", xlabel="bytes, MB (numbers: bits a weight)", ylim=(lowest - 0.05, 1.03))
+    axis.set_ylabel("R² of the last layer, held-out images")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, loc="lower right")
+    figure.savefig(file, dpi=100)
