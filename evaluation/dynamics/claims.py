@@ -36,11 +36,12 @@ def figures_of_claims(
         found: figures of n images, (n, …) each, by name.
         partitions: of the layers into phases.
     """
-    speed = {name: found["speed", name] for name in ("cls", "registers", "patches")
-             if ("speed", name) in found}  # fmt: skip
+    speed = {key[1]: values for key, values in found.items() if key[0] == "speed"}
     layers = speed["patches"].shape[1]
     late, early = slice(layers - layers // 4, None), slice(1, layers - layers // 4)
     figures = {}
+
+    # turns
     if "cls" in speed:
         # cosines to the last state, less the product of the cosines between neighbours
         turns = np.cumprod(np.cos(np.deg2rad(speed["cls"]))[:, ::-1], axis=1)[:, ::-1]
@@ -54,10 +55,13 @@ def figures_of_claims(
     jumps = [_jump(values, phases) for values in speed.values() for phases in partitions]
     if jumps := [jump for jump in jumps if jump is not None]:
         figures["jump"] = np.mean(jumps, axis=0)
-    rank, coherence = found["update_rank", "effective"], found["coherence", "updates"]
+
+    # updates
+    rank, coherence = found["updates", "effective rank"], found["updates", "coherence"]
     figures["rank"] = np.log(rank[:, early].mean(axis=1) / rank[:, late].mean(axis=1))
     figures["align"] = coherence[:, late].mean(axis=1) - coherence[:, early].mean(axis=1)
-    # the log of the factor by which a push loses length
+
+    # the log of the factor by which a push loses length, and by which a held block calms down
     for _, group, start, name in [key for key in found if key[-1:] == ("angle",)]:
         angle, alone = found["push", group, start, name], found["push", group, start, "norms_alone"]
         figures[f"{group}, push after {start}"] = np.log(alone[:, -1] / angle[:, -1])

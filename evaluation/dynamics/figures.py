@@ -13,8 +13,8 @@ _CURVES = {
     ("speed", "cls"): "turn of cls (degrees)",
     ("speed", "patches"): "turn of patches (degrees)",
     ("convergence", "cls"): "cosine of cls to the last state",
-    ("update_rank", "effective"): "effective rank of the updates",
-    ("coherence", "updates"): "coherence of the patches' updates",
+    ("updates", "effective rank"): "effective rank of the updates",
+    ("updates", "coherence"): "coherence of the patches' updates",
     ("norm", "patches"): "norm of patches",
 }
 
@@ -74,23 +74,19 @@ def _draw_pushes(study: dict) -> Figure:
         _draw_networks(top, study, "push", group, "0", "growth")
         top.set_title(f"log length of a small push of {group}", fontsize="small")
         for number, (start, found) in enumerate(teacher["push"][group].items()):
-            color, curves = COLORS[number + 1], {"angle": "-", "far": ":", "norms_alone": "--"}
-            for name, style in curves.items():
-                curve = np.array(found[name]["mean"])
-                bottom.plot(
-                    int(start) + np.arange(len(curve)), curve, style,
-                    color=_GREY if name == "norms_alone" else color,
-                    label=_LEFT[name] if number == 0 else None,
-                )  # fmt: skip
+            curves = [np.array(found[name]["mean"]) for name in ("norms_alone", "angle")]
+            x, label = (
+                int(start) + np.arange(len(curves[0])),
+                "norms alone" if number == 0 else None,
+            )
+            bottom.plot(x, curves[0], "--", color=_GREY, label=label)
+            bottom.plot(x, curves[1], color=COLORS[number + 1], label=f"after layer {start}")
         bottom.set_title(f"{teacher['model']}, {group}: share of the angle", fontsize="small")
         bottom.set_ylim(bottom=0)
     for axis in axes[:, 0]:
         axis.legend(fontsize=8)
     figure.supxlabel("layer")
     return figure
-
-
-_LEFT = {"angle": "small push", "far": "half of the state", "norms_alone": "norms alone"}
 
 
 def _draw_held(study: dict) -> Figure:

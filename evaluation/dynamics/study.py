@@ -15,7 +15,6 @@ from raptor_hf.dynamics.fixed_points import (
     held_block,
     spectral_radius,
 )
-from raptor_hf.dynamics.interventions import self_correction
 from raptor_hf.dynamics.measures import directions, measure
 from raptor_hf.dynamics.nulls import shuffle_layers, untrained
 from raptor_hf.dynamics.systems import DepthSystem
@@ -29,7 +28,6 @@ from .claims import NULLS, figures_of_claims
 
 _DRAWS = 5  # of each kind
 _FEW = 50  # images of what runs a model again, and of nulls
-_PUSH = 0.5  # a large push, as a share of the state's length
 _TIMES = 64  # applications of the held block
 _BATCH_SIZE = 32
 
@@ -122,20 +120,14 @@ class NetworkStudy:
             self.parts.setdefault(key, []).append(values.double().cpu())
 
     def _push(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
-        """Push cls and patches at four depths, a little and far, and run on."""
-        layers = sorted({quarter * self.system.depth // 4 for quarter in range(4)})
-        for group in ("cls", "patches"):
-            if group not in self.system.layout.groups():
-                continue
-            common = {"group": group, "seed": self.seed}
-            for start in layers:
-                found = tangent_growth(self.system, states, batch, start=start, **common)
-                self._keep({("push", group, str(start), n): v for n, v in found.items()})
-            far = self_correction(
-                self.system, states, batch, layers=layers, epsilons=[_PUSH], **common
-            )
-            for (*_, start), angles in far.items():
-                self._keep({("push", group, start, "far"): angles / angles[:, :1]})
+        """Push cls and patches at four depths, and run on."""
+        system = self.system
+        for group in [name for name in ("cls", "patches") if name in system.layout.groups()]:
+            for start in sorted({quarter * system.depth // 4 for quarter in range(4)}):
+                found = tangent_growth(
+                    system, states, batch, group=group, start=start, seed=self.seed
+                )
+                self._keep({("push", group, str(start), name): v for name, v in found.items()})
 
     def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
         """Apply the last block again and again; of a Raptor, look for a fixed point, too."""

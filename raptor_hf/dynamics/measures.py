@@ -36,12 +36,10 @@ def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], 
         - `convergence`: γ_ℓ = ⟨x̂_ℓ, x̂_L⟩, and `norm`: ‖x_ℓ‖, (B, L + 1) each;
         - `speed`: the angle in degrees between x̂_ℓ and x̂_{ℓ+1}, (B, L).
 
-        For patches `coherence` of `states`, κ_ℓ = ‖mean over patches of x̂_ℓ‖, (B, L + 1), and of
-        `updates`, the same of the directions of x̂_{ℓ+1} − x̂_ℓ, (B, L). For all tokens
-        `update_rank`, `stable` and `effective` (`update_ranks`), (B, L).
+        Of the updates x̂_{ℓ+1} − x̂_ℓ, (B, L): `coherence` of patches, and `effective rank` of all
+        tokens.
     """
     groups, last = layout.groups(), directions(states[:, -1])
-    patches = groups["patches"]
     columns: dict[tuple[str, ...], list[torch.Tensor]] = defaultdict(list)
     before = None
     for layer in range(states.shape[1]):
@@ -51,7 +49,6 @@ def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], 
             cosines = (now * last)[:, group].sum(dim=-1)
             columns["convergence", name].append(cosines.mean(dim=1))
             columns["norm", name].append(states[:, layer, group].norm(dim=-1).mean(dim=1))
-        columns["coherence", "states"].append(coherence(now[:, patches]))
 
         # of the step from the state before
         if before is not None:
@@ -59,9 +56,8 @@ def measure(states: torch.Tensor, layout: TokenLayout) -> dict[tuple[str, ...], 
             for name, group in groups.items():
                 turn = angles(before[:, group], now[:, group])
                 columns["speed", name].append(turn.mean(dim=1))
-            columns["coherence", "updates"].append(coherence(update[:, patches]))
-            for kind, rank in update_ranks(update).items():
-                columns["update_rank", kind].append(rank)
+            columns["updates", "coherence"].append(coherence(update[:, groups["patches"]]))
+            columns["updates", "effective rank"].append(effective_rank(update))
         before = now
     return {key: torch.stack(values, dim=1) for key, values in columns.items()}
 
@@ -74,20 +70,14 @@ def coherence(vectors: torch.Tensor) -> torch.Tensor:
     return directions(vectors).mean(dim=1).norm(dim=-1)
 
 
-def update_ranks(updates: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the ranks of updates (B, N, D) of N tokens.
+def effective_rank(updates: torch.Tensor) -> torch.Tensor:
+    """Return the effective rank of updates (B, N, D) of N tokens, (B,); NaN where nothing moves.
 
-    Returns:
-        `stable`: ‖U‖_F² / ‖U‖₂², and `effective`: exp of the entropy of the singular values' shares
-        σ / Σσ (Roy & Vetterli 2007), (B,) each; NaN where nothing moves.
+    It is exp of the entropy of the singular values' shares σ / Σσ (Roy & Vetterli 2007).
     """
     updates = updates.double()
     if updates.shape[1] > updates.shape[2]:
         updates = updates.transpose(1, 2)
     # the Gram matrix of the smaller side is many times faster than singular values
-    squares = torch.linalg.eigvalsh(updates @ updates.transpose(1, 2)).clamp(min=0)
-    # squares of the singular values
-    stable = squares.sum(dim=-1) / squares.amax(dim=-1)
-    shares = squares.sqrt() / squares.sqrt().sum(dim=-1, keepdim=True)
-    entropy = torch.special.entr(shares).sum(dim=-1)
-    return {"stable": stable, "effective": entropy.exp()}
+    sizes = torch.linalg.eigvalsh(updates @ updates.transpose(1, 2)).clamp(min=0).sqrt()
+    return torch.special.entr(sizes / sizes.sum(dim=-1, keepdim=True)).sum(dim=-1).exp()

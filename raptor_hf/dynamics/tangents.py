@@ -2,11 +2,23 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .interventions import random_directions
+from .measures import directions
 from .systems import DepthSystem
+
+
+def random_directions(
+    batch: Mapping[str, torch.Tensor], shape: tuple[int, int], seed: int
+) -> torch.Tensor:
+    """Draw directions uniform on the unit sphere, (B, *shape), from seed, image and view alone."""
+    draws = []
+    for key in zip(batch["image_id"].tolist(), batch["view"].tolist(), strict=True):
+        generator = np.random.default_rng((seed, *key))
+        draws.append(generator.standard_normal(shape, dtype=np.float32))
+    return directions(torch.from_numpy(np.stack(draws)))
 
 
 def tangent_growth(
@@ -20,8 +32,8 @@ def tangent_growth(
 ) -> dict[str, torch.Tensor]:
     """Carry random tangents through the layers after `start`, by forward differentiation.
 
-    The tangent is zero but on the tokens of one group, where it is a random direction times ‖x‖, as
-    the push of `self_correction` with ε towards 0.
+    The tangent is zero but on the tokens of one group, where it is a random direction u times ‖x‖:
+    the limit of a push from x to x + ε‖x‖u.
 
     Args:
         system: a model that can run on.
@@ -39,8 +51,8 @@ def tangent_growth(
     """
     tokens = system.layout.groups()[group]
     tangent = torch.zeros_like(states[:, start])
-    directions = random_directions(batch, tuple(tangent[0, tokens].shape), seed).to(states)
-    tangent[:, tokens] = directions * states[:, start, tokens].norm(dim=-1, keepdim=True)
+    pushes = random_directions(batch, tuple(tangent[0, tokens].shape), seed).to(states)
+    tangent[:, tokens] = pushes * states[:, start, tokens].norm(dim=-1, keepdim=True)
 
     # fused kernels of attention have no forward derivative
     with sdpa_kernel(SDPBackend.MATH):

@@ -134,8 +134,8 @@ def found(**changes):
     around = np.ones((40, 1)) + 1e-3 * rng.random((40, 1))
     figures = {("speed", group): 10 * around * np.ones(4) for group in ("cls", "patches")}
     figures["convergence", "cls"] = np.cos(np.deg2rad([40, 30, 20, 10, 0])) * around
-    figures["update_rank", "effective"] = 5 * around * np.ones(4)
-    figures["coherence", "updates"] = 0.5 * around * np.ones(4)
+    figures["updates", "effective rank"] = 5 * around * np.ones(4)
+    figures["updates", "coherence"] = 0.5 * around * np.ones(4)
     figures["push", "cls", "0", "angle"] = around * [1, 0.9, 0.8, 0.7, 0.5]
     figures["push", "cls", "0", "norms_alone"] = np.ones((40, 1)) * [1, 0.9, 0.8, 0.7, 0.5]
     return {
@@ -162,7 +162,8 @@ def test_the_figures_of_claims_by_hand():
     # at the boundary 40 against 15 inside, the first turn apart; patches do not jump
     assert figures["jump"] == pytest.approx(np.log(40 / 15) / 2, abs=1e-3)
     assert "jump" not in means(found(), [[4], [1, 1, 1, 1]])
-    figures = means(found(update_rank__effective=np.array([9, 4, 4, 2])))
+    rank = {("updates", "effective rank"): np.ones((40, 1)) * [9, 4, 4, 2]}
+    figures = means({**found(), **rank})
     assert figures["rank"] == pytest.approx(np.log(2), abs=1e-3)
     held = {("held", "update"): np.ones((40, 1)) * [3, 2, 0.1]}
     assert means({**found(), **held})["held"] == pytest.approx(np.log(3))
