@@ -21,11 +21,11 @@ import torch
 from evaluation.benchmarks.fidelity import benchmark_fidelity, draw
 from evaluation.benchmarks.models import SIZES, benchmark_model, benchmark_train_step
 from evaluation.benchmarks.recipes import benchmark_recipes
-from raptor_hf.runs.files import write_json
+from raptor_hf.runs.files import public_name, write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
 
-_FOLDERS = ("line", "output_dir", "models", "shallow")  # of this machine
+_FOLDERS = ("line", "output_dir", "models", "shallow")  # are named by their rows or not at all
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         name = f"{name}_{line}"
     path = Path(a.output_dir) / f"{name}.json"
     settings = {key: value for key, value in vars(a).items() if key not in _FOLDERS}
+    for key in ("teacher", "dataset"):
+        settings[key] = settings[key] and public_name(settings[key])
     content = {"settings": settings, "machine": machine, "environment": environment()}
 
     if a.benchmark == "recipe":

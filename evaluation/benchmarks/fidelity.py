@@ -67,12 +67,6 @@ def half_quadratic(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return ((integers.float() - meta["zero"]) * meta["scale"]).float().reshape(weight.shape)
 
 
-def layers_of(model: PreTrainedModel) -> nn.Module:
-    """Return the blocks of a Raptor or the layers of a teacher."""
-    raptor = model.config.model_type == "raptor"
-    return model.blocks if raptor else model.get_submodule(teacher_family(model.config).layers)
-
-
 @torch.no_grad()
 def in_bits(
     model: PreTrainedModel, bits: int, rounding: Callable | None
@@ -83,7 +77,9 @@ def in_bits(
         rounding: (matrix, bits) to the rounded matrix; None: they are rounded already.
     """
     model, size = copy.deepcopy(model), 0
-    linear = [part.weight for part in layers_of(model).modules() if type(part) is nn.Linear]
+    raptor = model.config.model_type == "raptor"
+    layers = model.get_submodule("blocks" if raptor else teacher_family(model.config).layers)
+    linear = [part.weight for part in layers.modules() if type(part) is nn.Linear]
     matrices = set(map(id, linear)) if bits < 16 else set()
     for weight in model.parameters():
         if id(weight) not in matrices:
@@ -191,10 +187,8 @@ class Judge:
         found, right = ((part @ index.T).topk(_NEIGHBOURS).indices for part in cls[1:])
         hits["recall"] = (found[:, :, None] == right[:, None]).any(dim=2).double().mean(dim=1)
         for name, values in hits.items():
-            losses[name] = (
-                1 - torch.as_tensor(values).double()[:, None],
-                torch.ones(len(values), 1),
-            )
+            values = torch.as_tensor(values).double()[:, None]
+            losses[name] = (1 - values, torch.ones_like(values))
         return {name: interval(*loss, self.draws) for name, loss in losses.items()}
 
 
@@ -283,28 +277,46 @@ def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
 
 def draw(rows: list[dict], file: Path) -> None:
     """Draw R² of the last layer over the bytes: a point a row, and the frontier of the best."""
-    figure, axis = make_figure(figsize=(6, 4.2), layout="constrained")
-    rows = [row for row in rows if row["bytes"]]
-    lowest, series = -0.1, dict.fromkeys((row["model"], row["method"] == "HQQ") for row in rows)
-    for number, (name, hqq) in enumerate(series):
-        own = [r for r in rows if (r["model"], r["method"] == "HQQ") == (name, hqq)]
-        sizes, heights = [r["bytes"] / 1e6 for r in own], [r["r2_last"][0] for r in own]
-        heights = np.maximum(heights, lowest)
-        label = f"{name}, HQQ" if hqq else name
-        axis.plot(sizes, heights, label=label, **line_style(number) | {"ms": 6, "lw": 0.8})
-        for row, x, y in zip(own, sizes, heights, strict=True):
-            offset = {"xytext": (4, -11), "textcoords": "offset points", "fontsize": 8}
-            axis.annotate(f"{row['bits']}", (x, y), **offset)
+    figure, axis = make_figure(figsize=(6, 4.6), layout="constrained")
+    series, points = {}, []
+    for row in rows:
+        if not row["bytes"]:
+            continue
+        # logarithms of the bytes and of 1 − R², where small and large losses are told apart
+        points.append((row["bytes"] / 1e6, np.clip(1 - row["r2_last"][0], 1e-3, 1)))
+        name = row["model"].removesuffix(f"_{row['bits']}_bits")
+        if row["method"] != "nearest":
+            name += f", {row['method']}"
+        series.setdefault(name, []).append(points[-1])
+        offset = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8}
+        axis.annotate(str(row["bits"]), points[-1], **offset)
+    for number, (name, line) in enumerate(series.items()):
+        style = line_style(number) | {"ms": 6, "lw": 0.8}
+        axis.plot(*zip(*sorted(line), strict=True), label=name, **style)
 
     # the frontier: no smaller file follows the last layer better
-    best, steps = -np.inf, []
-    for row in sorted(rows, key=lambda row: row["bytes"]):
-        if row["r2_last"][0] > best:
-            best = row["r2_last"][0]
-            steps.append((row["bytes"] / 1e6, max(best, lowest)))
-    axis.step(*zip(*steps, strict=True), where="post", color="0.6", lw=4, alpha=0.4, zorder=0)
-    axis.set(xscale="log", xlabel="bytes, MB (numbers: bits a weight)", ylim=(lowest - 0.05, 1.03))
+    frontier = [p for p in sorted(points) if p[1] < min((q[1] for q in points if q < p), default=2)]
+    line = {"color": "0.6", "lw": 5, "alpha": 0.35, "zorder": 0, "label": "frontier"}
+    axis.step(*zip(*frontier, strict=True), where="post", **line)
+    axis.set(xscale="log", yscale="log", xlabel="MB (numbers: bits a weight)")
+    axis.set_ylim(1.5 * max(loss for _, loss in points), 8e-4)
+    ticks = {
+        1: "≤ 0",
+        0.3: ".7",
+        0.1: ".9",
+        0.03: ".97",
+        0.01: ".99",
+        0.003: ".997",
+        1e-3: "≥ .999",
+    }
+    ticks = {loss: text for loss, text in ticks.items() if loss < axis.get_ylim()[0]}
+    axis.set_yticks(list(ticks), list(ticks.values()))
+    sizes = [10.0**power * digit for power in range(-3, 4) for digit in (1, 2, 5)]
+    low, high = axis.get_xlim()
+    shown = [megabytes for megabytes in sizes if low <= megabytes <= high]
+    axis.set_xticks(shown, [f"{megabytes:g}" for megabytes in shown])
+    axis.minorticks_off()
     axis.set_ylabel("R² of the last layer, held-out images")
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="best")
     figure.savefig(file, dpi=100)

@@ -80,7 +80,7 @@ class TrajectoryMatching(nn.Module):
         """
         forcing, by_phases = self.kind(progress)
         outputs = {}
-        # on the digits R² of cls is .710 with weights rounded from here on, .662 from the start on
+        # rounded from the start on, blocks follow cls less (CHANGELOG.md)
         for layer in self.rounded:
             layer.rounding = not by_phases
         for chain in self.chains:
