@@ -3,6 +3,8 @@
 python model_cards/publish.py --model outputs/digits/seed_0/classification/models/raptor_k3 \
         --results outputs/digits/seed_0/classification/results --repo_id NAME/raptor_k3 --dry_run
 python model_cards/publish.py --activations outputs/digits/activations --repo_id NAME/states
+python model_cards/publish.py --space outputs/digits/seed_0/classification/models/raptor_k3 \
+        --repo_id NAME/page
 
 The card of a model is rendered and its snippet run without this package before anything is
 uploaded. `--dry_run` stops there: the card lies beside the weights.
@@ -11,6 +13,7 @@ uploaded. `--dry_run` stops there: the card lies beside the weights.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from raptor_hf import hub, reports
@@ -18,6 +21,22 @@ from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "template.md"
+PAGE = Path(__file__).parent.parent / "evaluation" / "demo"
+PAGE_FILES = ["index.html", "page.js", "style.css", "sample.jpg"]
+RUNTIME = ["@huggingface/transformers/dist/transformers.web.min.js"]
+RUNTIME += [f"onnxruntime-web/dist/{name}" for name in ("ort.wasm.bundle.min.mjs",
+            "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")]  # fmt: skip
+SHOWN = ["config.json", "preprocessor_config.json", "onnx/states_q4f16.onnx"]
+# the headers let the page compute in several threads
+SPACE_CARD = """---
+title: A Raptor, layer by layer
+sdk: static
+custom_headers:
+  cross-origin-embedder-policy: require-corp
+  cross-origin-opener-policy: same-origin
+  cross-origin-resource-policy: cross-origin
+---
+"""
 
 
 @dataclass(kw_only=True)
@@ -34,11 +53,38 @@ class Arguments:
     activations: str | None = field(
         default=None, metadata={"help": "folder of an activation dataset"}
     )
+    space: str | None = field(
+        default=None, metadata={"help": "folder of a Raptor to show in a static Space"}
+    )
     license: str | None = field(
         default=None, metadata={"help": "of a model's weights, such as apache-2.0: its teacher's"}
     )
     private: bool = field(default=False, metadata={"help": "only its owner sees the repository"})
     dry_run: bool = field(default=False, metadata={"help": "check, but upload nothing"})
+
+
+def publish_space(model: Path, repo_id: str, *, private: bool) -> str:
+    """Upload the page of `evaluation/demo` with a model as a static Space; return the commit.
+
+    Raises:
+        FileNotFoundError: no file of the states, or no transformers.js beside the page.
+    """
+    files = {name: PAGE / name for name in PAGE_FILES}
+    files |= {f"node_modules/{name}": PAGE / "node_modules" / name for name in RUNTIME}
+    files |= {f"model/{name}": model / name for name in SHOWN}
+    missing = [str(file) for file in files.values() if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"A page needs {', '.join(missing)}: run model_cards/export.py --states, and npm "
+            "install --ignore-scripts in evaluation/demo."
+        )
+    operations = [CommitOperationAdd("README.md", SPACE_CARD.encode())]
+    operations += [CommitOperationAdd(name, str(file)) for name, file in files.items()]
+    HfApi().create_repo(
+        repo_id, repo_type="space", space_sdk="static", private=private or None, exist_ok=True
+    )
+    message = "A page that runs a Raptor"
+    return HfApi().create_commit(repo_id, operations, commit_message=message, repo_type="space").oid
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,18 +93,21 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(Arguments, argv=argv)
     repo_id = arguments.repo_id
     validate_repo_id(repo_id)
-    if bool(arguments.model) == bool(arguments.activations):
-        raise ValueError("Give either --model FOLDER or --activations FOLDER.")
+    if sum(map(bool, (arguments.model, arguments.activations, arguments.space))) != 1:
+        raise ValueError("Give one of --model, --activations and --space, each with a FOLDER.")
     if bool(arguments.model) != bool(arguments.results):
         raise ValueError("--results FOLDER belongs to --model: its card shows them.")
 
-    # a dataset
+    # a page, or a dataset
+    if arguments.dry_run and not arguments.model:
+        raise ValueError(
+            "--dry_run is for --model. Check a dataset with python -m raptor_hf.activations verify."
+        )
+    if arguments.space:
+        commit = publish_space(Path(arguments.space), repo_id, private=arguments.private)
+        print(f"space:   {repo_id}, revision {commit}")
+        return
     if arguments.activations:
-        if arguments.dry_run:
-            raise ValueError(
-                "--dry_run is for --model. Check a dataset with python -m raptor_hf.activations "
-                f"verify {arguments.activations}."
-            )
         commit = hub.publish_activations(arguments.activations, repo_id, private=arguments.private)
         print(f"dataset: {repo_id}, revision {commit}")
         return

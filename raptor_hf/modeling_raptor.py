@@ -189,7 +189,8 @@ class RaptorDepthScaling(nn.Module):
             # in the precision of the weights: bfloat16 has no number between 1 and 1.0078
             with torch.autocast(device_type, enabled=False):
                 return self(depth.to(self.fc1.weight.dtype))
-        return (self.fc2(nn.functional.silu(self.fc1(depth))) + 1).chunk(3, dim=-1)
+        factors = self.fc2(nn.functional.silu(self.fc1(depth))) + 1
+        return factors.unflatten(-1, (3, -1)).unbind(-2)  # unlike `chunk` a constant in ONNX
 
 
 def make_norm(config: RaptorConfig) -> nn.Module:

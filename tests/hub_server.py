@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".arrow", ".parquet")  # files that go by LFS
+LARGE = (".safetensors", ".arrow", ".parquet", ".onnx", ".wasm")  # files that go by LFS
 TOKEN = "hf_loopback"
 
 
@@ -152,8 +152,8 @@ def commit(request, repo):
 
 
 NAME, AT, FILE = r"[\w.-]+/[\w.-]+", r"/(?P<revision>[^/]+)", r"/(?P<file>.+)"
-KEY = rf"(?P<key>(models|datasets)/{NAME})"
-PAGE = rf"/(?P<key>(datasets/)?{NAME})"
+KEY = rf"(?P<key>(models|datasets|spaces)/{NAME})"
+PAGE = rf"/(?P<key>(datasets/|spaces/)?{NAME})"
 ROUTES = [
     ("GET /api/whoami-v2", lambda *_: {"type": "user", "name": "user", "orgs": []}),
     ("POST /api/validate-yaml", lambda *_: {"errors": [], "warnings": []}),
@@ -203,7 +203,7 @@ class Request(BaseHTTPRequestHandler):
         match, function = matches[0]
         found = {name: unquote(text) for name, text in match.groupdict().items() if text}
         self.revision, self.file = found.get("revision", "main"), found.get("file", "")
-        self.key = re.sub("^(?!models/|datasets/)", "models/", found.get("key", ""))
+        self.key = re.sub("^(?!models/|datasets/|spaces/)", "models/", found.get("key", ""))
         self.name = self.key.partition("/")[2]
         repo = self.server.repositories.get(self.key)
         if "key" in found and repo is None:

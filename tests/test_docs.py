@@ -47,7 +47,11 @@ CASES = [
         "docs/performance.md", "fast", {}, "torch.Size([4, 10])\n", marks=pytest.mark.slow
     ),
     pytest.param(
-        "docs/hub.md", "export", {"raptor.onnx": "OUT/raptor.onnx"}, " 13\n",
+        "docs/deploy.md", "program", {}, "torch.Size([5, 10])\n", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "docs/deploy.md", "onnx",
+        {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "q4f16.onnx:",
         marks=pytest.mark.slow,
     ),
 ]  # fmt: skip
@@ -84,7 +88,7 @@ def stand_ins(line, tmp_path):
 @pytest.mark.parametrize(("page", "name", "changes", "expected"), CASES)
 def test_blocks_of_code_run(page, name, changes, expected, stand_ins, line, tmp_path):
     code = block(page, name)
-    if name == "publish":  # it writes another card
+    if name in ("publish", "onnx"):  # they write beside the weights
         published = line[0] / "seed_0" / "classification" / "models" / "raptor_k3"
         shutil.copytree(published, tmp_path / "raptor_k3")
     for written, here in changes.items():

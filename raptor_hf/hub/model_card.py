@@ -111,6 +111,10 @@ def write_model_card(
     if training and training not in [row.get("training") for row in rows]:
         raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
 
+    exported = {}
+    if (model_dir / "export.json").is_file():
+        exported = read_json(model_dir / "export.json")
+
     # render
     # versions of the libraries, and the size of the blocks
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]
@@ -127,6 +131,7 @@ def write_model_card(
         dataset=result["dataset"],
         rows=results_table(name, task, results),
         training=training,
+        exported=exported,
         versions=", ".join(versions),
     )
 
@@ -174,6 +179,7 @@ def card_metadata(
         pipeline_tag=pipeline_tag,
         license=license,
         base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
         datasets=datasets,
         tags=["raptor", "block-recurrent", "vision-transformer", "distillation"],
         metrics=[metric for _, metric, _ in figures],

@@ -14,10 +14,11 @@ from .model_card import COMMIT
 # the files of a repository
 MODEL_FILES = ["configuration_raptor.py", "modeling_raptor*.py", "config.json", "*.safetensors"]
 MODEL_FILES += ["*.safetensors.index.json", "preprocessor_config.json", "training.json"]
+MODEL_FILES += ["export.json", "onnx/*.onnx"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
 ACTIVATION_FILES += ["preprocessor_config.json"]
 # a new version replaces the weights or shards of the one before
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow", "*.onnx"]
 
 
 def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -5,11 +5,13 @@ cache of its own.
 """
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from model_cards import publish
 from raptor_hf.data import make_processor
 from raptor_hf.hub import publish_activations
 from tests.hub.test_model_card import results_of, saved_model
@@ -157,6 +159,25 @@ def test_published_activations_are_read_without_this_package(hub, store, tmp_pat
     assert files == own  # without the old shard
     code = WITHOUT_THE_PACKAGE + READ_A_DATASET
     assert client(hub, tmp_path, "-c", code, commit, store).stdout.split()[-1] == "10"
+
+
+@pytest.mark.slow
+def test_a_page_is_published_with_its_model(hub, tmp_path):
+    for name in publish.SHOWN:
+        (tmp_path / "raptor" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raptor" / name).write_bytes(name.encode())
+    command = [PUBLISH, "--space", tmp_path / "raptor", "--repo_id", "me/page"]
+    if not (publish.PAGE / "node_modules").is_dir():
+        assert "npm install" in client(hub, tmp_path, *command, check=False).stderr
+        return
+    client(hub, tmp_path, *command)
+    files = hub.files("me/page", repo_type="space")
+    assert files["model/onnx/states_q4f16.onnx"] == b"onnx/states_q4f16.onnx"
+    assert b"sdk: static" in files["README.md"] and len(files) == 1 + 4 + 4 + 3
+    # all that the page asks for
+    page = files["index.html"].decode()
+    for name in re.findall(r'(?:src|href)="([\w.]+)"|"\./([^"]+)"', page):
+        assert "".join(name) in files
 
 
 def test_damaged_activations_are_not_published(store):

@@ -62,6 +62,9 @@ def not_run(monkeypatch):
 @pytest.mark.parametrize("task", FIGURES)
 def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
     folder = saved_model(task, teacher, tmp_path / "raptor_k2")
+    exported = {"bytes": 4_640_000, "r2": 0.98765, "worst_cosine": 0.91}
+    account = {"num_images": 32, "dataset": "oaks", "files": {"onnx/model_q4f16.onnx": exported}}
+    (folder / "export.json").write_text(json.dumps(account))
     write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", license="mit")
     card = ModelCard.load(folder / "README.md")
     data = card.data
@@ -75,6 +78,8 @@ def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
     assert (figure.dataset_name, figure.dataset_split) == ("leaves (2024)", "val")
     assert figure.dataset_type == "leaves-2024-"  # the Hub refuses other characters
     text = card.text
+    assert "| `onnx/model_q4f16.onnx` | 4.64 | 0.9877 | 0.9100 |\n" in text and "`oaks`" in text
+    assert data.to_dict()["base_model_relation"] == "finetune"
     assert "25.0 % of the parameters" in text
     assert (
         "| distill_raptor | 6,400 images seen in 12 s by 2 process(es): steps 100, loss mse |"

@@ -1,1 +1,0 @@
-"""The demo: a teacher and its Raptor side by side at every layer."""
