@@ -9,9 +9,11 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   echo "Installing into .venv (a few minutes, once) …"
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-  # apart, for the one test and the one benchmark that ask for it: see pyproject.toml
+  # apart, for the tests and the benchmark that ask for them: see pyproject.toml
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
     --target .venv/int8 torchao || echo "torchao can't be installed here: the test of int8 is left out."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+    --target .venv/peft peft || echo "PEFT can't be installed here: the test of LoRA is left out."
   echo "$wanted" > .venv/installed
 fi
 PATH="$PWD/.venv/bin:$PATH"
