@@ -140,9 +140,9 @@ def test_a_card_without_results_is_refused(teacher, tmp_path, not_run):
     ("flags", "word"),
     [
         (["--repo_id", "me/my raptor", "--model", "nowhere", "--results", "nowhere"], "my raptor"),
-        (["--repo_id", "me/raptor"], "either --model FOLDER or"),
+        (["--repo_id", "me/raptor"], "Give one of --model"),
         (["--repo_id", "me/raptor", "--model", "nowhere"], "--results FOLDER belongs"),
-        (["--repo_id", "me/states", "--activations", "nowhere", "--dry_run"], "verify nowhere"),
+        (["--repo_id", "me/states", "--activations", "nowhere", "--dry_run"], "activations verify"),
     ],
 )
 def test_a_wrong_command_is_refused_at_once(flags, word):
