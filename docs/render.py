@@ -81,10 +81,9 @@ def families() -> str:
         errors = [found[key] for key in ("state_0", "copied", "trunk")]
         equal = ["=" if error == 0 else "≈" for error in errors]
         sizes = "✓" if found["sizes"] else "its own"
-        exports = "✓" if found["exports"] else "fixed number"
         counts = [str(found["cls"]), str(found["registers"])]
-        rows.append([f"`{name}`", *counts, *equal, sizes, exports, found["processor"]])
-    heading = ["model type", "cls", "registers", "state 0", "copied", "trunk", "sizes", "exports"]
+        rows.append([f"`{name}`", *counts, *equal, sizes, found["processor"]])
+    heading = ["model type", "cls", "registers", "state 0", "copied", "trunk", "sizes"]
     return markdown_table([*heading, "processor"], rows)
 
 
@@ -146,6 +145,21 @@ def dinov2_small() -> str:
         rows.append([name, *fitted, f"{100 * segmentation['metrics']['miou']:.1f}", share])
     heading = ["phases", "R², all tokens", "R², cls", "R², sharp photographs", "CamVid mIoU (%)"]
     return markdown_table(["model", *heading, "of the teacher's layers (%)"], rows)
+
+
+def onnx_files() -> str:
+    """Return bytes, losses and times of the ONNX files of a real DINOv2-S and its Raptors."""
+    content, rows = read_json(RESULTS / "dinov2_small" / "onnx.json"), []
+    teacher = content["files"]["teacher"]["fp32"]
+    for name, files in content["files"].items():
+        for dtype, facts in files.items():
+            row = [name, dtype, f"{facts['bytes'] / 1e6:.2f}"]
+            row += [f"{facts['r2']:.4f}", f"{facts['worst_cosine']:.4f}"]
+            for clock in ("milliseconds", "milliseconds_in_chromium"):
+                row.append(f"{facts[clock] / teacher[clock]:.2f} ({facts[clock]:.0f} ms)")
+            rows.append(row)
+    heading = ["model", "precision", "MB", "R²", "cosine", "onnxruntime", "Chromium"]
+    return markdown_table(heading, rows)
 
 
 def recipes() -> str:

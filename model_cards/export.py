@@ -32,7 +32,7 @@ from raptor_hf.data import ImageViews, choose_images, load_images
 from raptor_hf.modeling_raptor import pair, patch_sides
 from raptor_hf.modeling_raptor_heads import AUTO_CLASSES, pool_tokens
 from raptor_hf.runs.arguments import parse_arguments
-from raptor_hf.runs.files import public_name, read_json, write_json
+from raptor_hf.runs.files import folder_digest, public_name, read_json, write_json
 from raptor_hf.runs.processes import run_program
 from raptor_hf.teachers import load_processor
 from raptor_hf.teachers.trunks import RaptorTrunk
@@ -148,6 +148,8 @@ def export(model: nn.Module, config: RaptorConfig, names: list[str]) -> onnx.Mod
 def takes_sizes(model: nn.Module, config: RaptorConfig) -> bool:
     """Return whether a model takes images of other sizes than its teacher was made for."""
     resizing = teacher_family(config.teacher_config).resizing
+    if config.teacher_config.model_type == "radio":  # its code asks which side is longer
+        return False
     raptorized = any(isinstance(part, RaptorTrunk) for part in model.modules())
     return resizing == "always" or (resizing == "asked" and not raptorized)
 
@@ -208,7 +210,8 @@ def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> d
     image's last output: `pooler_output`, the cls token, or `logits`.
     """
     [*_, last], [first, *_] = theirs, theirs
-    cosines = nn.functional.cosine_similarity(ours[last].flatten(1), theirs[last].flatten(1))
+    pairs = (outputs[last].double().flatten(1) for outputs in (ours, theirs))
+    cosines = nn.functional.cosine_similarity(*pairs)
     # channels are the last axis, but of maps: logits (B, labels, h, w), depth (B, H, W)
     found, expected = ours[first].double(), theirs[first].double()
     if first == "predicted_depth":
@@ -218,6 +221,46 @@ def compare(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> d
     found, expected = found.flatten(0, -2), expected.flatten(0, -2)
     r2 = 1 - (found - expected).square().sum() / (expected - expected.mean(0)).square().sum()
     return {"r2": round(float(r2), 5), "worst_cosine": round(float(cosines.min()), 5)}
+
+
+def write_file(
+    graph: onnx.ModelProto,
+    dtype: str,
+    file: Path,
+    images: torch.Tensor,
+    expected: dict[str, torch.Tensor],
+) -> dict:
+    """Convert a graph, compare it with PyTorch's outputs, and only then give it its name.
+
+    Returns:
+        Its bytes and its losses, as from `compare`.
+
+    Raises:
+        RuntimeError: float32 is not equal, or another precision is no better than a mean.
+    """
+    unproved = file.with_suffix(".unproved")
+    convert(copy.deepcopy(graph), dtype, unproved)
+    losses = compare(run_onnx(unproved, images), expected)
+    # nor may it be no number
+    if not losses["r2"] > (0.9999 if dtype == "fp32" else 0):
+        unproved.unlink()
+        raise RuntimeError(f"{file.name} does not follow PyTorch and was deleted: {losses}.")
+    unproved.replace(file)
+    return {"bytes": file.stat().st_size, **losses}
+
+
+def kept_files(folder: Path, facts: dict) -> dict[str, dict]:
+    """Return what `export.json` says of files that these facts hold for; delete all others."""
+    account, files = {}, {}
+    if (folder / "export.json").is_file():
+        account = read_json(folder / "export.json")
+        files = account.pop("files")
+    present = [f"onnx/{file.name}" for file in sorted((folder / "onnx").glob("*.onnx"))]
+    kept = [name for name in present if account == facts and name in files]
+    for name in present:
+        if name not in kept:
+            (folder / name).unlink()
+    return {name: files[name] for name in kept}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -232,32 +275,28 @@ def main(argv: list[str] | None = None) -> None:
         if config is not model.config:
             raise ValueError("--states is for Raptors, not for models with blocks within.")
         model = AllStates(model)
+
+    # what PyTorch computes
     dataset = load_images(arguments.dataset, arguments.split)
     rows = choose_images(len(dataset), min(NUM_IMAGES, len(dataset)), seed=0)
     images = ImageViews(dataset, load_processor(folder)).__getitems__(rows)["pixel_values"]
     expected = run_torch(model, images)
 
-    # one graph for all files
-    graph = export(model, config, list(expected))
-    account, stem = folder / "export.json", "states" if arguments.states else "model"
-    files = read_json(account)["files"] if account.is_file() else {}
-    (folder / "onnx").mkdir(exist_ok=True)
-    for dtype in arguments.dtypes:
-        file = folder / "onnx" / f"{stem}{SUFFIXES[dtype]}.onnx"
-        convert(copy.deepcopy(graph), dtype, file)
-        losses = compare(run_onnx(file, images), expected)
-        # float32 must be equal, the others better than a mean; nor may it be no number
-        if not losses["r2"] > (0.9999 if dtype == "fp32" else 0):
-            file.unlink()
-            raise RuntimeError(f"{file.name} does not follow PyTorch and was deleted: {losses}.")
-        files[f"onnx/{file.name}"] = {"bytes": file.stat().st_size, **losses}
-        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, {losses}")
-
-    # the account of all files, and the images that they were compared on
-    facts = {"dataset": public_name(arguments.dataset), "split": arguments.split}
-    facts |= {"num_images": len(images), "size": list(images.shape[-2:])}
+    # files that were made of other weights, or compared on other images, go
+    facts = {"weights": folder_digest(folder), "dataset": public_name(arguments.dataset)}
+    facts |= {"split": arguments.split, "num_images": len(images), "size": list(images.shape[-2:])}
     facts |= {"other_sizes": takes_sizes(model, config), "onnxruntime": onnxruntime.__version__}
-    write_json(account, facts | {"files": files})
+    (folder / "onnx").mkdir(exist_ok=True)
+    files = kept_files(folder, facts)
+
+    # one graph for all files
+    graph, stem = export(model, config, list(expected)), "states" if arguments.states else "model"
+    for dtype in arguments.dtypes:
+        name = f"onnx/{stem}{SUFFIXES[dtype]}.onnx"
+        files[name] = write_file(graph, dtype, folder / name, images, expected)
+        write_json(folder / "export.json", facts | {"files": files})
+        losses = f"R² {files[name]['r2']}, cosine {files[name]['worst_cosine']}"
+        print(f"{folder / name}: {files[name]['bytes'] / 1e6:.2f} MB, {losses}")
 
 
 if __name__ == "__main__":

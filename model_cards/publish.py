@@ -10,22 +10,25 @@ The card of a model is rendered and its snippet run without this package before 
 uploaded. `--dry_run` stops there: the card lies beside the weights.
 """
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from raptor_hf import hub, reports
+from raptor_hf.hub.publishing import upload_files
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.processes import run_program
 
 TEMPLATE = Path(__file__).parent / "template.md"
 PAGE = Path(__file__).parent.parent / "evaluation" / "demo"
 PAGE_FILES = ["index.html", "page.js", "style.css", "sample.jpg"]
-RUNTIME = ["@huggingface/transformers/dist/transformers.web.min.js"]
-RUNTIME += [f"onnxruntime-web/dist/{name}" for name in ("ort.wasm.bundle.min.mjs",
-            "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")]  # fmt: skip
+PAGE_FILES += ["node_modules/@huggingface/transformers/dist/transformers.web.min.js"]
+PAGE_FILES += [f"node_modules/onnxruntime-web/dist/{name}" for name in (
+    "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
+)]  # fmt: skip
 SHOWN = ["config.json", "preprocessor_config.json", "onnx/states_q4f16.onnx"]
 # the headers let the page compute in several threads
 SPACE_CARD = """---
@@ -63,28 +66,50 @@ class Arguments:
     dry_run: bool = field(default=False, metadata={"help": "check, but upload nothing"})
 
 
-def publish_space(model: Path, repo_id: str, *, private: bool) -> str:
-    """Upload the page of `evaluation/demo` with a model as a static Space; return the commit.
+def write_eval_results(card: Path) -> None:
+    """Write a card's figure of its task as `.eval_results/probe.yaml`, for leaderboards of the Hub.
+
+    Only datasets of the Hub have one. docs/hub.md says more.
+    """
+    file = card.parent / ".eval_results" / "probe.yaml"
+    file.unlink(missing_ok=True)
+    figure = ModelCard.load(card).data.eval_results[0]
+    if "/" in figure.dataset_name:
+        dataset = {"id": figure.dataset_name, "task_id": "default"}
+        notes = f"{figure.metric_type} of a linear head on frozen tokens, {figure.dataset_split}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(
+            yaml_dump([{"dataset": dataset, "value": figure.metric_value, "notes": notes}])
+        )
+
+
+def make_site(folder: Path, models: dict[str, Path]) -> None:
+    """Link the page of `evaluation/demo`, what it runs on, and models by name into a folder.
 
     Raises:
         FileNotFoundError: no file of the states, or no transformers.js beside the page.
     """
     files = {name: PAGE / name for name in PAGE_FILES}
-    files |= {f"node_modules/{name}": PAGE / "node_modules" / name for name in RUNTIME}
-    files |= {f"model/{name}": model / name for name in SHOWN}
+    for name, model in models.items():
+        others = [f"onnx/{file.name}" for file in (model / "onnx").glob("states*.onnx")]
+        files |= {f"{name}/{file}": model / file for file in (*SHOWN, *others)}
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"A page needs {', '.join(missing)}: run model_cards/export.py --states, and npm "
             "install --ignore-scripts in evaluation/demo."
         )
-    operations = [CommitOperationAdd("README.md", SPACE_CARD.encode())]
-    operations += [CommitOperationAdd(name, str(file)) for name, file in files.items()]
-    HfApi().create_repo(
-        repo_id, repo_type="space", space_sdk="static", private=private or None, exist_ok=True
-    )
-    message = "A page that runs a Raptor"
-    return HfApi().create_commit(repo_id, operations, commit_message=message, repo_type="space").oid
+    for name, file in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(file.resolve())
+
+
+def publish_space(model: Path, repo_id: str, *, private: bool) -> str:
+    """Upload the page with a model as a static Space; return the commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_site(Path(folder), {"model": model})
+        (Path(folder) / "README.md").write_text(SPACE_CARD)
+        return upload_files(folder, repo_id, ["**/*"], repo_type="space", private=private)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         repo_id=repo_id,
         license=arguments.license,
     )
+    write_eval_results(card)
     print(f"card:    {card}; its snippet runs without raptor_hf")
     if not arguments.dry_run:
         commit = hub.publish_model(arguments.model, repo_id, private=arguments.private)

@@ -379,10 +379,16 @@ class RaptorModel(RaptorPreTrainedModel):
         self.shell.eval()  # in training DINOv3 draws other positions, and others drop tokens
         return self
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Embed images: (B, C, H, W) to the states of layer 0, (B, N, D).
 
         Images are converted to the dtype of the weights.
+
+        Args:
+            bool_masked_pos: (B, patches), true where the teacher's mask token replaces a patch, in
+                families that have one.
 
         Raises:
             ValueError: a height or width that is not a multiple of the patch, or another size than
@@ -401,6 +407,8 @@ class RaptorModel(RaptorPreTrainedModel):
 
         # the teacher's embeddings
         arguments = image_arguments(self.config.teacher_config, pixel_values)
+        if bool_masked_pos is not None:
+            arguments["bool_masked_pos"] = bool_masked_pos
         states = pixel_values.to(next(self.shell.parameters()).dtype)
         for path in self.family.embeddings:
             options = arguments if path == "embeddings" else {}  # others are norms
@@ -494,6 +502,7 @@ class RaptorModel(RaptorPreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         interpolate_pos_encoding: bool = True,
+        bool_masked_pos: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Return images (B, C, H, W) to the state after the last layer.
 
@@ -501,6 +510,7 @@ class RaptorModel(RaptorPreTrainedModel):
             output_hidden_states: as everywhere in transformers; with numbers of layers (0 … L,
                 negative ones count from the end) the states of the others are None.
             interpolate_pos_encoding: accepted as in teachers; positions are always interpolated.
+            bool_masked_pos: as of `embed`.
 
         Returns:
             `last_hidden_state` (B, N, D) after the final norm; `pooler_output` (B, D), its cls
@@ -525,7 +535,7 @@ class RaptorModel(RaptorPreTrainedModel):
 
         # embed
         self._begin_rollout()
-        states = self.embed(pixel_values)
+        states = self.embed(pixel_values, bool_masked_pos)
         angles = self.position_embeddings(states, tuple(pixel_values.shape[-2:]))
         hidden_states = [states if 0 in wanted else None]
 

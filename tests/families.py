@@ -175,17 +175,6 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def exports(raptor) -> bool:
-    """Whether one program serves any number of images."""
-    shape = {"pixel_values": {0: torch.export.Dim("batch")}}
-    try:
-        program = torch.export.export(raptor, (PIXELS,), dynamic_shapes=shape).module()
-    except torch._dynamo.exc.UserError:
-        return False
-    images = torch.randn(3, 3, 16, 16)
-    return difference(program(images).last_hidden_state, raptor(images).last_hidden_state) < 1e-4
-
-
 @torch.no_grad()
 def facts(family: str) -> dict:
     """What the table in docs/families.md says of a family."""
@@ -203,7 +192,6 @@ def facts(family: str) -> dict:
         "copied": difference(found, expected),
         "trunk": difference(trajectory(swapped, PIXELS), expected),
         "sizes": row.resizing != "never",
-        "exports": exports(raptor),
         "processor": PROCESSORS.get(family, "its own"),
     }
 

@@ -2,21 +2,25 @@
 import { AutoImageProcessor, AutoModel, RawImage, env } from "@huggingface/transformers";
 
 const $ = (id) => document.getElementById(id);
-const dtype = new URLSearchParams(location.search).get("dtype") ?? "q4f16";
+const query = new URLSearchParams(location.search);
+const [folder, dtype] = [query.get("model") ?? "model", query.get("dtype") ?? "q4f16"];
 const runtime = new URL("node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded", location.href).href;
 
 // nothing is asked for outside of this folder
 env.allowRemoteModels = false;
 env.allowLocalModels = true;
 env.localModelPath = "./";
+env.useBrowserCache = false; // the browser's own asks whether a file has changed
+env.useWasmCache = false;
 env.backends.onnx.wasm.wasmPaths = { mjs: `${runtime}.mjs`, wasm: `${runtime}.wasm` };
 
-let model, processor, shown;
+let model, processor;
+export let shown; // of the last photograph
 
 async function load() {
   const options = { model_file_name: "states", dtype, device: "wasm" };
-  processor = await AutoImageProcessor.from_pretrained("model");
-  model = await AutoModel.from_pretrained("model", options);
+  processor = await AutoImageProcessor.from_pretrained(folder);
+  model = await AutoModel.from_pretrained(folder, options);
   const phases = model.config.phases;
   $("about").prepend(`${phases.length} blocks, applied ${phases.join(" + ")} times. `);
   await show("sample.jpg");
@@ -25,6 +29,7 @@ async function load() {
 // An image's address to everything that the page shows.
 async function show(address) {
   if (!model) return;
+  delete document.body.dataset.milliseconds;
   $("status").textContent = "Running …";
   await new Promise((resolve) => setTimeout(resolve, 50)); // the line above is painted first
   const { pixel_values } = await processor(await RawImage.read(address));
@@ -38,7 +43,7 @@ async function show(address) {
   const grid = [Math.floor(height / patch[0]), Math.floor(width / patch.at(-1))];
   const prefix = tokens - grid[0] * grid[1];
   const states = { data: hidden_states.data, layers, tokens, channels, prefix };
-  shown = { grid, layers, colours: colours(states), turns: prefix ? turns(states) : null, logits };
+  shown = { states, grid, layers, colours: colours(states), turns: prefix ? turns(states) : null, logits };
 
   drawSeen(pixel_values);
   drawStrip();
@@ -51,12 +56,12 @@ async function show(address) {
     `${milliseconds.toFixed(0)} ms an image, ${(milliseconds / (layers - 1)).toFixed(0)} ms an application.`;
   const bytes = { model: 0, runtime: 0 };
   for (const entry of performance.getEntriesByType("resource")) {
-    bytes[entry.name.includes("/model/") ? "model" : "runtime"] += entry.encodedBodySize;
+    bytes[entry.name.includes(`/${folder}/`) ? "model" : "runtime"] += entry.encodedBodySize;
   }
   $("facts").textContent =
-    `Transferred: model ${(bytes.model / 1e6).toFixed(1)} MB (${dtype}), ` +
+    `Transferred at the first visit: model ${(bytes.model / 1e6).toFixed(1)} MB (${dtype}), ` +
     `page and runtime ${(bytes.runtime / 1e6).toFixed(1)} MB.`;
-  document.body.dataset.done = "";
+  document.body.dataset.milliseconds = milliseconds;
 }
 
 // Index of the block that makes a layer from 1 on.

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..reports.tables import COLUMNS, mean_std, values_of
-from ..runs.files import read_json
+from ..runs.files import folder_digest, read_json
 from ..tasks.task import TASKS, Task
 
 # per task: the Hub's names of the task and of its metric, and the answer that a snippet prints
@@ -91,7 +91,8 @@ def write_model_card(
         The file, `README.md`.
 
     Raises:
-        ValueError: no head, no results of this model or its teacher, or results of another model.
+        ValueError: no head, no results of this model or its teacher, results or ONNX files of
+            another model.
         RuntimeError: the snippet fails.
     """
     model_dir = Path(model_dir).resolve()
@@ -111,11 +112,13 @@ def write_model_card(
     if training and training not in [row.get("training") for row in rows]:
         raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
 
-    exported = {}
-    if (model_dir / "export.json").is_file():
-        exported = read_json(model_dir / "export.json")
+    # ONNX files of these weights
+    exported, file = None, model_dir / "export.json"
+    if file.is_file():
+        exported = read_json(file)
+    if exported and exported["weights"] != folder_digest(model_dir):
+        raise ValueError(f"{file} is about other weights: run model_cards/export.py again.")
 
-    # render
     # versions of the libraries, and the size of the blocks
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]
     share = result["block_parameters"] / teachers[0]["block_parameters"]

@@ -14,11 +14,12 @@ from .model_card import COMMIT
 # the files of a repository
 MODEL_FILES = ["configuration_raptor.py", "modeling_raptor*.py", "config.json", "*.safetensors"]
 MODEL_FILES += ["*.safetensors.index.json", "preprocessor_config.json", "training.json"]
-MODEL_FILES += ["export.json", "onnx/*.onnx"]
+MODEL_FILES += ["export.json", "onnx/*.onnx", ".eval_results/*.yaml"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
 ACTIVATION_FILES += ["preprocessor_config.json"]
 # a new version replaces the weights or shards of the one before
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow", "*.onnx"]
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
+_REPLACED += ["*.onnx", "export.json", ".eval_results/*"]
 
 
 def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False) -> str:
@@ -56,25 +57,28 @@ def upload_files(
     repo_type: str = "model",
     private: bool = False,
 ) -> str:
-    """Upload the files of a folder that match a pattern, without those below it; return the commit.
+    """Upload the files of a folder that match a pattern; return the commit.
 
     Weights and shards of an earlier version are deleted. Errors as `publish_model`.
     """
     # a repository that exists keeps its visibility
     api = HfApi()
-    api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True)
+    sdk = "static" if repo_type == "space" else None
+    api.create_repo(
+        repo_id, repo_type=repo_type, space_sdk=sdk, private=private or None, exist_ok=True
+    )
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"{repo_id} exists and is public; nothing was uploaded. Make it private in its "
             "settings, choose another --repo_id, or leave out --private."
         )
-    # one commit, without logs, checkpoints and run.json
+    # one commit, without logs, checkpoints and run.json; patterns of the Hub would look below them
+    files = [file for pattern in patterns for file in Path(folder).glob(pattern)]
     commit = api.upload_folder(
         repo_id=repo_id,
         repo_type=repo_type,
         folder_path=folder,
-        allow_patterns=patterns,
-        ignore_patterns=["*/*"],
+        allow_patterns=[file.relative_to(folder).as_posix() for file in files],
         delete_patterns=_REPLACED,
     )
     return commit.oid

@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 
 from model_cards import publish
 from raptor_hf.data import make_processor
@@ -115,14 +117,18 @@ def test_a_published_model_is_loaded_by_its_card(hub, teacher, tmp_path):
     (folder / "run.json").write_text('{"output_dir": "/home/somebody"}')
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "model.safetensors").write_bytes(b"unfinished")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model_q4f16.onnx").write_bytes(b"a graph")
     (folder / "mine.py").write_text("notes")
     (tmp_path / "results").mkdir()
     for number, row in enumerate(results_of("classification")):
+        row["dataset"] = "somebody/leaves"
         (tmp_path / "results" / f"{number}.json").write_text(json.dumps(row))
     command = [PUBLISH, "--model", folder, "--results", tmp_path / "results"]
     command += ["--repo_id", "me/raptor"]
     hub.repositories["models/me/raptor"] = repo = Repository()
-    repo.add({"pytorch_model.bin": b"old", "README.md": b"old", "a.png": b"old"})
+    old = ("pytorch_model.bin", "README.md", "a.png", "onnx/model.onnx")
+    repo.add(dict.fromkeys(old, b"old"))
     client(hub, tmp_path, *command, "--dry_run")
     refused = client(hub, tmp_path, *command, "--private", check=False)
     assert "exists and is public; nothing was uploaded" in refused.stderr
@@ -135,10 +141,13 @@ def test_a_published_model_is_loaded_by_its_card(hub, teacher, tmp_path):
     pushed = hub.files("me/raptor")
     code = {"configuration_raptor.py", "modeling_raptor.py", "modeling_raptor_heads.py"}
     data = {"config.json", "model.safetensors", "preprocessor_config.json", "training.json"}
+    data |= {"onnx/model_q4f16.onnx", ".eval_results/probe.yaml"}
     assert set(pushed) - {".gitattributes"} == code | data | {"README.md", "a.png"}
     for name in code | data:
         assert pushed[name] == (folder / name).read_bytes(), name
     assert str(tmp_path).encode() not in b"".join(pushed.values())
+    [entry] = parse_eval_result_entries(yaml.safe_load(pushed[".eval_results/probe.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("somebody/leaves", "default", 0.8438)
     # the old card stays until the new one can name the commit
     assert hub.files("me/raptor", first)["README.md"] == b"old"
     snippet = pushed["README.md"].decode().split("```python\n")[1].split("```")[0]
@@ -167,13 +176,15 @@ def test_a_page_is_published_with_its_model(hub, tmp_path):
         (tmp_path / "raptor" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "raptor" / name).write_bytes(name.encode())
     command = [PUBLISH, "--space", tmp_path / "raptor", "--repo_id", "me/page"]
-    if not (publish.PAGE / "node_modules").is_dir():
+    if not (publish.PAGE / publish.PAGE_FILES[-1]).is_file():
         assert "npm install" in client(hub, tmp_path, *command, check=False).stderr
         return
     client(hub, tmp_path, *command)
     files = hub.files("me/page", repo_type="space")
     assert files["model/onnx/states_q4f16.onnx"] == b"onnx/states_q4f16.onnx"
-    assert b"sdk: static" in files["README.md"] and len(files) == 1 + 4 + 4 + 3
+    assert b"sdk: static" in files["README.md"] and set(files) - {".gitattributes"} == {
+        "README.md", *publish.PAGE_FILES, *(f"model/{name}" for name in publish.SHOWN)
+    }  # fmt: skip
     # all that the page asks for
     page = files["index.html"].decode()
     for name in re.findall(r'(?:src|href)="([\w.]+)"|"\./([^"]+)"', page):

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from model_cards import publish
 from raptor_hf.hub import model_card, write_model_card
 from raptor_hf.modeling_raptor import RaptorModel
+from raptor_hf.runs.files import folder_digest
 from raptor_hf.tasks.task import TASKS
 from tests.helpers import make
 from tests.programs import ROOT
@@ -64,6 +65,7 @@ def test_a_card_shows_results_and_training(task, teacher, tmp_path, not_run):
     folder = saved_model(task, teacher, tmp_path / "raptor_k2")
     exported = {"bytes": 4_640_000, "r2": 0.98765, "worst_cosine": 0.91}
     account = {"num_images": 32, "dataset": "oaks", "files": {"onnx/model_q4f16.onnx": exported}}
+    account["weights"] = folder_digest(folder)
     (folder / "export.json").write_text(json.dumps(account))
     write_model_card(folder, results_of(task), TEMPLATE, repo_id="a/b", license="mit")
     card = ModelCard.load(folder / "README.md")
@@ -125,10 +127,13 @@ def test_a_card_without_results_is_refused(teacher, tmp_path, not_run):
     alone = [row for row in results_of("depth") if row["model"] != "teacher"]
     others = [row | {"training": {**TRAINING, "seed": 7}} for row in results_of("depth")]
     make(RaptorModel, teacher).save_pretrained(tmp_path / "bare")
+    stale = saved_model("depth", teacher, tmp_path / "old" / "raptor_k2")
+    (stale / "export.json").write_text(json.dumps({"weights": "another digest"}))
     for model_dir, results, message in (
         (folder, results_of("segmentation"), "depth results of 'raptor_k2'"),
         (folder, alone, "and of 'teacher'"),
         (folder, others, "are those of another model"),
+        (stale, results_of("depth"), "is about other weights: run model_cards/export.py"),
         (tmp_path / "bare", results_of("depth"), "a card needs a Raptor with a head"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,12 +1,13 @@
 """ONNX files beside a model: equal to PyTorch in onnxruntime, and in transformers.js in node."""
 
-import functools
+import contextlib
+import io
 import json
 import shutil
 import subprocess
-import threading
+import sys
 from collections import Counter
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import onnx
 import pytest
@@ -14,15 +15,23 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification, CLIPConfig, CLIPModel
 from transformers import Dinov2WithRegistersForImageClassification as TeacherClassifier
 
-from model_cards.export import SUFFIXES, main, run_onnx
-from raptor_hf import load_raptorized, raptorize, save_raptorized
+from model_cards import measure
+from model_cards.export import SUFFIXES, compare, export, main, run_onnx, run_torch, takes_sizes
+from model_cards.measure import can_browse, chromium, show_sample
+from model_cards.publish import make_site
+from raptor_hf import load_raptorized, make_raptor, raptorize, save_raptorized
+from raptor_hf.configuration_raptor import TEACHER_FAMILIES
 from raptor_hf.data import make_processor
 from raptor_hf.dynamics.measures import angles
 from raptor_hf.runs.files import read_json
-from tests.helpers import SIZES, noise, save_models
+from tests.families import tiny_model
+from tests.helpers import SIZES, assert_same_outputs, noise, save_models
+from tests.hub_server import hub_server
+from tests.pages import block, replaced
 from tests.programs import ROOT
 
 NODE_MODULES = ROOT / "evaluation" / "demo" / "node_modules"
+TRANSFORMERS_JS = NODE_MODULES / "@huggingface" / "transformers" / "dist"
 CLASSES = {"bare_raptor": AutoModel, "raptor": AutoModelForImageClassification}
 
 
@@ -59,6 +68,14 @@ def test_files_follow_pytorch_and_store_shared_weights_once(folder, name):
         for key, found in run_onnx(folder / name / "onnx" / "model.onnx", images).items():
             torch.testing.assert_close(found, expected[key], rtol=1e-4, atol=1e-4)
 
+    # the lines of docs/deploy.md
+    if name == "raptor":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            place = "outputs/digits/seed_0/classification/models/raptor_k3"
+            exec(replaced(block("docs/deploy.md", "session"), {place: folder / name}), {})
+        assert printed.getvalue() == "(2, 10)\n"
+
     # four products in each application, all of them rounded; two blocks, each stored once
     rounded = 4 * 6 + (name == "raptor")
     for dtype, operator in {"int8": "MatMulInteger", "q4f16": "MatMulNBits"}.items():
@@ -69,17 +86,22 @@ def test_files_follow_pytorch_and_store_shared_weights_once(folder, name):
     assert len(constants) == len(set(constants)) == 4 * 2 + (name == "raptor")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSES)
-def test_transformers_js_gives_what_pytorch_gives(folder, name):
-    if not shutil.which("node") or not NODE_MODULES.is_dir():
+def in_node(place, folder, *dtypes):
+    """What transformers.js gives for a model and an image of noise; no test where it is not."""
+    if not shutil.which("node") or not TRANSFORMERS_JS.is_dir():
         pytest.skip("needs node, and npm install --ignore-scripts in evaluation/demo")
     noise(3).save(folder / "image.png")
     program = ROOT / "tests" / "hub" / "transformers.mjs"
-    command = ["node", program, NODE_MODULES, folder / name, folder / "image.png", *SUFFIXES]
+    command = ["node", program, NODE_MODULES, place, folder / "image.png", *dtypes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+def test_transformers_js_gives_what_pytorch_gives(folder, name):
+    answers = in_node(folder / name, folder, *SUFFIXES)
 
     # the image processor
     images = make_processor(8)(noise(3), return_tensors="pt")["pixel_values"]
@@ -110,9 +132,35 @@ def values(answer):
     return torch.tensor(answer["data"]).reshape(answer["dims"])
 
 
+@pytest.mark.slow
+def test_transformers_js_pulls_a_repository_that_was_pushed(folder, tmp_path):
+    # pushed and pulled by the lines of docs/hub.md
+    names = {"outputs/digits/seed_0/classification/models": folder, "raptor_k3": "raptor"}
+    names |= {"NAME": "user", "hf ": f"{Path(sys.executable).with_name('hf')} "}
+    command = replaced(block("docs/hub.md", "hf"), names)
+    with hub_server() as hub:
+        environment = hub.environment(tmp_path)
+        subprocess.run(["bash", "-ec", command], env=environment, check=True, cwd=tmp_path)
+        [file] = tmp_path.glob("raptor/onnx/*")
+        assert file.read_bytes() == (folder / "raptor" / "onnx" / "model_q4f16.onnx").read_bytes()
+        pulled = in_node(f"{hub.url}/user/raptor", tmp_path, "fp32", "q4f16")
+        assert pulled == in_node(folder / "raptor", tmp_path, "fp32", "q4f16")
+
+        # the lines of docs/deploy.md
+        library = str(TRANSFORMERS_JS / "transformers.node.mjs")
+        names = {"@huggingface/transformers": library, "NAME/raptor_k3": "user/raptor"}
+        names["photo.jpg"] = tmp_path / "image.png"
+        settings = f"import {{ env }} from '{library}';\nenv.cacheDir = '{tmp_path}/cache';\n"
+        settings += f"env.remoteHost = '{hub.url}/';\n"
+        code = settings + replaced(block("docs/deploy.md", "pull"), names)
+        command = ["node", "--input-type=module", "-e", code]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.startswith("[ 1, 10 ] [") and pulled["q4f16"]["pipeline"][0]["label"] in printed
+
+
 @pytest.fixture(scope="module")
 def states(folder):
-    main(["--model", str(folder / "raptor"), "--states", "--dtypes", "fp32"])
+    main(["--model", str(folder / "raptor"), "--states", "--dtypes", "fp32", "q4f16"])
 
 
 @pytest.mark.slow
@@ -131,48 +179,72 @@ def test_the_states_of_all_layers_and_their_classes(folder, states):
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_page_shows_in_chromium_what_pytorch_computes(folder, states, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium")
-    if not chromium or not NODE_MODULES.is_dir():
-        pytest.skip("needs chromium, and npm install --ignore-scripts in evaluation/demo")
-    for file in NODE_MODULES.parent.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "model").unlink(missing_ok=True)
-    (tmp_path / "model").symlink_to(folder / "raptor")
+    if not can_browse():
+        pytest.skip("needs playwright, Chromium, and npm install in evaluation/demo")
+    make_site(tmp_path, {"model": folder / "raptor"})
     (tmp_path / "sample.jpg").unlink()
     noise(3).save(tmp_path / "sample.jpg", format="PNG")  # of the model's own size, without loss
 
-    # a page that asks for nothing but files of its own folder
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
-        playwright.sync_playwright() as driver,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=chromium, args=options)
-        page, asked = browser.new_page(), []
-        page.on("request", lambda request: asked.append(request.url.removeprefix("blob:")))
-        address = f"http://127.0.0.1:{server.server_port}/"
-        page.goto(f"{address}?dtype=fp32")
-        page.wait_for_selector("body[data-done]", timeout=100_000)
-        texts = "cells => cells.map(cell => Number(cell.textContent))"
-        turns = page.eval_on_selector_all("#table td:last-child", texts)
-        likeliest = page.inner_text("#likeliest li")
-        browser.close()
-        server.shutdown()
+    # the states and what is shown of them; nothing is asked for but files of the page's own folder
+    found, shown = {}, {}
+    with chromium(tmp_path) as (page, address, asked):
+        for dtype in ("q4f16", "fp32"):
+            show_sample(page, f"{address}?dtype={dtype}")
+            data = "import('./page.js').then(page => [...page.shown.states.data])"
+            found[dtype] = torch.tensor(page.evaluate(data)).reshape(7, -1, 24)
+            texts = "cells => cells.map(cell => Number(cell.textContent))"
+            shown[dtype] = page.eval_on_selector_all("#table td:last-child", texts)
+        likeliest = page.inner_text("#likeliest li").strip()
     assert all(url.startswith(address) for url in asked)
 
-    # degrees by which each layer turns cls, and the class
+    # float32 is PyTorch's; the states of 4 bits lose what export.json says
     model = CLASSES["raptor"].from_pretrained(folder / "raptor")
     images = make_processor(8)(noise(3), return_tensors="pt")["pixel_values"]
     outputs = model(images, output_hidden_states=True)
-    cls = torch.stack(outputs.hidden_states)[:, 0, 0].double()
-    shown = torch.tensor(turns).double()
-    torch.testing.assert_close(shown, angles(cls[:-1], cls[1:]), rtol=0, atol=0.02)
+    expected = torch.stack(outputs.hidden_states).squeeze(1)
+    torch.testing.assert_close(found["fp32"], expected, rtol=1e-4, atol=1e-4)
+    stated = read_json(folder / "raptor" / "export.json")["files"]["onnx/states_q4f16.onnx"]["r2"]
+    lost = compare({"states": found["q4f16"]}, {"states": expected})["r2"]
+    assert lost == pytest.approx(stated, abs=0.01)
+
+    # degrees by which each layer turns cls, and the class
+    turns = angles(expected[:-1, 0].double(), expected[1:, 0].double())
+    torch.testing.assert_close(torch.tensor(shown["fp32"]).double(), turns, rtol=0, atol=0.02)
     best = int(outputs.logits.argmax())
     share = 100 * float(outputs.logits.softmax(-1).max())
-    assert likeliest.strip() == f"{model.config.id2label[best]}, {share:.0f} %"
+    assert likeliest == f"{model.config.id2label[best]}, {share:.0f} %"
+
+
+@pytest.mark.slow
+def test_files_are_measured_beside_the_teachers(folder, tmp_path):
+    models = f"raptor_k2={folder / 'bare_raptor'}"
+    words = ["--teacher", folder / "teacher", "--models", models, "--output_dir", tmp_path]
+    measure.main([*map(str, words), "--rounds", "1"])
+    found = read_json(tmp_path / "onnx.json")
+    assert found["phases"] == {"teacher": [1] * 6, "raptor_k2": [4, 2]}
+    assert found["files"].keys() == {"teacher", "raptor_k2"}
+    for files in found["files"].values():
+        assert list(files) == list(SUFFIXES)
+        for facts in files.values():
+            assert facts["milliseconds"] > 0 and facts["r2"] > 0.7
+            assert ("milliseconds_in_chromium" in facts) == can_browse()
+    small, large = (found["files"][name]["q4f16"]["bytes"] for name in ("raptor_k2", "teacher"))
+    assert small < large
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TEACHER_FAMILIES)
+@torch.no_grad()
+def test_every_family_is_exported(family, tmp_path):
+    model = make_raptor(tiny_model(family), [2, 1]).eval().requires_grad_(False)
+    sizes = [(16, 16), (24, 20), (12, 28)] if takes_sizes(model, model.config) else [(16, 16)]
+    images = [torch.randn(3, 3, *size) for size in sizes]
+    expected = [run_torch(model, one) for one in images]
+    graph = export(model, model.config, list(expected[0]))
+    onnx.save(graph, tmp_path / "model.onnx")
+    for one, outputs in zip(images, expected, strict=True):
+        for name, found in run_onnx(tmp_path / "model.onnx", one).items():
+            assert_same_outputs(found, outputs[name], 1e-4)
 
 
 @pytest.mark.slow

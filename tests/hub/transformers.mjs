@@ -1,12 +1,14 @@
 // Run an exported model with transformers.js: node transformers.mjs NODE_MODULES MODEL IMAGE DTYPE …
-// Prints JSON: for each dtype what the model and the pipeline return.
-import { basename, dirname } from "node:path";
-
-const [modules, folder, image, ...dtypes] = process.argv.slice(2);
+// MODEL is a folder, or http://HUB/OWNER/NAME. Prints JSON: for each dtype what the model and the
+// pipeline return.
+const [modules, place, image, ...dtypes] = process.argv.slice(2);
 const library = await import(`${modules}/@huggingface/transformers/dist/transformers.node.mjs`);
-library.env.allowRemoteModels = false;
-library.env.localModelPath = `${dirname(folder)}/`;
-const name = basename(folder);
+const { env } = library;
+env.cacheDir = `${image}.cache`;
+const [, host, name] = place.match(/^(https?:\/\/.*?\/|.*\/)(.*)/);
+env.allowLocalModels = !host.startsWith("http");
+env.allowRemoteModels = !env.allowLocalModels;
+env.localModelPath = env.remoteHost = host;
 const processor = await library.AutoImageProcessor.from_pretrained(name);
 const picture = await library.RawImage.read(image);
 const { pixel_values } = await processor(picture);

@@ -142,6 +142,15 @@ def test_interpolation_may_be_asked_for(model_class, teacher):
     )
 
 
+def test_patches_may_be_masked(teacher, pixel_values):
+    teacher.embeddings.mask_token.fill_(1.0)
+    mask = torch.tensor([[True, False, False, True]]).expand(len(pixel_values), 4)
+    options = {"output_hidden_states": True, "bool_masked_pos": mask}
+    found = make_raptor(teacher, [4, 2])(pixel_values, **options).hidden_states[0]
+    assert torch.equal(found, teacher(pixel_values, **options).hidden_states[0])
+    assert not torch.equal(found, teacher(pixel_values, output_hidden_states=True).hidden_states[0])
+
+
 def test_phases_and_depths_of_numpy(teacher, pixel_values, tmp_path):
     raptor = make_raptor(teacher, np.array([4, 2]))
     raptor.save_pretrained(tmp_path)
