@@ -33,6 +33,7 @@ from raptor_hf.runs.processes import run_program
 from raptor_hf.teachers import load_backbone, load_processor
 
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ROUNDS = 3  # each times every file twice in onnxruntime, and once in the browser
 LONGEST = 300_000  # milliseconds that an image may take in the browser
 
 
@@ -45,7 +46,6 @@ class Arguments:
     output_dir: str = field(metadata={"help": "folder for onnx.json"})
     dataset: str = field(default="digits", metadata={"help": "as of export.py"})
     split: str = field(default="test", metadata={"help": "of the dataset"})
-    rounds: int = field(default=3, metadata={"help": "each measures every file twice"})
 
 
 def can_browse() -> bool:
@@ -105,7 +105,7 @@ def run_once(file: Path, size: list[int]):
     return lambda _visit: session.run(None, {"pixel_values": image})
 
 
-def measure(models: dict[str, Path], accounts: dict[str, dict], rounds: int) -> dict:
+def measure(models: dict[str, Path], accounts: dict[str, dict]) -> dict:
     """Return what export.json says of all files and their milliseconds, by model and precision."""
     found, candidates = {name: {} for name in models}, {}
     for name, folder in models.items():
@@ -113,12 +113,12 @@ def measure(models: dict[str, Path], accounts: dict[str, dict], rounds: int) -> 
             file = f"onnx/model{suffix}.onnx"
             found[name][dtype] = dict(accounts[name]["files"][file])
             candidates[name, dtype] = run_once(folder / file, accounts[name]["size"])
-    for (name, dtype), times in interleaved(candidates, rounds=rounds).items():
+    for (name, dtype), times in interleaved(candidates, rounds=ROUNDS).items():
         found[name][dtype]["milliseconds"] = round(1000 * statistics.median(times), 1)
     return found
 
 
-def measure_in_browser(models: dict[str, Path], rounds: int) -> dict[tuple[str, str], float]:
+def measure_in_browser(models: dict[str, Path]) -> dict[tuple[str, str], float]:
     """Return the milliseconds of an image in Chromium, by model and precision, and print what the
     page says.
     """
@@ -126,12 +126,12 @@ def measure_in_browser(models: dict[str, Path], rounds: int) -> dict[tuple[str, 
     with tempfile.TemporaryDirectory() as site:
         publish.make_site(Path(site), models)
         with chromium(Path(site)) as (page, address, _):
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 for dtype in export.SUFFIXES:
                     for name in models:
-                        seconds = show_sample(page, f"{address}?model={name}&dtype={dtype}")
-                        times.setdefault((name, dtype), []).append(seconds)
-                        print(name, page.inner_text("#facts"), f"{seconds:.0f} ms", flush=True)
+                        value = show_sample(page, f"{address}?model={name}&dtype={dtype}")
+                        times.setdefault((name, dtype), []).append(value)
+                        print(name, page.inner_text("#facts"), f"{value:.0f} ms", flush=True)
     return {key: round(statistics.median(values), 1) for key, values in times.items()}
 
 
@@ -156,9 +156,9 @@ def main(argv: list[str] | None = None) -> None:
 
         # files, and their times
         accounts = {name: export_all(path, dataset) for name, path in models.items()}
-        found = measure(models, accounts, arguments.rounds)
+        found = measure(models, accounts)
         if can_browse():
-            for (name, dtype), value in measure_in_browser(models, arguments.rounds).items():
+            for (name, dtype), value in measure_in_browser(models).items():
                 found[name][dtype]["milliseconds_in_chromium"] = value
         phases = {name: read_json(path / "config.json")["phases"] for name, path in models.items()}
 

@@ -105,19 +105,13 @@ def write_model_card(
         )
     result = rows[0]
 
-    # the program that trained the model wrote its account beside the weights, and into the results
-    training, file = None, model_dir / "training.json"
-    if file.is_file():
-        training = read_json(file)
+    # what the programs that trained and exported the model wrote beside the weights
+    files = [model_dir / "training.json", model_dir / "export.json"]
+    training, exported = (read_json(file) if file.is_file() else None for file in files)
     if training and training not in [row.get("training") for row in rows]:
         raise ValueError(f"The results of {name!r} are those of another model than {model_dir}.")
-
-    # ONNX files of these weights
-    exported, file = None, model_dir / "export.json"
-    if file.is_file():
-        exported = read_json(file)
     if exported and exported["weights"] != folder_digest(model_dir):
-        raise ValueError(f"{file} is about other weights: run model_cards/export.py again.")
+        raise ValueError(f"{files[1]} is about other weights: run model_cards/export.py again.")
 
     # versions of the libraries, and the size of the blocks
     versions = [f"{key} {value}" for key, value in result["environment"].items() if value]

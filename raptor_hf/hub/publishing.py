@@ -18,8 +18,7 @@ MODEL_FILES += ["export.json", "onnx/*.onnx", ".eval_results/*.yaml"]
 ACTIVATION_FILES = ["README.md", "*.arrow", "manifest.json", "dataset_info.json", "state.json"]
 ACTIVATION_FILES += ["preprocessor_config.json"]
 # a new version replaces the weights or shards of the one before
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow"]
-_REPLACED += ["*.onnx", "export.json", ".eval_results/*"]
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.arrow", *MODEL_FILES[-3:]]
 
 
 def publish_model(model_dir: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -12,7 +12,15 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, CLIPConfig, CLIPModel
+from onnx import numpy_helper
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+)
 from transformers import Dinov2WithRegistersForImageClassification as TeacherClassifier
 
 from model_cards import measure
@@ -216,15 +224,18 @@ def test_the_page_shows_in_chromium_what_pytorch_computes(folder, states, tmp_pa
 
 
 @pytest.mark.slow
-def test_files_are_measured_beside_the_teachers(folder, tmp_path):
+def test_files_are_measured_beside_the_teachers(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    dtypes = {"fp32": "", "q4f16": "_q4f16"}
+    monkeypatch.setattr(measure.export, "SUFFIXES", dtypes)
     models = f"raptor_k2={folder / 'bare_raptor'}"
     words = ["--teacher", folder / "teacher", "--models", models, "--output_dir", tmp_path]
-    measure.main([*map(str, words), "--rounds", "1"])
+    measure.main([str(word) for word in words])
     found = read_json(tmp_path / "onnx.json")
     assert found["phases"] == {"teacher": [1] * 6, "raptor_k2": [4, 2]}
     assert found["files"].keys() == {"teacher", "raptor_k2"}
     for files in found["files"].values():
-        assert list(files) == list(SUFFIXES)
+        assert files.keys() == dtypes.keys()
         for facts in files.values():
             assert facts["milliseconds"] > 0 and facts["r2"] > 0.7
             assert ("milliseconds_in_chromium" in facts) == can_browse()
@@ -245,6 +256,36 @@ def test_every_family_is_exported(family, tmp_path):
     for one, outputs in zip(images, expected, strict=True):
         for name, found in run_onnx(tmp_path / "model.onnx", one).items():
             assert_same_outputs(found, outputs[name], 1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_matrices_of_four_bits_are_stored_as_they_are(tmp_path):
+    """Weights that were learnt with 4 bits: −8 … 7 times a float16 scale for every 32 inputs."""
+    torch.manual_seed(0)
+    config = Dinov2Config(**SIZES | {"hidden_size": 32, "num_attention_heads": 2})
+    model, learnt = make_raptor(Dinov2Model(config), [4, 2]), set()
+    for layer in model.blocks.modules():
+        if type(layer) is torch.nn.Linear:
+            integers = torch.randint(-8, 8, (layer.out_features, layer.in_features // 32, 32))
+            integers[:, :, 5] = -8
+            scales = (0.01 + 0.02 * torch.rand(integers.shape[:2])).half()
+            layer.weight.copy_((integers * scales[..., None].float()).flatten(1))
+            learnt.add(tuple(layer.weight.flatten().tolist()))
+    model.save_pretrained(tmp_path)
+    make_processor(8).save_pretrained(tmp_path)
+    main(["--model", str(tmp_path), "--dtypes", "q4f16"])
+
+    graph = onnx.load(tmp_path / "onnx" / "model_q4f16.onnx").graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    stored = set()
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            packed, scales = (torch.tensor(constants[name]) for name in node.input[1:3])
+            integers = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(2) - 8.0
+            matrix = integers * scales.reshape(*integers.shape[:2], 1).float()
+            stored.add(tuple(matrix.flatten().tolist()))
+    assert stored == learnt and len(learnt) == 8
 
 
 @pytest.mark.slow
