@@ -148,15 +148,18 @@ def dinov2_small() -> str:
 
 
 def onnx_files() -> str:
-    """Return bytes, losses and times of the ONNX files of a real DINOv2-S and its Raptors."""
-    content, rows = read_json(RESULTS / "dinov2_small" / "onnx.json"), []
-    teacher = content["files"]["teacher"]["fp32"]
-    for name, files in content["files"].items():
+    """Return bytes, losses and times of ONNX files: a real DINOv2-S, its Raptors, one of digits."""
+    models, rows = read_json(RESULTS / "dinov2_small" / "onnx.json")["files"], []
+    teacher = models["teacher"]["fp32"]
+    digits_files = read_json(RESULTS / "benchmarks" / "onnx_digits.json")["files"].values()
+    models["digits, k = 3, trained"] = dict(zip(models["teacher"], digits_files, strict=True))
+    for name, files in models.items():
         for dtype, facts in files.items():
             row = [name, dtype, f"{facts['bytes'] / 1e6:.2f}"]
-            row += [f"{facts['r2']:.4f}", f"{facts['worst_cosine']:.4f}"]
-            for clock in ("milliseconds", "milliseconds_in_chromium"):
-                row.append(f"{facts[clock] / teacher[clock]:.2f} ({facts[clock]:.0f} ms)")
+            row += [f"{facts['r2']:.4f}", f"{facts['worst_cosine']:.4f}", "–", "–"]
+            for column, clock in enumerate(("milliseconds", "milliseconds_in_chromium"), start=-2):
+                if clock in facts:
+                    row[column] = f"{facts[clock] / teacher[clock]:.2f} ({facts[clock]:.0f} ms)"
             rows.append(row)
     heading = ["model", "precision", "MB", "R²", "cosine", "onnxruntime", "Chromium"]
     return markdown_table(heading, rows)
