@@ -59,11 +59,11 @@ class ObjectiveArguments:
             "out from the teacher's state at the start of its phase; then from the first layer"
         },
     )
-    normalize: Literal["none", "layer", "group"] = field(
+    normalize: Literal["none", "group"] = field(
         default="none",
         metadata={
-            "help": "divide the error of a layer by the variance of the teacher's states there: "
-            "of all tokens together (layer), or of every token group apart (group)"
+            "help": "divide the error of a layer and token group by the variance of the teacher's "
+            "states there"
         },
     )
     token_weights: str = field(

@@ -59,13 +59,12 @@ class TrajectoryMatching(nn.Module):
 
         # the variances that errors are divided by, (groups, layers)
         rows = None
-        if arguments.normalize != "none":
-            names = groups if arguments.normalize == "group" else ["all"] * len(groups)
-            rows = torch.tensor([variances[name] for name in names])
+        if arguments.normalize == "group":
+            rows = torch.tensor([variances[name] for name in groups])
             if not (rows[:, 1:] > 0).all():
                 raise ValueError(
                     "The states of a layer are the same in all images: their variance is 0, and "
-                    f"--normalize {arguments.normalize} would divide by it. Choose another one."
+                    "--normalize group would divide by it. Take --normalize none."
                 )
         self.register_buffer("variances", rows)
 

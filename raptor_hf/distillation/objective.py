@@ -58,7 +58,7 @@ def state_variances(activations: Activations) -> dict[str, list[float]]:
     """Measure the variance of a teacher's states, by token group and layer of the source.
 
     The mean over channels of the variance around the channel's mean over images and the tokens of
-    the group, as in `RSquared`; `all` pools the groups. Of 512 rows at most, at equal distances,
+    the group, as in `RSquared`. Of 512 rows at most, at equal distances,
     which the processes share: every run on these activations gets the same numbers.
     """
     number = min(_VARIANCE_ROWS, len(activations))
@@ -74,9 +74,8 @@ def state_variances(activations: Activations) -> dict[str, list[float]]:
             sums[name][2] += part.square().sum(dim=(0, 2)).cpu()
 
     # over all processes; the mean over channels, by layer
-    spreads, counts, shares = {}, {}, gather_object([sums])
+    variances, shares = {}, gather_object([sums])
     for name in groups:
-        counts[name], total, squares = (sum(share[name][i] for share in shares) for i in range(3))
-        spreads[name] = (squares - total.square() / counts[name]).mean(dim=1)
-    spreads["all"], counts["all"] = sum(spreads.values()), sum(counts.values())
-    return {name: (spreads[name] / counts[name]).tolist() for name in spreads}
+        count, total, squares = (sum(share[name][i] for share in shares) for i in range(3))
+        variances[name] = ((squares - total.square() / count).mean(dim=1) / count).tolist()
+    return variances

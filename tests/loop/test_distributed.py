@@ -38,7 +38,7 @@ def blocks(tmp_path_factory):
     # 13 images do not divide by two processes
     command += ["--validation_dataset", "digits", "--validation_images", "13"]
     # and the variances of the states are measured by both
-    return [*command, "--validate_every", "5", "--normalize", "layer"]
+    return [*command, "--validate_every", "5", "--normalize", "group"]
 
 
 @pytest.fixture(scope="module")
