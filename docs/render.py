@@ -208,14 +208,19 @@ def search() -> str:
     return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
 
 
-def fidelity() -> str:
-    """Return what bytes buy on the digits: a row a model and number of bits."""
+def fidelity_dinov2() -> str:
+    """Return what bytes buy in a real DINOv2-S."""
+    return fidelity("fidelity_dinov2_small")
+
+
+def fidelity(name: str = "fidelity_digits") -> str:
+    """Return what bytes buy, on the digits: a row a model and number of bits."""
     rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
-    for row in benchmark("fidelity_digits"):
+    for row in benchmark(name):
         way = f", {row['method']}" if row["method"] in ("HQQ", "learned") else ""
         bits = f"{row['bits']}{way}" if row["bits"] else "–"
-        cells = [row["model"], bits, f"{row['bytes'] / 1e3:.0f}"]
-        cells.append(f"{row['multiply_adds'] / 1e6:.1f}")
+        cells = [row["model"], bits, f"{row['bytes'] / 1e3:,.0f}"]
+        cells.append(f"{row['multiply_adds'] / 1e6:,.1f}")
         for key in keys:
             value, low, high = row.get(key, (np.nan,) * 3)  # a shallow ViT lacks the mean
             cell = f"{value:.3f}" if value == value else "–"
