@@ -68,33 +68,29 @@ def _beats(first: str, *others: str) -> _Decide:
     return decide
 
 
-def _by_cut_share(study: dict) -> tuple[list[tuple[np.ndarray, ...]], list[str]]:
-    """Return cut shares, those of a straight line, and R² of the partitions of a teacher and k."""
-    groups, names = [], []
-    table = table_of(study.get("partitions") or [])
-    for (teacher, k), rows in table.groupby(["teacher", "k"]) if len(table) else ():
-        means = rows.groupby("parts")[R2].mean()
-        if len(means) >= _FEWEST:
-            distance = np.array(study["maps"][teacher]["distance"])
-            line = straight_line(len(distance))
-            shares = [[cut_share(d, parts) for parts in means.index] for d in (distance, line)]
-            groups.append((*map(np.array, shares), means.to_numpy()))
-            names.append(f"{teacher}, k = {k}, {len(means)} partitions")
-    return groups, names
+def drifts(distance: np.ndarray) -> dict[str, np.ndarray]:
+    """Return distances without phases: equal steps, and independent turns at the same speeds."""
+    turns = independent_turns(1 - np.diagonal(distance, 1))
+    return {"a straight line": straight_line(len(distance)), "the speeds alone": 1 - turns}
 
 
-def _share_tells(more: bool) -> _Decide:
-    """Decide whether R² rises with the cut share, or more so than with that of a straight line."""
+def _share_tells(null: str | None = None) -> _Decide:
+    """Decide whether R² rises with the cut share, or more so than with that of a null."""
 
     def decide(study: dict) -> Verdict | None:
-        groups, names = _by_cut_share(study)
+        groups, names = [], []
+        table = table_of(study.get("partitions") or [])
+        for (teacher, k), rows in table.groupby(["teacher", "k"]) if len(table) else ():
+            means = rows.groupby("parts")[R2].mean()
+            if len(means) >= _FEWEST:
+                distance = np.array(study["maps"][teacher]["distance"])
+                compared = [distance, drifts(distance)[null]] if null else [distance]
+                shares = [[cut_share(d, parts) for parts in means.index] for d in compared]
+                groups.append((*map(np.array, shares), means.to_numpy()))
+                names.append(f"{teacher}, k = {k}, {len(means)} partitions")
         if not groups:
             return None
-        test, sign = rank_correlation, "ρ ="
-        if more:
-            test, sign = better_rank, "ρ larger by"
-        else:
-            groups = [(share, r2) for share, _, r2 in groups]
+        test, sign = (better_rank, "ρ larger by") if null else (rank_correlation, "ρ =")
         rho, p = test(groups)
         single = [f"{n}: {test([one])[0]:+.2f}" for n, one in zip(names, groups, strict=True)]
         return Verdict(rho > 0, f"{sign} {rho:+.2f} on average; {'; '.join(single)}", p)
@@ -182,10 +178,13 @@ CLAIMS = [
           _beats("max-cut", "shuffled")),
     Claim("Raptors follow better where the cut share is larger", _PAPER,
           "rank correlation over the partitions of a teacher and k above 0, orders within these",
-          _share_tells(more=False)),
+          _share_tells()),
     Claim("… and better than by the cut share of a straight line", _PAPER,
           "the rank correlation is larger than with the cut share of |i − j|",
-          _share_tells(more=True)),
+          _share_tells("a straight line")),
+    Claim("… and better than by that of the layers' speeds alone", _PAPER,
+          "the same, of independent turns with the similarities of neighbours",
+          _share_tells("the speeds alone")),
     Claim("Stochastic depth makes layers alike", _PAPER, _BY_RATE, _rises("similarity")),
     Claim("… sharpens phases", _PAPER,
           f"{_BY_RATE}, of the contrast beyond independent turns", _rises("contrast")),

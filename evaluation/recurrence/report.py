@@ -7,11 +7,10 @@ from matplotlib.figure import Figure
 
 from evaluation.claims import Judged, claims_details, claims_table, judge
 from evaluation.plotting import COLORS, line_style, make_panels
-from raptor_hf.phases.nulls import straight_line
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
-from .claims import CLAIMS
+from .claims import CLAIMS, drifts
 from .measures import FIGURES, LAST, R2, cut_share, mean_in_words, table_of
 
 _BYTES = 4  # of a stored parameter, float32
@@ -24,7 +23,7 @@ _LABELS = {
 }
 _CAPTIONS = {
     "partitions": "R² of Raptors over the share of the layer distances that their partition cuts, "
-    "left at k = 2. Grey: the share of |i − j| that it cuts.",
+    "left at k = 2. Grey: the share that it cuts of independent turns at the same speeds.",
     "alternatives": "What the same bytes, and the same compute of inference, can buy. All students "
     "had the same compute of training; dots are the students, lines join their means.",
 }
@@ -98,10 +97,11 @@ def _draw_partitions(study: dict) -> Figure:
         distance = np.array(study["maps"][teacher]["distance"])
         means = rows.groupby("parts")[R2].mean()
         shares = [cut_share(distance, parts) for parts in means.index]
-        even = [cut_share(straight_line(len(distance)), parts) for parts in means.index]
+        turns = drifts(distance)["the speeds alone"]
+        alone = [cut_share(turns, parts) for parts in means.index]
         style = {**line_style(names.index(teacher)), "ls": "", "label": f"{teacher}, k = {k}"}
         axis = left if k == 2 else right
-        axis.plot(even, means, **{**style, "color": _GREY, "label": None})
+        axis.plot(alone, means, **{**style, "color": _GREY, "label": None})
         axis.plot(shares, means, **{**style, "color": COLORS[names.index(teacher) + (k - 2)]})
     for axis in (left, right):
         axis.set_xlabel("cut share")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 
-from evaluation.recurrence.claims import CLAIMS, beyond_floor, teachers_of
+from evaluation.recurrence.claims import CLAIMS, beyond_floor, drifts, teachers_of
 from evaluation.recurrence.experiments import EXPERIMENTS, Row, collect
 from evaluation.recurrence.measures import (
     GAP,
@@ -135,6 +135,7 @@ def test_claims_follow_the_figures():
     few = {
         "Raptors follow better where the cut share is larger",
         "… and better than by the cut share of a straight line",
+        "… and better than by that of the layers' speeds alone",
     }  # four partitions
     assert {sentence for sentence, verdict in found.items() if verdict is None} == few
     unseen = {sentence: str(v) for sentence, v in found.items() if v and not v.seen}
@@ -166,6 +167,23 @@ def test_what_was_not_run_cant_be_told():
     for sentence in ("… lets a Raptor follow: cls", "ε saturates as blocks are added"):
         assert found[sentence].seen is None and "not run" in found[sentence].figures
     assert found["Stochastic depth makes layers alike"].seen
+
+
+def test_cut_shares_are_compared_with_those_of_drifts():
+    points = np.cumsum(np.random.default_rng(1).random((8, 3)), axis=0)
+    distance = np.linalg.norm(points[:, None] - points, axis=-1) / 20
+    turns, rows = drifts(distance)["the speeds alone"], []
+    for first in range(1, 8):
+        parts = runs_of([first, 8 - first])
+        row = {"teacher": "teacher", "k": 2, "partition": "cut", "parts": parts}
+        rows.append({**row, **measured(cut_share(turns, parts))})  # the speeds know all
+    maps = {"teacher": {"distance": distance.tolist()}}
+    found = verdicts({"maps": maps, "partitions": rows, "about": {"dataset": "made"}})
+    assert found["Raptors follow better where the cut share is larger"].seen
+    assert not found["… and better than by that of the layers' speeds alone"].seen
+    # S of layers 1 and 3 is the product of the neighbours'
+    steps = 1 - np.diagonal(distance, 1)
+    assert turns[0, 2] == pytest.approx(1 - steps[0] * steps[1])
 
 
 def test_r2_of_teachers_counts_beyond_the_floor():
