@@ -177,14 +177,15 @@ function drawTurns() {
   $("turns").hidden = !degrees;
   if (!degrees) return;
   const top = Math.max(...degrees);
-  const x = (layer) => 40 + (430 * (layer - 0.5)) / degrees.length;
+  const x = (layer) => 45 + (430 * (layer - 0.5)) / degrees.length;
   const y = (value) => 170 - (150 * value) / top;
   let drawn = `<text x="0" y="25">${top.toFixed(0)}°</text><text x="0" y="172">0°</text>`;
+  drawn += `<text x="0" y="194">block</text>`;
   let [start, block] = [0, 0];
   for (const length of model.config.phases) {
     const [left, right] = [x(start + 0.5), x(start + length + 0.5)];
     if (block % 2 === 0) drawn += `<rect class="band" x="${left}" y="10" width="${right - left}" height="165"/>`;
-    drawn += `<text x="${left + 4}" y="192">block ${++block}</text>`;
+    drawn += `<text x="${(left + right) / 2}" y="194" text-anchor="middle">${++block}</text>`;
     start += length;
   }
   const points = degrees.map((value, i) => `${x(i + 1)},${y(value)}`);
@@ -229,7 +230,7 @@ function choose(layer) {
   [...$("strip").children].forEach((item, i) => item.classList.toggle("now", i === layer));
   const mark = $("mark");
   if (mark) {
-    const left = JSON.parse($("curve").dataset.left)[layer] || 40;
+    const left = JSON.parse($("curve").dataset.left)[layer] || 45;
     mark.setAttribute("x1", left);
     mark.setAttribute("x2", left);
   }

@@ -91,8 +91,7 @@ def write_model_card(
         The file, `README.md`.
 
     Raises:
-        ValueError: no head, no results of this model or its teacher, results or ONNX files of
-            another model.
+        ValueError: no head, no results of it or its teacher, results or ONNX files of another.
         RuntimeError: the snippet fails.
     """
     model_dir = Path(model_dir).resolve()

@@ -224,7 +224,8 @@ def test_the_page_shows_in_chromium_what_pytorch_computes(folder, states, tmp_pa
 
 
 @pytest.mark.slow
-def test_files_are_measured_beside_the_teachers(folder, tmp_path, monkeypatch):
+def test_files_are_measured_beside_the_teachers(tmp_path, monkeypatch):
+    folder = save_models(tmp_path)
     monkeypatch.setattr(measure, "ROUNDS", 1)
     dtypes = {"fp32": "", "q4f16": "_q4f16"}
     monkeypatch.setattr(measure.export, "SUFFIXES", dtypes)
