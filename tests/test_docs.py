@@ -34,7 +34,7 @@ CASES = [
      {"outputs/digits/dynamics": "OUT/dynamics --num_images 40"}, "| raptor_k4 |"),
     ("docs/dynamics.md", "speeds", {}, "tensor(["),
     ("docs/families.md", "raptorize", {}, "CLIPModel (1, 1) [4, 2]\n"),
-    ("docs/hub.md", "layers", {}, "True torch.Size([1, 64, 4, 4])\n"),
+    ("docs/hub.md", "layers", {}, "True torch.Size([1, 16, 4, 4])\n"),
     ("docs/hub.md", "publish",
      {"outputs/digits/seed_0/classification/models/raptor_k3": "OUT/raptor_k3"}, "snippet runs"),
     ("docs/phases.md", "nulls",
