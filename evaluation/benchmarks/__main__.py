@@ -85,9 +85,6 @@ def main(argv: list[str] | None = None) -> None:
         rows = []
         for row in benchmark_fidelity(a):
             rows.append(row)
-            print(
-                {key: value[0] if isinstance(value, list) else value for key, value in row.items()}
-            )
             write_json(path, {"result": rows, **content})
         draw(rows, path.with_suffix(".png"))
         return

@@ -42,6 +42,10 @@ from training import distill_raptor
 
 _CLIPPING = np.linspace(1, 0.6, 9)  # shares of the largest value of a group that are tried
 _NEIGHBOURS, _DRAWS, _BATCH = 10, 1000, 32
+# 1 − R² and its label
+_TICKS = {
+    1: "≤ 0", 0.3: ".7", 0.1: ".9", 0.03: ".97", 0.01: ".99", 0.003: ".997", 1e-3: "≥ .999",
+}  # fmt: skip
 
 
 def nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -272,7 +276,9 @@ def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
         for (bits, way), rounding in ways.items():
             rounded, size = in_bits(model, bits, rounding)
             facts = {"bits": bits, "method": way, "bytes": size, "multiply_adds": work}
-            yield {"model": name, **facts, **judge.judge(rounded)}
+            row = {"model": name, **facts, **judge.judge(rounded)}
+            print(f"{name}, {bits} bits, {way}: R² of the last layer {row['r2_last'][0]:.4f}")
+            yield row
 
 
 def draw(rows: list[dict], file: Path) -> None:
@@ -298,25 +304,21 @@ def draw(rows: list[dict], file: Path) -> None:
     frontier = [p for p in sorted(points) if p[1] < min((q[1] for q in points if q < p), default=2)]
     line = {"color": "0.6", "lw": 5, "alpha": 0.35, "zorder": 0, "label": "frontier"}
     axis.step(*zip(*frontier, strict=True), where="post", **line)
+    _scale(axis, max(loss for _, loss in points))
+    axis.set_ylabel("R² of the last layer, held-out images")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, loc="best")
+    figure.savefig(file, dpi=100)
+
+
+def _scale(axis, worst: float) -> None:
+    """Set logarithmic axes of bytes and of 1 − R², which are labelled in MB and as R²."""
     axis.set(xscale="log", yscale="log", xlabel="MB (numbers: bits a weight)")
-    axis.set_ylim(1.5 * max(loss for _, loss in points), 8e-4)
-    ticks = {
-        1: "≤ 0",
-        0.3: ".7",
-        0.1: ".9",
-        0.03: ".97",
-        0.01: ".99",
-        0.003: ".997",
-        1e-3: "≥ .999",
-    }
-    ticks = {loss: text for loss, text in ticks.items() if loss < axis.get_ylim()[0]}
+    axis.set_ylim(1.5 * worst, 8e-4)
+    ticks = {loss: text for loss, text in _TICKS.items() if loss < 1.5 * worst}
     axis.set_yticks(list(ticks), list(ticks.values()))
     sizes = [10.0**power * digit for power in range(-3, 4) for digit in (1, 2, 5)]
     low, high = axis.get_xlim()
     shown = [megabytes for megabytes in sizes if low <= megabytes <= high]
     axis.set_xticks(shown, [f"{megabytes:g}" for megabytes in shown])
     axis.minorticks_off()
-    axis.set_ylabel("R² of the last layer, held-out images")
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, loc="best")
-    figure.savefig(file, dpi=100)

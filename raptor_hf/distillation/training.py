@@ -101,15 +101,10 @@ def train_chains(
         chains, objective, token_groups, variances, angles, last_only=last_only
     )
     fit(
-        module,
-        activations,
-        matching_loss(activations),
-        loop,
-        groups=groups,
-        kind=module.kind,
-        new_views=new_views,
-        validation=validation,
-    )
+        module, activations, matching_loss(activations), loop, groups=groups, kind=module.kind,
+        new_views=new_views, validation=validation,
+    )  # fmt: skip
+    # the weights that were learned with are those that are saved
     if objective.quantize:
         keep_rounded(module.blocks)
         for block in module.blocks.values():
