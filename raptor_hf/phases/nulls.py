@@ -3,9 +3,14 @@
 They know how far each layer turns a state, the similarities of neighbours, and nothing else.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from .cuts import check_partition, find_phases, partition_quality
+from .cuts import check_partition, default_methods, find_phases, partition_quality
+from .similarity import MEASURES, half_samples
+
+_WIDTH = 2.4  # standard errors: 95 % for three numbers of phases together (Bonferroni)
 
 
 def independent_turns(neighbours: np.ndarray) -> np.ndarray:
@@ -67,11 +72,7 @@ def straight_line(layers: int) -> np.ndarray:
 
 
 def best_cut_share(distance: np.ndarray, k: int) -> float:
-    """Return the largest share of the distance that a partition into k runs cuts (max-cut).
-
-    Raises:
-        ValueError: as `find_phases`.
-    """
+    """Return the largest share of the distance that k runs cut; errors as of `find_phases`."""
     return partition_quality(distance, find_phases(distance, k, "maxcut"))["cut_share"]
 
 
@@ -127,3 +128,102 @@ def beyond_turns(
     """
     within, across = matched_means(similarity - independent, phases, nearest=2)
     return {"within": within, "contrast": within - across}
+
+
+def with_interval(whole: float, parts: Sequence[float]) -> dict[str, float]:
+    """Return a figure and its interval, from its spread over halves of the images.
+
+    `low` and `high` lie 2.4 standard errors off `value`: 95 % for three k together.
+    """
+    error = _WIDTH * float(np.std(parts))
+    return {"value": whole, "low": whole - error, "high": whole + error}
+
+
+def compare_with_turns(
+    pooled: Mapping[str, np.ndarray],
+    measure: str,
+    *,
+    ks: Sequence[int] = (2, 3, 4),
+    draws: int = 100,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """Cut the layers of a model by a measure of similarity, and compare the cuts with turns.
+
+    Args:
+        pooled: by token group, one vector an image and layer, (n, L, D).
+        measure: of `MEASURES`.
+        ks: numbers of phases.
+        draws: halves of the images, for the intervals.
+        seed: of the halves, and of turns in random order.
+
+    Returns:
+        For each group, and for `all`, the mean over groups as in the paper: the `similarity` and
+        that of `independent_turns`, (L, L), and `cuts`, `judge_phases` by k.
+    """
+    # similarities of all images, and of halves of them
+    stacks, result = {}, {}
+    for tokens, vectors in pooled.items():
+        parts = [vectors]
+        parts += [vectors[half] for half in half_samples(len(vectors), draws, seed=seed)]
+        stacks[tokens] = np.stack([beside_turns(MEASURES[measure](part)) for part in parts])
+    stacks["all"] = np.mean(list(stacks.values()), axis=0)
+
+    # cuts
+    for tokens, (whole, *halves) in stacks.items():
+        similarity, independent, _ = whole.tolist()
+        result[tokens] = {"similarity": similarity, "independent_turns": independent}
+        cuts = {str(k): judge_phases(whole, np.stack(halves), k, seed=seed) for k in ks}
+        result[tokens]["cuts"] = cuts
+    return result
+
+
+def judge_phases(three: np.ndarray, halves: np.ndarray, k: int, *, seed: int = 0) -> dict:
+    """Cut a similarity into k phases, and compare it with turns that have no phases.
+
+    Args:
+        three: (3, L, L), of `beside_turns`.
+        halves: (draws, 3, L, L), of halves of the images.
+        k: number of phases.
+        seed: of turns in random order.
+
+    Returns:
+        `phases` and `null_phases`: by method those of the similarity and of independent turns, None
+        where recursive max-cut finds none. `same`: the share of halves with the same max-cut.
+        `shares`, largest that a cut takes of the distance: of the similarity (`own`), of
+        `independent` and `straight` turns, and the 5, 50 and 95 % quantiles over turns in
+        `random_order`. With intervals: `share`, the first less the second, and `within` and
+        `contrast` of `beyond_turns`.
+    """
+    # partitions
+    similarity, independent, _ = three
+    phases = {name: _try_to_cut(1 - similarity, k, name) for name in default_methods(len(three[0]))}
+    exact, cuts = phases["maxcut"], [find_phases(1 - half[0], k, "maxcut") for half in halves]
+    found = {
+        "phases": phases,
+        "null_phases": {name: _try_to_cut(1 - independent, k, name) for name in phases},
+        "same": cuts.count(exact) / len(cuts),
+    }
+
+    # how much they cut
+    every = np.concatenate([three, *halves])
+    cut = np.array([best_cut_share(1 - one, k) for one in every]).reshape(-1, 3)
+    orders = reordered_turns(np.diagonal(similarity, 1), len(halves), seed=seed)
+    spread = np.quantile([best_cut_share(1 - order, k) for order in orders], [0.05, 0.5, 0.95])
+    found["shares"] = dict(zip(("own", "independent", "straight"), cut[0].tolist(), strict=True))
+    found["shares"]["random_order"] = spread.tolist()
+    gain, *gains = (cut[:, 0] - cut[:, 1]).tolist()
+    found["share"] = with_interval(gain, gains)
+
+    # how alike layers are within
+    of_halves = [beyond_turns(*half[:2], exact) for half in halves]
+    for name, value in beyond_turns(similarity, independent, exact).items():
+        found[name] = with_interval(value, [half[name] for half in of_halves])
+    return found
+
+
+def _try_to_cut(distance: np.ndarray, k: int, method: str) -> list[int] | None:
+    """Return phases; None where the method finds none."""
+    try:
+        return find_phases(distance, k, method)
+    except ValueError:
+        return None

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.recurrence.nulls import measure_phases
-from raptor_hf.phases import find_phases, nulls
+from evaluation.recurrence.nulls import gathering, put_nulls_beside
+from evaluation.recurrence.nulls_page import QUESTIONS, decide
+from evaluation.recurrence.nulls_power import power_table, processes, published_phases
+from raptor_hf.phases import nulls
 from raptor_hf.phases.similarity import (
     centred_cosines,
     debiased_cka,
@@ -15,39 +17,28 @@ from raptor_hf.phases.similarity import (
 )
 from tests.programs import ROOT
 
-FIXTURE = ROOT / "tests" / "fixtures" / "dinov2_base_layer_distance.json"
-IMAGES, LAYERS, CHANNELS = 100, 12, 48
-THREE = np.repeat(np.arange(3), 4)  # the phases of three blocks of four layers
+MEASURE = "centred cosine"
 
 
 def noise(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def ornstein_uhlenbeck(seed, memory=0.9, images=IMAGES):
-    steps = noise(seed, LAYERS, images, CHANNELS)
-    states = [steps[0]]
-    for step in steps[1:]:
-        states.append(memory * states[-1] + np.sqrt(1 - memory**2) * step)
-    return np.stack(states, axis=1)
+def compared(name, images=200, seed=0):
+    """The cuts of a process, and the result as the client has it for a network."""
+    states = dict(processes(images, seed))[name]
+    cuts = nulls.compare_with_turns({"cls": states}, MEASURE, draws=20)["all"]["cuts"]
+    return cuts, {"figures": {MEASURE: {k: gathering(cut) for k, cut in cuts.items()}}}
 
 
-def great_circle(seed):
-    first, second = noise(seed, 2, IMAGES, 1, CHANNELS)
-    angle = np.linspace(0, 2.2, LAYERS)[:, None]
-    return np.cos(angle) * first + np.sin(angle) * second
+def seen(result, *drifts):
+    put_nulls_beside(result["figures"], [drift["figures"] for drift in drifts])
+    return decide(QUESTIONS[MEASURE], result).seen
 
 
-def blocks(seed, strength, images=IMAGES):
-    """A walk that is drawn to a state of its own in each of three phases of four layers."""
-    centres = noise(seed + 100, images, 3, CHANNELS)
-    return ornstein_uhlenbeck(seed, images=images) + strength * centres[:, THREE]
-
-
-def answers(states, measure="centred cosine"):
-    """Phases and verdict by k."""
-    cuts = measure_phases({"cls": states}, measure, 40, 0)["cls"]["cuts"]
-    return {k: (cut["phases"], cut["seen"]) for k, cut in cuts.items()}
+@pytest.fixture(scope="module")
+def drifts():
+    return [compared("Ornstein-Uhlenbeck walk", seed=seed)[1] for seed in (10, 11, 12)]
 
 
 def test_measures_by_hand():
@@ -104,7 +95,9 @@ def test_turns_by_hand():
 
 
 def test_pairs_are_compared_at_equal_distance():
-    values = 10.0 - nulls.straight_line(6)  # near layers are alike, phases add nothing
+    values = 10.0 - abs(
+        np.subtract.outer(range(6), range(6))
+    )  # near layers are alike, phases add nothing
     within, across = nulls.matched_means(values, [2, 4])
     assert within == pytest.approx(across)
     values[:2, :2] += 1
@@ -113,43 +106,57 @@ def test_pairs_are_compared_at_equal_distance():
     assert np.isnan(nulls.matched_means(values, [6])).all()
 
 
+def test_the_published_phases_are_those_of_neighbours_alone():
+    found = published_phases()
+    observed = {k: cut["observed"] for k, cut in found.items()}
+    assert observed == {
+        "2": [[7, 5], [7, 5]], "3": [[7, 3, 2], [5, 4, 3]], "4": [[4, 3, 3, 2], [4, 3, 3, 2]]
+    }  # fmt: skip
+    assert {k: cut["neighbours"] for k, cut in found.items()} == observed
+    # the same steps in random order often cut as much
+    assert min(cut["orders_that_cut_as_much"] for cut in found.values()) > 0.2
+    stored = json.loads((ROOT / "evaluation/results/nulls_power.json").read_text())
+    assert stored["published"] == found
+
+
+@pytest.mark.parametrize("strength", [1, 2])
+def test_planted_blocks_are_told_from_drift(strength, drifts):
+    cuts, result = compared(f"three blocks, {strength}")
+    assert cuts["3"]["phases"]["maxcut"] == [4, 4, 4] and cuts["3"]["same"] == 1
+    assert seen(result, *drifts) is True
+
+
+def test_weak_blocks_and_few_images_can_not_be_told(drifts):
+    assert seen(compared("three blocks, 0.25")[1], *drifts) is not True
+    assert seen(compared("three blocks, 1", images=8)[1], *drifts) is None
+
+
 @pytest.mark.parametrize(
-    ("k", "recursive", "exact"),
-    [(2, [7, 5], [7, 5]), (3, [7, 3, 2], [5, 4, 3]), (4, [4, 3, 3, 2], [4, 3, 3, 2])],
+    "name",
+    ["Ornstein-Uhlenbeck walk", "random walk", "great circle", "random walk, noise in every layer"],
 )
-def test_published_phases_are_those_of_neighbours_alone(k, recursive, exact):
-    distance = np.array(json.loads(FIXTURE.read_text())["distance"])
-    turns = 1 - np.diagonal(distance, 1)
-    null = 1 - nulls.independent_turns(turns)
-    for matrix in (distance, null):
-        found = [find_phases(matrix, k, method) for method in ("recursive", "maxcut")]
-        assert found == [recursive, exact]
-    pairs = np.triu_indices(12, 2)
-    assert np.corrcoef(distance[pairs], null[pairs])[0, 1] == pytest.approx(0.977, abs=1e-3)
-
-    # steps in random order often cut as much
-    orders = nulls.reordered_turns(turns, 200)
-    shares = np.array([nulls.best_cut_share(1 - order, k) for order in orders])
-    assert (shares >= nulls.best_cut_share(distance, k)).mean() > 0.2
+def test_drift_has_no_phases(name, drifts):
+    for seed in (0, 1):
+        assert seen(compared(name, seed=seed)[1], *drifts) is not True
 
 
-@pytest.mark.parametrize("strength", [0.5, 1])
-def test_planted_blocks_are_told_from_drift(strength):
-    found = answers(blocks(0, strength))
-    assert found["3"] == ([4, 4, 4], True)
-    assert found["2"][1] is False  # two phases would join blocks
+def test_a_claim_is_seen_above_zero_and_above_all_other_networks():
+    def network(value):
+        figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        places = {"k = 2": {"within": {**figure}, "contrast": {**figure}}}
+        return {"figures": {MEASURE: places}}
+
+    for value, others, expected in [
+        (0.5, [], True), (0.5, [0.2, 0.3], True), (0.5, [0.45], None), (0.5, [0.7], False),
+        (-0.3, [-0.9], False), (0.05, [-0.9], None),
+    ]:  # fmt: skip
+        assert seen(network(value), *map(network, others)) is expected
+    unknown = network(0.5)
+    unknown["figures"][MEASURE]["k = 2"]["contrast"]["value"] = None
+    assert decide(QUESTIONS[MEASURE], unknown) is None
 
 
-def test_weak_blocks_and_few_images_can_not_be_told():
-    assert answers(blocks(0, 0.1))["3"][1] is not True
-    assert answers(blocks(0, 0.5, images=8))["3"][1] is not False
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_drift_has_no_phases(seed):
-    walk = np.cumsum(noise(seed, IMAGES, LAYERS, CHANNELS), axis=1)
-    for states in (ornstein_uhlenbeck(seed), walk, great_circle(seed)):
-        assert all(seen is not True for _, seen in answers(states).values())
-    # neither has noise that every layer adds on its own
-    noisy = walk + 1.5 * noise(seed + 50, IMAGES, LAYERS, CHANNELS)
-    assert all(seen is not True for _, seen in answers(noisy).values())
+def test_power_is_read_by_its_table():
+    counts = {"16": {"walk": 0, "blocks": 3}}
+    page = power_table({"draws": 6, "seen": {"centred cosine": counts}})
+    assert "| blocks | 3 |" in page and "centred cosine, 16 images" in page

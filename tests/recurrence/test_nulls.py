@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+import pytest
 
 from tests.helpers import save_models
 from tests.programs import run
@@ -18,7 +19,8 @@ def test_a_quick_study(tmp_path):
     )  # fmt: skip
     found = json.loads((out / "nulls.json").read_text())
     assert (found["num_images"], found["num_runs"], found["teacher"]) == (60, 16, "teacher")
-    assert list(found["networks"]) == ["teacher", "bare_raptor", "untrained", "shuffled 1"]
+    assert found["nulls"] == ["untrained 1", "shuffled 1"]
+    assert list(found["networks"]) == ["teacher", "bare_raptor", *found["nulls"]]
     teacher = found["networks"]["teacher"]
 
     # phases by measure and tokens
@@ -26,11 +28,21 @@ def test_a_quick_study(tmp_path):
     for by_tokens in teacher["phases"].values():
         assert list(by_tokens) == ["cls", "patches", "all"]
         for k, cut in by_tokens["all"]["cuts"].items():
-            assert len(cut["phases"]) == int(k) and sum(cut["phases"]) == 6
-            assert cut["cut_share"]["low"] <= cut["cut_share"]["value"] <= cut["cut_share"]["high"]
+            assert len(cut["phases"]["maxcut"]) == int(k) and sum(cut["phases"]["maxcut"]) == 6
+            assert cut["share"]["low"] <= cut["share"]["value"] <= cut["share"]["high"]
+    # beside a figure stands the largest of the (other) nulls, at any k
+    values = []
+    for name in ("teacher", *found["nulls"]):
+        places = found["networks"][name]["figures"]["debiased CKA"].values()
+        contrasts = [
+            place["contrast"] for place in places if place["contrast"]["value"] is not None
+        ]
+        values.append((max(one["value"] for one in contrasts), contrasts[0]["null"]))
+    (_, teachers), (first, firsts), (second, seconds) = values
+    assert (teachers, firsts, seconds) == (max(first, second), second, first)
 
     # all swaps of a teacher, none of a Raptor
-    cosines = np.array(teacher["swaps"]["cosine"])
+    cosines = np.array(teacher["swaps"])
     assert cosines.shape == (6, 6) and (cosines.diagonal() == 1).all()
     assert (cosines[~np.eye(6, dtype=bool)] < 1).all()
     assert "swaps" not in found["networks"]["bare_raptor"]
@@ -38,6 +50,34 @@ def test_a_quick_study(tmp_path):
     assert list(teacher["growth"]["cls"]) == ["0", "1", "3", "4"]
     assert list(found["r2"])[0] == "constant" and "bare_raptor" in found["r2"]
     page = (out / "nulls.md").read_text()
-    assert "| claim | teacher | bare_raptor | untrained | shuffled 1 | against the nulls |" in page
+    assert "| … centred cosine | k = " in page and "of 2 |" in page
     assert str(tmp_path) not in page + (out / "nulls.json").read_text()
     assert {path.stem for path in out.glob("*.png")} == {"phases", "swaps", "growth"}
+
+    # the atlas lists it
+    run(
+        sys.executable, "-m", "evaluation.recurrence.atlas", "--results", f"A <small> ViT|4={out}",
+        "--output_dir", tmp_path / "atlas",
+    )  # fmt: skip
+    page = (tmp_path / "atlas" / "README.md").read_text()
+    assert "| A <small> ViT\\|4, 60 images of digits | debiased CKA | " in page
+    assert (tmp_path / "atlas" / "atlas.png").exists()
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_where_it_was_cut_off(tmp_path):
+    models, out = save_models(tmp_path / "models"), tmp_path / "out"
+    command = [
+        sys.executable, "-m", "evaluation.recurrence.nulls", "--teacher", models / "teacher",
+        "--dataset", "digits", "--quick", "--output_dir", out,
+    ]  # fmt: skip
+    run(*command)
+    whole = (out / "nulls.json").read_text()
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "finished": False}))
+    (out / "nulls.json").unlink()
+    (out / "raw" / "shuffled 1.npz").unlink()
+    kept = (out / "raw" / "teacher.npz").stat().st_mtime_ns
+    run(*command, "--resume")
+    assert (out / "nulls.json").read_text() == whole
+    assert (out / "raw" / "teacher.npz").stat().st_mtime_ns == kept
