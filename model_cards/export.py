@@ -266,7 +266,6 @@ def kept_files(folder: Path, facts: dict) -> dict[str, dict]:
 def main(argv: list[str] | None = None) -> None:
     """Export once, write every file, compare it, and print what it loses."""
     (arguments,) = parse_arguments(Arguments, argv=argv)
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime sets it to INFO
     folder = Path(arguments.model)
     model, config = load_model(folder)
     model.config.output_hidden_states = False
@@ -300,4 +299,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime sets it to INFO
     run_program(main, alone=True)

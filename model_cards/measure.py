@@ -10,6 +10,7 @@ the extra `onnx`; in the browser also npm install in evaluation/demo, playwright
 
 import functools
 import importlib.util
+import logging
 import shutil
 import statistics
 import tempfile
@@ -170,4 +171,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.ERROR)  # as in export.py
     run_program(main, alone=True)

@@ -38,6 +38,7 @@ def figures_of_claims(
     """
     speed = {key[1]: values for key, values in found.items() if key[0] == "speed"}
     layers = speed["patches"].shape[1]
+    # the last quarter, which a network of three layers has not
     late, early = slice(layers - layers // 4, None), slice(1, layers - layers // 4)
     figures = {}
 
@@ -46,8 +47,9 @@ def figures_of_claims(
         # cosines to the last state, less the product of the cosines between neighbours
         turns = np.cumprod(np.cos(np.deg2rad(speed["cls"]))[:, ::-1], axis=1)[:, ::-1]
         figures["cls, direction"] = (found["convergence", "cls"][:, :-1] - turns).mean(axis=1)
-        figures["cls, late"] = speed["cls"][:, late].mean(axis=1)
-        figures["cls, late"] = figures["cls, late"] - speed["cls"][:, early].mean(axis=1)
+        if layers >= 4:
+            before = speed["cls"][:, early].mean(axis=1)
+            figures["cls, late"] = speed["cls"][:, late].mean(axis=1) - before
     if len(speed) == 3:
         means = {name: values[:, 1:].mean(axis=1) for name, values in speed.items()}
         figures["order, patches over registers"] = means["patches"] - means["registers"]
@@ -58,8 +60,9 @@ def figures_of_claims(
 
     # updates
     rank, coherence = found["updates", "effective rank"], found["updates", "coherence"]
-    figures["rank"] = np.log(rank[:, early].mean(axis=1) / rank[:, late].mean(axis=1))
-    figures["align"] = coherence[:, late].mean(axis=1) - coherence[:, early].mean(axis=1)
+    if layers >= 4:
+        figures["rank"] = np.log(rank[:, early].mean(axis=1) / rank[:, late].mean(axis=1))
+        figures["align"] = coherence[:, late].mean(axis=1) - coherence[:, early].mean(axis=1)
 
     # the log of the factor by which a push loses length, and by which a held block calms down
     for _, group, start, name in [key for key in found if key[-1:] == ("angle",)]:
