@@ -9,6 +9,7 @@ COLORS = [
     "#222222", "#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b", "#b8860b",
     "#17a2b8", "#9acd32",
 ]  # fmt: skip
+GREY = "#9a9a9a"  # of whatever a figure is compared with
 _MARKERS = "os^Dvx*P<h"
 
 

@@ -176,11 +176,16 @@ def convert(model: onnx.ModelProto, dtype: str, file: Path) -> None:
     onnx.save(model, file)
 
 
+def open_session(file: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Load a file, to run on so many threads of the CPU; 0: onnxruntime chooses."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3  # errors
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
 def run_onnx(file: Path, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the outputs of a file for images (B, C, H, W), by their names."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = open_session(file)
     names = [output.name for output in session.get_outputs()]
     parts = [session.run(None, {"pixel_values": part.numpy()}) for part in images.split(BATCH)]
     return {

@@ -23,12 +23,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from evaluation.benchmarks.timing import interleaved
 from model_cards import export, publish
 from raptor_hf import make_raptor
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import read_json, write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
@@ -44,7 +43,7 @@ class Arguments:
     """Models to measure, and the images to compare them on."""
 
     teacher: str = field(metadata={"help": "Hub id or folder of the teacher"})
-    models: list[str] = field(metadata={"help": "Raptors of it, as NAME=FOLDER"})
+    models: list[str] = field(metadata={"help": "Raptors of it: folders or NAME=FOLDER"})
     output_dir: str = field(metadata={"help": "folder for onnx.json"})
     dataset: str = field(default="digits", metadata={"help": "as of export.py"})
     split: str = field(default="test", metadata={"help": "of the dataset"})
@@ -100,9 +99,7 @@ def export_all(folder: Path, dataset: list[str]) -> dict:
 
 def run_once(file: Path, size: list[int]):
     """Return a function of the visit that runs a file on one image of noise, on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = export.open_session(file, threads=1)
     image = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
     return lambda _visit: session.run(None, {"pixel_values": image})
 
@@ -141,9 +138,7 @@ def measure_in_browser(models: dict[str, Path]) -> dict[tuple[str, str], float]:
 def main(argv: list[str] | None = None) -> None:
     """Export, compare, time, write."""
     (arguments,) = parse_arguments(Arguments, argv=argv)
-    models = {
-        name: Path(folder) for name, _, folder in (m.partition("=") for m in arguments.models)
-    }
+    models = named_folders("--models", arguments.models, reserved=["teacher"])
     dataset = ["--dataset", arguments.dataset, "--split", arguments.split]
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -155,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         copied = make_raptor(teacher, phases, init="teacher", depth_scaling=False)
         copied.save_pretrained(folder)
         load_processor(arguments.teacher).save_pretrained(folder)
-        models = {"teacher": Path(folder), **models}
+        models = {name: Path(path) for name, path in {"teacher": folder, **models}.items()}
 
         # files, and their times
         accounts = {name: export_all(path, dataset) for name, path in models.items()}

@@ -9,7 +9,7 @@ Needs the extra `train`. The first two take `--device cuda`, and then compute in
 takes hours, goes on where it stopped, and compares recipes on any teacher once `reproduce.sh` has
 found its phases. `fidelity` shows HQQ, too, where hqq is installed. The figures go to
 evaluation/results/benchmarks/<name>.json as they are measured; the expected ones are in
-docs/performance.md and recipes.md.
+docs/performance.md, recipes.md and bytes.md.
 """
 
 import argparse
@@ -35,14 +35,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("benchmark", choices=["model", "train_step", "recipe", "fidelity"])
+    # speed
     add("--size", default="base", choices=list(SIZES), help="of model and train_step")
     add("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of model and train_step")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
+    # the models of a line, and what they are compared on
     add("--line", default="outputs/digits", help="recipe, fidelity: folder of reproduce.sh")
     add("--teacher", help="recipe, fidelity: the teacher; default: that of the line")
     add("--dataset", help="recipe, fidelity: images; default: the stored digits")
     add("--resolution", type=int, nargs="+", help="recipe, fidelity: height and width in pixels")
+    # what bytes buy
     add("--models", nargs="*", default=[], help="fidelity: Raptors, NAME=FOLDER")
     add(
         "--shallow",
@@ -51,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--train_images", type=int, default=0, help="fidelity: of the classifiers; 0: all")
     add("--test_images", type=int, default=0, help="fidelity: held out; 0: all")
+    # R² against compute
     add("--k", type=int, nargs="+", default=[2, 3, 4], help="recipe: numbers of blocks")
     add("--budgets", type=float, nargs="+", default=[10, 33, 100, 200, 400, 1600],
         help="recipe: compute, in steps of 64 images through all layers")  # fmt: skip

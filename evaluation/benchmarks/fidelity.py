@@ -31,6 +31,7 @@ from raptor_hf.distillation.arguments import parse_token_weights
 from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.provenance import training_facts
 from raptor_hf.distillation.rounding import GROUP, round_weight, unpack_weight
+from raptor_hf.dynamics.measures import directions
 from raptor_hf.loop import remove_checkpoints
 from raptor_hf.modeling_raptor_heads import pool_tokens
 from raptor_hf.plotting import make_figure
@@ -180,25 +181,20 @@ class Judge:
                 losses[name] = (errors[group][:, 1:], self.totals[group][:, 1:])
 
         # shares of images
-        cls = [unit(features[:, : self.width]) for features in (learned, tested, self.own)]
+        cls = [directions(features[:, : self.width]) for features in (learned, tested, self.own)]
         hits = {"cosine": (cls[1] * cls[2]).sum(dim=1)}
         knn = KNeighborsClassifier(_NEIGHBOURS, metric="cosine").fit(cls[0], self.classes[0])
         ridge = RidgeClassifierCV(np.logspace(-1, 5, 7))
         linear = make_pipeline(StandardScaler(), ridge).fit(learned, self.classes[0])
         hits["knn"] = knn.predict(cls[1]) == self.classes[1]
         hits["linear"] = linear.predict(tested) == self.classes[1]
-        index = unit(self.learned[:, : self.width])
+        index = directions(self.learned[:, : self.width])
         found, right = ((part @ index.T).topk(_NEIGHBOURS).indices for part in cls[1:])
         hits["recall"] = (found[:, :, None] == right[:, None]).any(dim=2).double().mean(dim=1)
         for name, values in hits.items():
             values = torch.as_tensor(values).double()[:, None]
             losses[name] = (1 - values, torch.ones_like(values))
         return {name: interval(*loss, self.draws) for name, loss in losses.items()}
-
-
-def unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Scale vectors (n, D) to length 1."""
-    return nn.functional.normalize(vectors, dim=1)
 
 
 def interval(errors: torch.Tensor, totals: torch.Tensor, draws: np.ndarray) -> list[float]:

@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.plotting import COLORS, line_style, make_panels
+from evaluation.plotting import COLORS, GREY, line_style, make_panels
 
-_GREY = "#9a9a9a"
 _CURVES = {
     ("speed", "cls"): "turn of cls (degrees)",
     ("speed", "patches"): "turn of patches (degrees)",
@@ -35,7 +34,7 @@ def _draw_networks(axis: Axes, study: dict, *keys: str, last: int | None = None)
             style = "--" if kind == "untrained" else "-"
             label = kind if network["model"].endswith(" 1") else None
             x = np.arange(len(curve)) + (last or network["depth"]) + 1 - len(curve)
-            axis.plot(x, curve, style, color=_GREY, lw=0.8, label=label)
+            axis.plot(x, curve, style, color=GREY, lw=0.8, label=label)
     for number, network in enumerate(study["models"]):
         curve = _mean(network, *keys)
         if curve is not None:
@@ -79,7 +78,7 @@ def _draw_pushes(study: dict) -> Figure:
                 int(start) + np.arange(len(curves[0])),
                 "norms alone" if number == 0 else None,
             )
-            bottom.plot(x, curves[0], "--", color=_GREY, label=label)
+            bottom.plot(x, curves[0], "--", color=GREY, label=label)
             bottom.plot(x, curves[1], color=COLORS[number + 1], label=f"after layer {start}")
         bottom.set_title(f"{teacher['model']}, {group}: share of the angle", fontsize="small")
         bottom.set_ylim(bottom=0)

@@ -16,15 +16,15 @@ from raptor_hf.dynamics.fixed_points import (
     spectral_radius,
 )
 from raptor_hf.dynamics.measures import directions, measure
-from raptor_hf.dynamics.nulls import shuffle_layers, untrained
+from raptor_hf.dynamics.nulls import null_networks
 from raptor_hf.dynamics.systems import DepthSystem
-from raptor_hf.dynamics.tangents import tangent_growth
+from raptor_hf.dynamics.tangents import push_growth
 from raptor_hf.phases import find_phases
 from raptor_hf.phases.cuts import check_partition
 from raptor_hf.phases.distance import image_distances, tidy_distances
 from raptor_hf.runs.processes import progress_bar
 
-from .claims import NULLS, figures_of_claims
+from .claims import figures_of_claims
 
 _DRAWS = 5  # of each kind
 _FEW = 50  # images of what runs a model again, and of nulls
@@ -58,18 +58,16 @@ def null_studies(
     Each holds the last block of a Raptor that is the mean of its layers, where there are phases.
     """
     studies = []
-    for draw in range(1, _DRAWS + 1):
-        models = (untrained(teacher.model, seed + draw), shuffle_layers(teacher.model, seed + draw))
-        for kind, model in zip(NULLS, models, strict=True):
-            system = replace(teacher, name=f"{kind} {draw}", model=model, head=None)
-            raptor = None
-            if partitions:
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed + draw)
-                    blocks = make_raptor(model, list(partitions[0])).eval().requires_grad_(False)
-                raptor = replace(system, model=blocks.to(model.device))
-            studies.append(NetworkStudy(system, partitions, seed=seed, null=True, raptor=raptor))
-    return sorted(studies, key=lambda study: NULLS.index(study.system.name.rpartition(" ")[0]))
+    for system in null_networks(teacher, num_untrained=_DRAWS, num_shuffled=_DRAWS, seed=seed):
+        raptor = None
+        if partitions:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + int(system.name.rpartition(" ")[2]))
+                blocks = make_raptor(system.model, list(partitions[0]))
+            blocks = blocks.eval().requires_grad_(False).to(system.model.device)
+            raptor = replace(system, model=blocks)
+        studies.append(NetworkStudy(system, partitions, seed=seed, null=True, raptor=raptor))
+    return studies
 
 
 class NetworkStudy:
@@ -109,7 +107,8 @@ class NetworkStudy:
         distances = image_distances(states, system.layout)
         self.distance_sum = self.distance_sum + distances.sum(dim=0).cpu()
         if run and system.can_run_on:
-            self._push(states, batch)
+            pushes = push_growth(system, states, batch, seed=self.seed)
+            self._keep({("push", *key): values for key, values in pushes.items()})
         if run and self.raptor is not None:
             last = states if system.is_raptor else self.raptor.trajectory(batch)
             self._hold(last[:, -1], batch["label"])
@@ -118,16 +117,6 @@ class NetworkStudy:
         """Keep figures (B, …) of some images."""
         for key, values in figures.items():
             self.parts.setdefault(key, []).append(values.double().cpu())
-
-    def _push(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
-        """Push cls and patches at four depths, and run on."""
-        system = self.system
-        for group in [name for name in ("cls", "patches") if name in system.layout.groups()]:
-            for start in sorted({quarter * system.depth // 4 for quarter in range(4)}):
-                found = tangent_growth(
-                    system, states, batch, group=group, start=start, seed=self.seed
-                )
-                self._keep({("push", group, str(start), name): v for name, v in found.items()})
 
     def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
         """Apply the last block again and again; of a Raptor, look for a fixed point, too."""
@@ -210,7 +199,7 @@ def study_models(
     if len(rows) < 2:
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     studies, nulls = [NetworkStudy(one, partitions, seed=seed) for one in systems], []
-    if systems[0].can_run_on and not systems[0].is_raptor:
+    if not systems[0].is_raptor:
         nulls = null_studies(systems[0], partitions, seed)
     total = len(studies) * len(rows) + len(nulls) * len(rows[:_FEW])
     with progress_bar("depth as time", total, unit="image") as bar:

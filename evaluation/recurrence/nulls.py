@@ -11,7 +11,8 @@ photographs and `--num_runs 24` an hour.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ImageViews, batches, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.interventions import layer_swap
-from raptor_hf.dynamics.nulls import r2_baselines, shuffle_layers, untrained
+from raptor_hf.dynamics.nulls import null_networks, r2_baselines
 from raptor_hf.dynamics.systems import DepthSystem
-from raptor_hf.dynamics.tangents import tangent_growth
+from raptor_hf.dynamics.tangents import push_growth
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
 from raptor_hf.phases.nulls import compare_with_turns, matched_means, with_interval
 from raptor_hf.phases.similarity import MEASURES, half_samples
-from raptor_hf.runs.arguments import parse_arguments
+from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, read_json, rounded, write_json
 from raptor_hf.runs.folder import environment, finish_run, start_run
 from raptor_hf.runs.processes import run_program
@@ -71,21 +72,6 @@ class Arguments:
             self.untrained = self.shuffled = 1
 
 
-def null_networks(teacher: DepthSystem, own: Arguments) -> list[DepthSystem]:
-    """Return the teacher untrained, and with its layers in random orders; without its head.
-
-    None of a family whose layers can't be called one by one.
-    """
-    networks: list[DepthSystem] = []
-    if not teacher.can_run_on:
-        return networks
-    for kind, make in (("untrained", untrained), ("shuffled", shuffle_layers)):
-        for draw in range(1, getattr(own, kind) + 1):
-            model = make(teacher.model, own.seed + draw)
-            networks.append(replace(teacher, name=f"{kind} {draw}", model=model, head=None))
-    return networks
-
-
 def pooled_states(states: Iterable[torch.Tensor], layout: TokenLayout) -> dict[str, np.ndarray]:
     """Return one vector an image and layer 1 … L of cls and of patches, (n, L, D) each."""
     pooled: dict[str, list] = {}
@@ -104,7 +90,7 @@ def all_swaps(system: DepthSystem, images: Iterable[Mapping]) -> np.ndarray:
         (n, L, L): the cosine of the last states with layer i (row) replaced by j and without.
     """
     layers, columns = system.depth, []
-    swaps = [{i + 1: j + 1} for i in range(layers) for j in range(layers) if i != j]
+    swaps = [{i: j} for i, j in permutations(range(1, layers + 1), 2)]
     for batch in images:
         columns.append(layer_swap(system, system.trajectory(batch), swaps)["cosine"].cpu().numpy())
     matrices = np.ones((sum(map(len, columns)), layers, layers))
@@ -113,15 +99,12 @@ def all_swaps(system: DepthSystem, images: Iterable[Mapping]) -> np.ndarray:
 
 
 def all_pushes(system: DepthSystem, images: Iterable[Mapping], seed: int) -> dict[str, np.ndarray]:
-    """Carry tangents on from four depths: `<figure>/<group>/<start>` of `tangent_growth`."""
+    """Carry tangents on from four depths: `<figure>/<group>/<start>` of `push_growth`."""
     figures: dict[str, list] = {}
     for batch in images:
-        states = system.trajectory(batch)
-        for group in [name for name in ("cls", "patches") if name in system.layout.groups()]:
-            for start in sorted({quarter * system.depth // 4 for quarter in range(4)}):
-                found = tangent_growth(system, states, batch, group=group, start=start, seed=seed)
-                for name, values in found.items():
-                    figures.setdefault(f"{name}/{group}/{start}", []).append(values.cpu().numpy())
+        found = push_growth(system, system.trajectory(batch), batch, seed=seed)
+        for (group, start, name), values in found.items():
+            figures.setdefault(f"{name}/{group}/{start}", []).append(values.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in figures.items()}
 
 
@@ -237,7 +220,8 @@ def study_nulls(systems: list[DepthSystem], images: ImageViews, own: Arguments) 
     networks = {}
     for system in systems:
         networks[system.name] = judge_network(raw_figures(system, images, rows, few, own), own)
-    for system in null_networks(teacher, own):
+    kinds = {"num_untrained": own.untrained, "num_shuffled": own.shuffled}
+    for system in null_networks(teacher, **kinds, seed=own.seed):
         raw = raw_figures(system, images, rows[:_NULL_IMAGES], fewer, own)
         networks[system.name] = judge_network(raw, own)
     nulls = [name for name in networks if name not in [system.name for system in systems]]
@@ -264,8 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
     images, models = load_images(own.dataset, own.split, reading), [own.teacher, *own.raptors]
     listed, inputs = {"images": list_images(own.dataset, images)}, {}
-    for source in models:
-        folder = source.rpartition("=")[2]
+    for folder in named_folders("--raptors", models).values():
         if Path(folder).is_dir():
             inputs[public_name(folder)] = folder_digest(folder)
     if start_run(own, reading, inputs=inputs, images=listed):

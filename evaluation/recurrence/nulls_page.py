@@ -17,10 +17,10 @@ from evaluation.claims import (
     judge,
     verdict_word,
 )
-from evaluation.plotting import COLORS, make_panels
+from evaluation.plotting import COLORS, GREY, make_panels
 from raptor_hf.reports.tables import markdown_table
 
-_GREY, _PAPER = "#9a9a9a", "arXiv 2512.19941"
+_PAPER = "arXiv 2512.19941"
 
 
 class _Question(NamedTuple):
@@ -186,7 +186,7 @@ def draw_matrix(axis, found: dict) -> AxesImage:
     for end in np.cumsum(cut["phases"]["maxcut"])[:-1] + 0.5:
         axis.plot([0.5, end, end], [end, end, edge], color=COLORS[2], lw=1)
     for end in np.cumsum(cut["null_phases"]["maxcut"])[:-1] + 0.5:
-        axis.plot([end, end, edge], [0.5, end, end], color=_GREY, lw=1)
+        axis.plot([end, end, edge], [0.5, end, end], color=GREY, lw=1)
     return image
 
 
@@ -204,11 +204,11 @@ def _draw_phases(result: dict) -> Figure:
         # cut shares, those of turns alone in grey
         ks, shares = list(found["cuts"]), [cut["shares"] for cut in found["cuts"].values()]
         low, _, high = np.transpose([share["random_order"] for share in shares])
-        order = {"color": _GREY, "alpha": 0.3, "lw": 0, "label": "in random order"}
+        order = {"color": GREY, "alpha": 0.3, "lw": 0, "label": "in random order"}
         bottom.fill_between(ks, low, high, **order)
         for null, style in (("independent", "--"), ("straight", ":")):
             values = [share[null] for share in shares]
-            bottom.plot(ks, values, style, color=_GREY, label=f"{null} turns")
+            bottom.plot(ks, values, style, color=GREY, label=f"{null} turns")
         bottom.plot(ks, [share["own"] for share in shares], "ok", ms=4, label=result["teacher"])
         bottom.set_xlabel("k", fontsize="small")
     for axis, name in zip(axes[:, 0], ("distance", "share cut"), strict=True):
@@ -239,7 +239,7 @@ def _draw_swaps(result: dict) -> Figure:
     for number, name in enumerate(result["nulls"]):
         null, label = np.array(networks[name]["swaps"]), "nulls" if number == 0 else None
         means = [null[apart == distance].mean() for distance in depth[1:]]
-        right.plot(depth[1:], means, color=_GREY, lw=0.8, label=label)
+        right.plot(depth[1:], means, color=GREY, lw=0.8, label=label)
     phases = teacher["phases"]["raw cosine"]["all"]["cuts"]["3"]["phases"]["maxcut"]
     phase = np.repeat(np.arange(len(phases)), phases)
     same = phase[:, None] == phase
@@ -262,14 +262,14 @@ def _draw_growth(result: dict) -> Figure:
         for number, (name, network) in enumerate(result["networks"].items()):
             style = {"color": COLORS[number % len(COLORS)], "label": name}
             if name in result["nulls"]:
-                style = {"color": _GREY, "lw": 0.8, "ls": ":" if "un" in name else "-"}
+                style = {"color": GREY, "lw": 0.8, "ls": ":" if "un" in name else "-"}
                 style["label"] = name if name.endswith("1") else None
             top.plot(network["growth"][group]["0"]["growth"], **style)
         top.set_title(f"{group}: log of a push's length", fontsize="small")
         for number, (start, figures) in enumerate(pushes.items()):
             x = int(start) + np.arange(len(figures["angle"]))
             label = "norms alone" if number == 0 else None
-            bottom.plot(x, figures["norms_alone"], "--", color=_GREY, label=label)
+            bottom.plot(x, figures["norms_alone"], "--", color=GREY, label=label)
             bottom.plot(x, figures["angle"], color=COLORS[number + 1], label=f"after {start}")
         bottom.set_title(f"{group}: share of its angle left", fontsize="small")
     for axis in axes[:, 0]:

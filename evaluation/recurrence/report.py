@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.claims import Judged, claims_details, claims_table, judge
-from evaluation.plotting import COLORS, line_style, make_panels
+from evaluation.plotting import COLORS, GREY, line_style, make_panels
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
@@ -14,7 +14,6 @@ from .claims import CLAIMS, drifts
 from .measures import FIGURES, LAST, R2, cut_share, mean_in_words, table_of
 
 _BYTES = 4  # of a stored parameter, float32
-_GREY = "#9a9a9a"
 _LABELS = {
     "gap": ["k"],
     "partitions": ["teacher", "k", "partition"],
@@ -101,7 +100,7 @@ def _draw_partitions(study: dict) -> Figure:
         alone = [cut_share(turns, parts) for parts in means.index]
         style = {**line_style(names.index(teacher)), "ls": "", "label": f"{teacher}, k = {k}"}
         axis = left if k == 2 else right
-        axis.plot(alone, means, **{**style, "color": _GREY, "label": None})
+        axis.plot(alone, means, **{**style, "color": GREY, "label": None})
         axis.plot(shares, means, **{**style, "color": COLORS[names.index(teacher) + (k - 2)]})
     for axis in (left, right):
         axis.set_xlabel("cut share")
@@ -122,7 +121,7 @@ def _draw_alternatives(study: dict) -> Figure:
     for axis, (cost, name) in zip(
         axes.flat, [(size, R2), (size, LAST), (inference, LAST)], strict=False
     ):
-        axis.plot(table[gone][cost], table[gone][name], ".", color=_GREY, ms=4)
+        axis.plot(table[gone][cost], table[gone][name], ".", color=GREY, ms=4)
         for number, (kind, students) in enumerate(table[~gone].groupby("kind", sort=False)):
             if name == R2 and "last state" in kind:
                 continue  # these students learn the last state alone

@@ -5,6 +5,7 @@ says nothing of what training made of the order of its layers.
 """
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from ..configuration_raptor import TokenLayout, teacher_family
 from ..metrics import RSquared, compute_over_processes, state_statistics
 from ..modeling_raptor import bare_teacher
+from .systems import DepthSystem
 
 
 def untrained(teacher: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -33,6 +35,26 @@ def shuffle_layers(teacher: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     order = np.random.default_rng(seed).permutation(len(layers))
     shuffled.set_submodule(path, nn.ModuleList(layers[index] for index in order.tolist()))
     return shuffled
+
+
+def null_networks(
+    teacher: DepthSystem, *, num_untrained: int, num_shuffled: int, seed: int
+) -> list[DepthSystem]:
+    """Return so many networks of both kinds, named `untrained 1` … and `shuffled 1` …, headless.
+
+    None of a family whose layers can't be called one by one.
+    """
+    networks: list[DepthSystem] = []
+    if not teacher.can_run_on:
+        return networks
+    for kind, make, number in (
+        ("untrained", untrained, num_untrained),
+        ("shuffled", shuffle_layers, num_shuffled),
+    ):
+        for draw in range(1, number + 1):
+            model = make(teacher.model, seed + draw)
+            networks.append(replace(teacher, name=f"{kind} {draw}", model=model, head=None))
+    return networks
 
 
 def r2_baselines(
