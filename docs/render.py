@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.claims import claims_table
+from evaluation.claims import claims_table, judge
 from evaluation.dynamics.claims import depth_verdicts
 from evaluation.recurrence.atlas import cuts_table, load_atlas
+from evaluation.recurrence.claims import CLAIMS
 from evaluation.recurrence.nulls_page import phases_table, verdicts_table
 from evaluation.recurrence.nulls_power import power_table
-from evaluation.recurrence.report import judge_study, load_study
+from evaluation.recurrence.report import load_study
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
     load_results,
@@ -94,8 +95,10 @@ def claims() -> str:
 
 
 def study() -> str:
-    """Return the verdicts on the claims about block recurrence."""
-    return claims_table(judge_study(load_study(RESULTS / "study")))
+    """Return the verdicts on block recurrence, of the digits teacher and of an untrained one."""
+    folders = {"digits": "study", "untrained": "study_untrained"}
+    studies = {name: load_study(RESULTS / folder) for name, folder in folders.items()}
+    return claims_table(judge(CLAIMS, studies))
 
 
 def atlas() -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.claims import Judged, claims_details, claims_table, judge
-from evaluation.plotting import COLORS, GREY, line_style, make_panels
+from evaluation.plotting import COLORS, line_style, make_panels
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
@@ -21,8 +21,8 @@ _LABELS = {
     "training": ["teacher"],
 }
 _CAPTIONS = {
-    "partitions": "R² of Raptors over the share of the layer distances that their partition cuts, "
-    "left at k = 2. Grey: the share that it cuts of independent turns at the same speeds.",
+    "partitions": "R² of Raptors over the share of the layer distances that their partition cuts; "
+    "on the right over that of independent turns, which know the speeds of the layers alone.",
     "alternatives": "What the same bytes, and the same compute of inference, can buy. All students "
     "had the same compute of training; dots are the students, lines join their means.",
 }
@@ -88,48 +88,33 @@ def experiment_table(rows: list[dict], experiment: str) -> str:
 
 
 def _draw_partitions(study: dict) -> Figure:
-    """Draw R² over cut share: a panel for the runs at k = 2, and one for all partitions."""
+    """Draw R² over the cut share of the layer distances, and over that of the speeds alone."""
     table = table_of(study["partitions"])
-    figure, ((left, right),) = make_panels(1, 2, sharey=True)
-    names = list(dict.fromkeys(table.teacher))
-    for (teacher, k), rows in table.groupby(["teacher", "k"], sort=False):
-        distance = np.array(study["maps"][teacher]["distance"])
+    figure, ((left, right),) = make_panels(1, 2, sharex=True, sharey=True)
+    for number, ((name, k), rows) in enumerate(table.groupby(["teacher", "k"], sort=False)):
+        distance = np.array(study["maps"][name]["distance"])
         means = rows.groupby("parts")[R2].mean()
-        shares = [cut_share(distance, parts) for parts in means.index]
-        turns = drifts(distance)["the speeds alone"]
-        alone = [cut_share(turns, parts) for parts in means.index]
-        style = {**line_style(names.index(teacher)), "ls": "", "label": f"{teacher}, k = {k}"}
-        axis = left if k == 2 else right
-        axis.plot(alone, means, **{**style, "color": GREY, "label": None})
-        axis.plot(shares, means, **{**style, "color": COLORS[names.index(teacher) + (k - 2)]})
-    for axis in (left, right):
-        axis.set_xlabel("cut share")
-        if axis.lines:
-            axis.legend(fontsize=8)
-    left.set_ylabel("R²")
+        style = {**line_style(number), "ls": "", "label": f"{name}, k = {k}"}
+        for axis, cut in ((left, distance), (right, drifts(distance)["the speeds alone"])):
+            axis.plot([cut_share(cut, parts) for parts in means.index], means, **style)
+    left.set(xlabel="cut share of the distances", ylabel="R²")
+    right.set_xlabel("cut share of independent turns")
+    left.legend(fontsize=8)
     return figure
 
 
 def _draw_alternatives(study: dict) -> Figure:
-    """Draw R² against stored bytes and inference: every student is a dot, a kind a line."""
+    """Draw R² of the last state against stored bytes and inference: a dot a student."""
     table = table_of(study["alternatives"])
     table["blocks, MB (float32)"] = table.stored_parameters * _BYTES / 1e6
     table["multiply-adds of an image, millions"] = table.multiply_adds / 1e6
-    size, inference = table.columns[-2:]
-    figure, axes = make_panels(2, 2)
-    gone = table.kind.str.contains("corrections|experts")
-    for axis, (cost, name) in zip(
-        axes.flat, [(size, R2), (size, LAST), (inference, LAST)], strict=False
-    ):
-        axis.plot(table[gone][cost], table[gone][name], ".", color=GREY, ms=4)
-        for number, (kind, students) in enumerate(table[~gone].groupby("kind", sort=False)):
-            if name == R2 and "last state" in kind:
-                continue  # these students learn the last state alone
-            means = students.groupby("stored_parameters")[[cost, name]].mean()
-            axis.plot(students[cost], students[name], ".", color=COLORS[number], ms=4)
-            axis.plot(means[cost], means[name], label=kind, **line_style(number))
-        axis.set_title(name, fontsize="small")
+    figure, (axes,) = make_panels(1, 2, sharey=True)
+    for axis, cost in zip(axes, table.columns[-2:], strict=True):
+        for number, (kind, students) in enumerate(table.groupby("kind", sort=False)):
+            means = students.groupby("stored_parameters")[[cost, LAST]].mean()
+            axis.plot(students[cost], students[LAST], ".", color=COLORS[number], ms=4)
+            axis.plot(means[cost], means[LAST], label=kind, **line_style(number))
         axis.set_xlabel(cost)
-    axes[1, 1].set_axis_off()
-    axes[1, 1].legend(*axes[0, 1].get_legend_handles_labels(), fontsize=9, loc="center left")
+    axes[0].set_ylabel(LAST)
+    axes[0].legend(fontsize=8)
     return figure

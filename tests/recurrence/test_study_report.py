@@ -244,8 +244,9 @@ def test_results_follow_their_labels(tmp_path):
     assert collect([row], tmp_path) == [{**label, "parts": ((1, 2), (3, 4)), "accuracy": 0.2}]
 
 
-def test_the_report_in_git_follows_from_its_figures(tmp_path):
-    folder = ROOT / "evaluation" / "results" / "study"
+@pytest.mark.parametrize("name", ["study", "study_untrained"])
+def test_the_reports_in_git_follow_from_their_figures(name, tmp_path):
+    folder = ROOT / "evaluation" / "results" / name
     for path in folder.glob("*.json"):
         shutil.copy(path, tmp_path)
     write_report(tmp_path)
