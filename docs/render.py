@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.claims import claims_table, judge
 from evaluation.dynamics.claims import depth_verdicts
 from evaluation.recurrence.atlas import cuts_table, load_atlas
 from evaluation.recurrence.claims import CLAIMS
 from evaluation.recurrence.nulls_page import phases_table, verdicts_table
 from evaluation.recurrence.nulls_power import power_table
 from evaluation.recurrence.report import load_study
+from evaluation.verdicts import claims_table, judge
 from raptor_hf.reports.report import ablation_section
 from raptor_hf.reports.tables import (
     load_results,

@@ -5,23 +5,20 @@ its mean over the images lies above 0 and above that of a further untrained netw
 its layers in random order. The criteria are ours, as the paper states none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.claims import (
+from evaluation.verdicts import (
     Claim,
-    Estimate,
     Judged,
-    Verdict,
-    above_draws,
-    by_estimates,
+    above_nulls,
     claims_details,
     claims_table,
-    judge,
+    figures_table,
+    judge_networks,
 )
 
-NULLS = ("untrained", "shuffled")  # kinds of networks without learned depth
 _PAPER, _OURS = "arXiv 2512.19941", "a question of ours"
 _SETTLED = 0.1  # of the first extra update of a held block
 _Figures = Mapping[tuple[str, ...], np.ndarray]
@@ -84,76 +81,54 @@ def _jump(speed: np.ndarray, phases: Sequence[int]) -> np.ndarray | None:
     return np.log(speed[:, cuts].mean(axis=1) / speed[:, inside].mean(axis=1))
 
 
-def _above_nulls(prefix: str) -> Callable[[dict], Verdict | None]:
-    """Decide whether all figures of a prefix lie above 0 and above those of each kind of null."""
-
-    def decide(result: dict) -> Verdict | None:
-        estimates, texts = [], []
-        for name, values in result["figures"].items():
-            if not name.startswith(prefix):
-                continue
-            own, words = Estimate(*values), []
-            estimates.append(own)
-            for kind, draws in result["nulls"].items():
-                known = [draw[name][0] for draw in draws if name in draw]
-                if len(known) > 1:
-                    estimates.append(above_draws(own, known))
-                    words.append(f"{kind} {np.mean(known):+.3g} ± {np.std(known, ddof=1):.2g}")
-            texts.append(f"{name}: {', '.join([str(own), *words])}")
-        return by_estimates(estimates, "; ".join(texts)) if estimates else None
-
-    return decide
-
-
 CLAIMS = [
     Claim("The direction of cls converges", _PAPER,
           "its cosines to the last state lie above those of independent turns of the same sizes",
-          _above_nulls("cls, direction")),
+          above_nulls("cls, direction")),
     Claim("Layers correct a pushed cls token", _PAPER,
-          "a small push loses length until the end, after every layer", _above_nulls("cls, push")),
-    Claim("Layers correct pushed patches", _PAPER, "the same", _above_nulls("patches, push")),
+          "a small push loses length until the end, after every layer", above_nulls("cls, push")),
+    Claim("Layers correct pushed patches", _PAPER, "the same", above_nulls("patches, push")),
     Claim("cls turns sharply late", _PAPER,
           "it turns faster in the last quarter than before, in degrees, the first layer apart",
-          _above_nulls("cls, late")),
+          above_nulls("cls, late")),
     Claim("Registers are slow, patches between, cls fast", _PAPER,
-          "so in degrees, on average after layer 1", _above_nulls("order")),
+          "so in degrees, on average after layer 1", above_nulls("order")),
     Claim("Speed jumps where phases meet", _PAPER,
           "the log of the speed there over that inside, for a null at its own max-cut",
-          _above_nulls("jump")),
+          above_nulls("jump")),
     Claim("Updates lose rank late", _PAPER,
           "the log of their effective rank before the last quarter over that in it",
-          _above_nulls("rank")),
+          above_nulls("rank")),
     Claim("Updates of patches align late", _PAPER,
-          "their coherence is larger in the last quarter than before", _above_nulls("align")),
+          "their coherence is larger in the last quarter than before", above_nulls("align")),
     Claim("The state settles when the last block is held", _OURS,
           "after 64 more applications its update is a tenth of the first, or less; the null's "
-          "block is the mean of its layers", _above_nulls("held")),
+          "block is the mean of its layers", above_nulls("held")),
 ]  # fmt: skip
 
 
-def judge_networks(study: dict) -> Judged:
-    """Judge all claims for models and nulls; a null beside the other draws of both kinds."""
-    results = {}
-    for result in (*study["models"], *study["nulls"]):
-        nulls = {
-            kind: [
-                other["figures"]
-                for other in study["nulls"]
-                if other["model"] != result["model"] and other["model"].startswith(kind)
-            ]
-            for kind in NULLS
-        }
-        results[result["model"]] = {"figures": result["figures"], "nulls": nulls}
-    return judge(CLAIMS, results)
+def judge_depth(study: dict) -> Judged:
+    """Judge all claims for models and nulls."""
+    networks = {one["model"]: one["figures"] for one in (*study["models"], *study["nulls"])}
+    return judge_networks(CLAIMS, networks, _names(study["nulls"]))
 
 
 def depth_verdicts(study: dict) -> str:
     """Return the verdicts: a row a claim, a column a model, and in how many nulls it is seen."""
-    return claims_table(judge_networks(study), NULLS if study["nulls"] else ())
+    return claims_table(judge_depth(study), _names(study["nulls"]))
+
+
+def depth_figures(study: dict) -> str:
+    """Return the figures of the first model that decide, beside its nulls: a row a claim."""
+    return figures_table(judge_depth(study), study["models"][0]["model"], _names(study["nulls"]))
 
 
 def claims_page(study: dict) -> str:
     """Return the page of claims in Markdown: a table of verdicts, then the deciding figures."""
-    names = [result["model"] for result in study["models"]]
-    details = claims_details(judge_networks(study), names)
+    details = claims_details(judge_depth(study), _names(study["models"]))
     return "\n\n".join(["# What we see", depth_verdicts(study), details]) + "\n"
+
+
+def _names(networks: Sequence[dict]) -> list[str]:
+    """Return the names of networks."""
+    return [network["model"] for network in networks]

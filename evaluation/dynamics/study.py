@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from evaluation.claims import estimate
+from evaluation.verdicts import estimate
 from raptor_hf import make_raptor
 from raptor_hf.data import ImageViews, batches
 from raptor_hf.dynamics.fixed_points import (
@@ -30,11 +30,6 @@ _DRAWS = 5  # of each kind
 _FEW = 50  # images of what runs a model again, and of nulls
 _TIMES = 64  # applications of the held block
 _BATCH_SIZE = 32
-
-
-def partition_name(phases: Sequence[int]) -> str:
-    """Return the name of a partition in results: `"3-3-6"`."""
-    return "-".join(map(str, phases))
 
 
 def skipped_analyses(system: DepthSystem, partitions: Sequence[list[int]]) -> dict[str, str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from evaluation.claims import verdict_word
 from evaluation.plotting import make_panels
-from evaluation.recurrence.nulls_page import QUESTIONS, decide, draw_matrix, phases_cell
+from evaluation.recurrence.nulls_page import GATHER, draw_matrix, judge_nulls, phases_cell
+from evaluation.verdicts import verdict_word
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import read_json
@@ -54,13 +54,14 @@ def cuts_table(maps: Mapping[str, dict]) -> str:
     rows = []
     for name, result in maps.items():
         teacher = result["networks"][result["teacher"]]
+        verdicts = {claim: by_name[result["teacher"]] for claim, by_name in judge_nulls(result)}
         images = f"{name}, {result['num_images']:,} images of {result['dataset']}"
         for measure, by_tokens in teacher["phases"].items():
             cuts = by_tokens["all"]["cuts"]
             row = [images.replace("|", "\\|"), measure]
             row += [phases_cell(cut, "maxcut") for cut in cuts.values()]
             row.append(f"{min(cut['same'] for cut in cuts.values()):.0%}".replace("%", " %"))
-            rows.append([*row, verdict_word(decide(QUESTIONS[measure], teacher))])
+            rows.append([*row, verdict_word(verdicts[GATHER[measure]])])
     ks = [f"k = {k}" for k in cuts]
     return markdown_table(["teacher", "measure", *ks, "same in halves", "beyond turns"], rows)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas
 
-from evaluation.claims import Claim, Estimate, Verdict, by_estimates, difference, estimate
+from evaluation.verdicts import Claim, Estimate, Verdict, by_estimates, difference, estimate
 from raptor_hf.phases.nulls import beyond_turns, independent_turns, straight_line
 
 from .measures import (
@@ -118,13 +118,12 @@ def teachers_of(study: dict) -> pandas.DataFrame:
             "drop rate": found["drop_path_rate"],
             "similarity": found["similarity"],
             "contrast": beyond_turns(similarity, turns, found["phases"]["3"])["contrast"],
-            "R², raw": means[R2],
         }
         for figure in (R2, R2_CLS, R2_PATCHES):
             if "floor" in found:
                 row[figure] = beyond_floor(means[figure], found["floor"][figure])
         rows.append(row)
-    columns = ["teacher", "drop rate", "similarity", "contrast", "R², raw", R2, R2_CLS, R2_PATCHES]
+    columns = ["teacher", "drop rate", "similarity", "contrast", R2, R2_CLS, R2_PATCHES]
     return pandas.DataFrame(rows, columns=columns)
 
 

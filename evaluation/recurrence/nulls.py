@@ -4,9 +4,8 @@
         --split test --output_dir outputs/digits/nulls
 
 Measures the teacher, Raptors of it, itself untrained and with its layers in random order. Writes
-nulls.json, nulls.md with the tables, and three figures. A network that is measured is kept in raw/,
-where `--resume` finds it. The digits take two minutes of one core, a DINOv2-S with 1,000
-photographs and `--num_runs 24` an hour.
+nulls.json, nulls.md with the tables, and two figures. A network that is measured is kept in raw/,
+where `--resume` finds it.
 """
 
 import os
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from evaluation.recurrence.nulls_page import draw_nulls, nulls_page
+from evaluation.verdicts import Estimate
 from raptor_hf import dynamics
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ImageViews, batches, list_images, load_images
@@ -26,9 +26,8 @@ from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.interventions import layer_swap
 from raptor_hf.dynamics.nulls import null_networks, r2_baselines
 from raptor_hf.dynamics.systems import DepthSystem
-from raptor_hf.dynamics.tangents import push_growth
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
-from raptor_hf.phases.nulls import compare_with_turns, matched_means, with_interval
+from raptor_hf.phases.nulls import compare_with_turns, matched_means
 from raptor_hf.phases.similarity import MEASURES, half_samples
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, read_json, rounded, write_json
@@ -55,21 +54,19 @@ class Arguments:
     output_dir: str = field(metadata={"help": "folder of nulls.json, nulls.md and figures"})
     num_images: int = field(default=1000, metadata={"help": "at most, for the similarities"})
     num_runs: int = field(
-        default=100, metadata={"help": "of these, for swaps and tangents; 0: phases alone"}
+        default=100, metadata={"help": "of these, for swaps of layers; 0: phases alone"}
     )
-    seed: int = field(default=0, metadata={"help": "of images, networks, tangents and halves"})
+    seed: int = field(default=0, metadata={"help": "of images, networks and halves"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
     quick: bool = field(default=False, metadata={"help": "few images and draws, to try it out"})
     # null networks of each kind, and halves of the images for the intervals
-    untrained: int = field(default=2, init=False)
-    shuffled: int = field(default=4, init=False)
+    nulls: int = field(default=5, init=False)
     draws: int = field(default=100, init=False)
 
     def __post_init__(self):
         if self.quick:
-            self.num_images, self.num_runs, self.draws = 60, 16, 10
-            self.untrained = self.shuffled = 1
+            self.num_images, self.num_runs, self.nulls, self.draws = 60, 16, 2, 10
 
 
 def pooled_states(states: Iterable[torch.Tensor], layout: TokenLayout) -> dict[str, np.ndarray]:
@@ -98,16 +95,6 @@ def all_swaps(system: DepthSystem, images: Iterable[Mapping]) -> np.ndarray:
     return matrices
 
 
-def all_pushes(system: DepthSystem, images: Iterable[Mapping], seed: int) -> dict[str, np.ndarray]:
-    """Carry tangents on from four depths: `<figure>/<group>/<start>` of `push_growth`."""
-    figures: dict[str, list] = {}
-    for batch in images:
-        found = push_growth(system, system.trajectory(batch), batch, seed=seed)
-        for (group, start, name), values in found.items():
-            figures.setdefault(f"{name}/{group}/{start}", []).append(values.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in figures.items()}
-
-
 def raw_figures(
     system: DepthSystem,
     images: ImageViews,
@@ -118,7 +105,7 @@ def raw_figures(
     """Measure a network, or read what was measured before the run was cut off.
 
     Returns:
-        Figures of single images: `pooled_states`, `swaps` of a network with layers, `all_pushes`.
+        Figures of single images: `pooled_states`, and `all_swaps` of a network with layers.
     """
     path = Path(own.output_dir) / "raw" / f"{system.name}.npz"
     if not path.exists():
@@ -126,7 +113,6 @@ def raw_figures(
         raw = pooled_states(map(system.trajectory, reader), system.layout)
         if few and not system.is_raptor:
             raw["swaps"] = all_swaps(system, few)
-        raw |= all_pushes(system, few, own.seed)
         # whole or not at all
         path.parent.mkdir(exist_ok=True)
         with open(temporary := path.with_suffix(".tmp"), "wb") as file:
@@ -135,62 +121,41 @@ def raw_figures(
     return dict(np.load(path))
 
 
-def judge_network(raw: Mapping[str, np.ndarray], own: Arguments) -> dict:
+def describe(raw: Mapping[str, np.ndarray], own: Arguments) -> dict:
     """Return what raw figures say of a network.
 
     Returns:
-        `phases`, of `compare_with_turns` by measure; with swaps and pushes, their means `swaps`,
-        (L, L), and `growth`; `figures`, with intervals, that answer questions at several places: by
-        measure and k how layers gather; by k what `swaps` gain within phases, at equal |i − j|; by
-        token group and layer minus the log of how much longer a push gets (`lost`).
+        `phases`, of `compare_with_turns` by measure; `swaps`, means (L, L); `figures` of claims, as
+        `Estimate`: how layers gather by every measure and k, and what swaps gain within phases, at
+        equal |i − j|.
     """
-    # phases
     pooled, result = {name: raw[name] for name in ("cls", "patches") if name in raw}, {"phases": {}}
     figures = result["figures"] = {}
     for measure in MEASURES:
         found = compare_with_turns(pooled, measure, draws=own.draws, seed=own.seed)
-        result["phases"][measure], cuts = found, found["all"]["cuts"]
-        figures[measure] = {f"k = {k}": gathering(cut) for k, cut in cuts.items()}
-
-    # swaps
+        result["phases"][measure] = found
+        figures |= gathering(measure, found["all"]["cuts"], len(pooled["patches"]))
     if "swaps" in raw:
-        halves = half_samples(len(raw["swaps"]), own.draws, seed=own.seed)
-        means = [raw["swaps"].mean(axis=0), *(raw["swaps"][half].mean(axis=0) for half in halves)]
-        result["swaps"], figures["swaps"] = means[0].tolist(), {}
+        number = len(raw["swaps"])
+        halves = [np.arange(number), *half_samples(number, own.draws, seed=own.seed)]
+        means = [raw["swaps"][half].mean(axis=0) for half in halves]
+        result["swaps"] = means[0].tolist()
         for k, cut in result["phases"]["raw cosine"]["all"]["cuts"].items():
             pairs = [matched_means(mean, cut["phases"]["maxcut"]) for mean in means]
-            first, *others = [within - across for within, across in pairs]
-            figures["swaps"][f"k = {k}"] = {"gain": with_interval(first, others)}
-
-    # pushes
-    for name in [name for name in raw if name.startswith("angle/")]:
-        _, group, start = name.split("/")
-        curves = {one: raw[f"{one}/{group}/{start}"] for one in ("growth", "angle", "norms_alone")}
-        means = {one: values.mean(axis=0).tolist() for one, values in curves.items()}
-        result.setdefault("growth", {}).setdefault(group, {})[start] = means
-        lost = -np.log(curves["angle"][:, -1] / curves["norms_alone"][:, -1])
-        halves = half_samples(len(lost), own.draws, seed=own.seed)
-        lost = with_interval(float(lost.mean()), [lost[half].mean() for half in halves])
-        figures.setdefault(group, {})[f"after layer {start}"] = {"lost": lost}
+            gain, *gains = [within - across for within, across in pairs]
+            figures[f"swaps, k = {k}"] = Estimate(gain, float(np.std(gains)), number - 1)
+    # no pairs of layers, no figure
+    result["figures"] = {name: one for name, one in figures.items() if np.isfinite(one.mean)}
     return result
 
 
-def gathering(cut: dict) -> dict:
-    """Return copies of the two figures of a cut that say whether layers gather in phases."""
-    return {name: dict(cut[name]) for name in ("within", "contrast")}
-
-
-def put_nulls_beside(figures: dict, nulls: Sequence[dict]) -> None:
-    """Put `null` beside every figure: the largest value that other networks reach at any place.
-
-    So of any number of null networks one at most can stand above the others.
-    """
-    for question, places in figures.items():
-        others = [place for null in nulls for place in null.get(question, {}).values()]
-        for place in places.values():
-            for name, figure in place.items():
-                values = [other[name]["value"] for other in others]
-                figure["null"] = max((v for v in values if not np.isnan(v)), default=None)
+def gathering(measure: str, cuts: dict, num_images: int) -> dict[str, Estimate]:
+    """Return the two figures of every cut that say whether layers gather in phases."""
+    return {
+        f"{measure}, k = {k}: {name}": Estimate(*cut[name], num_images - 1)
+        for k, cut in cuts.items()
+        for name in ("within", "contrast")
+    }
 
 
 def measure_fit(
@@ -217,21 +182,15 @@ def study_nulls(systems: list[DepthSystem], images: ImageViews, own: Arguments) 
     # nulls take fewer images: their values count, not their intervals
     num_few = (own.num_runs * teacher.can_run_on, (own.num_runs + 3) // 4)
     few, fewer = (list(batches(images, _BATCH_SIZE, None, rows=rows[:n])) for n in num_few)
-    networks = {}
+    networks, nulls = {}, []
     for system in systems:
-        networks[system.name] = judge_network(raw_figures(system, images, rows, few, own), own)
-    kinds = {"num_untrained": own.untrained, "num_shuffled": own.shuffled}
+        networks[system.name] = describe(raw_figures(system, images, rows, few, own), own)
+    kinds = {"num_untrained": own.nulls, "num_shuffled": own.nulls}
     for system in null_networks(teacher, **kinds, seed=own.seed):
         raw = raw_figures(system, images, rows[:_NULL_IMAGES], fewer, own)
-        networks[system.name] = judge_network(raw, own)
-    nulls = [name for name in networks if name not in [system.name for system in systems]]
-    for name, network in networks.items():
-        others = [networks[null]["figures"] for null in nulls if null != name]
-        put_nulls_beside(network["figures"], others)
-        if name in nulls:  # no page shows more of their phases
-            both = [(measure, found["all"]["cuts"]) for measure, found in network["phases"].items()]
-            network["phases"] = {measure: {"all": {"cuts": cuts}} for measure, cuts in both}
-
+        networks[system.name] = describe(raw, own)
+        del networks[system.name]["phases"]  # no page shows them
+        nulls.append(system.name)
     held = list(batches(images, _BATCH_SIZE, None, rows=rows[:_R2_IMAGES]))
     return {
         "num_images": len(rows),

@@ -1,119 +1,50 @@
 """Tables, claims and figures of a study of nulls, made of nulls.json alone."""
 
 from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from evaluation.claims import (
-    Claim,
-    Verdict,
-    all_of,
-    by_interval,
-    claims_details,
-    judge,
-    verdict_word,
-)
 from evaluation.plotting import COLORS, GREY, make_panels
+from evaluation.verdicts import (
+    Claim,
+    Judged,
+    above_nulls,
+    claims_details,
+    figures_table,
+    judge_networks,
+)
 from raptor_hf.reports.tables import markdown_table
 
 _PAPER = "arXiv 2512.19941"
-
-
-class _Question(NamedTuple):
-    """A claim that figures stand above 0 and above all nulls."""
-
-    sentence: str
-    criterion: str
-    # of the `figures` of a network
-    key: str
-    # at every place; else at one at least
-    everywhere: bool = False
-
-
 _MORE = "at some k, layers of a phase are more alike than independent turns make them (within), \
 and more so than layers of two phases at equal |i − j| (contrast)"
-_SHORTER = "after every layer, a push loses length (minus the log of its growth)"
-QUESTIONS = {
-    one.key: one
-    for one in (
-        _Question("Layers gather in phases, raw cosine", _MORE, "raw cosine"),
-        _Question("… centred cosine", _MORE, "centred cosine"),
-        _Question("… debiased CKA", _MORE, "debiased CKA"),
-        _Question("Layers of one phase stand in for each other", "at k = 2, 3 and 4 better than "
-                  "layers of two phases at equal |i − j|", "swaps", True),
-        _Question("Layers correct a pushed cls token", _SHORTER, "cls", True),
-        _Question("Layers correct pushed patches", _SHORTER, "patches", True),
+GATHER = {
+    measure: Claim(sentence, _PAPER, _MORE, above_nulls(measure, anywhere=True))
+    for measure, sentence in (
+        ("raw cosine", "Layers gather in phases, raw cosine"),
+        ("centred cosine", "… centred cosine"),
+        ("debiased CKA", "… debiased CKA"),
     )
-}  # fmt: skip
+}
+CLAIMS = [
+    *GATHER.values(),
+    Claim("Layers of one phase stand in for each other", _PAPER,
+          "at k = 2, 3 and 4 better than layers of two phases at equal |i − j|",
+          above_nulls("swaps")),
+]  # fmt: skip
 
 
-def _margin(figure: dict) -> tuple[float, float]:
-    """Return the interval of a figure, measured from 0 or from the largest value of the nulls."""
-    bar = max(0, figure["null"] or 0)
-    return figure["low"] - bar, figure["high"] - bar
-
-
-def _in_words(figure: dict) -> str:
-    """Return a figure and its interval."""
-    return f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
-
-
-def _places(question: _Question, network: dict) -> dict[str, dict]:
-    """Return the figures of a network by place; no place without pairs of layers to compare."""
-    places = network["figures"].get(question.key, {})
-    return {p: f for p, f in places.items() if None not in [one["value"] for one in f.values()]}
-
-
-def decide(question: _Question, network: dict) -> Verdict | None:
-    """Answer a question for a network, beside the largest values of (other) null networks."""
-    answers, texts = [], []
-    for place, figures in _places(question, network).items():
-        answers.append(all_of([by_interval(*_margin(one)) for one in figures.values()]))
-        for name, one in figures.items():
-            null = "" if one["null"] is None else f", nulls up to {one['null']:+.3f}"
-            texts.append(f"{place}, {name} {_in_words(one)}{null}")
-    if not answers:
-        return None
-    if question.everywhere:
-        return Verdict(all_of(answers), "; ".join(texts))
-    undecided = None if None in answers else False
-    return Verdict(True in answers or undecided, "; ".join(texts))
-
-
-CLAIMS = [Claim(q.sentence, _PAPER, q.criterion, partial(decide, q)) for q in QUESTIONS.values()]
+def judge_nulls(result: dict) -> Judged:
+    """Judge all claims for all networks of nulls.json."""
+    networks = {name: network["figures"] for name, network in result["networks"].items()}
+    return judge_networks(CLAIMS, networks, result["nulls"])
 
 
 def verdicts_table(result: dict) -> str:
-    """Return a row a claim: the teacher's deciding figure beside the nulls', and the verdict.
-
-    A place decides by its figure with the least margin; the claim by the place with the largest, or
-    with the least where it must hold at every place.
-    """
-    rows, networks = [], result["networks"]
-    teacher, nulls = networks[result["teacher"]], [networks[name] for name in result["nulls"]]
-    for question in QUESTIONS.values():
-        # what decides
-        margins = {}
-        for place, figures in _places(question, teacher).items():
-            name = min(figures, key=lambda name: _margin(figures[name])[0])
-            margins[_margin(figures[name])[0]] = (place, name, figures[name])
-        if not margins:
-            continue
-        place, name, figure = margins[(min if question.everywhere else max)(margins)]
-
-        # the same of the nulls
-        values = [null["figures"][question.key][place][name]["value"] for null in nulls]
-        words = ["–" if value is None else f"{value:+.3f}" for value in values]
-        seen = [verdict_word(decide(question, null)) for null in nulls].count("seen")
-        verdict = verdict_word(decide(question, teacher))
-        row = [question.sentence, f"{place}, {name}", _in_words(figure), " ".join(words), verdict]
-        rows.append([*row, f"{seen} of {len(nulls)}"])
-    heading = f"nulls: {', '.join(result['nulls'])}"
-    return markdown_table(["claim", "decided at", "teacher", heading, "verdict", "seen"], rows)
+    """Return the claims of the teacher beside its nulls."""
+    return figures_table(judge_nulls(result), result["teacher"], result["nulls"])
 
 
 def phases_table(by_measure: dict[str, dict]) -> str:
@@ -131,9 +62,9 @@ def phases_table(by_measure: dict[str, dict]) -> str:
             for method in methods:
                 cells = [phases_cell(cut, method) for cut in cuts.values()]
                 rows.append([measure, tokens, method, *cells])
-        rows.append(
-            [measure, "all", "share gained", *(_in_words(c["share"]) for c in cuts.values())]
-        )
+        shares = [cut["share"] for cut in cuts.values()]
+        gained = [f"{value:+.3f} ± {1.96 * error:.3f}" for value, error in shares]
+        rows.append([measure, "all", "share gained", *gained])
     head = ["measure", "tokens", "method", *(f"k = {k}" for k in cuts)]
     return markdown_table(head, rows)
 
@@ -158,7 +89,8 @@ def nulls_page(result: dict) -> str:
     """Return all tables, and the figures that decide the claims, in Markdown."""
     phases = result["networks"][result["teacher"]]["phases"]
     tables = [verdicts_table(result), phases_table(phases), r2_table(result)]
-    details = claims_details(judge(CLAIMS, result["networks"]))
+    names = [name for name in result["networks"] if name not in result["nulls"]]
+    details = claims_details(judge_nulls(result), names)
     return "\n\n".join(["# Phases against nulls", *tables, details]) + "\n"
 
 
@@ -167,7 +99,6 @@ def draw_nulls(result: dict) -> Iterator[tuple[str, Figure]]:
     yield "phases", _draw_phases(result)
     if result["num_runs"]:
         yield "swaps", _draw_swaps(result)
-        yield "growth", _draw_growth(result)
 
 
 def draw_matrix(axis, found: dict) -> AxesImage:
@@ -249,30 +180,4 @@ def _draw_swaps(result: dict) -> Figure:
         right.plot(there, means, style, ms=4, label=label)
     right.set(xlabel="|i − j|, k = 3", ylabel="cosine of the last states")
     right.legend(fontsize="x-small")
-    return figure
-
-
-def _draw_growth(result: dict) -> Figure:
-    """Draw a column a token group: the growth of a push by network, and the teacher's pushes."""
-    groups = result["networks"][result["teacher"]]["growth"]
-    figure, axes = make_panels(2, len(groups), sharex=True)
-    figure.set_size_inches(6.4, 5)
-    for (top, bottom), (group, pushes) in zip(axes.T, groups.items(), strict=True):
-        # nulls are grey
-        for number, (name, network) in enumerate(result["networks"].items()):
-            style = {"color": COLORS[number % len(COLORS)], "label": name}
-            if name in result["nulls"]:
-                style = {"color": GREY, "lw": 0.8, "ls": ":" if "un" in name else "-"}
-                style["label"] = name if name.endswith("1") else None
-            top.plot(network["growth"][group]["0"]["growth"], **style)
-        top.set_title(f"{group}: log of a push's length", fontsize="small")
-        for number, (start, figures) in enumerate(pushes.items()):
-            x = int(start) + np.arange(len(figures["angle"]))
-            label = "norms alone" if number == 0 else None
-            bottom.plot(x, figures["norms_alone"], "--", color=GREY, label=label)
-            bottom.plot(x, figures["angle"], color=COLORS[number + 1], label=f"after {start}")
-        bottom.set_title(f"{group}: share of its angle left", fontsize="small")
-    for axis in axes[:, 0]:
-        axis.legend(fontsize="x-small")
-    figure.supxlabel("layer")
     return figure

@@ -2,7 +2,7 @@
 
     python -m evaluation.recurrence.nulls_power evaluation/results/nulls_power.json
 
-Takes four minutes of one core. All randomness is fixed.
+Takes two minutes of one core. All randomness is fixed.
 """
 
 import sys
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.recurrence.nulls import gathering, put_nulls_beside
-from evaluation.recurrence.nulls_page import QUESTIONS, decide
+from evaluation.recurrence.nulls import gathering
+from evaluation.recurrence.nulls_page import GATHER
+from evaluation.verdicts import judge_networks
 from raptor_hf.phases import find_phases, load_distance, nulls
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import write_json
@@ -21,6 +22,7 @@ from raptor_hf.runs.processes import run_program
 _MEASURES = ("centred cosine", "debiased CKA")
 _IMAGES, _STRENGTHS, _DRAWS = (50, 200, 1000), (0.25, 0.5, 1.0, 2.0), 6
 _LAYERS, _CHANNELS = 12, 48
+_DRIFT = "Ornstein-Uhlenbeck walk"
 _PUBLISHED = Path("tests/fixtures/dinov2_base_layer_distance.json")
 
 
@@ -40,7 +42,7 @@ def processes(images: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     generator = np.random.default_rng((seed, images))
     steps = generator.standard_normal((images, _LAYERS, _CHANNELS))
     walk, straight = steps.cumsum(axis=1), np.linspace(0, 2.2, _LAYERS)[:, None]
-    yield "Ornstein-Uhlenbeck walk", ornstein_uhlenbeck(steps)
+    yield _DRIFT, ornstein_uhlenbeck(steps)
     yield "random walk", walk
     yield "great circle", np.cos(straight) * steps[:, :1] + np.sin(straight) * steps[:, 1:2]
     yield "random walk, noise in every layer", walk + 1.5 * generator.standard_normal(steps.shape)
@@ -54,18 +56,17 @@ def count_seen(measure: str, images: int) -> dict[str, int]:
 
     The first process is judged beside its other draws.
     """
-    found: dict[str, list] = {}
+    networks = {}
     for seed in range(_DRAWS):
         for name, states in processes(images, seed):
             cuts = nulls.compare_with_turns({"cls": states}, measure, draws=25)["all"]["cuts"]
-            figures = {k: gathering(cut) for k, cut in cuts.items()}
-            found.setdefault(name, []).append({"figures": {measure: figures}})
-    drifts, seen = next(iter(found.values())), dict.fromkeys(found, 0)
-    for name, results in found.items():
-        for result in results:
-            others = [drift["figures"] for drift in drifts if drift is not result]
-            put_nulls_beside(result["figures"], others)
-            seen[name] += decide(QUESTIONS[measure], result).seen is True
+            networks[f"{name} {seed + 1}"] = gathering(measure, cuts, images)
+    drifts = [name for name in networks if name.startswith(_DRIFT)]
+    ((_, verdicts),) = judge_networks([GATHER[measure]], networks, drifts)
+    seen: dict[str, int] = {}
+    for name, verdict in verdicts.items():
+        process = name.rpartition(" ")[0]
+        seen[process] = seen.get(process, 0) + (verdict.seen is True)
     return seen
 
 
@@ -74,7 +75,7 @@ def share_gains() -> dict[str, dict[str, float]]:
     gains = {}
     for name, states in processes(200, 0):
         cuts = nulls.compare_with_turns({"cls": states}, _MEASURES[0], draws=2)["all"]["cuts"]
-        gains[name] = {k: cut["share"]["value"] for k, cut in cuts.items()}
+        gains[name] = {k: cut["share"][0] for k, cut in cuts.items()}
     return gains
 
 

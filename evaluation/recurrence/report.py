@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.claims import Judged, claims_details, claims_table, judge
 from evaluation.plotting import COLORS, line_style, make_panels
+from evaluation.verdicts import Judged, claims_details, claims_table, judge
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 

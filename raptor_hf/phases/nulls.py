@@ -10,8 +10,6 @@ import numpy as np
 from .cuts import check_partition, default_methods, find_phases, partition_quality
 from .similarity import MEASURES, half_samples
 
-_WIDTH = 2.4  # standard errors: 95 % for three numbers of phases together (Bonferroni)
-
 
 def independent_turns(neighbours: np.ndarray) -> np.ndarray:
     """Return similarities where every layer turns in a direction of its own.
@@ -130,15 +128,6 @@ def beyond_turns(
     return {"within": within, "contrast": within - across}
 
 
-def with_interval(whole: float, parts: Sequence[float]) -> dict[str, float]:
-    """Return a figure and its interval, from its spread over halves of the images.
-
-    `low` and `high` lie 2.4 standard errors off `value`: 95 % for three k together.
-    """
-    error = _WIDTH * float(np.std(parts))
-    return {"value": whole, "low": whole - error, "high": whole + error}
-
-
 def compare_with_turns(
     pooled: Mapping[str, np.ndarray],
     measure: str,
@@ -153,7 +142,7 @@ def compare_with_turns(
         pooled: by token group, one vector an image and layer, (n, L, D).
         measure: of `MEASURES`.
         ks: numbers of phases.
-        draws: halves of the images, for the intervals.
+        draws: halves of the images, for standard errors.
         seed: of the halves, and of turns in random order.
 
     Returns:
@@ -191,8 +180,8 @@ def judge_phases(three: np.ndarray, halves: np.ndarray, k: int, *, seed: int = 0
         where recursive max-cut finds none. `same`: the share of halves with the same max-cut.
         `shares`, largest that a cut takes of the distance: of the similarity (`own`), of
         `independent` and `straight` turns, and the 5, 50 and 95 % quantiles over turns in
-        `random_order`. With intervals: `share`, the first less the second, and `within` and
-        `contrast` of `beyond_turns`.
+        `random_order`. With its standard error, that over halves:
+        `share`, the first less the second, and `within` and `contrast` of `beyond_turns`.
     """
     # partitions
     similarity, independent, _ = three
@@ -212,12 +201,12 @@ def judge_phases(three: np.ndarray, halves: np.ndarray, k: int, *, seed: int = 0
     found["shares"] = dict(zip(("own", "independent", "straight"), cut[0].tolist(), strict=True))
     found["shares"]["random_order"] = spread.tolist()
     gain, *gains = (cut[:, 0] - cut[:, 1]).tolist()
-    found["share"] = with_interval(gain, gains)
+    found["share"] = [gain, float(np.std(gains))]
 
     # how alike layers are within
     of_halves = [beyond_turns(*half[:2], exact) for half in halves]
     for name, value in beyond_turns(similarity, independent, exact).items():
-        found[name] = with_interval(value, [half[name] for half in of_halves])
+        found[name] = [value, float(np.std([half[name] for half in of_halves]))]
     return found
 
 

@@ -6,22 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
-from evaluation.claims import (
-    Claim,
-    Verdict,
-    above_draws,
-    claims_table,
-    difference,
-    estimate,
-    judge,
-    verdict_word,
-)
-from evaluation.dynamics.claims import CLAIMS, claims_page, figures_of_claims, judge_networks
+from evaluation.dynamics.claims import claims_page, figures_of_claims, judge_depth
 from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.study import study_models
+from evaluation.verdicts import (
+    verdict_word,
+)
 from raptor_hf import make_raptor
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.dynamics.systems import DepthSystem
@@ -108,9 +100,7 @@ def test_an_analysis_that_the_model_does_not_allow_is_skipped_with_the_reason(pi
     assert not nulls and "not known" in result["skipped"]["push"]
     assert list(result["convergence"]) == ["patches"]
     study = {"models": [result], "nulls": []}
-    words = {
-        claim.sentence: verdict_word(found["recorded"]) for claim, found in judge_networks(study)
-    }
+    words = {claim.sentence: verdict_word(found["recorded"]) for claim, found in judge_depth(study)}
     assert words["cls turns sharply late"] == "–" != words["Speed jumps where phases meet"]
     assert dict(draw_study(study))  # what there is can be drawn
     (result,), _ = study_models([without_cls], pictures, [])
@@ -169,53 +159,6 @@ def test_the_figures_of_claims_by_hand():
     assert means({**found(), **held})["held"] == pytest.approx(np.log(3))
 
 
-def test_a_claim_is_seen_above_its_nulls_alone():
-    push = {claim.sentence: claim.decide for claim in CLAIMS}["Layers correct a pushed cls token"]
-
-    def verdict(own, untrained, error=0.01):
-        nulls = [{"cls, push after 0": (mean, 0.01, 49)} for mean in untrained]
-        figures = {"cls, push after 0": (own, error, 99), "rank": (1, 1, 9)}
-        return push({"figures": figures, "nulls": {"untrained": nulls}})
-
-    close = [0.0, 0.01, -0.01, 0.02, -0.02]
-    assert verdict(0.2, close).seen and verdict(0.2, close).p < 0.01
-    assert not verdict(-0.2, close).seen and verdict(-0.2, close).p < 0.01
-    assert not verdict(0.2, [0.5, 0.51, 0.49]).seen  # a null corrects more
-    assert verdict(0.2, [-0.5, 0.1, 0.3]).p > 0.05  # a further null may
-    assert verdict(0.02, close, error=0.1).p > 0.05
-    assert "untrained +0 ± 0.016" in verdict(0.2, close).figures
-    assert push({"figures": {}, "nulls": {}}) is None
-
-
-def test_verdicts_of_many_claims_are_corrected():
-    claims = [Claim("", "", "", lambda result, n=n: result["p"][n]) for n in range(4)]
-    verdicts = [Verdict(True, "", 0.04), Verdict(True, "", 0.01), Verdict(True, "", 0.02)]
-    result = {"p": [*verdicts, Verdict(False, "")]}
-    corrected = [by_name["one"] for _, by_name in judge(claims, {"one": result})]
-    # Holm: 3 · .01, then 2 · .02, then no less than that
-    assert [verdict.p for verdict in corrected[:3]] == pytest.approx([0.04, 0.03, 0.04])
-    assert [verdict.seen for verdict in corrected] == [True, True, True, False]
-    results = {"teacher": result, "null 1": result, "null 2": {"p": [Verdict(None, "")] * 4}}
-    table = claims_table(judge(claims, results), ["null"]).splitlines()
-    assert table[0] == "| claim | teacher | null, seen |"
-    assert table[2] == "|  | seen | 1 of 2 |" and table[5] == "|  | not seen | 0 of 2 |"
-
-
-def test_estimates_by_hand():
-    one = estimate([1.0, 2.0, 3.0])
-    assert (one.mean, one.dof) == (2, 2) and one.error == pytest.approx(1 / np.sqrt(3))
-    assert str(one) == "+2 [-0.484, +4.48]"  # t = 4.303
-    assert one.p_above == pytest.approx(
-        stats.ttest_1samp([1, 2, 3], 0, alternative="greater").pvalue
-    )
-    other = estimate([0.0, 0.5, 0.2, 0.4])
-    test = stats.ttest_ind([1, 2, 3], [0, 0.5, 0.2, 0.4], equal_var=False, alternative="greater")
-    assert difference(one, other).p_above == pytest.approx(test.pvalue)
-    assert difference(one, other).dof == pytest.approx(test.df)
-    ahead = above_draws(estimate([5.0, 5.0]), [1.0, 2.0, 3.0])
-    assert (ahead.mean, ahead.dof) == (3, 2) and ahead.error == pytest.approx(np.sqrt(4 / 3))
-
-
 def test_what_was_seen_on_the_digits_follows_from_the_figures_in_git():
     folder = ROOT / "evaluation" / "results" / "digits" / "dynamics"
     study = read_json(folder / "dynamics.json")
@@ -236,7 +179,7 @@ def test_the_program_writes_every_figure(tmp_path):
     assert teacher["partitions"] == [[4, 2]]  # the Raptor's
     assert len(raptor["held"]["accuracy"]["mean"]) == len(raptor["held"]["update"]["mean"]) + 1
     assert (study["nulls"][0]["num_images"], raptor["num_images"]) == (50, 60)
-    assert "| claim | teacher | k2 | untrained, seen | shuffled, seen |" in printed
+    assert "| claim | teacher | k2 | nulls, seen |" in printed
     assert "skipped for teacher: held: it is for Raptors" in printed
     assert {path.stem for path in out.glob("*.png")} == {"trajectories", "pushes", "held"}
     refused = run(sys.executable, *command, "--seed", "1", check=False)
