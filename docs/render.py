@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.dynamics.claims import depth_verdicts
+from evaluation.dynamics.claims import depth_figures, depth_verdicts
 from evaluation.recurrence.atlas import cuts_table, load_atlas
 from evaluation.recurrence.claims import CLAIMS
 from evaluation.recurrence.nulls_page import phases_table, verdicts_table
@@ -92,6 +92,11 @@ def families() -> str:
 def claims() -> str:
     """Return the verdicts on the claims about depth."""
     return depth_verdicts(read_json(RESULTS / "digits" / "dynamics" / "dynamics.json"))
+
+
+def claims_dinov2() -> str:
+    """Return the figures that decide the claims about depth on a real DINOv2-S."""
+    return depth_figures(read_json(RESULTS / "dinov2_small" / "dynamics" / "dynamics.json"))
 
 
 def study() -> str:

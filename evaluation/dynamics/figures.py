@@ -59,9 +59,14 @@ def _draw_trajectories(study: dict) -> Figure:
         axis.set_title(name, fontsize="small")
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(fontsize=8)
-    figure.supxlabel("layer")
+    _put_legend(figure, axes[0, 0], "layer")
     return figure
+
+
+def _put_legend(figure: Figure, axis: Axes, x: str) -> None:
+    """Explain the lines of a panel below all panels, and name what lies along them."""
+    series = axis.get_legend_handles_labels()
+    figure.legend(*series, title=f"x: {x}", loc="outside lower center", ncols=6, fontsize=8)
 
 
 def _draw_pushes(study: dict) -> Figure:
@@ -74,17 +79,14 @@ def _draw_pushes(study: dict) -> Figure:
         top.set_title(f"log length of a small push of {group}", fontsize="small")
         for number, (start, found) in enumerate(teacher["push"][group].items()):
             curves = [np.array(found[name]["mean"]) for name in ("norms_alone", "angle")]
-            x, label = (
-                int(start) + np.arange(len(curves[0])),
-                "norms alone" if number == 0 else None,
-            )
+            x = int(start) + np.arange(len(curves[0]))
+            label = "norms alone" if number == 0 else None
             bottom.plot(x, curves[0], "--", color=GREY, label=label)
             bottom.plot(x, curves[1], color=COLORS[number + 1], label=f"after layer {start}")
         bottom.set_title(f"{teacher['model']}, {group}: share of the angle", fontsize="small")
         bottom.set_ylim(bottom=0)
-    for axis in axes[:, 0]:
-        axis.legend(fontsize=8)
-    figure.supxlabel("layer")
+    axes[0, 0].legend(fontsize=8)
+    _put_legend(figure, axes[1, 0], "layer")
     return figure
 
 
@@ -96,10 +98,9 @@ def _draw_held(study: dict) -> Figure:
     left.set(yscale="log", title="length of an update of the held block")
     _draw_networks(right, study, "held", "accuracy", last=times)
     right.set(title="accuracy")
-    left.legend(fontsize=8)
+    _put_legend(figure, left, "more applications")
     for axis in (left, right):
         axis.title.set_fontsize("small")
-    figure.supxlabel("more applications")
     return figure
 
 

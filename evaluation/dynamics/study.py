@@ -46,16 +46,16 @@ def skipped_analyses(system: DepthSystem, partitions: Sequence[list[int]]) -> di
 
 
 def null_studies(
-    teacher: DepthSystem, partitions: Sequence[list[int]], seed: int
+    teacher: DepthSystem, partitions: Sequence[list[int]], seed: int, *, held: bool
 ) -> list["NetworkStudy"]:
     """Return the studies of networks like the teacher, untrained and with layers in random order.
 
-    Each holds the last block of a Raptor that is the mean of its layers, where there are phases.
+    With `held`, and phases, each holds the last block of a Raptor that is the mean of its layers.
     """
     studies = []
     for system in null_networks(teacher, num_untrained=_DRAWS, num_shuffled=_DRAWS, seed=seed):
         raptor = None
-        if partitions:
+        if held and partitions:
             with torch.random.fork_rng():
                 torch.manual_seed(seed + int(system.name.rpartition(" ")[2]))
                 blocks = make_raptor(system.model, list(partitions[0]))
@@ -195,7 +195,8 @@ def study_models(
         raise ValueError(f"A study needs two images at least; got {len(rows)}.")
     studies, nulls = [NetworkStudy(one, partitions, seed=seed) for one in systems], []
     if not systems[0].is_raptor:
-        nulls = null_studies(systems[0], partitions, seed)
+        held = any(system.is_raptor for system in systems)
+        nulls = null_studies(systems[0], partitions, seed, held=held)
     total = len(studies) * len(rows) + len(nulls) * len(rows[:_FEW])
     with progress_bar("depth as time", total, unit="image") as bar:
         for part, run, among in (

@@ -27,9 +27,8 @@ Where the depth of Vision Transformers falls into phases, runs of similar layers
 of similarity, after "Block-Recurrent Dynamics in Vision Transformers" (arXiv 2512.19941).
 
 Max-cut cuts any drift. In brackets: the phases of independent turns as large as the teacher's. Same
-in halves: the share of halves of the images with these cuts, at the k with the fewest; it is the
-sampling error of a mean. Beyond turns: whether layers gather in phases more than these turns, and
-more than in the teacher untrained or with its layers in random order."""
+in halves: the share of halves of the images with these cuts, at the k with the fewest. Beyond
+turns: whether layers gather in phases more than these turns, and more than in null networks."""
 
 
 @dataclass(kw_only=True)

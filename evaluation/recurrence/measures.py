@@ -6,7 +6,6 @@ is, and over the spread of the states.
 """
 
 from collections.abc import Sequence
-from itertools import permutations
 
 import numpy as np
 import pandas
@@ -26,7 +25,6 @@ LAST, GAP, ACCURACY = "R², last state", "ε / spread", "accuracy"
 FIGURES = [R2, R2_CLS, R2_PATCHES, LAST, GAP, ACCURACY]
 _IMAGES_AT_ONCE = 64
 _ORDERS = 10_000  # random ones, of a rank correlation
-_ALL_ORDERS = 7  # pairs of which all orders are tried
 
 
 def state_spread(states: torch.Tensor, groups: dict[str, slice]) -> dict[str, torch.Tensor]:
@@ -136,24 +134,16 @@ def cut_share(distance: np.ndarray, parts: Sequence[Sequence[int]]) -> float:
 def rank_correlation(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
     """Return Spearman's rank correlation, mean over groups, and the p of one so far from 0.
 
-    p is two-sided, over orders within the groups: all of them for one group of up to seven pairs,
-    else 10,000 random ones.
+    p is two-sided, over random orders within the groups.
 
     Args:
         groups: x and y, (n,) each, such as the partitions of one teacher.
     """
     pairs = [(_scores(x), _scores(y)) for x, y in groups]
-    if len(pairs) == 1 and len(pairs[0][0]) <= _ALL_ORDERS:
-        orders = np.array(list(permutations(range(len(pairs[0][0])))))
-        found, first = pairs[0][1][orders] @ pairs[0][0], 0
-    else:
-        generator, first = np.random.default_rng(0), 1
-        found = np.zeros(_ORDERS)
-        for x, y in pairs:
-            found += generator.permuted(np.tile(y, (_ORDERS, 1)), axis=1) @ x / len(pairs)
-    rho = float(np.mean([x @ y for x, y in pairs]))
-    as_far = np.sum(np.abs(found) >= abs(rho) - 1e-12)
-    return rho, float((first + as_far) / (first + len(found)))
+    generator, found = np.random.default_rng(0), np.zeros(_ORDERS)
+    for x, y in pairs:
+        found += generator.permuted(np.tile(y, (_ORDERS, 1)), axis=1) @ x / len(pairs)
+    return _as_far(float(np.mean([x @ y for x, y in pairs])), found)
 
 
 def better_rank(
@@ -172,8 +162,13 @@ def better_rank(
         signs = generator.choice([-1, 1], size=(_ORDERS, len(less)))
         gain += float(less @ scores) / len(groups)
         found += (signs * less) @ scores / len(groups)
-    as_far = np.sum(np.abs(found) >= abs(gain) - 1e-12)
-    return gain, float((1 + as_far) / (1 + _ORDERS))
+    return _as_far(gain, found)
+
+
+def _as_far(value: float, drawn: np.ndarray) -> tuple[float, float]:
+    """Return a value, and the p of one so far from 0 among those drawn at random."""
+    as_far = np.sum(np.abs(drawn) >= abs(value) - 1e-12)
+    return value, float((1 + as_far) / (1 + len(drawn)))
 
 
 def _scores(values: np.ndarray) -> np.ndarray:

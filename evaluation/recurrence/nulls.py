@@ -206,10 +206,9 @@ def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them and their nulls, write the results."""
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
     images, models = load_images(own.dataset, own.split, reading), [own.teacher, *own.raptors]
-    listed, inputs = {"images": list_images(own.dataset, images)}, {}
-    for folder in named_folders("--raptors", models).values():
-        if Path(folder).is_dir():
-            inputs[public_name(folder)] = folder_digest(folder)
+    listed = {"images": list_images(own.dataset, images)}
+    folders = [path for path in named_folders("--raptors", models).values() if Path(path).is_dir()]
+    inputs = {public_name(folder): folder_digest(folder) for folder in folders}
     if start_run(own, reading, inputs=inputs, images=listed):
         return
     systems, views = dynamics.load_inputs(

@@ -83,10 +83,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # a run is its arguments, its teachers, its stored states and its images
     read = {**teachers, "activations": source.activations}
-    inputs, listed = {}, {}
-    for name, source_folder in read.items():
-        if Path(source_folder).is_dir():
-            inputs[name] = folder_digest(source_folder)
+    inputs = {name: folder_digest(path) for name, path in read.items() if Path(path).is_dir()}
+    listed = {}
     for split in (images.split, validation.validation_split):
         dataset = data.load_images(images.dataset, split, reading)
         listed[f"images_{split}"] = data.list_images(images.dataset, dataset)

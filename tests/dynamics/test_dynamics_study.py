@@ -159,8 +159,9 @@ def test_the_figures_of_claims_by_hand():
     assert means({**found(), **held})["held"] == pytest.approx(np.log(3))
 
 
-def test_what_was_seen_on_the_digits_follows_from_the_figures_in_git():
-    folder = ROOT / "evaluation" / "results" / "digits" / "dynamics"
+@pytest.mark.parametrize("name", ["digits", "dinov2_small"])
+def test_what_was_seen_follows_from_the_figures_in_git(name):
+    folder = ROOT / "evaluation" / "results" / name / "dynamics"
     study = read_json(folder / "dynamics.json")
     assert claims_page(study) == (folder / "what_we_see.md").read_text()
 
