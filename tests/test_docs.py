@@ -25,7 +25,7 @@ CASES = [
     ("docs/activations.md", "plan", {"path/to/images": "digits"}, "1,437 trajectories of 13"),
     ("docs/activations.md", "verify", {"outputs/mine": "LINE"}, "is complete: 1,437 images"),
     ("docs/atlas.md", "atlas",
-     {"--num_runs 0": "--num_images 40 --num_runs 0", "outputs/digits/phases": "OUT/phases",
+     {"--num_runs 0": "--quick", "outputs/digits/phases": "OUT/phases",
       "outputs/digits/atlas": "OUT/atlas"}, "OUT/atlas/README.md"),
     ("docs/clusters.md", "processes", {"torchrun": "torchrun --standalone"}, "2 processes"),
     ("docs/distil.md", "own_teacher", {"source .venv/bin/activate\n": ""}, ""),

@@ -134,7 +134,7 @@ def _rises(figure: str, with_what: str = "drop rate") -> _Decide:
         table = teachers_of(study)
         if not len(table):
             return None
-        other = table.teacher.str.startswith(("untrained", "early", "over"))
+        other = table.teacher.str.startswith(("untrained", "over"))
         table = table[~other].dropna(subset=[figure, with_what]).astype({figure: float})
         if len(table) < _FEWEST:
             return _NOT_RUN

@@ -70,43 +70,37 @@ DEFAULTS = {"objective": "autoregressive", "optimizer": "muon", "normalize": "gr
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the teachers, train the students, write the results."""
-    own, source, images, crops, reading, objective, compute, validation, loop = parse_arguments(
-        *PARTS, argv=argv, defaults=DEFAULTS
-    )
-    if loop.dry_run:
+    own, *parts = parse_arguments(*PARTS, argv=argv, defaults=DEFAULTS)
+    settings = Settings(*parts, own.units)
+    images, folder = settings.images, Path(settings.loop.output_dir)
+    if settings.loop.dry_run:
         raise ValueError("A study has no --dry_run: its students follow from its teachers' phases.")
     others = named_folders("--teachers", own.teachers, reserved=["teacher"])
-    teachers = {"teacher": source.teacher, **others}
-    settings = Settings(
-        source, images, crops, reading, objective, compute, loop, validation, own.units
-    )
+    teachers = {"teacher": settings.source.teacher, **others}
 
     # a run is its arguments, its teachers, its stored states and its images
-    read = {**teachers, "activations": source.activations}
+    read = {**teachers, "activations": settings.source.activations}
     inputs = {name: folder_digest(path) for name, path in read.items() if Path(path).is_dir()}
     listed = {}
-    for split in (images.split, validation.validation_split):
-        dataset = data.load_images(images.dataset, split, reading)
+    for split in (images.split, settings.validation.validation_split):
+        dataset = data.load_images(images.dataset, split, settings.reading)
         listed[f"images_{split}"] = data.list_images(images.dataset, dataset)
-    if start_run(
-        own, source, images, crops, reading, objective, compute, validation, loop,
-        inputs=inputs, images=listed,
-    ):  # fmt: skip
-        return print(write_report(loop.output_dir))
+    if start_run(own, *parts, inputs=inputs, images=listed):
+        return print(write_report(folder))
 
     # measure the teachers, train the students, report
     run_study(
         settings,
         teachers,
         own.experiments,
-        Path(loop.output_dir),
+        folder,
         ks=own.k,
         seeds=own.seeds,
         processes=own.processes,
     )
-    table = write_report(loop.output_dir)
-    finish_run(loop.output_dir)
-    print(f"\n{table}\n\nreport: {Path(loop.output_dir) / 'study.md'}")
+    table = write_report(folder)
+    finish_run(folder)
+    print(f"\n{table}\n\nreport: {folder / 'study.md'}")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ class Settings(NamedTuple):
     reading: ReadingArguments
     objective: ObjectiveArguments
     compute: ComputeArguments
-    loop: LoopArguments
     validation: ValidationArguments
+    loop: LoopArguments
     units: float
 
 
