@@ -53,7 +53,7 @@ def null_studies(
     With `held`, and phases, each holds the last block of a Raptor that is the mean of its layers.
     """
     studies = []
-    for system in null_networks(teacher, num_untrained=_DRAWS, num_shuffled=_DRAWS, seed=seed):
+    for system in null_networks(teacher, _DRAWS, seed=seed):
         raptor = None
         if held and partitions:
             with torch.random.fork_rng():

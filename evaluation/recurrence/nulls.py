@@ -185,8 +185,7 @@ def study_nulls(systems: list[DepthSystem], images: ImageViews, own: Arguments) 
     networks, nulls = {}, []
     for system in systems:
         networks[system.name] = describe(raw_figures(system, images, rows, few, own), own)
-    kinds = {"num_untrained": own.nulls, "num_shuffled": own.nulls}
-    for system in null_networks(teacher, **kinds, seed=own.seed):
+    for system in null_networks(teacher, own.nulls, seed=own.seed):
         raw = raw_figures(system, images, rows[:_NULL_IMAGES], fewer, own)
         networks[system.name] = describe(raw, own)
         del networks[system.name]["phases"]  # no page shows them

@@ -37,20 +37,15 @@ def shuffle_layers(teacher: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return shuffled
 
 
-def null_networks(
-    teacher: DepthSystem, *, num_untrained: int, num_shuffled: int, seed: int
-) -> list[DepthSystem]:
-    """Return so many networks of both kinds, named `untrained 1` … and `shuffled 1` …, headless.
+def null_networks(teacher: DepthSystem, number: int, *, seed: int) -> list[DepthSystem]:
+    """Return so many networks of each kind, named `untrained 1` … and `shuffled 1` …, headless.
 
     None of a family whose layers can't be called one by one.
     """
     networks: list[DepthSystem] = []
     if not teacher.can_run_on:
         return networks
-    for kind, make, number in (
-        ("untrained", untrained, num_untrained),
-        ("shuffled", shuffle_layers, num_shuffled),
-    ):
+    for kind, make in (("untrained", untrained), ("shuffled", shuffle_layers)):
         for draw in range(1, number + 1):
             model = make(teacher.model, seed + draw)
             networks.append(replace(teacher, name=f"{kind} {draw}", model=model, head=None))

@@ -180,8 +180,8 @@ def judge_phases(three: np.ndarray, halves: np.ndarray, k: int, *, seed: int = 0
         where recursive max-cut finds none. `same`: the share of halves with the same max-cut.
         `shares`, largest that a cut takes of the distance: of the similarity (`own`), of
         `independent` and `straight` turns, and the 5, 50 and 95 % quantiles over turns in
-        `random_order`. With its standard error, that over halves:
-        `share`, the first less the second, and `within` and `contrast` of `beyond_turns`.
+        `random_order`. Each with its standard error, that over halves: `share`, the first less the
+        second, and `within` and `contrast` of `beyond_turns`.
     """
     # partitions
     similarity, independent, _ = three
