@@ -13,7 +13,7 @@ from ..runs.processes import compiled
 from .arguments import ObjectiveArguments
 from .objective import token_loss
 from .rollout import Chain, covered_layers, rollout
-from .rounding import round_products
+from .rounding import round_once, round_products
 
 
 class TrajectoryMatching(nn.Module):
@@ -53,9 +53,9 @@ class TrajectoryMatching(nn.Module):
         self.blocks = nn.ModuleDict(
             {span.name: span.block for chain in chains for span in chain.spans}
         )
-        self.rounded = []
+        self.products = []
         if arguments.quantize:
-            self.rounded = round_products(self.blocks, arguments.quantize)
+            self.products = round_products(self.blocks, arguments.quantize)
 
         # the variances that errors are divided by, (groups, layers)
         rows = None
@@ -79,35 +79,39 @@ class TrajectoryMatching(nn.Module):
         """
         forcing, by_phases = self.kind(progress)
         outputs = {}
-        # rounded from the start on, blocks follow cls less (CHANGELOG.md)
-        for layer in self.rounded:
-            layer.rounding = not by_phases
-        for chain in self.chains:
-            # the teacher's states, and their variances, at the layers of the chain
-            start, stop = chain.layers[0], chain.layers[-1]
-            part = slice(start - self.layers.start, stop - self.layers.start + 1)
-            target, variances = trajectory[:, part], None
-            if self.variances is not None:
-                variances = self.variances[:, part][:, 1:][:, self.learned]
-
-            # teacher forcing is a rollout that is reset at every layer
-            starts = {start}
-            if by_phases:
-                starts = {span.start for span in chain.spans}
-            loss = 0.0
-            for weight, resets in ((forcing, range(start, stop)), (1 - forcing, starts)):
-                if weight == 0:
-                    continue
-                prediction = rollout(chain.spans, target, resets=resets, angles=self.angles)
-                loss = loss + weight * self.token_loss(
-                    prediction[:, self.learned],
-                    target[:, 1:][:, self.learned],
-                    groups=self.groups,
-                    weights=chain.weights,
-                    variances=variances,
-                )
-            outputs[chain.name] = loss, prediction.detach(), target
+        # rounded from the first step on, blocks follow cls less (CHANGELOG.md)
+        with round_once(self.products, rounding=not by_phases):
+            for chain in self.chains:
+                outputs[chain.name] = self._follow(chain, trajectory, forcing, by_phases)
         return outputs
+
+    def _follow(
+        self, chain: Chain, trajectory: torch.Tensor, forcing: float, by_phases: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss of a chain, its states and the teacher's."""
+        # the teacher's states, and their variances, at the layers of the chain
+        start, stop = chain.layers[0], chain.layers[-1]
+        part = slice(start - self.layers.start, stop - self.layers.start + 1)
+        target, variances = trajectory[:, part], None
+        if self.variances is not None:
+            variances = self.variances[:, part][:, 1:][:, self.learned]
+
+        # teacher forcing is a rollout that is reset at every layer
+        starts, loss = {start}, 0.0
+        if by_phases:
+            starts = {span.start for span in chain.spans}
+        for weight, resets in ((forcing, range(start, stop)), (1 - forcing, starts)):
+            if weight == 0:
+                continue
+            prediction = rollout(chain.spans, target, resets=resets, angles=self.angles)
+            loss = loss + weight * self.token_loss(
+                prediction[:, self.learned],
+                target[:, 1:][:, self.learned],
+                groups=self.groups,
+                weights=chain.weights,
+                variances=variances,
+            )
+        return loss, prediction.detach(), target
 
     def kind(self, progress: float) -> tuple:
         """Return the properties of a step beside its batch, as `fit` takes them."""

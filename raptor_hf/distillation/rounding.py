@@ -6,6 +6,9 @@ becomes −2^(bits − 1). So rounded weights round to themselves, and exporters
 again; they need no second rounding. Biases, norms, scales and embeddings are left alone.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -55,15 +58,31 @@ class RoundedLinear(nn.Linear):
 
     bits: int
     rounding: bool
+    rounded: torch.Tensor | None  # the rounded weight, where it is at hand: `round_once`
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (…, in) to (…, out)."""
         if not self.rounding:
             return super().forward(inputs)
+        weight = self.round() if self.rounded is None else self.rounded
+        return nn.functional.linear(inputs, weight, self.bias)
+
+    def round(self) -> torch.Tensor:
+        """Return the rounded weight."""
         rounded = unpack_weight(*round_weight(self.weight, self.bits))
         # plus an exact zero that carries the gradient (arXiv 1308.3432)
-        weight = rounded + (self.weight - self.weight.detach())
-        return nn.functional.linear(inputs, weight, self.bias)
+        return rounded + (self.weight - self.weight.detach())
+
+
+@contextmanager
+def round_once(layers: list[RoundedLinear], rounding: bool) -> Iterator[None]:
+    """Let layers compute with rounded weights or not, rounded once for all applications within."""
+    for layer in layers:
+        layer.rounding = rounding
+        layer.rounded = layer.round() if rounding else None
+    yield
+    for layer in layers:
+        layer.rounded = None
 
 
 def round_products(blocks: nn.Module, bits: int) -> list[RoundedLinear]:
@@ -76,6 +95,7 @@ def round_products(blocks: nn.Module, bits: int) -> list[RoundedLinear]:
     for layer in layers:
         round_weight(layer.weight, bits)
         layer.__class__, layer.bits, layer.rounding = RoundedLinear, bits, True
+        layer.rounded = None
     return layers
 
 

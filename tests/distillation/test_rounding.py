@@ -1,5 +1,7 @@
 """Matrices of few bits: by hand, beside onnxruntime's packing, through a training and a file."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -107,6 +109,33 @@ def test_gradients_pass_straight_through():
     assert type(layer) is RoundedLinear
     assert torch.equal(layer(inputs), plain(inputs))
     assert torch.equal(layer.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_rounds_each_matrix_once(activations, monkeypatch, checkpointing):
+    """However often its block is applied; states and gradients are those of plain weights."""
+    teacher, source = activations
+    calls, gradients, original = [], [], RoundedLinear.round
+    monkeypatch.setattr(RoundedLinear, "round", lambda self: calls.append(1) or original(self))
+    states = source.__getitems__([0, 1])["states"]
+    start = make_raptor(teacher, [4, 2])
+    for bits in (3, None):
+        model = copy.deepcopy(start)
+        if bits is None:
+            round_products(model.blocks, 3)
+            keep_rounded(model.blocks)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        arguments = ObjectiveArguments(objective="autoregressive", phase_fraction=0, quantize=bits)
+        module = TrajectoryMatching([chain_of(model, None)], arguments, source.layout.groups())
+        loss, _, _ = module.train()(states, 0.5)["0-6"]
+        if bits:
+            assert len(calls) == 2 * 4  # of two blocks four matrices each
+        loss.backward()
+        parts = [parameter.grad.flatten() for parameter in model.blocks.parameters()]
+        gradients.append(torch.cat(parts))
+    rounded, plain = gradients
+    assert (rounded - plain).norm() < 1e-5 * plain.norm()
 
 
 def test_rounding_begins_when_the_whole_raptor_rolls_out(activations):
