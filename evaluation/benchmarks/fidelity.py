@@ -99,10 +99,12 @@ def in_bits(
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, images: ImageViews) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def run(
+    model: PreTrainedModel, images: list[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield states (B, L + 1, N, D) and features [cls, mean of patches] (B, 2·D) after the norm."""
-    for batch in batches(images, _BATCH, None):
-        states = trajectory(model, batch["pixel_values"])
+    for pixels in images:
+        states = trajectory(model, pixels)
         yield states, pool_tokens(final_norm(model, states[:, -1]), model.config)
 
 
@@ -120,22 +122,23 @@ class Judge:
     ):
         self.teacher, processor = load_backbone(name), load_processor(name, resolution)
         splits = ("train", "test" if dataset == "digits" else "val")
-        self.views, self.classes = [], []
+        self.images, self.classes = [], []
         for split, number in zip(splits, numbers, strict=True):
             images = load_images(dataset, split)
             chosen = choose_images(len(images), min(number or len(images), len(images)), 0)
-            self.views.append(ImageViews(images, processor, image_ids=chosen))
-            self.classes.append(self.views[-1].labels[chosen].numpy())
+            views = ImageViews(images, processor, image_ids=chosen)
+            self.images.append([b["pixel_values"] for b in batches(views, _BATCH, None)])
+            self.classes.append(views.labels[chosen].numpy())
 
         # the teacher's states, their squared deviations from the mean, its features
-        states, self.own = map(torch.cat, zip(*run(self.teacher, self.views[1]), strict=True))
+        states, self.own = map(torch.cat, zip(*run(self.teacher, self.images[1]), strict=True))
         self.states, self.num_tokens, self.width = states, states.shape[2], states.shape[3]
         cls_means = states[:, :, 0].mean(dim=0)
         self.totals = {
             "all": (states - states.mean(dim=(0, 2))[:, None]).square().sum(dim=(2, 3)),
             "cls": (states[:, :, 0] - cls_means).square().sum(dim=2),
         }
-        self.learned = torch.cat([features for _, features in run(self.teacher, self.views[0])])
+        self.learned = torch.cat([features for _, features in run(self.teacher, self.images[0])])
         self.draws = np.random.default_rng(0).multinomial(
             len(states), np.full(len(states), 1 / len(states)), _DRAWS
         )
@@ -144,7 +147,7 @@ class Judge:
         """Return figures of a model, see `scores`; without all layers only the last is compared."""
         errors, tested = {"all": [], "cls": []}, []
         for (states, features), target in zip(
-            run(model, self.views[1]), self.states.split(_BATCH), strict=True
+            run(model, self.images[1]), self.states.split(_BATCH), strict=True
         ):
             tested.append(features)
             if states.shape != target.shape:
@@ -152,7 +155,7 @@ class Judge:
             difference = (states - target).square().sum(dim=3)
             errors["all"].append(difference.sum(dim=2))
             errors["cls"].append(difference[:, :, 0])
-        learned = torch.cat([features for _, features in run(model, self.views[0])])
+        learned = torch.cat([features for _, features in run(model, self.images[0])])
         return self.scores({k: torch.cat(v) for k, v in errors.items()}, learned, torch.cat(tested))
 
     def constant(self) -> dict[str, list[float]]:
