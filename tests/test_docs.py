@@ -41,6 +41,7 @@ CASES = [
      {"outputs/digits/nulls": "OUT/nulls --quick"}, "OUT/nulls/nulls.md"),
     ("docs/probes.md", "probe", {}, "OUT/mine/segmentation"),
     ("docs/probes.md", "segmenter", {}, "'ground'"),
+    ("docs/quickstart.md", "curve", {}, ""),
     ("docs/quickstart.md", "turns", {}, "tensor(["),
     ("docs/study.md", "student", {}, "((1, 2, 3, 4, 5, 6, 7), (8, 9, 10), (11, 12)) False 12\n"),
     # export and the compiler take long
