@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from raptor_hf.dynamics.fixed_points import (
 from raptor_hf.dynamics.measures import directions, measure
 from raptor_hf.dynamics.nulls import null_networks
 from raptor_hf.dynamics.systems import DepthSystem
-from raptor_hf.dynamics.tangents import push_growth
+from raptor_hf.dynamics.tangents import tangent_growth
 from raptor_hf.phases import find_phases
 from raptor_hf.phases.cuts import check_partition
 from raptor_hf.phases.distance import image_distances, tidy_distances
+from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import progress_bar
 
 from .claims import figures_of_claims
@@ -30,6 +32,14 @@ _DRAWS = 5  # of each kind
 _FEW = 50  # images of what runs a model again, and of nulls
 _TIMES = 64  # applications of the held block
 _BATCH_SIZE = 32
+
+
+def find_partitions(phases_file: str | None, systems: Sequence[DepthSystem]) -> list[list[int]]:
+    """Return the partitions of the teacher's layers: those of a file, or of the Raptors."""
+    if phases_file:
+        return list(read_json(phases_file)["phases"].values())
+    partitions = {tuple(system.phases) for system in systems if system.phases}
+    return sorted(map(list, partitions), key=lambda phases: (len(phases), phases))
 
 
 def skipped_analyses(system: DepthSystem, partitions: Sequence[list[int]]) -> dict[str, str]:
@@ -102,8 +112,7 @@ class NetworkStudy:
         distances = image_distances(states, system.layout)
         self.distance_sum = self.distance_sum + distances.sum(dim=0).cpu()
         if run and system.can_run_on:
-            pushes = push_growth(system, states, batch, seed=self.seed)
-            self._keep({("push", *key): values for key, values in pushes.items()})
+            self._push(states, batch)
         if run and self.raptor is not None:
             last = states if system.is_raptor else self.raptor.trajectory(batch)
             self._hold(last[:, -1], batch["label"])
@@ -112,6 +121,16 @@ class NetworkStudy:
         """Keep figures (B, …) of some images."""
         for key, values in figures.items():
             self.parts.setdefault(key, []).append(values.double().cpu())
+
+    def _push(self, states: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> None:
+        """Carry tangents on cls and on patches through the layers, from four depths each."""
+        groups = [name for name in ("cls", "patches") if name in self.system.layout.groups()]
+        starts = sorted({quarter * self.system.depth // 4 for quarter in range(4)})
+        for group, start in product(groups, starts):
+            options = {"group": group, "start": start, "seed": self.seed}
+            found = tangent_growth(self.system, states, batch, **options)
+            for name, values in found.items():
+                self._keep({("push", group, str(start), name): values})
 
     def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
         """Apply the last block again and again; of a Raptor, look for a fixed point, too."""

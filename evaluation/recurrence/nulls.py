@@ -21,9 +21,9 @@ from evaluation.recurrence.nulls_page import draw_nulls, nulls_page
 from evaluation.verdicts import Estimate
 from raptor_hf import dynamics
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import ImageViews, batches, list_images, load_images
+from raptor_hf.data import ImageViews, batches, list_images
 from raptor_hf.data.arguments import ReadingArguments
-from raptor_hf.dynamics.interventions import layer_swap
+from raptor_hf.dynamics.measures import directions
 from raptor_hf.dynamics.nulls import null_networks, r2_baselines
 from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.metrics import RSquared, compute_over_processes, state_statistics
@@ -81,18 +81,25 @@ def pooled_states(states: Iterable[torch.Tensor], layout: TokenLayout) -> dict[s
 
 
 def all_swaps(system: DepthSystem, images: Iterable[Mapping]) -> np.ndarray:
-    """Replace every layer by every other one.
+    """Replace every layer of a teacher by every other one (paper, Fig. 15).
 
     Returns:
-        (n, L, L): the cosine of the last states with layer i (row) replaced by j and without.
+        (n, L, L): the cosine of the last states with layer i (row) replaced by j and without, mean
+        over the tokens of cls or, where there is none, of the patches.
     """
-    layers, columns = system.depth, []
-    swaps = [{i: j} for i, j in permutations(range(1, layers + 1), 2)]
+    groups, layers, matrices = system.layout.groups(), system.depth, []
+    tokens = groups.get("cls", groups["patches"])
     for batch in images:
-        columns.append(layer_swap(system, system.trajectory(batch), swaps)["cosine"].cpu().numpy())
-    matrices = np.ones((sum(map(len, columns)), layers, layers))
-    matrices[:, ~np.eye(layers, dtype=bool)] = np.concatenate(columns)
-    return matrices
+        states = system.trajectory(batch)
+        untouched = directions(states[:, -1, tokens])
+        matrix = torch.ones(len(states), layers, layers, dtype=torch.double)
+        for i, j in permutations(range(1, layers + 1), 2):
+            # run on from the layer that is replaced
+            last = system.run(states[:, i - 1], start=i - 1, swapped={i: j})[:, -1, tokens]
+            cosines = (directions(last) * untouched).sum(dim=-1)
+            matrix[:, i - 1, j - 1] = cosines.mean(dim=-1)
+        matrices.append(matrix)
+    return torch.cat(matrices).numpy()
 
 
 def raw_figures(
@@ -204,16 +211,16 @@ def study_nulls(systems: list[DepthSystem], images: ImageViews, own: Arguments) 
 def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them and their nulls, write the results."""
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
-    images, models = load_images(own.dataset, own.split, reading), [own.teacher, *own.raptors]
-    listed = {"images": list_images(own.dataset, images)}
+    models = [own.teacher, *own.raptors]
     folders = [path for path in named_folders("--raptors", models).values() if Path(path).is_dir()]
+    systems, images = dynamics.load_inputs(models, own.dataset, split=own.split, reading=reading)
+
+    # a run is its arguments, its models and its images
+    listed = {"images": list_images(own.dataset, images.cells)}
     inputs = {public_name(folder): folder_digest(folder) for folder in folders}
     if start_run(own, reading, inputs=inputs, images=listed):
         return
-    systems, views = dynamics.load_inputs(
-        models, own.dataset, split=own.split, reading=reading, dataset=images
-    )
-    result = study_nulls(systems, views, own)
+    result = study_nulls(systems, images, own)
 
     # write
     folder = Path(own.output_dir)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,7 +13,6 @@ from ..data import ImageViews, ReadingArguments, load_images
 from ..data.loading import Classes
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
-from ..runs.files import read_json
 from ..runs.processes import process_state
 from ..tasks.heads import load_linear_head
 from ..tasks.task import Classification
@@ -104,7 +102,6 @@ def load_inputs(
     *,
     split: str,
     reading: ReadingArguments | None = None,
-    dataset: datasets.Dataset | None = None,
 ) -> tuple[list[DepthSystem], ImageViews]:
     """Load models, the teacher first, and the images to measure them on.
 
@@ -112,7 +109,6 @@ def load_inputs(
         models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
             prepares the images for all.
         data: digits, an image folder or a Hub id.
-        dataset: the images of `data`, where they are loaded already.
 
     Raises:
         ValueError: no model, or models of one name, of different shapes or of another teacher than
@@ -126,9 +122,7 @@ def load_inputs(
     # all models see the images as the teacher's processor prepares them
     teacher = next(iter(sources.values()))
     processor = load_processor(teacher, resolution=reading.resolution)
-    if dataset is None:
-        dataset = load_images(data, split, reading)
-    images = ImageViews(dataset, processor, reading=reading)
+    images = ImageViews(load_images(data, split, reading), processor, reading=reading)
     systems = []
     for name, source in sources.items():
         system = load_system(name, source, classes=images.classes)
@@ -175,14 +169,3 @@ def _check_alike(systems: Sequence[DepthSystem]) -> None:
             continue
         names = {"name": system.name, "teacher_name": teacher.name}
         check_same_shell(system.model, teacher.model, **names)
-
-
-def find_partitions(phases_file: str | None, systems: Sequence[DepthSystem]) -> list[list[int]]:
-    """Return the partitions of the teacher's layers: those of a file, or of the Raptors."""
-    if phases_file:
-        content = read_json(phases_file)
-        if not isinstance(content.get("phases"), dict):
-            raise ValueError(f"{phases_file} must be a phases.json of training/find_phases.py.")
-        return list(content["phases"].values())
-    partitions = {tuple(system.phases) for system in systems if system.phases}
-    return [list(phases) for phases in sorted(partitions, key=lambda phases: (len(phases), phases))]

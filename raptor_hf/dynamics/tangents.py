@@ -71,19 +71,3 @@ def tangent_growth(
         "angle": angle / angle[:, :1],
         "norms_alone": (norms[:, :1] / norms).mean(dim=-1),
     }
-
-
-def push_growth(
-    system: DepthSystem, states: torch.Tensor, batch: Mapping[str, torch.Tensor], *, seed: int = 0
-) -> dict[tuple[str, str, str], torch.Tensor]:
-    """Carry tangents on cls and on patches through the layers, from four depths each.
-
-    Returns:
-        The figures of `tangent_growth` by token group, start and name. Arguments are its own.
-    """
-    figures = {}
-    for group in [name for name in ("cls", "patches") if name in system.layout.groups()]:
-        for start in sorted({quarter * system.depth // 4 for quarter in range(4)}):
-            found = tangent_growth(system, states, batch, group=group, start=start, seed=seed)
-            figures |= {(group, str(start), name): values for name, values in found.items()}
-    return figures

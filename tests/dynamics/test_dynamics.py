@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ReadingArguments, make_processor
-from raptor_hf.dynamics.interventions import layer_swap
 from raptor_hf.dynamics.measures import (
     angles,
     coherence,
@@ -15,9 +13,8 @@ from raptor_hf.dynamics.measures import (
     effective_rank,
     measure,
 )
-from raptor_hf.dynamics.systems import DepthSystem, load_inputs, load_system
-from raptor_hf.teachers import trajectory
-from tests.helpers import LAYOUT, save_models, tiny_teacher
+from raptor_hf.dynamics.systems import load_inputs, load_system
+from tests.helpers import save_models, tiny_teacher
 
 
 class LinearSystem:
@@ -38,11 +35,6 @@ class LinearSystem:
 def batch_of(number):
     """Which images states are of."""
     return {"image_id": torch.arange(number), "view": torch.zeros(number, dtype=torch.long)}
-
-
-@pytest.fixture
-def system(teacher):
-    return DepthSystem("teacher", teacher, LAYOUT, nn.Linear(48, 2).requires_grad_(False))
 
 
 def test_angles_worked_out_by_hand():
@@ -105,23 +97,6 @@ def test_coherence_of_identical_and_of_orthogonal_patches():
     same = torch.tensor([1.0, 2, 3, 4]).expand(2, 9, 4) * torch.arange(1, 10)[:, None]
     torch.testing.assert_close(coherence(same), torch.ones(2))
     torch.testing.assert_close(coherence(3 * torch.eye(4)[None]), torch.tensor([0.5]))
-
-
-def test_a_swap_is_the_teacher_with_other_weights(system, teacher, pixel_values):
-    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
-    labels = torch.tensor([0, 1, 0])
-    swap = {2: 5, 6: 3}
-    found = layer_swap(system, states, [swap, {3: 3}], labels)
-    layers = list(teacher.encoder.layer)
-    teacher.encoder.layer = nn.ModuleList([layers[swap.get(n, n) - 1] for n in range(1, 7)])
-    last = trajectory(teacher, pixel_values)[:, -1]
-    cosines = nn.functional.cosine_similarity(last[:, 0], states[:, -1, 0])
-    torch.testing.assert_close(found["cosine"][:, 0], cosines)
-    torch.testing.assert_close(found["cosine"][:, 1], torch.ones(3))
-    right = [(system.predict(s) == labels).float() for s in (last, states[:, -1])]
-    torch.testing.assert_close(found["accuracy"], torch.stack(right, dim=1))
-    system.head = None
-    assert list(layer_swap(system, states, [swap])) == ["cosine"]
 
 
 def test_a_classifier_brings_its_head(tmp_path, pixel_values):

@@ -5,9 +5,27 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from tests.helpers import save_models
+from evaluation.recurrence.nulls import all_swaps
+from raptor_hf.dynamics.systems import DepthSystem
+from raptor_hf.teachers import trajectory
+from tests.helpers import LAYOUT, save_models
 from tests.programs import run
+
+
+def test_a_swap_is_the_teacher_with_another_layer(teacher, pixel_values):
+    batch = {"pixel_values": pixel_values, "image_id": torch.arange(3)}
+    found = all_swaps(DepthSystem("teacher", teacher, LAYOUT), [batch])
+    assert found.shape == (3, 6, 6) and (found.diagonal(axis1=1, axis2=2) == 1).all()
+    layers, untouched = list(teacher.encoder.layer), trajectory(teacher, pixel_values)[:, -1, 0]
+    for i, j in ((2, 5), (6, 3)):
+        swapped = [*layers[: i - 1], layers[j - 1], *layers[i:]]
+        teacher.encoder.layer = nn.ModuleList(swapped)
+        last = trajectory(teacher, pixel_values)[:, -1, 0]
+        cosines = nn.functional.cosine_similarity(last, untouched)
+        np.testing.assert_allclose(found[:, i - 1, j - 1], cosines, rtol=1e-5)
 
 
 def test_a_quick_study(tmp_path):
