@@ -18,6 +18,7 @@ from raptor_hf.distillation.matching import chain_statistics
 from raptor_hf.distillation.rollout import Span, rollout
 from raptor_hf.metrics import RSquared, compute_over_processes
 from raptor_hf.modeling_raptor import rotary_angles
+from raptor_hf.phases import cuts
 
 # figures of a student in tables
 R2, R2_CLS, R2_PATCHES = "R²", "R² cls, median layer", "R² patches"
@@ -123,12 +124,10 @@ def mean_in_words(values: pandas.Series) -> str:
 
 def cut_share(distance: np.ndarray, parts: Sequence[Sequence[int]]) -> float:
     """Return the share of the distances (L, L) that lies between parts of the layers 1 … L."""
-    first, second = np.triu_indices(len(distance), 1)
     part = np.zeros(len(distance))
     for number, layers in enumerate(parts):
         part[np.array(layers) - 1] = number
-    pairs = distance[first, second]
-    return float(pairs[part[first] != part[second]].sum() / pairs.sum())
+    return cuts.cut_share(distance, part)
 
 
 def rank_correlation(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

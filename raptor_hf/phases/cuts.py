@@ -197,34 +197,15 @@ def random_phases(layers: int, k: int, *, seed: int) -> list[int]:
     return np.diff([0, *sorted(cuts), layers]).tolist()
 
 
-def partition_quality(distance: np.ndarray, phases: list[int]) -> dict[str, float | None]:
-    """Measure how well phases (lengths) separate the layers (L, L), over all pairs of two layers.
+def cut_share(distance: np.ndarray, phase: np.ndarray) -> float:
+    """Return the share of the distances (L, L) that lies between layers of different phases.
 
-    Returns:
-        `cut_share`: share of the total distance that lies between phases; `within` and `between`:
-        mean distance of two layers of one phase and of two phases; `contrast`: between − within.
-        None where there is no such pair (or no distance at all).
-
-    Raises:
-        ValueError: phases that do not cover the layers, or a bad matrix as in `find_phases`.
+    Args:
+        phase: (L,), the number of each layer's phase.
     """
-    distance = check_distance(distance)
-    check_partition(phases, len(distance))
-    phase = np.repeat(np.arange(len(phases)), phases)
     first, second = np.triu_indices(len(distance), 1)
-    pairs, cut = distance[first, second], phase[first] != phase[second]
-
-    # a mean over no pair is None
-    quality: dict[str, float | None] = dict.fromkeys(("cut_share", "within", "between", "contrast"))
-    if pairs.any():
-        quality["cut_share"] = float(pairs[cut].sum() / pairs.sum())
-    if not cut.all():
-        quality["within"] = float(pairs[~cut].mean())
-    if cut.any():
-        quality["between"] = float(pairs[cut].mean())
-    if None not in (quality["within"], quality["between"]):
-        quality["contrast"] = quality["between"] - quality["within"]
-    return quality
+    pairs = distance[first, second]
+    return float(pairs[phase[first] != phase[second]].sum() / pairs.sum())
 
 
 def check_partition(phases: list[int], depth: int) -> None:

@@ -3,11 +3,11 @@
 They know how far each layer turns a state, the similarities of neighbours, and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from .cuts import check_partition, default_methods, find_phases, partition_quality
+from .cuts import check_partition, cut_share, default_methods, find_phases
 from .similarity import MEASURES, half_samples
 
 
@@ -71,7 +71,8 @@ def straight_line(layers: int) -> np.ndarray:
 
 def best_cut_share(distance: np.ndarray, k: int) -> float:
     """Return the largest share of the distance that k runs cut; errors as of `find_phases`."""
-    return partition_quality(distance, find_phases(distance, k, "maxcut"))["cut_share"]
+    phases = find_phases(distance, k, "maxcut")
+    return cut_share(distance, np.repeat(np.arange(k), phases))
 
 
 def matched_means(
@@ -132,7 +133,6 @@ def compare_with_turns(
     pooled: Mapping[str, np.ndarray],
     measure: str,
     *,
-    ks: Sequence[int] = (2, 3, 4),
     draws: int = 100,
     seed: int = 0,
 ) -> dict[str, dict]:
@@ -141,13 +141,12 @@ def compare_with_turns(
     Args:
         pooled: by token group, one vector an image and layer, (n, L, D).
         measure: of `MEASURES`.
-        ks: numbers of phases.
         draws: halves of the images, for standard errors.
         seed: of the halves, and of turns in random order.
 
     Returns:
         For each group, and for `all`, the mean over groups as in the paper: the `similarity` and
-        that of `independent_turns`, (L, L), and `cuts`, `judge_phases` by k.
+        that of `independent_turns`, (L, L), and `cuts`, `judge_phases` for k = 2, 3 and 4.
     """
     # similarities of all images, and of halves of them
     stacks, result = {}, {}
@@ -161,7 +160,7 @@ def compare_with_turns(
     for tokens, (whole, *halves) in stacks.items():
         similarity, independent, _ = whole.tolist()
         result[tokens] = {"similarity": similarity, "independent_turns": independent}
-        cuts = {str(k): judge_phases(whole, np.stack(halves), k, seed=seed) for k in ks}
+        cuts = {str(k): judge_phases(whole, np.stack(halves), k, seed=seed) for k in (2, 3, 4)}
         result[tokens]["cuts"] = cuts
     return result
 

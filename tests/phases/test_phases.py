@@ -11,9 +11,9 @@ from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import make_processor
 from raptor_hf.phases.cuts import (
     check_cut,
+    cut_share,
     find_phases,
     max_cut,
-    partition_quality,
     recursive_max_cut,
 )
 from raptor_hf.phases.distance import layer_distance, load_distance
@@ -84,17 +84,12 @@ def test_random_phases_are_uniform_over_all_partitions():
     assert find_phases(random_matrix(12, 0), 5, "uniform") == [3, 3, 2, 2, 2]
 
 
-def test_quality_by_hand():
+def test_cut_shares_by_hand():
     # layers 1 and 2 are 1 apart, 3 is 2 and 5 away from them
     distance = np.array([[0.0, 1, 2], [1, 0, 5], [2, 5, 0]])
-    quality = partition_quality(distance, [2, 1])
-    assert quality == {"cut_share": 7 / 8, "within": 1.0, "between": 3.5, "contrast": 2.5}
-    one = partition_quality(distance, [3])
-    assert one == {"cut_share": 0.0, "within": 8 / 3, "between": None, "contrast": None}
-    alone = partition_quality(distance, [1, 1, 1])
-    assert alone == {"cut_share": 1.0, "within": None, "between": 8 / 3, "contrast": None}
-    with pytest.raises(ValueError, match=r"sum to 3; got \[2, 2\]"):
-        partition_quality(distance, [2, 2])
+    assert cut_share(distance, np.array([0, 0, 1])) == 7 / 8
+    assert cut_share(distance, np.array([0, 1, 0])) == 6 / 8
+    assert cut_share(distance, np.zeros(3)) == 0 and cut_share(distance, np.arange(3)) == 1
 
 
 def test_max_cut_equals_brute_force():
