@@ -29,7 +29,7 @@ from transformers import AutoConfig, PreTrainedModel
 from raptor_hf import load_raptorized
 from raptor_hf.configuration_raptor import RaptorConfig, teacher_family
 from raptor_hf.data import ImageViews, choose_images, load_images
-from raptor_hf.modeling_raptor import pair, patch_sides
+from raptor_hf.modeling_raptor import pair
 from raptor_hf.modeling_raptor_heads import AUTO_CLASSES, pool_tokens
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, read_json, write_json
@@ -128,7 +128,7 @@ def export(model: nn.Module, config: RaptorConfig, names: list[str]) -> onnx.Mod
     # a symbol for a size needs an example of another size than the teacher's own
     shape, size = {0: Dim("batch")}, pair(config.image_size)
     if takes_sizes(model, config):
-        sides = patch_sides(config)
+        sides = pair(config.patch_size)
         shape |= {2: sides[0] * Dim("rows", min=2), 3: sides[1] * Dim("columns", min=2)}
         size = (6 * sides[0], 5 * sides[1])
     images = torch.zeros(2, config.num_channels, *size)

@@ -76,6 +76,10 @@ TEACHER_FAMILIES = {
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }
 
+# fields that plain models of earlier versions have in their configuration
+_REMOVED = ("correction_rank", "correction_on", "ffn_experts", "position_bias", "exit_angle")
+_REMOVED += ("semantic_loss_ignore_index", "initializer_range", "qk_norm")
+
 
 class TokenLayout(NamedTuple):
     """Numbers of tokens before the patches of a state, in their order: cls, registers."""
@@ -188,7 +192,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
             teacher of an unknown family; an unknown ffn; an empty range of depths; too many or too
-            few applications; a misspelt argument, or one that earlier versions had.
+            few applications; a misspelt argument.
     """
 
     model_type = "raptor"
@@ -236,7 +240,8 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
 
         # transformers keeps arguments of any name: refuse those that would be ignored
         maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
-        _drop_removed(kwargs)
+        for name in _REMOVED:
+            kwargs.pop(name, None)
         fields = [name.removeprefix("_") for name in RaptorConfig.__annotations__]
         for name in kwargs:
             if similar := difflib.get_close_matches(name, fields, 1, cutoff=0.8):
@@ -325,30 +330,6 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             if start < depth <= stop:
                 return phase
         raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
-
-
-# fields of earlier versions, and their values in a plain block; others (...) have no effect
-_REMOVED = {
-    "correction_rank": 0,
-    "correction_on": ...,
-    "ffn_experts": 1,
-    "position_bias": False,
-    "exit_angle": None,
-    "semantic_loss_ignore_index": 255,
-    "initializer_range": ...,
-    "qk_norm": ...,
-}
-
-
-def _drop_removed(fields: dict) -> None:
-    """Remove fields of earlier versions; a ValueError refuses a model that used one of them."""
-    for name, plain in _REMOVED.items():
-        value = fields.pop(name, plain)
-        if plain is not ... and value != plain:
-            raise ValueError(
-                f"{name}={value!r} is no longer supported (it was, up to commit 67ff351 of "
-                f"raptor_hf): leave it out, or train the model without it."
-            )
 
 
 __all__ = [

@@ -395,7 +395,7 @@ class RaptorModel(RaptorPreTrainedModel):
                 the teacher's where its family takes no other.
         """
         # sizes that the teacher does not take
-        patch_height, patch_width = patch_sides(self.config)
+        patch_height, patch_width = pair(self.config.patch_size)
         height, width = pixel_values.shape[2:]
         native = (height, width) == pair(self.config.image_size)  # SigLIP: 384 with patches of 14
         if not native and (height % patch_height or width % patch_width):
@@ -691,12 +691,8 @@ def patch_grid(size: tuple[int, int], config: PreTrainedConfig) -> tuple[int, in
     Pixels that are left over at the edges, where the teacher's own size is no multiple of the
     patch (SigLIP), are not looked at.
     """
-    return tuple(pixels // side for pixels, side in zip(size, patch_sides(config), strict=True))
-
-
-def patch_sides(config: PreTrainedConfig) -> tuple[int, int]:
-    """Return the height and width of a patch in pixels."""
-    return pair(config.patch_size)
+    sides = pair(config.patch_size)
+    return size[0] // sides[0], size[1] // sides[1]
 
 
 __all__ = ["RaptorBlock", "RaptorModel", "RaptorPreTrainedModel"]

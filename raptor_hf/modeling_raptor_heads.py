@@ -18,14 +18,9 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from .configuration_raptor import RaptorConfig, token_layout
-from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, patch_grid, patch_sides
+from .modeling_raptor import RaptorModel, RaptorPreTrainedModel, pair, patch_grid
 
 IGNORE_INDEX = 255  # label of pixels that the loss of segmentation leaves out
-
-
-def feature_size(config: PreTrainedConfig) -> int:
-    """Return the width of `pool_tokens`: 2·D, or D where there is no cls token."""
-    return (2 if token_layout(config).num_cls else 1) * config.hidden_size
 
 
 def pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -46,7 +41,8 @@ class RaptorForImageClassification(RaptorPreTrainedModel):
     def __init__(self, config: RaptorConfig):
         super().__init__(config)
         self.raptor = RaptorModel(config)
-        self.classifier = nn.Linear(feature_size(config), config.num_labels)
+        num_parts = 1 + (token_layout(config).num_cls > 0)
+        self.classifier = nn.Linear(num_parts * config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -87,7 +83,7 @@ class PatchFrame(NamedTuple):
     @classmethod
     def of(cls, size: tuple[int, int], config: PreTrainedConfig) -> "PatchFrame":
         """Return the frame of images of `size` = (height, width) pixels."""
-        patch = patch_sides(config)
+        patch = pair(config.patch_size)
         rows, columns = -size[0] % patch[0], -size[1] % patch[1]  # to be added
         padded = (size[0] + rows, size[1] + columns)
         padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)

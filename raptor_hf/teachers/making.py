@@ -17,7 +17,6 @@ def make_raptor(
     ffn: str | None = None,
     intermediate_size: int | None = None,
     depth_scaling: bool = True,
-    layerscale_value: float | None = None,
     block_norm_eps: float | None = None,
 ) -> RaptorModel:
     """Make an untrained Raptor around the frozen embeddings and final norm of a teacher.
@@ -29,23 +28,20 @@ def make_raptor(
             a real DINOv2-S the R² after 220 steps was .521 and .349.
         ffn, intermediate_size: see `RaptorConfig`; None takes the teacher's own.
         depth_scaling: see `RaptorConfig`.
-        layerscale_value: initial LayerScale of random blocks; None takes 1e-5.
         block_norm_eps: of random blocks; None takes the eps of the teacher's layers.
 
     Raises:
         ValueError: phases that do not sum to the teacher's depth, a teacher of an unknown family,
             offloaded or quantised, a model around a teacher (`raptorize` takes those), or
-            `init="teacher"` with a LayerScale, an eps or another FFN than the teacher's.
+            `init="teacher"` with an eps or another FFN than the teacher's.
     """
     if init not in ("random", "teacher"):
         raise ValueError(f"init must be 'teacher' or 'random'; got {init!r}.")
-    own = {"layerscale_value": layerscale_value, "block_norm_eps": block_norm_eps}
-    for name, value in own.items():
-        if init == "teacher" and value is not None:
-            raise ValueError(
-                f"{name}={value} contradicts init='teacher', which takes over the teacher's. Leave "
-                "it out, or start with init='random'."
-            )
+    if init == "teacher" and block_norm_eps is not None:
+        raise ValueError(
+            f"block_norm_eps={block_norm_eps} contradicts init='teacher', which takes over the "
+            "teacher's. Leave it out, or start with init='random'."
+        )
     check_teacher(teacher)
 
     # embeddings and final norm are the teacher's, and stay as they are
@@ -55,7 +51,6 @@ def make_raptor(
         ffn=ffn,
         intermediate_size=intermediate_size,
         depth_scaling=depth_scaling,
-        layerscale_value=layerscale_value,
         block_norm_eps=block_norm_eps,
     )
     if os.path.isdir(teacher.name_or_path):

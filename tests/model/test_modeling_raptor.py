@@ -132,7 +132,6 @@ def test_classifier_reads_cls_and_the_mean_of_the_patches(teacher, pixel_values)
     [
         ({"init": "mean"}, "init must be 'teacher' or 'random'; got 'mean'"),
         ({"ffn": "swiglu"}, "init='teacher' needs blocks like the teacher's layers"),
-        ({"layerscale_value": 0.5}, "layerscale_value=0.5 contradicts init='teacher'"),
         ({"block_norm_eps": 0.1}, "block_norm_eps=0.1 contradicts init='teacher'"),
     ],
 )
