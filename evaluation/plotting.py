@@ -15,14 +15,8 @@ _MARKERS = "os^Dvx*P<h"
 
 def make_panels(rows: int, columns: int, **options) -> tuple[Figure, np.ndarray]:
     """Make a figure and its axes, (rows, columns); options as in `make_figure`."""
-    figure, axes = make_figure(
-        rows,
-        columns,
-        squeeze=False,
-        figsize=(3.4 * columns + 0.6, 2.8 * rows + 0.4),
-        layout="constrained",
-        **options,
-    )
+    size = (3.4 * columns + 0.6, 2.8 * rows + 0.4)
+    figure, axes = make_figure(rows, columns, figsize=size, squeeze=False, **options)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

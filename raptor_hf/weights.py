@@ -78,12 +78,3 @@ def load_weights(path: str | Path, stubs: Sequence = ()):
         raise ValueError(f"{path} {contents}. It was refused, and nothing in it was run.") from None
     except _DAMAGED as error:
         raise ValueError(f"{path} is damaged, or not a file of weights: {error}") from error
-
-
-def read_head_file(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors `weight` and `bias` of a linear head; errors as `load_weights`."""
-    weights = load_weights(path)
-    names = set(weights) if isinstance(weights, dict) else type(weights)
-    if names != {"weight", "bias"} or not all(map(torch.is_tensor, weights.values())):
-        raise ValueError(f"{path}: a linear head holds tensors 'weight' and 'bias'; got {names}.")
-    return weights

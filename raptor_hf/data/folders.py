@@ -26,16 +26,6 @@ def image_endings() -> frozenset[str]:
     return frozenset(e for e, name in Image.registered_extensions().items() if name in formats)
 
 
-def is_image(name: str | os.PathLike) -> bool:
-    """Return whether a file has the ending of an image, in capitals or not."""
-    return os.path.splitext(name)[1].lower() in image_endings()
-
-
-def is_text(name: str | os.PathLike) -> bool:
-    """Return whether a file has the ending of a text, which is ignored beside images."""
-    return os.path.splitext(name)[1].lower() in _TEXTS
-
-
 def visible(folder: str | Path) -> Iterator[os.DirEntry]:
     """Yield the contents of a folder without hidden files and leftovers of a system."""
     with os.scandir(folder) as entries:
@@ -100,10 +90,11 @@ def _contents(root: Path, folder: str) -> tuple[list[str], list[str]]:
     files, folders = [], []
     for entry in visible(root / folder):
         path = os.path.join(folder, entry.name)
+        ending = os.path.splitext(path)[1].lower()
         if entry.is_dir():
             folders.append(path)
-        elif is_image(path):
+        elif ending in image_endings():
             files.append(path)
-        elif not is_text(path):
+        elif ending not in _TEXTS:
             raise ValueError(f"{root / path} is no image: unpack or convert it, or move it away.")
     return files, folders

@@ -10,28 +10,24 @@ from torch.nn import functional
 from .arguments import CropArguments
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Augmentation:
     """A random crop that is resized, and a horizontal flip.
 
     Args:
+        crops: area and width / height of a crop, and the probability of a flip.
         size: height and width of the result in pixels.
-        scale, ratio: smallest and largest share of the image's area, and width / height, of a crop.
-        flip: probability of a horizontal flip.
     """
 
+    crops: CropArguments
     size: tuple[int, int]
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
 
     @classmethod
-    def of(cls, arguments: CropArguments, size: tuple[int, int]) -> "Augmentation | None":
+    def of(cls, crops: CropArguments, size: tuple[int, int]) -> "Augmentation | None":
         """Return the random views that arguments ask for; None where they ask for no crops."""
-        if not arguments.crop_scale:
+        if not crops.crop_scale:
             return None
-        scale, ratio = tuple(arguments.crop_scale), tuple(arguments.crop_ratio)
-        return cls(size=size, scale=scale, ratio=ratio, flip=arguments.flip)
+        return cls(crops, size)
 
     def __call__(
         self, pixels: np.ndarray, target: np.ndarray | None, rng: np.random.Generator
@@ -41,7 +37,7 @@ class Augmentation:
         """
         box = self.draw_box(pixels.shape[1], pixels.shape[0], rng)
         pixels, target = resize_pair(pixels, target, self.size, box=box)
-        if rng.random() < self.flip:
+        if rng.random() < self.crops.flip:
             pixels = pixels[:, ::-1]
             if target is not None:
                 target = target[:, ::-1].copy()
@@ -52,16 +48,17 @@ class Augmentation:
     ) -> tuple[int, int, int, int]:
         """Return left, top, width and height of a crop, drawn as torchvision does."""
         # ten draws of area and ratio, until one fits into the image
+        least, most = self.crops.crop_ratio
         for _ in range(10):
-            area = width * height * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            area = width * height * rng.uniform(*self.crops.crop_scale)
+            ratio = math.exp(rng.uniform(math.log(least), math.log(most)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
                 return int(left), int(top), w, h
 
         # none fits: the largest crop in the middle with an allowed ratio
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        ratio = min(max(width / height, least), most)
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (width - w) // 2, (height - h) // 2, w, h
 

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from ..activations.online import Activations, check_all_layers
+from ..activations.online import OnlineActivations, check_all_layers
 from ..configuration_raptor import token_layout
 from ..data import ImageViews, ReadingArguments, batches, choose_images, load_images
 from ..loop import Validation
@@ -22,20 +22,13 @@ from .rollout import Chain, rollout
 
 @torch.no_grad()
 def trajectory_r2(
-    student: PreTrainedModel,
-    activations: Activations,
-    *,
-    batch_size: int = 64,
-    num_workers: int = 0,
+    student: PreTrainedModel, activations: OnlineActivations, *, num_workers: int = 0
 ) -> dict:
-    """Measure R² of a student's states against its teacher's, by two definitions.
-
-    The student starts from the images where there are any (`OnlineActivations`), and from the
-    teacher's embeddings, which a Raptor shares, where only states are stored.
+    """Measure R² of a student's states on images against its teacher's, by two definitions.
 
     Args:
-        student: a Raptor; online, any model with the teacher's number of states.
-        activations: all of the teacher's states, from either source; the processes share them.
+        student: any model with the teacher's number of states.
+        activations: all of the teacher's states; the processes share the images.
         num_workers: processes that read ahead.
 
     Returns:
@@ -48,12 +41,9 @@ def trajectory_r2(
     check_all_layers(activations)
     groups = activations.layout.groups()
     statistics, references = [], []
-    for batch in batches(activations, batch_size, "R²", num_workers=num_workers):
-        target = activations.states(batch).to(student.device).float()
-        if "pixel_values" in batch:
-            prediction = trajectory(student, activations.pixel_values(batch).to(student.device))
-        else:
-            prediction = student.rollout(target[:, 0], image_size=activations.resolution)
+    for batch in batches(activations, 64, "R²", num_workers=num_workers):
+        target = activations.states(batch).to(student.device)
+        prediction = trajectory(student, activations.pixel_values(batch).to(student.device))
         statistics.append(state_statistics(prediction=prediction, target=target, groups=groups))
         references.append((len(target), r2_reference(prediction=prediction, target=target)))
 

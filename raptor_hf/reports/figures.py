@@ -14,7 +14,7 @@ def plot_layer_distance(
     """Draw the (L, L) distance matrix and the phases of every partition as squares on it."""
     # the matrix, with layer 1 in the upper left corner
     layers = len(distance)
-    figure, axes = make_figure(figsize=(6.4, 5.4), layout="constrained")
+    figure, axes = make_figure(figsize=(6.4, 5.4))
     image = axes.imshow(distance, cmap="viridis", extent=(0.5, layers + 0.5, layers + 0.5, 0.5))
 
     # a square for every phase; partitions into more phases have thinner lines
@@ -41,10 +41,8 @@ def plot_r2_per_layer(curves: dict[str, dict[str, np.ndarray]], path: str | Path
     Args:
         curves: token group -> model -> R² of layers 1 … L.
     """
-    figure, panels = make_figure(
-        1, len(curves), figsize=(3.6 * len(curves), 3.4), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    size = (3.6 * len(curves), 3.4)
+    figure, panels = make_figure(1, len(curves), figsize=size, sharey=True, squeeze=False)
     for axes, (group, models) in zip(panels[0], curves.items(), strict=True):
         for name, r2 in models.items():
             axes.plot(range(1, len(r2) + 1), r2, ".-", label=name)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..data.loading import Classes
 from ..modeling_raptor import RaptorModel, RaptorPreTrainedModel
 from ..modeling_raptor_heads import RaptorForImageClassification
-from ..weights import check_weight_files, read_head_file
+from ..weights import check_weight_files, load_weights
 from .task import Classification, Task
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,14 @@ def load_linear_head(
         OSError: no such file, folder or model.
     """
     # a file, or a saved model
-    names = None
-    if Path(source).suffix in (".pth", ".pt", ".safetensors") and not Path(source).is_file():
+    names, is_file = None, Path(source).is_file()
+    if Path(source).suffix in (".pth", ".pt", ".safetensors") and not is_file:
         raise FileNotFoundError(f"{source}: no such head file.")
-    if Path(source).is_file():
-        weights = read_head_file(Path(source))
+    if is_file:
+        weights = load_weights(source)
+        found = set(weights) if isinstance(weights, dict) else type(weights)
+        if found != {"weight", "bias"} or not all(map(torch.is_tensor, weights.values())):
+            raise ValueError(f"{source}: a head holds tensors 'weight' and 'bias'; got {found}.")
     else:
         weights, names = _read_classifier(str(source), task)
 

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from raptor_hf.data import ReadingArguments, make_processor
+from raptor_hf.data.arguments import CropArguments
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.modeling_raptor_heads import drop_registers, pool_tokens
 from raptor_hf.probes.arguments import ProbeArguments
@@ -23,7 +24,8 @@ def ade20k(tmp_path):
 
 def test_views_are_functions_of_seed_and_row():
     images = load_segmentation("digit_scenes", "test")
-    options = {"augmentation": Augmentation(size=(24, 32), scale=(0.2, 0.5))}
+    crops = CropArguments(crop_scale=[0.2, 0.5])
+    options = {"augmentation": Augmentation(crops, (24, 32))}
     options["image_ids"] = np.array([7, 3])
     first, again, other = (
         ProbeImages(images, make_processor(8), **options, seed=seed) for seed in (1, 1, 2)
@@ -40,7 +42,7 @@ def test_views_are_functions_of_seed_and_row():
 def test_image_and_mask_share_crop_and_flip():
     """Where the mask says digit the image is bright, in every view."""
     images = load_segmentation("digit_scenes", "train")
-    augmentation = Augmentation(size=(48, 64), scale=(0.3, 0.9))
+    augmentation = Augmentation(CropArguments(crop_scale=[0.3, 0.9]), (48, 64))
     views = ProbeImages(images, make_processor(8), augmentation=augmentation)
     batch = views.__getitems__(list(range(20)))
     digit, bright = batch["target"] < 10, batch["pixel_values"][:, 0]

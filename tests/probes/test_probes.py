@@ -161,7 +161,7 @@ def test_r2_is_one_for_a_perfect_student_and_falls_for_a_worse_one(teacher, imag
     student = make_raptor(teacher, [1] * 6, init="teacher").eval()
     for block in student.blocks:
         block.depth_scaling = None
-    perfect = trajectory_r2(student, OnlineActivations(teacher, images), batch_size=4)
+    perfect = trajectory_r2(student, OnlineActivations(teacher, images))
     assert min(perfect["layers"]["all"]) > 1 - 1e-6
     assert len(perfect["layers"]["cls"]) == 6
     worse = randomised(make_raptor(teacher, [6]))
