@@ -76,7 +76,7 @@ def random_views(images, processor, own: Arguments, crops, reading, seed: int):
         crops=None if own.dataset == "digits" else Augmentation.of(crops, image_size(processor)),
         reading=reading,
     )
-    if dataset.classes.number < 2 or dataset.labels.min() < 0:
+    if len(dataset.class_names or ()) < 2 or dataset.labels.min() < 0:
         raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
     return dataset
 
@@ -105,8 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.set_seed(training.seed)
     processor = make_processor(pixels)
     dataset = random_views(images, processor, own, crops, reading, training.seed)
-    names, number = dataset.classes
-    config.id2label = dict(enumerate(names or map(str, range(number))))
+    config.id2label = dict(enumerate(dataset.class_names))
     config.label2id = {name: label for label, name in config.id2label.items()}
 
     # the model and its loss

@@ -88,7 +88,7 @@ class Bench:
         self.states = torch.cat(list(stream_states(online, None)))
         self.labels = views.labels[views.image_ids].to(self.states.device)
         try:
-            head, _ = load_linear_head(name, config=teacher.config, classes=views.classes)
+            head, _ = load_linear_head(name, config=teacher.config, class_names=views.class_names)
             head = head.to(teacher.device)
         except ValueError:  # not a classifier, or one of other classes: no accuracies
             head = None

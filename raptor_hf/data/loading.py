@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -104,18 +103,12 @@ def _load_from_hub(name: str, split: str, reading: ReadingArguments) -> datasets
     return dataset.rename_columns(columns)
 
 
-class Classes(NamedTuple):
-    """The classes of a dataset: their names, if they have any, and their number."""
-
-    names: list[str] | None
-    number: int  # 0: no labels
-
-
 def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None]:
     """Return the label of every image (n,), −1 where it has none, and the names of the classes.
 
-    Words become classes in the order of the alphabet. Numbers are classes without names, unless
-    most of them never occur: then they are ids, and those that occur are the names, in their order.
+    There are none without labels. Words become classes in the order of the alphabet. Numbers are
+    classes of these names, unless most of them never occur: then they are ids, and those that occur
+    are the classes, in their order.
     """
     kind = dataset.features.get("label")
     names, nothing = getattr(kind, "names", None), np.full(len(dataset), -1)
@@ -131,8 +124,10 @@ def read_labels(dataset: datasets.Dataset) -> tuple[np.ndarray, list[str] | None
     # numbers of classes, or ids
     labels = pc.fill_null(labels.cast(pa.int64()), -1).to_numpy()
     ids = np.unique(labels[labels >= 0])
-    if names is None and len(ids) and ids[-1] >= 2 * len(ids):
-        return np.where(labels < 0, -1, np.searchsorted(ids, labels)), ids.astype(str).tolist()
+    if names is None and len(ids):
+        if ids[-1] >= 2 * len(ids):
+            return np.where(labels < 0, -1, np.searchsorted(ids, labels)), ids.astype(str).tolist()
+        names = list(map(str, range(ids[-1] + 1)))
     return labels, names
 
 

@@ -14,7 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import ReadingArguments
 from .decoding import check_one_size, open_image, pixel_table, to_pixel_values, undecoded
-from .loading import Classes, read_labels
+from .loading import read_labels
 from .transforms import Augmentation
 
 
@@ -68,7 +68,7 @@ class ImageViews(Dataset):
         self.table = pixel_table(processor) if crops else None
         self.views, self.seed, self.plain_first = views, seed, plain_first
 
-        # classes, by image
+        # classes, by image; no names without labels
         labels, self.class_names = read_labels(dataset)
         self.labels = torch.tensor(labels)
 
@@ -128,12 +128,6 @@ class ImageViews(Dataset):
             views.append(view)
         check_one_size(view.shape[:2] for view in views)
         return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # the device moves the bytes
-
-    @property
-    def classes(self) -> Classes:
-        """The classes of the labels."""
-        number = len(self.class_names or ()) or int(self.labels.max()) + 1
-        return Classes(self.class_names, number)
 
 
 def _affine_views(pixel_values: torch.Tensor, keys: list[tuple[int, ...]]) -> torch.Tensor:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from ..activations.online import OnlineActivations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments, load_images
-from ..data.loading import Classes
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.processes import process_state
@@ -125,7 +124,9 @@ def load_inputs(
     images = ImageViews(load_images(data, split, reading), processor, reading=reading)
     systems = []
     for name, source in sources.items():
-        system = load_system(name, source, classes=images.classes)
+        system = load_system(name, source, class_names=images.class_names)
+        if images.class_names is None:  # nothing to judge it by
+            system.head = None
         if not system.can_run_on:  # the layout is read off the states of an image
             system.layout = OnlineActivations(system.model, images).layout
         system.image_size = image_size(processor)
@@ -134,20 +135,20 @@ def load_inputs(
     return systems, images
 
 
-def load_system(name: str, source: str, *, classes: Classes | None = None) -> DepthSystem:
+def load_system(name: str, source: str, *, class_names: list[str] | None = None) -> DepthSystem:
     """Load a model from a folder or the Hub, with its own classifier where it has one.
 
     Args:
         name: of the model in results.
-        classes: of the images; the outputs of the head are put into their order.
+        class_names: of the images; the outputs of the head are put into their order.
     """
     model = load_vision_model(source).to(process_state().device)
     config, head, layout = model.config, None, None
     names = config.architectures or []
     classifies = any(one.endswith("ForImageClassification") for one in names)
-    labelled = classes is None or classes.number
-    if classifies and labelled and config.model_type in Classification.head_types:
-        head = load_linear_head(source, config=config, classes=classes)[0].to(model.device)
+    if classifies and config.model_type in Classification.head_types:
+        head, _ = load_linear_head(source, config=config, class_names=class_names)
+        head = head.to(model.device)
     if config.model_type in ("raptor", *TEACHER_FAMILIES):
         layout = token_layout(config)
     return DepthSystem(name, model, layout, head)

@@ -18,7 +18,6 @@ from transformers import DPTImageProcessorPil, PreTrainedModel
 
 from ..activations.online import OnlineActivations
 from ..data.arguments import CropArguments, ReadingArguments
-from ..data.loading import Classes
 from ..data.transforms import Augmentation
 from ..data.views import read_or_next
 from ..distillation.fidelity import trajectory_r2
@@ -119,8 +118,7 @@ class Evaluation:
         source, names = self.recipe.head, self.splits["train"].images.class_names
         if not source:
             return None
-        classes = Classes(names, len(names)) if names else None
-        head, _ = load_linear_head(source, config=task.config, task=type(task), classes=classes)
+        head, _ = load_linear_head(source, config=task.config, task=type(task), class_names=names)
         if head.out_features != task.num_outputs:
             raise ValueError(
                 f"{source} has {head.out_features} outputs, but {task.num_outputs} (classes, or "
@@ -263,10 +261,8 @@ class Evaluation:
         """Save a Raptor with its head and its processor in one folder, for the Auto classes."""
         folder = self.output_dir / "models" / name
         images, processor = self.splits["train"].images, self.processor
-        fields = task.config_fields()
-        attach_head(
-            model, head, images.class_names, model_class=task.model_class, **fields
-        ).save_pretrained(folder)
+        options = {"model_class": task.model_class, **task.config_fields}
+        attach_head(model, head, images.class_names, **options).save_pretrained(folder)
         training = Path(self.folders[name]) / "training.json"
         if training.is_file():  # for the model's card
             shutil.copy(training, folder)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..data.loading import Classes
 from ..modeling_raptor import RaptorModel, RaptorPreTrainedModel
 from ..modeling_raptor_heads import RaptorForImageClassification
 from ..weights import check_weight_files, load_weights
@@ -25,7 +24,7 @@ def load_linear_head(
     *,
     config: PreTrainedConfig,
     task: type[Task] = Classification,
-    classes: Classes | None = None,
+    class_names: list[str] | None = None,
 ) -> tuple[nn.Linear, list[str] | None]:
     """Return the linear head of a task, and the names of its classes.
 
@@ -35,7 +34,7 @@ def load_linear_head(
             with such a head (a Raptor; for classification DINOv2 too).
         config: of the backbone that the head is for, with D channels.
         task: segmentation has heads (classes, D), depth (bins, 2·D).
-        classes: of the images that it is for, see `arrange_head`.
+        class_names: of the images that it is for, see `arrange_head`.
 
     Returns:
         The head in float32, and its class names where the source has them.
@@ -69,23 +68,24 @@ def load_linear_head(
     head.load_state_dict({"weight": weight.float(), "bias": bias.float()})
 
     # outputs in the order of the images' classes
-    if classes is not None:
-        order = arrange_head(head, names, classes, source=str(source))
+    if class_names:
+        order = arrange_head(head, names, class_names, source=str(source))
         names = names and [names[output] for output in order]
     return head.requires_grad_(False), names
 
 
 @torch.no_grad()
 def arrange_head(
-    head: nn.Linear, head_names: list[str] | None, classes: Classes, *, source: str
+    head: nn.Linear, head_names: list[str] | None, names: list[str], *, source: str
 ) -> list[int]:
     """Put the outputs of a head, in place, into the order of a dataset's classes; others follow.
 
-    Classes are matched by name where both sides have names, in whatever order; classes that are
-    called by numbers are the outputs of these numbers. Else, and where the folders of a dataset are
+    Classes are matched by name where the head has names, in whatever order; classes that are called
+    by numbers are the outputs of these numbers. Else, and where the folders of a dataset are
     ImageNet's (n01440764), their number must be that of the outputs.
 
     Args:
+        names: of the classes of the dataset.
         source: of the head, for errors.
 
     Returns:
@@ -94,21 +94,19 @@ def arrange_head(
     Raises:
         ValueError: a class that the head has not, or another number of classes; the error names it.
     """
-    number, names = head.out_features, classes.names
-    if not classes.number:  # no labels
-        return list(range(number))
+    number = head.out_features
     numbers = list(map(str, range(number)))
     named = bool(head_names) and head_names not in (numbers, [f"LABEL_{n}" for n in numbers])
-    numbered = bool(names) and all(map(str.isdecimal, names))
+    numbered = all(map(str.isdecimal, names))
 
     # numbers are places, but for a head whose own names are these numbers
     if numbered and not (named and set(names) <= set(head_names)):
         names, head_names = [str(int(name)) for name in names], numbers
-    elif not named or not names or all(map(_WORDNET.fullmatch, names)):
-        if classes.number > number or (names and classes.number < number):
+    elif not named or all(map(_WORDNET.fullmatch, names)):
+        if len(names) != number:
             raise ValueError(
-                f"{source} has {number} classes and the images have {classes.number}. Give a head "
-                "for these classes."
+                f"{source} has {number} classes and the images have {len(names)}. Give a head for "
+                "these classes."
             )
         return list(range(number))
 

@@ -87,7 +87,6 @@ def load_classification(
             f"{name} ({split}) has no classes (its labels: {label}): expected folders of classes, "
             "or a column of classes (ClassLabel, words or numbers); --label_column names it."
         )
-    names = names or [str(number) for number in range(labels.max() + 1)]
     # images, decoded as they are read
     cells = undecoded(dataset.select_columns("image")).add_column("label", labels)
     read = partial(_read_label, num_classes=len(names))

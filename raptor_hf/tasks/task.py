@@ -64,6 +64,7 @@ class Task:
         poolings: the tokens that heads look at: first all, then those that may stand alone.
         model_class, auto_class: the Raptor with such a head, and how transformers loads it.
         head_types: model types with such a head as their classifier.
+        config_fields: of a Raptor's configuration for such a head, beside the class names.
         load: (dataset, split, reading, dense) to its images and targets.
     """
 
@@ -75,6 +76,7 @@ class Task:
     model_class: type
     auto_class: type
     head_types: tuple[str, ...] = ("raptor",)
+    config_fields: dict = {}
     load: Callable[..., LabelledImages]
 
     def __init__(self, config: PreTrainedConfig, num_outputs: int):
@@ -92,10 +94,6 @@ class Task:
         """Return the inputs of a head on a backbone: D for the patches, D for the cls token."""
         with_cls = "cls" in cls.poolings[0] and token_layout(config).num_cls > 0
         return (1 + with_cls) * config.hidden_size
-
-    def config_fields(self) -> dict:
-        """Return fields of a Raptor's configuration for such a head, beside the class names."""
-        return {}
 
     def features(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Return the inputs of heads (B, 1 + h·w, D), cls and patches after the final norm."""
@@ -203,11 +201,8 @@ class Depth(Task):
     def __init__(self, config, num_outputs, *, max_depth=10.0, eval_crop=None):
         super().__init__(config, num_outputs)
         self.limits = {"min_depth": 0.001, "max_depth": max_depth}
+        self.config_fields = {"depth_bins": num_outputs, **self.limits}
         self.eval_crop = eval_crop
-
-    def config_fields(self):
-        """Return the number and range of the bins."""
-        return {"depth_bins": self.num_outputs, **self.limits}
 
     def logits(self, head: nn.Linear, features: torch.Tensor, target: torch.Tensor):
         """Return (B, bins, 4·h, 4·w), over the padded image."""

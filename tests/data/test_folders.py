@@ -106,7 +106,7 @@ def test_a_folder_needs_no_classes(tmp_path):
     for folder, split in ((tmp_path / "flat", "train"), (tmp_path / "flat" / "train", ".")):
         views = ImageViews(load_images(str(folder), split), make_processor(8))
         batch = views.__getitems__([0, 1])
-        assert batch["label"].tolist() == [-1, -1] and views.classes == (None, 0)
+        assert batch["label"].tolist() == [-1, -1] and views.class_names is None
         assert batch["pixel_values"][0].max() < batch["pixel_values"][1].min()
 
 
@@ -116,7 +116,7 @@ def test_a_folder_needs_no_classes(tmp_path):
         (datasets.ClassLabel(names=["cat", "dog"]), [1, None, 0], [1, -1, 0], ["cat", "dog"]),
         (datasets.ClassLabel(names=["cat", "dog"]), [1, -1, 0], [1, -1, 0], ["cat", "dog"]),
         (datasets.Value("string"), ["dog", "cat", None], [1, 0, -1], ["cat", "dog"]),
-        (datasets.Value("int32"), [3, None, 1], [3, -1, 1], None),
+        (datasets.Value("int32"), [3, None, 1], [3, -1, 1], ["0", "1", "2", "3"]),
         (datasets.Value("int64"), [5_000_000, None, 5], [1, -1, 0], ["5", "5000000"]),
         (datasets.Value("int64"), [10**12, 7, 10**12], [1, 0, 1], ["7", "1000000000000"]),
         (datasets.Value("float32"), [0.5, 1.5, 2.5], [-1, -1, -1], None),

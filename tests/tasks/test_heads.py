@@ -12,7 +12,6 @@ from transformers import (
 )
 
 from raptor_hf import make_raptor
-from raptor_hf.data.loading import Classes
 from raptor_hf.modeling_raptor_heads import (
     RaptorForDepthEstimation,
     RaptorForSemanticSegmentation,
@@ -145,12 +144,11 @@ def test_heads_of_dense_tasks_have_their_own_widths(tmp_path, teacher):
         load_linear_head(tmp_path / "head.pth", config=BACKBONE, task=Segmentation)
 
 
-def arranged(head_names, class_names, number=None):
+def arranged(head_names, class_names):
     """Which outputs the head of some names has, once it is arranged for some classes."""
     head = nn.Linear(2, len(head_names))
     head.weight.data[:, 0] = torch.arange(len(head_names))
-    classes = Classes(class_names, len(class_names) if class_names else number)
-    order = arrange_head(head, head_names, classes, source="the head")
+    order = arrange_head(head, head_names, class_names, source="the head")
     assert head.weight[:, 0].tolist() == order
     return order
 
@@ -192,11 +190,10 @@ def test_a_number_beyond_the_outputs_is_no_class():
 def test_without_names_the_number_counts():
     numbers = [f"LABEL_{n}" for n in range(3)]
     assert arranged(numbers, ["ant", "bee", "cat"]) == [0, 1, 2]
-    assert arranged(["ant", "bee", "cat"], None, number=2) == [0, 1, 2]
-    assert arranged(["ant", "bee", "cat"], None, number=0) == [0, 1, 2]  # no labels
-    for names, number in ((["ant", "bee"], None), (["a", "b", "c", "d"], None), (None, 4)):
+    assert arranged(["ant", "bee", "cat"], ["0", "1"]) == [0, 1, 2]
+    for names in (["ant", "bee"], ["a", "b", "c", "d"]):
         with pytest.raises(ValueError, match="the head has 3 classes and the images have"):
-            arranged(numbers, names, number)
+            arranged(numbers, names)
 
 
 def test_imagenets_folders_and_spellings(caplog):
