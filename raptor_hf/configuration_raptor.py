@@ -288,11 +288,6 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
         return ["stem"] + [f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1)]
 
     @property
-    def qk_norm(self) -> bool:
-        """Whether an RMSNorm over all channels of query and key comes before the attention."""
-        return getattr(self.teacher_config, "use_qk_norm", False)
-
-    @property
     def ffn_size(self) -> int:
         """Hidden width of the FFN: `intermediate_size`, or the width of equal cost."""
         if self.intermediate_size is not None:

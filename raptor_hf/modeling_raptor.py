@@ -66,7 +66,7 @@ class RaptorAttention(nn.Module):
             self.some_bias = nn.Parameter(torch.zeros(sum(self.biased), size))
         # InternVL has norms of query and key over all channels
         self.q_norm = self.k_norm = None
-        if config.qk_norm:
+        if getattr(config.teacher_config, "use_qk_norm", False):
             self.q_norm = nn.RMSNorm(size, eps=1e-6)
             self.k_norm = nn.RMSNorm(size, eps=1e-6)
 

@@ -55,19 +55,13 @@ def rollout(
     Args:
         spans: spans that follow each other and cover S layers.
         trajectory: (B, S + 1, N, D), the teacher's states from the first span's start on.
-        resets: layers whose *teacher* state is fed to the block that makes the next one.
+        resets: the first layer, and others whose *teacher* state is fed to the next application.
         angles: rotary angles of families that have them, see `rotary_angles`.
 
     Returns:
         (B, S, N, D), the states after every one of these layers.
-
-    Raises:
-        ValueError: the first layer of the first span is not a reset.
     """
-    first = spans[0].start
-    if first not in resets:
-        raise ValueError(f"The resets must contain the first layer, {first}; got {resets}.")
-    more = {}
+    first, more = spans[0].start, {}
     if angles is not None:
         more["position_embeddings"] = tuple(part.to(trajectory.device) for part in angles)
     predictions, state = [], None

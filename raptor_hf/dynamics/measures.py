@@ -7,14 +7,14 @@ All measures take states (B, L + 1, N, D) and give numbers per image.
 from collections import defaultdict
 
 import torch
+from torch.nn import functional
 
 from ..configuration_raptor import TokenLayout
 
 
 def directions(states: torch.Tensor) -> torch.Tensor:
     """Scale states (…, D) to length 1; a state of length 0 stays 0."""
-    lengths = states.norm(dim=-1, keepdim=True)
-    return states / torch.where(lengths > 0, lengths, 1)
+    return functional.normalize(states, dim=-1)
 
 
 def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..runs.processes import Interrupted, StopSignals
+from ..runs.processes import Interrupted, noted_stop_signals
 from .arguments import LoopArguments
 from .batches import StepSampler, open_batches
 from .checkpoints import resume, save_checkpoint
@@ -87,7 +87,7 @@ def fit(
     backward = _make_backward(accelerator, model, compute_loss, arguments, kind)
 
     with (
-        StopSignals() as signals,
+        noted_stop_signals() as signals,
         open_batches(dataset, sampler, arguments, accelerator) as batches,
         TrainingLog(accelerator, arguments, first) as log,
     ):
@@ -96,13 +96,16 @@ def fit(
             # b) At intervals and at the end: validate, save. A resumed run begins here
             last = step == arguments.steps
             parts = list(itertools.islice(batches, sampler.num_parts))
-            stop = _agree(accelerator, signals.received)
+            stop = _agree(accelerator, signals)
             validating = validation and not stop and _is_due(validation.every, step, last)
             saving = stop or _is_due(arguments.checkpoint_every, step, last)
             if validating or saving:
                 check.read()
                 if validating:
-                    log.write(step, _validate(module, validation))
+                    module.eval()
+                    with torch.no_grad():
+                        log.write(step, validation.measure())
+                    module.train()
                 if saving and step > first:
                     save_checkpoint(accelerator, arguments.output_dir, step)
                 log.restart_clock()
@@ -141,15 +144,6 @@ def fit(
     return module.eval()
 
 
-def _validate(module: nn.Module, validation: Validation) -> dict[str, float]:
-    """Return the scalars of a validation."""
-    module.eval()
-    with torch.no_grad():
-        scalars = validation.measure()
-    module.train()
-    return scalars
-
-
 def _make_backward(
     accelerator: Accelerator,
     model: nn.Module,
@@ -173,11 +167,12 @@ def _make_backward(
     return lambda batch, progress, _weight: graphs(batch, progress)
 
 
-def _agree(accelerator: Accelerator, signal: int | None) -> int:
+def _agree(accelerator: Accelerator, signals: list[int]) -> int:
     """Return the stop signal that any process received, 0 if none: all stop after the same step."""
+    first = next(iter(signals), 0)
     if accelerator.num_processes == 1:
-        return signal or 0
-    return int(accelerator.gather(torch.tensor([signal or 0], device=accelerator.device)).max())
+        return first
+    return int(accelerator.gather(torch.tensor([first], device=accelerator.device)).max())
 
 
 def _is_due(every: int, step: int, last: bool) -> bool:

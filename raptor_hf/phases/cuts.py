@@ -53,7 +53,9 @@ def find_phases(
     if method == "uniform":
         return [layers // k + (phase < layers % k) for phase in range(k)]
     if method == "random":
-        return random_phases(layers, k, seed=seed)
+        places = np.arange(1, layers)
+        cuts = np.random.default_rng(seed).choice(places, size=k - 1, replace=False)
+        return np.diff([0, *sorted(cuts), layers]).tolist()
     return _best_partition(_segment_scores(distance, method), k, min_length=min(2, layers // k))
 
 
@@ -189,12 +191,6 @@ def _best_partition(scores: np.ndarray, k: int, *, min_length: int) -> list[int]
         lengths.append(int(stop - choice[stop]))
         stop = choice[stop]
     return lengths[::-1]
-
-
-def random_phases(layers: int, k: int, *, seed: int) -> list[int]:
-    """Draw one of all partitions of L layers into k runs, each as likely as the others."""
-    cuts = np.random.default_rng(seed).choice(np.arange(1, layers), size=k - 1, replace=False)
-    return np.diff([0, *sorted(cuts), layers]).tolist()
 
 
 def cut_share(distance: np.ndarray, phase: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .cuts import check_partition, cut_share, default_methods, find_phases
+from .cuts import cut_share, default_methods, find_phases
 from .similarity import MEASURES, half_samples
 
 
@@ -91,7 +91,6 @@ def matched_means(
     Returns:
         Both means over the |i − j| that occur within and across; NaN where none does.
     """
-    check_partition(phases, len(values))
     phase = np.repeat(np.arange(len(phases)), phases)
     same, apart = phase[:, None] == phase, straight_line(len(values))
     inside, outside, weights = [], [], []

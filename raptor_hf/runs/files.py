@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,13 +110,11 @@ class Fingerprint(NamedTuple):
         return f"{self.num_files:,} files ({self.digest[:16]})"
 
 
-def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
+def files_fingerprint(paths: Sequence[str], root: str | Path) -> Fingerprint:
     """Fingerprint files by their paths below a folder; one that is missing has the size −1."""
-    number, start = 0, len(os.path.join(root, ""))
-    times, contents = hashlib.sha256(), hashlib.sha256()
+    times, contents, start = hashlib.sha256(), hashlib.sha256(), len(os.path.join(root, ""))
     # a file that can't be looked at has no size
     for path in paths:
-        number += 1
         try:
             status = os.stat(path)
             size, time = status.st_size, status.st_mtime_ns
@@ -125,7 +123,7 @@ def files_fingerprint(paths: Iterable[str], root: str | Path) -> Fingerprint:
         name = os.fsencode(path[start:])
         contents.update(b"%d\t%s\0" % (size, name))
         times.update(b"%d\t%d\t%s\0" % (size, time, name))
-    return Fingerprint(number, times.hexdigest(), contents.hexdigest())
+    return Fingerprint(len(paths), times.hexdigest(), contents.hexdigest())
 
 
 def public_name(name_or_path: str) -> str:

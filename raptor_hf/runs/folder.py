@@ -25,7 +25,6 @@ NOT_IDENTITY = (
     "checkpoint_every", "cuda_graphs", "gradient_checkpointing", "report_to",
     "skip_corrupt", "processes",
     "validation_dataset", "validation_split", "validation_images", "validate_every",
-    "push_to_hub", "private",
 )  # fmt: skip
 # Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
 LOCATIONS = ("teacher", "dataset", "activations", "blocks", "phases_file")

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -30,27 +31,20 @@ class Interrupted(Exception):
         super().__init__(f"Stopped by {signal.Signals(signal_number).name}. {saved}")
 
 
-class StopSignals:
-    """A context in which signals that ask to stop are only noted: `received` is the first of them.
+@contextmanager
+def noted_stop_signals() -> Iterator[list[int]]:
+    """Only note signals that ask to stop, in a list: launchers and schedulers may send several.
 
-    Launchers and schedulers may send several, so later ones change nothing; SIGKILL always works.
-    Outside of Python's main thread, where no signal arrives, it does nothing.
+    SIGKILL always works. Outside of Python's main thread, where no signal arrives, the list stays
+    empty.
     """
-
-    def __init__(self):
-        self.received: int | None = None
-
-    def __enter__(self) -> "StopSignals":
-        self.previous = _handle_stop_signals(self.note)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.previous.items():
+    received: list[int] = []
+    previous = _handle_stop_signals(lambda number, _frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-    def note(self, number: int, _frame) -> None:
-        """Remember the first signal."""
-        self.received = self.received or number
 
 
 def _handle_stop_signals(handler: Callable) -> dict[int, Callable]:

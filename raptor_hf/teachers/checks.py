@@ -23,8 +23,6 @@ from .states import trajectory
 def check_teacher(teacher: PreTrainedModel) -> None:
     """Refuse models that no Raptor can be made of, with a ValueError."""
     config, name = teacher.config, type(teacher).__name__
-    if config.model_type == "raptor":
-        raise ValueError(f"{name} is a Raptor already; give its teacher.")
     # its own layers, all of them, with weights
     layers = find_part(teacher, teacher_family(config).layers)
     if layers is None:

@@ -71,8 +71,12 @@ def load_vision_model(name_or_path: str) -> PreTrainedModel:
             f"{name_or_path} lacks weights of its own model: "
             f"{sorted(missing)[:5]} … Download or save it again."
         )
+    # as `AutoModel` gives it: some towers give feature maps alone
     if composite:
-        model = _bare_copy(find_tower(model))
+        tower = find_tower(model)
+        weights = tower.state_dict()
+        model = bare_teacher(tower.config, tower.config.num_hidden_layers)
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
         model.name_or_path = model.config.name_or_path = str(name_or_path)
 
     # copied from the file that they are mapped from: kernels choose their way by the alignment of
@@ -82,14 +86,6 @@ def load_vision_model(name_or_path: str) -> PreTrainedModel:
     if getattr(model.config, "mask_ratio", 0):  # MAE masks in evaluation, too
         model.config.mask_ratio = 0.0
     return model.eval().requires_grad_(False)
-
-
-def _bare_copy(tower: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a tower as `AutoModel` gives it: some towers give feature maps alone."""
-    bare = bare_teacher(tower.config, tower.config.num_hidden_layers)
-    weights = tower.state_dict()
-    bare.load_state_dict({name: weights[name] for name in bare.state_dict()})
-    return bare
 
 
 def find_tower(model: nn.Module) -> PreTrainedModel:
