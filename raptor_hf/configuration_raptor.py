@@ -76,9 +76,11 @@ TEACHER_FAMILIES = {
     "tipsv2_vision_model": _DINOV2._replace(registers="num_register_tokens"),
 }
 
-# fields that plain models of earlier versions have in their configuration
-_REMOVED = ("correction_rank", "correction_on", "ffn_experts", "position_bias", "exit_angle")
-_REMOVED += ("semantic_loss_ignore_index", "initializer_range", "qk_norm")
+# fields of earlier versions, and their values in plain models; others (...) have no effect
+_REMOVED = {
+    "correction_rank": 0, "correction_on": ..., "ffn_experts": 1, "position_bias": False,
+    "exit_angle": None, "semantic_loss_ignore_index": 255, "initializer_range": ..., "qk_norm": ...,
+}  # fmt: skip
 
 
 class TokenLayout(NamedTuple):
@@ -192,7 +194,7 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
     Raises:
         ValueError: phases that are empty, not positive or do not sum to the teacher's depth; a
             teacher of an unknown family; an unknown ffn; an empty range of depths; too many or too
-            few applications; a misspelt argument.
+            few applications; a misspelt argument, or one that earlier versions had.
     """
 
     model_type = "raptor"
@@ -240,8 +242,13 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
 
         # transformers keeps arguments of any name: refuse those that would be ignored
         maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
-        for name in _REMOVED:
-            kwargs.pop(name, None)
+        for name, plain in _REMOVED.items():
+            value = kwargs.pop(name, plain)
+            if plain is not ... and value != plain:
+                raise ValueError(
+                    f"{name}={value!r} is no longer supported (it was, up to commit 67ff351 of "
+                    "raptor_hf): leave it out, or train the model without it."
+                )
         fields = [name.removeprefix("_") for name in RaptorConfig.__annotations__]
         for name in kwargs:
             if similar := difflib.get_close_matches(name, fields, 1, cutoff=0.8):

@@ -236,6 +236,9 @@ def test_a_plain_checkpoint_of_earlier_versions_loads(tmp_path):
         loaded = AutoModel.from_pretrained(tmp_path)
         assert_same_outputs(loaded.trajectory(images((16, 16))), expected)
         assert not set(old) & set(loaded.config.to_dict())
+    write_json(tmp_path / "config.json", saved | {"ffn_experts": 2})
+    with pytest.raises(ValueError, match="ffn_experts=2 is no longer supported"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_an_image_takes_its_own_patches_in_order():
