@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from evaluation.plotting import line_style
 from raptor_hf import make_raptor
 from raptor_hf.activations import open_source
-from raptor_hf.configuration_raptor import phase_spans, teacher_family
+from raptor_hf.configuration_raptor import phase_spans, teacher_family, token_layout
 from raptor_hf.data import ImageViews, batches, choose_images, load_images
 from raptor_hf.distillation import chain_of, train_chains
 from raptor_hf.distillation.arguments import parse_token_weights
@@ -130,14 +130,15 @@ class Judge:
             self.images.append([b["pixel_values"] for b in batches(views, _BATCH, None)])
             self.classes.append(views.labels[chosen].numpy())
 
-        # the teacher's states, their squared deviations from the mean, its features
+        # the teacher's states, their squared deviations from the groups' means, its features
         states, self.own = map(torch.cat, zip(*run(self.teacher, self.images[1]), strict=True))
         self.states, self.num_tokens, self.width = states, states.shape[2], states.shape[3]
-        cls_means = states[:, :, 0].mean(dim=0)
-        self.totals = {
-            "all": (states - states.mean(dim=(0, 2))[:, None]).square().sum(dim=(2, 3)),
-            "cls": (states[:, :, 0] - cls_means).square().sum(dim=2),
-        }
+        self.totals = {"all": torch.zeros(states.shape[:2])}
+        for name, tokens in token_layout(self.teacher.config).groups().items():
+            group = states[:, :, tokens]
+            deviations = group - group.mean(dim=(0, 2), keepdim=True)
+            self.totals[name] = deviations.square().sum(dim=(2, 3))
+            self.totals["all"] += self.totals[name]
         self.learned = torch.cat([features for _, features in run(self.teacher, self.images[0])])
         self.draws = np.random.default_rng(0).multinomial(
             len(states), np.full(len(states), 1 / len(states)), _DRAWS
@@ -159,7 +160,7 @@ class Judge:
         return self.scores({k: torch.cat(v) for k, v in errors.items()}, learned, torch.cat(tested))
 
     def constant(self) -> dict[str, list[float]]:
-        """Return figures of the mean state and the mean features, whatever the image."""
+        """Return figures of the mean states and the mean features, whatever the image."""
         mean = self.own.mean(dim=0)
         return self.scores(self.totals, mean.expand_as(self.learned), mean.expand_as(self.own))
 

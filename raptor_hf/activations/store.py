@@ -63,6 +63,9 @@ class StoredActivations(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `states` (B, layers, N, D), and `label`, `image_id`, `view` (B,)."""
         # find the record batch of each row, and the row's place in it

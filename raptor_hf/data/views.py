@@ -75,6 +75,9 @@ class ImageViews(Dataset):
     def __len__(self) -> int:
         return self.views * len(self.image_ids)
 
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `pixel_values` (B, C, H, W), and `label` (−1 where there is none),
         `image_id`, `view` (B,) each.
