@@ -230,6 +230,21 @@ def fidelity_dinov2() -> str:
     return fidelity("fidelity_dinov2_small")
 
 
+def images_dinov2() -> str:
+    """Return R² of the Raptor of a real DINOv2-S on images of several kinds."""
+    folder, rows = RESULTS / "dinov2_small" / "98_pixels", []
+    for images, file in (
+        ("400 of Tiny-ImageNet", RESULTS / "benchmarks" / "fidelity_dinov2_small.json"),
+        ("334 sharp photographs", folder / "fidelity_photos.json"),
+        ("100 of them at 224 px, which it never saw", folder / "fidelity_photos_224.json"),
+    ):
+        for row in read_json(file)["result"]:
+            if (row["model"], row["bits"]) == ("raptor_k3", 16):
+                cells = [f"{row[key][0]:.3f}" for key in ("r2", "r2_last", "r2_cls")]
+                rows.append([images, *cells])
+    return markdown_table(["held-out images", "R²", "R², last layer", "R², cls"], rows)
+
+
 def fidelity(name: str = "fidelity_digits") -> str:
     """Return what bytes buy, on the digits: a row a model and number of bits."""
     rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
