@@ -3,13 +3,13 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.queues import Queue
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..runs.processes import ignore_stop_signals, process_state, progress_bar
+from ..runs.processes import process_state, progress_bar
 
 
 def keep_batch(batch: dict) -> dict:
@@ -17,11 +17,11 @@ def keep_batch(batch: dict) -> dict:
     return batch
 
 
-def _init_worker(_worker: int) -> None:
-    """Let a worker of a DataLoader ignore stop signals, which the reading process handles, and end
-    if it can't send a batch: its reader would wait for ever.
+def init_worker(_worker: int) -> None:
+    """Let a worker of a DataLoader end if it can't send a batch: its reader would wait for ever.
+
+    It must not ignore SIGTERM: a reader that fails ends its workers by it, and waits for them.
     """
-    ignore_stop_signals()
 
     def end(error: Exception, _batch: object) -> None:
         hint = "If shared memory is full: fewer --num_workers, or docker run --shm-size 8g."
@@ -35,7 +35,12 @@ def _init_worker(_worker: int) -> None:
 
 
 def batch_loader(
-    dataset: Dataset, batches: Iterable, num_workers: int, *, pin_memory: bool = False
+    dataset: Dataset,
+    batches: Iterable,
+    num_workers: int,
+    *,
+    worker_init: Callable[[int], None] = init_worker,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """Return a loader of batches, each a sequence of rows, which workers read ahead."""
     return DataLoader(
@@ -43,7 +48,7 @@ def batch_loader(
         batch_sampler=batches,
         collate_fn=keep_batch,
         num_workers=num_workers,
-        worker_init_fn=_init_worker,
+        worker_init_fn=worker_init,
         pin_memory=pin_memory,
     )
 

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from ..data.batching import batch_loader
+from ..data.batching import batch_loader, init_worker
+from ..runs.processes import ignore_stop_signals
 from .arguments import LoopArguments
 
 
@@ -76,8 +77,8 @@ def open_batches(
     Args:
         dataset: map-style; `__getitems__(rows)` returns a batch, a dict of tensors.
     """
-    on_gpu = accelerator.device.type == "cuda"
-    loader = batch_loader(dataset, sampler, arguments.num_workers, pin_memory=on_gpu)
+    options = {"worker_init": _init_worker, "pin_memory": accelerator.device.type == "cuda"}
+    loader = batch_loader(dataset, sampler, arguments.num_workers, **options)
     loaded = iter(loader)
     try:
         yield loaded
@@ -87,3 +88,9 @@ def open_batches(
             loaded._shutdown_workers()  # there is no public way
             for worker in loaded._workers:  # one that still reads
                 worker.kill()
+
+
+def _init_worker(_worker: int) -> None:
+    """Ignore stop signals, which the reading process handles; end if a batch can't be sent."""
+    ignore_stop_signals()
+    init_worker(_worker)
