@@ -18,7 +18,7 @@ from evaluation.dynamics.claims import claims_page, depth_verdicts
 from evaluation.dynamics.figures import draw_study
 from evaluation.dynamics.study import find_partitions, study_models
 from raptor_hf import dynamics
-from raptor_hf.data import list_images
+from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.runs.files import folder_digest, public_name, rounded, write_json
@@ -63,21 +63,22 @@ def main(argv: list[str] | None = None) -> None:
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
     sources = named_folders("--model", own.model)
 
-    systems, images = dynamics.load_inputs(own.model, own.dataset, split=own.split, reading=reading)
-
     # a run is its arguments, its models and its images
-    inputs = {}
+    images, inputs = load_images(own.dataset, own.split, reading), {}
     for name, folder in zip(own.model, sources.values(), strict=True):
         if any(Path(folder).glob("*.safetensors")):  # a model of ours
             inputs[name] = folder_digest(folder)
-    listed = {"images": list_images(own.dataset, images.cells)}
+    listed = {"images": list_images(own.dataset, images)}
     if start_run(own, reading, inputs=inputs, images=listed):
         return
 
     # measure
+    systems, views = dynamics.load_inputs(
+        own.model, own.dataset, split=own.split, reading=reading, dataset=images
+    )
     models, nulls = study_models(
         systems,
-        images,
+        views,
         find_partitions(own.phases_file, systems),
         seed=own.seed,
         num_images=own.num_images,

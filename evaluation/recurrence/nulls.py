@@ -21,7 +21,7 @@ from evaluation.recurrence.nulls_page import draw_nulls, nulls_page
 from evaluation.verdicts import Estimate
 from raptor_hf import dynamics
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import ImageViews, batches, list_images
+from raptor_hf.data import ImageViews, batches, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.dynamics.measures import directions
 from raptor_hf.dynamics.nulls import null_networks, r2_baselines
@@ -213,14 +213,17 @@ def main(argv: list[str] | None = None) -> None:
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
     models = [own.teacher, *own.raptors]
     folders = [path for path in named_folders("--raptors", models).values() if Path(path).is_dir()]
-    systems, images = dynamics.load_inputs(models, own.dataset, split=own.split, reading=reading)
 
     # a run is its arguments, its models and its images
-    listed = {"images": list_images(own.dataset, images.cells)}
+    images = load_images(own.dataset, own.split, reading)
+    listed = {"images": list_images(own.dataset, images)}
     inputs = {public_name(folder): folder_digest(folder) for folder in folders}
     if start_run(own, reading, inputs=inputs, images=listed):
         return
-    result = study_nulls(systems, images, own)
+    systems, views = dynamics.load_inputs(
+        models, own.dataset, split=own.split, reading=reading, dataset=images
+    )
+    result = study_nulls(systems, views, own)
 
     # write
     folder = Path(own.output_dir)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import datasets
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -101,6 +102,7 @@ def load_inputs(
     *,
     split: str,
     reading: ReadingArguments | None = None,
+    dataset: datasets.Dataset | None = None,
 ) -> tuple[list[DepthSystem], ImageViews]:
     """Load models, the teacher first, and the images to measure them on.
 
@@ -108,6 +110,7 @@ def load_inputs(
         models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
             prepares the images for all.
         data: digits, an image folder or a Hub id.
+        dataset: the images of `data`, where they are loaded already.
 
     Raises:
         ValueError: no model, or models of one name, of different shapes or of another teacher than
@@ -121,7 +124,9 @@ def load_inputs(
     # all models see the images as the teacher's processor prepares them
     teacher = next(iter(sources.values()))
     processor = load_processor(teacher, resolution=reading.resolution)
-    images = ImageViews(load_images(data, split, reading), processor, reading=reading)
+    if dataset is None:
+        dataset = load_images(data, split, reading)
+    images = ImageViews(dataset, processor, reading=reading)
     systems = []
     for name, source in sources.items():
         system = load_system(name, source, class_names=images.class_names)
