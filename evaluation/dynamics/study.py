@@ -37,7 +37,10 @@ _BATCH_SIZE = 32
 def find_partitions(phases_file: str | None, systems: Sequence[DepthSystem]) -> list[list[int]]:
     """Return the partitions of the teacher's layers: those of a file, or of the Raptors."""
     if phases_file:
-        return list(read_json(phases_file)["phases"].values())
+        content = read_json(phases_file)
+        if not isinstance(content.get("phases"), dict):
+            raise ValueError(f"{phases_file} must be a phases.json of training/find_phases.py.")
+        return list(content["phases"].values())
     partitions = {tuple(system.phases) for system in systems if system.phases}
     return sorted(map(list, partitions), key=lambda phases: (len(phases), phases))
 

@@ -37,7 +37,7 @@ def write_report(
         ablation: folder of `training/ablate.sh`.
 
     Raises:
-        ValueError: no results of the teacher.
+        ValueError: results of no Raptor, or none of the teacher.
     """
     # the images of every task, and the main table
     output_dir, images = Path(output_dir), []
@@ -61,6 +61,8 @@ def write_report(
         )
 
     # R² per layer, and the pictures of the folder
+    if not any(result["phases"] for result in results):
+        raise ValueError("The report is about Raptors; there are only results of other models.")
     curves: dict[str, dict] = {}
     for group in ("cls", "registers", "patches"):
         for name in model_names(results):

@@ -133,6 +133,8 @@ def test_results_that_make_no_table_are_refused(rows, error, word, results, tmp_
         load_results([written(tmp_path / "results", rows(results))])
 
 
-def test_a_report_needs_the_teacher(results):
+def test_a_report_needs_the_teacher_and_a_raptor(results, tmp_path):
     with pytest.raises(ValueError, match="needs results of the teacher"):
         results_table([row for row in results if row["model"] != "teacher"])
+    with pytest.raises(ValueError, match="about Raptors"):
+        write_report([row for row in results if row["model"] == "teacher"], tmp_path)
