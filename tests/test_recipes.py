@@ -77,7 +77,7 @@ def test_dry_runs_print_the_plan_and_write_nothing(teacher, tmp_path, monkeypatc
         (["--resolution", "9"], "multiples of the patch"),
         (["--phases", "4", "4"], "sum to the teacher's 6 layers"),
         (["--phases_file", "phases.json"], "Give either --phases 7 3 2, or"),
-        (["--blocks", "teacher"], "holds no blocks"),
+        (["--blocks", "teacher"], r"no Raptor of the phases \[4, 2\]"),
         (["--blocks", "teacher", "--init", "random"], "are finished blocks"),
         (["--num_images", "5000"], "5,?000"),
         (["--report_to", "trackio"], "needs its package"),

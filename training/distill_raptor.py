@@ -6,7 +6,8 @@
 
 `--phases_file outputs/digits/phases/phases.json --k 3` takes the phases from there instead. With
 `--phase_fraction 0.5` the blocks spend half of the steps each in its own phase; the published
-recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes.
+recipe does that in a run of its own, `pretrain_blocks.py`, whose result `--blocks` takes. It takes
+a Raptor, too, which learns on: at another resolution, or with `--quantize 4`.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -40,7 +41,7 @@ class Arguments:
 
     blocks: str | None = field(
         default=None,
-        metadata={"help": "folder of pretrain_blocks.py; without it blocks are new (init, ffn, …)"},
+        metadata={"help": "folder of pretrain_blocks.py or of a Raptor; default: new blocks"},
     )
     phases: list[int] = field(default_factory=list, metadata={"help": "layers of each phase"})
     phases_file: str | None = field(

@@ -10,6 +10,7 @@ from ..configuration_raptor import RaptorConfig
 from ..loop.arguments import ComputeArguments
 from ..loop.setup import configure_compute
 from ..modeling_raptor import RaptorModel
+from ..teachers.loading import load_backbone
 from ..teachers.making import make_raptor
 from .provenance import check_teacher
 from .rollout import Chain, Span
@@ -68,19 +69,27 @@ def save_blocks(spans: list[Span], folder: str | Path) -> None:
 def raptor_from_blocks(
     teacher: PreTrainedModel, phases: list[int], folder: str | Path
 ) -> RaptorModel:
-    """Make a Raptor of blocks that were trained in stage 1.
+    """Make a Raptor of blocks that were trained in stage 1, or load one to train it on.
 
     Args:
-        folder: of `pretrain_blocks.py`: `blocks.safetensors` and the architecture, `config.json`.
+        folder: of `pretrain_blocks.py` (`blocks.safetensors` and the architecture, `config.json`),
+            or of a Raptor.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no block for one of the phases, or blocks of another teacher.
+        ValueError: other phases than asked for, or blocks of another teacher.
     """
     file = Path(folder) / "blocks.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py.")
     check_teacher(folder, teacher)
+    if (Path(folder) / "model.safetensors").is_file():
+        model = load_backbone(str(folder))
+        if getattr(model.config, "phases", None) != phases:
+            raise ValueError(f"{folder} holds no Raptor of the phases {phases}.")
+        model.blocks.requires_grad_(True)
+        model.config.weight_bits = None  # if they were rounded, they will not be any more
+        return model
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py, and no Raptor.")
 
     # a Raptor of the blocks' architecture
     config = RaptorConfig.from_pretrained(folder)

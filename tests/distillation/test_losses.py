@@ -135,6 +135,21 @@ def test_blocks_of_stage_one_become_a_raptor(teacher, tmp_path, trajectory):
         raptor_from_blocks(teacher, [3, 3], tmp_path)
 
 
+def test_a_raptor_learns_on_from_its_blocks(teacher, tmp_path):
+    raptor = make_raptor(teacher, [4, 2])
+    randomised(raptor)
+    raptor.config.weight_bits = 4
+    raptor.save_pretrained(tmp_path)
+    again = raptor_from_blocks(teacher, [4, 2], tmp_path)
+    assert again.config.weight_bits is None
+    for name, weight in raptor.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+    for name, weight in again.named_parameters():
+        assert weight.requires_grad == name.startswith("blocks.")
+    with pytest.raises(ValueError, match=r"no Raptor of the phases \[3, 3\]"):
+        raptor_from_blocks(teacher, [3, 3], tmp_path)
+
+
 def test_spans_are_written_start_stop():
     assert read_spans(Arguments(spans=["7-10", "0-7"])) == [(0, 7), (7, 10)]
     for text in ("7", "7-", "a-b", "7:10"):
