@@ -50,9 +50,9 @@ def benchmark(name: str) -> dict:
     return read_json(RESULTS / "benchmarks" / f"{name}.json")["result"]
 
 
-def digits_columns(columns: list[str]) -> str:
-    """Return some columns of the digits' results, for the models that have any of them."""
-    lines = results_table(load_results([RESULTS / "digits"])).splitlines()
+def digits_columns(columns: list[str], folder: Path = RESULTS / "digits") -> str:
+    """Return some columns of the digits' or other results, for the models that have any of them."""
+    lines = results_table(load_results([folder])).splitlines()
     heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     chosen = [[row[0], *(row[heading.index(name)] for name in columns)] for row in rows]
     return markdown_table(["model", *columns], [row for row in chosen if set(row[1:]) != {"–"}])
@@ -243,6 +243,12 @@ def images_dinov2() -> str:
                 cells = [f"{row[key][0]:.3f}" for key in ("r2", "r2_last", "r2_cls")]
                 rows.append([images, *cells])
     return markdown_table(["held-out images", "R²", "R², last layer", "R², cls"], rows)
+
+
+def probed_dinov2() -> str:
+    """Return what linear heads make of the Raptors of a real DINOv2-S at 98 px."""
+    columns = ["accuracy (%)", "of the teacher's (%)", "k-NN accuracy (%)", "mIoU (%)"]
+    return digits_columns(columns, RESULTS / "dinov2_small" / "98_pixels" / "probes")
 
 
 def fidelity(name: str = "fidelity_digits") -> str:

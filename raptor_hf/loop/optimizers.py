@@ -46,19 +46,28 @@ class Muon(torch.optim.Optimizer):
 
     A few steps of Newton and Schulz make the (Nesterov) momentum nearly orthogonal
     (kellerjordan.github.io/posts/muon); the update is scaled to the size of AdamW's (arXiv
-    2502.16982). It differs from `torch.optim.Muon` in three ways. On a CPU the products are
-    float32: in bfloat16 an update took as long as 1.2 to 12 whole training steps on CPUs without
-    units for it (docs/performance.md). Matrices of one shape go through the products together. And
-    a step with `found_inf`, a scalar on the device, at 1 changes no weight, as with fused AdamW.
+    2502.16982). It differs from `torch.optim.Muon` in three ways. The products are float32 if they
+    are asked for so: in bfloat16 an update took as long as 1.2 to 12 whole training steps on CPUs
+    without units for it (docs/performance.md). Matrices of one shape go through the products
+    together. And a step with `found_inf`, a scalar on the device, at 1 changes no weight, as with
+    fused AdamW.
 
     Args:
         params: matrices, or groups of them with their `lr`.
         lr: learning rate of groups that have none.
         weight_decay: the share of a weight that a step takes away, times the learning rate.
+        products: dtype of the products.
     """
 
-    def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        products: torch.dtype = torch.bfloat16,
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -87,8 +96,7 @@ class Muon(torch.optim.Optimizer):
         momentum = torch.stack(torch._foreach_lerp(gradients, buffers, _MOMENTUM))
 
         # the update, in the size of AdamW's
-        products = torch.float32 if device.type == "cpu" else torch.bfloat16
-        updates = _orthogonalize(momentum.to(products)).to(momentum.dtype)
+        updates = _orthogonalize(momentum.to(self.products)).to(momentum.dtype)
         updates = updates * (lr * 0.2 * math.sqrt(max(shape)))
         torch._foreach_mul_(matrices, 1 - lr * weight_decay)
         torch._foreach_sub_(matrices, list(updates.unbind()))
@@ -108,12 +116,16 @@ def _orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def make_optimizers(
-    module: nn.Module, groups: list[dict], arguments: LoopArguments
+    module: nn.Module,
+    groups: list[dict],
+    arguments: LoopArguments,
+    products: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW (fused: several times faster), after Muon if the arguments ask for it.
 
     Args:
         groups: `params`, and `lr` if it is not `arguments.learning_rate`.
+        products: dtype of Muon's products.
 
     Raises:
         ValueError: Muon for a module without matrices for it.
@@ -132,4 +144,4 @@ def make_optimizers(
         muon_groups.append({"params": split[True], "lr": rate})
         adamw_groups.append({"params": split[False], "lr": _VECTOR_RATE * rate})
     adamw = torch.optim.AdamW(adamw_groups, fused=True, **options)
-    return [Muon(muon_groups, **options), adamw]
+    return [Muon(muon_groups, products=products, **options), adamw]

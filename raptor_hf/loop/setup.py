@@ -82,7 +82,10 @@ def prepare(
     Raises:
         ValueError: Muon for a module without matrices for it.
     """
-    optimizers = make_optimizers(module, groups, arguments)
+    # bfloat16 where it is fast: on a GPU, or on a CPU that is asked for it
+    fast = accelerator.device.type != "cpu" or accelerator.mixed_precision == "bf16"
+    products = torch.bfloat16 if fast else torch.float32
+    optimizers = make_optimizers(module, groups, arguments, products)
 
     # warm-up and cosine are factors: each group keeps its share of the learning rate
     least = arguments.final_learning_rate / arguments.learning_rate

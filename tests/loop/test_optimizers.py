@@ -46,14 +46,15 @@ def test_other_parameters_learn_by_adamw_at_an_eighth_of_the_rate(teacher, tmp_p
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch's own Muon came with 2.9")
-def test_muon_is_torchs_own():
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_muon_is_torchs_own(products):
     """Three matrices of each of four shapes, one of them without a gradient."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(24, 72), (24, 24), (96, 24), (24, 96)] * 3
     ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
     options = {"lr": 0.02, "weight_decay": 0.1}
-    muon = Muon(ours, **options)
+    muon = Muon(ours, products=products, **options)
     torchs = torch.optim.Muon(theirs, momentum=0.9, adjust_lr_fn="match_rms_adamw", **options)
     for _ in range(4):
         for mine, other in zip(ours[1:], theirs[1:], strict=True):
