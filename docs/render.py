@@ -216,6 +216,15 @@ def variants() -> str:
     return markdown_table(["k = 3, compute 100", "R², all tokens", "R², cls"], rows)
 
 
+def trials() -> str:
+    """Return what changes of the recipe gave that were tried and not built, on digits."""
+    rows = []
+    for change, figures in read_json(RESULTS / "benchmarks" / "trials.json")["trials"].items():
+        columns = [np.array(figures.get(key, [])) for key in ("r2", "r2_cls", "r2_last")]
+        rows.append([change, *(mean_std(values, 4) for values in columns)])
+    return markdown_table(["k = 3, three seeds", "R²", "R², cls", "R², last layer"], rows)
+
+
 def search() -> str:
     """Return what one change of the recipe does on a real DINOv2."""
     rows = []
@@ -249,6 +258,15 @@ def probed_dinov2() -> str:
     """Return what linear heads make of the Raptors of a real DINOv2-S at 98 px."""
     columns = ["accuracy (%)", "of the teacher's (%)", "k-NN accuracy (%)", "mIoU (%)"]
     return digits_columns(columns, RESULTS / "dinov2_small" / "98_pixels" / "probes")
+
+
+def learned_bits() -> str:
+    """Return what four bits cost a Raptor of a real DINOv2-S, by how they were learned."""
+    rows = []
+    for row in read_json(RESULTS / "dinov2_small" / "98_pixels" / "learned_bits.json")["rows"]:
+        cells = [f"{row['steps']:,}", f"{row['learning_rate']:g}", f"{row['r2']:.4f}"]
+        rows.append([row["way"], *cells])
+    return markdown_table(["DINOv2-S, k = 3", "steps", "rate", "R²"], rows)
 
 
 def fidelity(name: str = "fidelity_digits") -> str:
