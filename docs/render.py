@@ -251,6 +251,8 @@ def images_dinov2() -> str:
             if (row["model"], row["bits"]) == ("raptor_k3", 16):
                 cells = [f"{row[key][0]:.3f}" for key in ("r2", "r2_last", "r2_cls")]
                 rows.append([images, *cells])
+    for row in read_json(folder / "learned_at_224.json")["rows"]:
+        rows.append([row["images"], *(f"{row[key]:.3f}" for key in ("r2", "r2_last", "r2_cls"))])
     return markdown_table(["held-out images", "R²", "R², last layer", "R², cls"], rows)
 
 
