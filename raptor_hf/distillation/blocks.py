@@ -79,7 +79,7 @@ def raptor_from_blocks(
         FileNotFoundError: no such folder.
         ValueError: other phases than asked for, or blocks of another teacher.
     """
-    file = Path(folder) / "blocks.safetensors"
+    # a Raptor, whole
     check_teacher(folder, teacher)
     if (Path(folder) / "model.safetensors").is_file():
         model = load_backbone(str(folder))
@@ -88,10 +88,11 @@ def raptor_from_blocks(
         model.blocks.requires_grad_(True)
         model.config.weight_bits = None  # if they were rounded, they will not be any more
         return model
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py, and no Raptor.")
 
     # a Raptor of the blocks' architecture
+    file = Path(folder) / "blocks.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no blocks of pretrain_blocks.py, and no Raptor.")
     config = RaptorConfig.from_pretrained(folder)
     options = {name: getattr(config, name) for name in _ARCHITECTURE}
     model = make_raptor(teacher, phases, init="random", **options)

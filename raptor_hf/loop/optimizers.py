@@ -60,11 +60,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        products: torch.dtype = torch.bfloat16,
+        self, params, lr: float = 1e-3, weight_decay: float = 0.0, *, products: torch.dtype
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.products = products
@@ -119,7 +115,7 @@ def make_optimizers(
     module: nn.Module,
     groups: list[dict],
     arguments: LoopArguments,
-    products: torch.dtype = torch.float32,
+    products: torch.dtype,
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW (fused: several times faster), after Muon if the arguments ask for it.
 

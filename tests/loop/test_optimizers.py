@@ -33,7 +33,8 @@ def test_muon_takes_the_matrices_of_attention_and_ffn_alone(teacher):
 def test_other_parameters_learn_by_adamw_at_an_eighth_of_the_rate(teacher, tmp_path):
     module = chain_of(teacher)
     settings = arguments(tmp_path, optimizer="muon", learning_rate=0.01, weight_decay=0.0)
-    muon, adamw = make_optimizers(module, [{"params": trained_parameters(module)}], settings)
+    groups = [{"params": trained_parameters(module)}]
+    muon, adamw = make_optimizers(module, groups, settings, torch.float32)
     before = [p.detach().clone() for p in adamw.param_groups[0]["params"]]
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
