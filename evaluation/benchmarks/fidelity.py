@@ -38,7 +38,7 @@ from raptor_hf.plotting import make_figure
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.teachers import load_backbone, load_processor, trajectory
 from raptor_hf.teachers.layers import config_for_teacher
-from raptor_hf.teachers.states import final_norm, up_to_layer
+from raptor_hf.teachers.states import final_norm
 from training import distill_raptor
 
 _CLIPPING = np.linspace(1, 0.6, 9)  # shares of the largest value of a group that are tried
@@ -217,11 +217,12 @@ def interval(errors: torch.Tensor, totals: torch.Tensor, draws: np.ndarray) -> l
 def train_shallow(a: argparse.Namespace, teacher: PreTrainedModel, like: str) -> None:
     """Train a ViT of as many layers as a Raptor has blocks to make the last state alone.
 
-    It starts as the last layer of every phase, and learns from as many images, by the recipe in
-    `training.json` of the Raptor. The result goes to `a.shallow`; an interrupted run goes on.
+    It starts as the last layer of every phase, and learns from as many images, by the longest stage
+    in `training.json` of the Raptor. The result goes to `a.shallow`; an interrupted run goes on.
     """
-    recipe = training_facts(like)["stages"][-1]["arguments"]
-    recipe |= {"teacher": teacher.name_or_path, "phase_fraction": 0.0, "report_to": "none"}
+    recipe = max(training_facts(like)["stages"], key=lambda stage: stage["images"])["arguments"]
+    recipe |= {"teacher": teacher.name_or_path, "phase_fraction": 0.0, "quantize": None}
+    recipe |= {"objective": "autoregressive", "report_to": "none"}
     recipe |= {"output_dir": a.shallow, "activations": str(Path(a.line) / "activations")}
     if a.dataset:
         recipe |= {"activations": "online", "dataset": a.dataset, "views": 0}
@@ -231,13 +232,15 @@ def train_shallow(a: argparse.Namespace, teacher: PreTrainedModel, like: str) ->
     parts = parse_arguments(*distill_raptor.PARTS[1:], argv=words)
     source, images, _, crops, reading, objective, _, _, loop = parts
 
-    # the layers
-    path, phases = teacher_family(teacher.config).layers, load_backbone(like).config.phases
-    ends, layers = [stop for _, stop in phase_spans(phases)], teacher.get_submodule(path)
-    small = up_to_layer(teacher, len(ends))
+    # the layers, of a teacher of its own
+    phases, small = load_backbone(like).config.phases, load_backbone(teacher.name_or_path)
+    ends = [stop for _, stop in phase_spans(phases)]
+    path = teacher_family(small.config).layers
+    layers = small.get_submodule(path)
+    small.set_submodule(path, nn.ModuleList(layers[end - 1] for end in ends))
+    small.config.num_hidden_layers = len(ends)
     for name in ("_out_features", "_out_indices"):  # a backbone's maps of the whole teacher
         setattr(small.config, name, None)
-    small.set_submodule(path, nn.ModuleList(layers[end - 1] for end in ends))
     model = make_raptor(small, [1] * len(ends), depth_scaling=False)
 
     # the training

@@ -73,9 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # measure
-    systems, views = dynamics.load_inputs(
-        own.model, own.dataset, split=own.split, reading=reading, dataset=images
-    )
+    systems, views = dynamics.load_inputs(own.model, images, reading)
     models, nulls = study_models(
         systems,
         views,

@@ -220,9 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {public_name(folder): folder_digest(folder) for folder in folders}
     if start_run(own, reading, inputs=inputs, images=listed):
         return
-    systems, views = dynamics.load_inputs(
-        models, own.dataset, split=own.split, reading=reading, dataset=images
-    )
+    systems, views = dynamics.load_inputs(models, images, reading)
     result = study_nulls(systems, views, own)
 
     # write

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..activations.online import OnlineActivations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
-from ..data import ImageViews, ReadingArguments, load_images
+from ..data import ImageViews, ReadingArguments
 from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.processes import process_state
@@ -97,20 +97,14 @@ class DepthSystem:
 
 
 def load_inputs(
-    models: Sequence[str],
-    data: str,
-    *,
-    split: str,
-    reading: ReadingArguments | None = None,
-    dataset: datasets.Dataset | None = None,
+    models: Sequence[str], dataset: datasets.Dataset, reading: ReadingArguments | None = None
 ) -> tuple[list[DepthSystem], ImageViews]:
-    """Load models, the teacher first, and the images to measure them on.
+    """Load models, the teacher first, and prepare images to measure them on.
 
     Args:
         models: folders or Hub ids, or NAME=one of these; the teacher first, whose image processor
             prepares the images for all.
-        data: digits, an image folder or a Hub id.
-        dataset: the images of `data`, where they are loaded already.
+        dataset: of `load_images`.
 
     Raises:
         ValueError: no model, or models of one name, of different shapes or of another teacher than
@@ -124,8 +118,6 @@ def load_inputs(
     # all models see the images as the teacher's processor prepares them
     teacher = next(iter(sources.values()))
     processor = load_processor(teacher, resolution=reading.resolution)
-    if dataset is None:
-        dataset = load_images(data, split, reading)
     images = ImageViews(dataset, processor, reading=reading)
     systems = []
     for name, source in sources.items():

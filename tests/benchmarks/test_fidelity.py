@@ -15,6 +15,7 @@ from raptor_hf.activations.writing import write_activations
 from raptor_hf.data import ImageViews, choose_images, load_images, make_processor
 from raptor_hf.distillation.fidelity import trajectory_r2
 from raptor_hf.distillation.rounding import round_weight, unpack_weight
+from raptor_hf.loop import read_log
 from raptor_hf.runs.files import read_json
 from raptor_hf.teachers import load_backbone
 from training import distill_raptor
@@ -72,11 +73,12 @@ def test_models_are_compared_by_bytes(teacher, tmp_path):
     flags = {"teacher": line / "teacher", "activations": line / "activations", "steps": 3}
     flags |= {"batch_size": 8, "warmup_steps": 1, "report_to": "none"}
     words = [f"--{name}={value}" for name, value in flags.items()]
-    for name, more in (("float", []), ("four", ["--quantize=4"])):
+    learns_on = [f"--blocks={line / 'float'}", "--quantize=4", "--phase_fraction=0", "--steps=2"]
+    for name, more in (("float", []), ("four", learns_on)):
         distill_raptor.main([*words, *more, f"--output_dir={line / name}", "--phases", "3", "1"])
 
     options = ["fidelity", "--line", str(line), "--output_dir", str(tmp_path)]
-    options += ["--models", f"k2={line / 'float'}", f"k2_learned={line / 'four'}"]
+    options += ["--models", f"k2_learned={line / 'four'}", f"k2={line / 'float'}"]
     options += ["--shallow", str(line / "shallow"), "--train_images", "60", "--test_images", "40"]
     main(options)
     rows = {}
@@ -105,7 +107,9 @@ def test_models_are_compared_by_bytes(teacher, tmp_path):
         assert rows["k2", 16][name][0] == pytest.approx(expected["mean"][group], abs=1e-4)
     assert rows["k2", 16]["r2_last"][0] == pytest.approx(expected["layers"]["all"][-1], abs=1e-4)
 
-    # the shallow ViT has the last state alone, half of the work, and is not trained again
+    # the shallow ViT learns as long as the whole Raptor, not as what learned on; it has the last
+    # state alone, half of the work, and is not trained again
+    assert read_log(line / "shallow")[-1]["step"] == 3
     shallow = rows["shallow", 16]
     assert "r2" not in shallow and shallow["multiply_adds"] * 2 == rows["k2", 16]["multiply_adds"]
     written = (line / "shallow" / "model.safetensors").stat().st_mtime_ns

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import ReadingArguments, make_processor
+from raptor_hf.data import ReadingArguments, load_images, make_processor
 from raptor_hf.dynamics.measures import (
     angles,
     coherence,
@@ -116,22 +116,23 @@ def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, tmp_path):
     folders = save_models(tmp_path)
     plain_teacher.save_pretrained(tmp_path / "plain")
     make_processor(8).save_pretrained(tmp_path / "plain")
+    images = load_images("digits", "test")
     pair = [str(folders / "teacher"), str(tmp_path / "plain")]
     message = r"'teacher': \(6, 24, 1, 2\), 'plain': \(6, 24, 1, 0\)"
     with pytest.raises(ValueError, match=message):
-        load_inputs(pair, "digits", split="test")
+        load_inputs(pair, images)
     other = tiny_teacher()
     other.embeddings.cls_token += 0.1
     other.save_pretrained(tmp_path / "other")
     make_processor(8).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="raptor was made from another teacher than other"):
-        load_inputs([str(tmp_path / "other"), str(folders / "raptor")], "digits", split="test")
+        load_inputs([str(tmp_path / "other"), str(folders / "raptor")], images)
     with pytest.raises(ValueError, match="Give --model"):
-        load_inputs([], "digits", split="test")
+        load_inputs([], images)
 
 
 def test_a_study_at_another_resolution(tmp_path):
     reading = ReadingArguments(resolution=[12])
     teacher = str(save_models(tmp_path) / "teacher")
-    _, images = load_inputs([teacher], "digits", split="test", reading=reading)
+    _, images = load_inputs([teacher], load_images("digits", "test"), reading)
     assert images.__getitems__([0])["pixel_values"].shape == (1, 3, 12, 12)
