@@ -226,9 +226,9 @@ def train_shallow(a: argparse.Namespace, teacher: PreTrainedModel, like: str) ->
     recipe |= {"output_dir": a.shallow, "activations": str(Path(a.line) / "activations")}
     if a.dataset:
         recipe |= {"activations": "online", "dataset": a.dataset, "views": 0}
-    if a.resolution:
-        recipe["resolution"] = a.resolution[0]
     words = [f"--{name}={value}" for name, value in recipe.items() if value is not None]
+    if a.resolution:
+        words += ["--resolution", *map(str, a.resolution)]
     parts = parse_arguments(*distill_raptor.PARTS[1:], argv=words)
     source, images, _, crops, reading, objective, _, _, loop = parts
 
