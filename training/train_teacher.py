@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
-import raptor_hf
 from raptor_hf import loop
-from raptor_hf.data import list_images, load_images, make_processor
+from raptor_hf.data import ImageViews, list_images, load_images, make_processor
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.data.decoding import look_up
 from raptor_hf.data.transforms import Augmentation
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
-from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
+from raptor_hf.runs.arguments import check_not_negative, parse_arguments
 from raptor_hf.runs.folder import finish_run, start_run
 from raptor_hf.runs.processes import process_state, run_program
 from raptor_hf.teachers import image_size
@@ -30,7 +29,6 @@ class Arguments:
 
     dataset: str = field(default="digits", metadata={"help": "digits, an image folder or a Hub id"})
     hidden_size: int = 64
-    num_hidden_layers: int = 12
     num_attention_heads: int = 4
     drop_path_rate: float = field(default=0.1, metadata={"help": "stochastic depth"})
     label_smoothing: float = 0.1
@@ -40,45 +38,13 @@ class Arguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "num_hidden_layers")
         check_not_negative(self, "views")
-        if not 0 <= self.drop_path_rate <= 1:
-            raise ValueError(f"--drop_path_rate must lie in [0, 1]; got {self.drop_path_rate}.")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"--label_smoothing must lie in [0, 1]; got {self.label_smoothing}.")
+        for name in ("drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must lie in [0, 1]; got {getattr(self, name)}.")
 
 
 PARTS = (Arguments, CropArguments, ReadingArguments, ComputeArguments, LoopArguments)
-
-
-def make_config(own: Arguments, pixels: int) -> "transformers.Dinov2WithRegistersConfig":
-    """Return the teacher's architecture, for square images of so many pixels."""
-    return transformers.Dinov2WithRegistersConfig(
-        image_size=pixels,
-        patch_size=4,
-        hidden_size=own.hidden_size,
-        num_hidden_layers=own.num_hidden_layers,
-        num_attention_heads=own.num_attention_heads,
-        num_register_tokens=4,
-        layerscale_value=0.1,
-        drop_path_rate=own.drop_path_rate,
-    )
-
-
-def random_views(images, processor, own: Arguments, crops, reading, seed: int):
-    """Return the labelled images, each in one view; rows beyond the last are new views."""
-    dataset = raptor_hf.data.ImageViews(
-        images,
-        processor,
-        views=max(1, own.views),
-        seed=seed,
-        plain_first=own.views > 0,
-        crops=None if own.dataset == "digits" else Augmentation.of(crops, image_size(processor)),
-        reading=reading,
-    )
-    if len(dataset.class_names or ()) < 2 or dataset.labels.min() < 0:
-        raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
-    return dataset
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,7 +56,15 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"A new teacher has square images; got --resolution {pixels} {width}.")
 
     # the architecture, the images, and the plan of the run
-    config = make_config(own, pixels)
+    config = transformers.Dinov2WithRegistersConfig(
+        image_size=pixels,
+        patch_size=4,
+        hidden_size=own.hidden_size,
+        num_attention_heads=own.num_attention_heads,
+        num_register_tokens=4,
+        layerscale_value=0.1,
+        drop_path_rate=own.drop_path_rate,
+    )
     model_class = transformers.Dinov2WithRegistersForImageClassification
     images = load_images(own.dataset, "train", reading)
     with torch.device("meta"):
@@ -102,9 +76,21 @@ def main(argv: list[str] | None = None) -> None:
     loop.check_training(training, len(images))
     if start_run(*parts, images={"images": list_images(own.dataset, images)}):
         return
+
+    # the views: rows beyond the last are new ones
     transformers.set_seed(training.seed)
     processor = make_processor(pixels)
-    dataset = random_views(images, processor, own, crops, reading, training.seed)
+    dataset = ImageViews(
+        images,
+        processor,
+        views=max(1, own.views),
+        seed=training.seed,
+        plain_first=own.views > 0,
+        crops=None if own.dataset == "digits" else Augmentation.of(crops, image_size(processor)),
+        reading=reading,
+    )
+    if len(dataset.class_names or ()) < 2 or dataset.labels.min() < 0:
+        raise ValueError(f"{own.dataset} must have two classes at least, and one of every image.")
     config.id2label = dict(enumerate(dataset.class_names))
     config.label2id = {name: label for label, name in config.id2label.items()}
 

@@ -286,7 +286,7 @@ def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
 
 def draw(rows: list[dict], file: Path) -> None:
     """Draw R² of the last layer over the bytes: a point a row, and the frontier of the best."""
-    figure, axis = make_figure(figsize=(6, 4.6), layout="constrained")
+    figure, axis = make_figure(figsize=(6, 4.6))
     series, points = {}, []
     for row in rows:
         if not row["bytes"]:

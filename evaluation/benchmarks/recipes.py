@@ -69,8 +69,7 @@ class Setting:
             self.flags |= {"activations": "online", "dataset": a.dataset, "views": 0}
         else:
             self.flags["activations"] = line / "activations"
-        if a.resolution:
-            self.flags["resolution"] = a.resolution[0]
+        self.size = ["--resolution", *map(str, a.resolution)] if a.resolution else []
         processor = load_processor(name, a.resolution)
 
         def states(split: str) -> OnlineActivations:
@@ -112,7 +111,7 @@ class Setting:
 
         # the program of the recipes, and R² of what it saves
         with tempfile.TemporaryDirectory() as folder:
-            words = [f"--{name}={value}" for name, value in flags.items()]
+            words = [*(f"--{name}={value}" for name, value in flags.items()), *self.size]
             with contextlib.redirect_stdout(io.StringIO()):
                 distill_raptor.main([*words, f"--output_dir={folder}/raptor"])
             student = load_backbone(f"{folder}/raptor")

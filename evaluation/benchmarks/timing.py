@@ -10,10 +10,7 @@ Row = tuple[str, dict[str, float]]  # title of a measurement, and a figure for e
 
 
 def interleaved(
-    candidates: dict[str, Callable[[int], object]],
-    *,
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
+    candidates: dict[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Return the times of several candidates in seconds, a list for each.
 
@@ -21,7 +18,6 @@ def interleaved(
     hits all of them alike. One more round at the start warms up and is not counted.
 
     Args:
-        candidates: functions of the number of the visit, which chooses the same work for all.
         clock: wall time, or `time.process_time` for CPU time.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -29,7 +25,7 @@ def interleaved(
         names = list(candidates) if visit % 2 == 0 else list(reversed(candidates))
         for name in names:
             start = clock()
-            candidates[name](visit % (2 * rounds))
+            candidates[name]()
             if visit >= 0:
                 times[name].append(clock() - start)
     return times
@@ -61,8 +57,9 @@ def matmul_peak(device: str, dtype: torch.dtype, rounds: int) -> float:
     """Return the best FLOP a second of products of large square matrices."""
     size = 8192 if device == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    products = {"product": lambda _visit: left @ right}
-    times = interleaved(products, rounds=4 * rounds, clock=clock_of(device))
+    times = interleaved(
+        {"product": lambda: left @ right}, rounds=4 * rounds, clock=clock_of(device)
+    )
     return 2 * size**3 / min(times["product"])
 
 

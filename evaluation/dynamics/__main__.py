@@ -47,17 +47,6 @@ class Arguments:
     resume: bool = field(default=False, metadata={"help": "go on after a run that was cut off"})
 
 
-def write_study(folder: Path, models: list[dict], nulls: list[dict], **about) -> None:
-    """Write `dynamics.json`, `what_we_see.md` and the pictures."""
-    about |= {"num_images": models[0]["num_images"], "environment": environment()}
-    study = rounded({**about, "models": models, "nulls": nulls})
-    write_json(folder / "dynamics.json", study)
-    (folder / "what_we_see.md").write_text(claims_page(study), encoding="utf-8")
-    for name, figure in draw_study(study):
-        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
-    print(depth_verdicts(study), end="\n\n")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Load the models, measure them, write the results."""
     own, reading = parse_arguments(Arguments, ReadingArguments, argv=argv)
@@ -84,9 +73,15 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # write
-    folder = Path(own.output_dir)
-    write_study(folder, models, nulls, data=public_name(own.dataset), split=own.split)
+    about = {"data": public_name(own.dataset), "split": own.split}
+    about |= {"num_images": models[0]["num_images"], "environment": environment()}
+    folder, study = Path(own.output_dir), rounded({**about, "models": models, "nulls": nulls})
+    write_json(folder / "dynamics.json", study)
+    (folder / "what_we_see.md").write_text(claims_page(study), encoding="utf-8")
+    for name, figure in draw_study(study):
+        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
     finish_run(own.output_dir)
+    print(depth_verdicts(study), end="\n\n")
     for result in models:
         for analysis, reason in result["skipped"].items():
             print(f"skipped for {result['model']}: {analysis}: {reason}")

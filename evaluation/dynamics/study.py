@@ -16,7 +16,7 @@ from raptor_hf.dynamics.fixed_points import (
     held_block,
     spectral_radius,
 )
-from raptor_hf.dynamics.measures import directions, measure
+from raptor_hf.dynamics.measures import measure
 from raptor_hf.dynamics.nulls import null_networks
 from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.dynamics.tangents import tangent_growth
@@ -141,18 +141,13 @@ class NetworkStudy:
         run = apply_again(step, states, _TIMES)
         figures = {"update": (run[:, 1:] - run[:, :-1]).flatten(2).norm(dim=-1)}
         if not self.null:
-            fixed, residuals = find_fixed_point(step, states)
+            _, residuals = find_fixed_point(step, states)
             figures["residual"] = residuals.amin(dim=1)
-            cosines = (directions(fixed) * directions(states)).sum(dim=-1)
-            figures["cosine of the fixed point"] = cosines.mean(dim=-1)
-            figures["norm"] = run.flatten(2).norm(dim=-1)
             figures["radius"] = spectral_radius(step, states, seed=self.seed)
-            figures["radius at the fixed point"] = spectral_radius(step, fixed, seed=self.seed)
             if self.raptor.head is not None:
                 labels, predict = labels.to(states.device), self.raptor.predict
                 right = [(predict(state) == labels).float() for state in run.unbind(1)]
                 figures["accuracy"] = torch.stack(right, dim=1)
-                figures["accuracy of the fixed point"] = (predict(fixed) == labels).float()
         self._keep({("held", name): values for name, values in figures.items()})
 
     def result(self) -> dict:

@@ -43,11 +43,6 @@ class Arguments:
     output_dir: str = field(metadata={"help": "folder of README.md and atlas.png"})
 
 
-def load_atlas(studies: Mapping[str, str | Path]) -> dict[str, dict]:
-    """Load the results of studies of nulls, by the name of the teacher."""
-    return {name: read_json(Path(folder) / "nulls.json") for name, folder in studies.items()}
-
-
 def cuts_table(maps: Mapping[str, dict]) -> str:
     """Return the max-cut phases of all teachers beside their nulls: a row a teacher and measure."""
     rows = []
@@ -85,7 +80,9 @@ def draw_atlas(maps: Mapping[str, dict]) -> Figure:
 def main(argv: list[str] | None = None) -> None:
     """Write the page of all teachers that are named."""
     (own,) = parse_arguments(Arguments, argv=argv)
-    folder, maps = Path(own.output_dir), load_atlas(named_folders("--results", own.results))
+    results = named_folders("--results", own.results).items()
+    maps = {name: read_json(Path(source) / "nulls.json") for name, source in results}
+    folder = Path(own.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     draw_atlas(maps).savefig(folder / "atlas.png", dpi=110, metadata={"Software": None})
     parts = [_HEAD, cuts_table(maps), "![distances of layers](atlas.png)"]

@@ -1,8 +1,8 @@
 """Distances of a student from its teacher, and statistics of them over seeds.
 
 ε of the ε-block-recurrence hypothesis (arXiv 2512.19941, §2) is the mean over images of the
-Frobenius norm of the difference, for every layer. The paper leaves its unit open: it is given as it
-is, and over the spread of the states.
+Frobenius norm of the difference, for every layer. The paper leaves its unit open: here it is the
+spread of the states.
 """
 
 from collections.abc import Sequence
@@ -28,19 +28,18 @@ _IMAGES_AT_ONCE = 64
 _ORDERS = 10_000  # random ones, of a rank correlation
 
 
-def state_spread(states: torch.Tensor, groups: dict[str, slice]) -> dict[str, torch.Tensor]:
-    """Return the spread of a teacher's states (n, S, N, D), (S,) for every token group.
+def state_spread(states: torch.Tensor, groups: dict[str, slice]) -> torch.Tensor:
+    """Return the spread of a teacher's states (n, S, N, D), (S,).
 
-    It is the root of the mean square of the distance of a group's tokens from the channels' means
-    over images and tokens. `all` holds every token.
+    It is the root of the mean square of the distance of an image's tokens from the channels' means
+    over images and the tokens of the group.
     """
-    squares = {}
-    for name, tokens in groups.items():
+    square = torch.zeros(states.shape[1], dtype=torch.double)
+    for tokens in groups.values():
         part = states[:, :, tokens].double()
         centred = part - part.mean(dim=(0, 2), keepdim=True)
-        squares[name] = centred.square().sum(dim=(2, 3)).mean(dim=0).cpu()
-    squares["all"] = sum(squares.values())
-    return {name: square.sqrt() for name, square in squares.items()}
+        square += centred.square().sum(dim=(2, 3)).mean(dim=0).cpu()
+    return square.sqrt()
 
 
 @torch.no_grad()
@@ -54,9 +53,9 @@ def measure_gap(
         image_size: height and width of the images in pixels.
 
     Returns:
-        A dict of: `absolute`, by token group a list over the S layers: ε = mean of ‖f − R‖_F;
-        `to_spread`: over the spread (`state_spread`), 1 for the mean of each channel; `r2` as
-        `RSquared` gives it (`layers`, `mean`).
+        A dict of: `to_spread`, a list over the S layers: ε = mean of ‖f − R‖_F over the spread
+        (`state_spread`), 1 for the mean of each channel; `r2` as `RSquared` gives it (`layers`,
+        `mean`).
         And the last predicted state, (n, N, D).
     """
     groups = token_layout(teacher.config).groups()
@@ -66,19 +65,11 @@ def measure_gap(
     for target in states.split(_IMAGES_AT_ONCE):
         prediction = rollout(spans, target, resets={spans[0].start}, angles=angles)
         statistics.append(chain_statistics(prediction, target, groups))
-        error = (prediction - target[:, 1:]).double().square().sum(dim=-1)
-        by_group = {name: error[..., tokens].sum(dim=-1) for name, tokens in groups.items()}
-        norms.append({**by_group, "all": error.sum(dim=-1)})
+        norms.append((prediction - target[:, 1:]).double().flatten(2).norm(dim=2))
         last.append(prediction[:, -1])
-    # ε, and over the spread
-    spread = state_spread(states[:, 1:], groups)
-    result: dict = {"absolute": {}, "to_spread": {}}
-    for name in norms[0]:
-        epsilon = torch.cat([part[name] for part in norms]).sqrt().mean(dim=0).cpu()
-        result["absolute"][name] = epsilon.tolist()
-        result["to_spread"][name] = (epsilon / spread[name]).tolist()
-    result["r2"] = compute_over_processes(RSquared, statistics)
-    return result, torch.cat(last)
+    epsilon = torch.cat(norms).mean(dim=0).cpu() / state_spread(states[:, 1:], groups)
+    r2 = compute_over_processes(RSquared, statistics)
+    return {"to_spread": epsilon.tolist(), "r2": r2}, torch.cat(last)
 
 
 def figures_of_r2(scores: dict) -> dict[str, float | None]:
@@ -104,7 +95,7 @@ def table_of(rows: Sequence[dict]) -> pandas.DataFrame:
         figures = {LAST: row["r2"]["layers"]["all"][-1], ACCURACY: row["accuracy"]}
         if not row["untied"]:
             figures |= figures_of_r2(row["r2"])
-            figures[GAP] = np.mean(row["to_spread"]["all"])
+            figures[GAP] = np.mean(row["to_spread"])
         parts = tuple(map(tuple, row["parts"])) if "parts" in row else None
         table.append({**row, **figures, "parts": parts})
     frame = pandas.DataFrame(table)

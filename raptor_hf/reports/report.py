@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ..runs.files import read_json
 from .figures import plot_r2_per_layer
 from .tables import (
     ABLATION,
@@ -88,14 +87,9 @@ def ablation_section(folder: str | Path, published: dict | None = None) -> list[
             if result["model"] in ABLATION:
                 results.append(result)
     seeds = sorted({result["seed"] for result in results})
-    # command and time, where they were noted
-    made_by, timed = "", Path(folder) / "time.json"
-    if timed.exists():
-        time = read_json(timed)
-        made_by = f"Made by `{time['command']}` in {time['seconds'] / 60:.0f} minutes; "
     return [
         "## Ablation",
-        f"{made_by}seeds {seeds}. Every row is the recipe of the row before and one thing more: "
+        f"Seeds {seeds}. Every row is the recipe of the row before and one thing more: "
         "blocks that learn each layer from the teacher's own states; from their own states within "
         "a phase; told the layer that they make; the cls token as heavy as all patches in the last "
         "block's loss; all blocks trained end to end. These rows are judged with the teacher's own "

@@ -233,7 +233,6 @@ def test_files_are_measured_beside_the_teachers(tmp_path, monkeypatch):
     words = ["--teacher", folder / "teacher", "--models", models, "--output_dir", tmp_path]
     measure.main([str(word) for word in words])
     found = read_json(tmp_path / "onnx.json")
-    assert found["phases"] == {"teacher": [1] * 6, "raptor_k2": [4, 2]}
     assert found["files"].keys() == {"teacher", "raptor_k2"}
     for files in found["files"].values():
         assert files.keys() == dtypes.keys()

@@ -33,7 +33,7 @@ def test_what_a_study_writes(quick):
     rows = read["gap"]["rows"]
     assert [(row["k"], row["seed"]) for row in rows] == [(1, 0), (3, 0)]
     for row in rows:
-        assert len(row["absolute"]["cls"]) == 12 and row["accuracy"] is not None
+        assert len(row["to_spread"]) == 12 and row["accuracy"] is not None
     kinds = {row["kind"] for row in read["alternatives"]["rows"]}
     assert {"Raptor", "few layers, last state", "Raptor, last state"} <= kinds
     for name in ("partitions", "alternatives"):

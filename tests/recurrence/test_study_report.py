@@ -34,7 +34,7 @@ def measured(r2=0.9, accuracy=0.8, gap=0.3, parameters=100):
     layers = {group: [r2] * LAYERS for group in ("all", "cls", "patches")}
     return {
         "r2": {"layers": layers, "mean": {group: r2 for group in layers}},
-        "to_spread": {group: [gap] * LAYERS for group in layers}, "untied": False,
+        "to_spread": [gap] * LAYERS, "untied": False,
         "accuracy": accuracy, "stored_parameters": parameters, "multiply_adds": 7, "steps": 5,
     }  # fmt: skip
 
