@@ -1,4 +1,4 @@
-# Sourced by the two commands of the README: makes .venv once, reuses it, and puts it on the PATH.
+# Sourced by every script: makes .venv once, reuses it, and puts it on the PATH.
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   echo "Python 3.10 or newer is needed; '$python' is $("$python" --version 2>&1). Set PYTHON to another one." >&2

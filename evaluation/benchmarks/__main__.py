@@ -25,7 +25,7 @@ from raptor_hf.runs.files import public_name, write_json
 from raptor_hf.runs.folder import environment
 from raptor_hf.runs.processes import run_program
 
-_FOLDERS = ("line", "output_dir", "models", "shallow")  # are named by their rows or not at all
+_FOLDERS = ("line", "output_dir", "models", "shallow")  # paths, left out of the settings
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", choices=["cpu", "cuda"], help="of model and train_step")
     add("--rounds", type=int, default=10, help="each measures every candidate twice")
     # the models of a line, and what they are compared on
-    add("--line", default="outputs/digits", help="recipe, fidelity: folder of reproduce.sh")
+    add("--line", default="outputs/digits", help="recipe, fidelity: output folder of reproduce.sh")
     add("--teacher", help="recipe, fidelity: the teacher; default: that of the line")
     add("--dataset", help="recipe, fidelity: images; default: the stored digits")
     add("--resolution", type=int, nargs="+", help="recipe, fidelity: height and width in pixels")

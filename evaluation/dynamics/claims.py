@@ -27,7 +27,7 @@ _Figures = Mapping[tuple[str, ...], np.ndarray]
 def figures_of_claims(
     found: _Figures, partitions: Sequence[Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """Return the figures that claims are decided by, (n,) each, from those of `study`.
+    """Return the figures that claims are decided by, (n,) each, from those of a `NetworkStudy`.
 
     Args:
         found: figures of n images, (n, …) each, by name.

@@ -28,7 +28,7 @@ from raptor_hf.runs.processes import progress_bar
 
 from .claims import figures_of_claims
 
-_DRAWS = 5  # of each kind
+_DRAWS = 5  # null networks of each kind
 _FEW = 50  # images of what runs a model again, and of nulls
 _TIMES = 64  # applications of the held block
 _BATCH_SIZE = 32

@@ -35,6 +35,7 @@ class Row(NamedTuple):
     Args:
         label: what it is, for tables and figures.
         teacher: the name of its teacher.
+        student: its phases, and how it learns.
     """
 
     label: dict

@@ -3,9 +3,9 @@
     python -m evaluation.recurrence.nulls --teacher outputs/digits/teacher --dataset digits \
         --split test --output_dir outputs/digits/nulls
 
-Measures the teacher, Raptors of it, itself untrained and with its layers in random order. Writes
-nulls.json, nulls.md with the tables, and two figures. A network that is measured is kept in raw/,
-where `--resume` finds it.
+Measures the teacher, Raptors of it, and null networks: the teacher untrained, and with its layers
+in random order. Writes nulls.json, nulls.md with the tables, and two figures. A network that is
+measured is kept in raw/, where `--resume` finds it.
 """
 
 import os
