@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from raptor_hf.plotting import make_figure
+from raptor_hf.reports.figures import make_figure
 
 COLORS = [
     "#222222", "#1f6fb4", "#d2550f", "#2a8f5a", "#6a51a3", "#8c564b", "#c2185b", "#b8860b",

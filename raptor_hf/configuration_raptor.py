@@ -332,13 +332,3 @@ class RaptorConfig(BackboneConfigMixin, PreTrainedConfig):
             if start < depth <= stop:
                 return phase
         raise ValueError(f"depth must be a layer from 1 to {self.num_hidden_layers}; got {depth}.")
-
-
-__all__ = [
-    "TEACHER_FAMILIES",
-    "RaptorConfig",
-    "TokenLayout",
-    "phase_spans",
-    "teacher_family",
-    "token_layout",
-]

@@ -693,6 +693,3 @@ def patch_grid(size: tuple[int, int], config: PreTrainedConfig) -> tuple[int, in
     """
     sides = pair(config.patch_size)
     return size[0] // sides[0], size[1] // sides[1]
-
-
-__all__ = ["RaptorBlock", "RaptorModel", "RaptorPreTrainedModel"]

@@ -352,12 +352,3 @@ AUTO_CLASSES = {
 }
 for auto_class, model_class in AUTO_CLASSES.items():
     model_class.register_for_auto_class(auto_class)  # its code is saved with it
-
-__all__ = [
-    "AUTO_CLASSES",
-    "RaptorBackbone",
-    "RaptorForDepthEstimation",
-    "RaptorForImageClassification",
-    "RaptorForSemanticSegmentation",
-    "pool_tokens",
-]

@@ -40,7 +40,7 @@ class Arguments:
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     k: list[int] = field(default_factory=list, metadata={"help": "numbers of phases (2 3 4)"})
     thresholds: list[float] = field(default_factory=list, metadata={"help": "instead of --k"})
-    method: str = field(default="recursive", metadata={"help": "recursive, maxcut, ncut …"})
+    method: str = field(default="recursive", metadata={"help": "or maxcut, random, uniform"})
     seed: int = field(default=0, metadata={"help": "seed of the images and of random phases"})
     resume: bool = field(default=False, metadata={"help": "go on with an unfinished run"})
 

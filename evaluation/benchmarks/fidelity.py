@@ -34,7 +34,7 @@ from raptor_hf.distillation.rounding import GROUP, round_weight, unpack_weight
 from raptor_hf.dynamics.measures import directions
 from raptor_hf.loop import remove_checkpoints
 from raptor_hf.modeling_raptor_heads import pool_tokens
-from raptor_hf.plotting import make_figure
+from raptor_hf.reports.figures import make_figure
 from raptor_hf.runs.arguments import named_folders, parse_arguments
 from raptor_hf.teachers import load_backbone, load_processor, trajectory
 from raptor_hf.teachers.layers import config_for_teacher

@@ -56,7 +56,6 @@ def write_training(
     # this run, as one stage
     values = identity_values(*parts, loop)
     recipe = {name: value for name, value in values.items() if name not in LOCATIONS}
-    identity = teacher_identity(teacher)
     stages = training_facts(blocks)["stages"] if blocks else []
     stage = {
         "program": program_name(),
@@ -67,7 +66,7 @@ def write_training(
     }
     # the stages before it come with its blocks
     content = {
-        "teacher": {**identity, "name": public_name(identity["name"])},
+        "teacher": teacher_identity(teacher),
         "dataset": public_name(dataset) if dataset else None,
         "stages": [*stages, stage],
     }

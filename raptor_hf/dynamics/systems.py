@@ -29,8 +29,8 @@ class DepthSystem:
     name: str
     # a Raptor, a teacher, or (for its trajectories alone) any vision model
     model: PreTrainedModel
-    # of its states; None for an unknown family
-    layout: TokenLayout | None
+    # of its states
+    layout: TokenLayout
     # on [cls, mean of patches]
     head: nn.Linear | None = None
     # height and width of its images in pixels; default: the model's own
@@ -119,36 +119,30 @@ def load_inputs(
     teacher = next(iter(sources.values()))
     processor = load_processor(teacher, resolution=reading.resolution)
     images = ImageViews(dataset, processor, reading=reading)
-    systems = []
-    for name, source in sources.items():
-        system = load_system(name, source, class_names=images.class_names)
-        if images.class_names is None:  # nothing to judge it by
-            system.head = None
-        if not system.can_run_on:  # the layout is read off the states of an image
-            system.layout = OnlineActivations(system.model, images).layout
-        system.image_size = image_size(processor)
-        systems.append(system)
+    systems = [load_system(name, source, images) for name, source in sources.items()]
     _check_alike(systems)
     return systems, images
 
 
-def load_system(name: str, source: str, *, class_names: list[str] | None = None) -> DepthSystem:
+def load_system(name: str, source: str, images: ImageViews) -> DepthSystem:
     """Load a model from a folder or the Hub, with its own classifier where it has one.
 
     Args:
         name: of the model in results.
-        class_names: of the images; the outputs of the head are put into their order.
+        images: what it runs on; the outputs of the head are put into the order of their classes.
     """
     model = load_vision_model(source).to(process_state().device)
-    config, head, layout = model.config, None, None
+    config, head = model.config, None
     names = config.architectures or []
     classifies = any(one.endswith("ForImageClassification") for one in names)
-    if classifies and config.model_type in Classification.head_types:
-        head, _ = load_linear_head(source, config=config, class_names=class_names)
+    if images.class_names and classifies and config.model_type in Classification.head_types:
+        head, _ = load_linear_head(source, config=config, class_names=images.class_names)
         head = head.to(model.device)
     if config.model_type in ("raptor", *TEACHER_FAMILIES):
         layout = token_layout(config)
-    return DepthSystem(name, model, layout, head)
+    else:  # it is read off the states of an image
+        layout = OnlineActivations(model, images).layout
+    return DepthSystem(name, model, layout, head, image_size(images.processor))
 
 
 def _check_alike(systems: Sequence[DepthSystem]) -> None:

@@ -2,14 +2,14 @@
 
 Recursive max-cut follows the reference notebook of arXiv 2512.19941 (Fig. 2). Its text describes
 another search, max-cut over contiguous segments by dynamic programming. The two do not always
-agree, so both are here, beside normalised cut (Shi & Malik 2000) and two controls.
+agree, so both are here, beside two controls.
 """
 
 import numpy as np
 
 from .distance import check_distance
 
-METHODS = ("recursive", "maxcut", "ncut", "random", "uniform")
+METHODS = ("recursive", "maxcut", "random", "uniform")
 _MIN_SPLIT = 4  # recursive max-cut does not split groups of fewer layers
 _MAX_EXACT = 26  # layers of an exact max-cut: 2^25 bipartitions take seconds
 
@@ -23,11 +23,9 @@ def find_phases(
         distance: (L, L) layer distances W.
         method: `"recursive"`: repeated exact max-cut of the group that gains most (the reference's
             code). `"maxcut"`: the partition into runs with the largest total distance between
-            phases. `"ncut"`: the one with the smallest normalised cut of the similarity 1 − W,
-            Σ 1 − assoc(phase, phase) / assoc(phase, all layers). Both keep to phases of two layers
-            or more where L allows it: alone, an outlying layer would be cut off first. Controls:
-            `"random"`: uniform over all partitions into runs; `"uniform"`: of equal length, longer
-            phases first.
+            phases, of two layers or more where L allows it: alone, an outlying layer would be cut
+            off first. Controls: `"random"`: uniform over all partitions into runs; `"uniform"`: of
+            equal length, longer phases first.
         seed: of the method `"random"`.
 
     Returns:
@@ -35,7 +33,7 @@ def find_phases(
 
     Raises:
         ValueError: a bad matrix; an impossible cut (`check_cut`); groups that are not runs of
-            layers, or too small to split (recursive); a layer unlike all others (ncut).
+            layers, or too small to split (recursive).
     """
     distance = check_distance(distance)
     layers = len(distance)
@@ -46,7 +44,7 @@ def find_phases(
         if len(lengths) < k:
             raise ValueError(
                 f"k={k} is too large: no group of {lengths} has {_MIN_SPLIT} layers at a distance, "
-                "which a split needs. Take the method maxcut or ncut."
+                "which a split needs. Take the method maxcut."
             )
         return lengths
     # the controls, and the exact partitions
@@ -56,7 +54,7 @@ def find_phases(
         places = np.arange(1, layers)
         cuts = np.random.default_rng(seed).choice(places, size=k - 1, replace=False)
         return np.diff([0, *sorted(cuts), layers]).tolist()
-    return _best_partition(_segment_scores(distance, method), k, min_length=min(2, layers // k))
+    return _best_partition(_segment_scores(distance), k, min_length=min(2, layers // k))
 
 
 def default_methods(layers: int) -> list[str]:
@@ -71,7 +69,7 @@ def check_cut(layers: int, k: int, method: str) -> None:
     most, advice = layers, ""
     if method == "recursive":
         # at best every split takes one layer off a group of at least _MIN_SPLIT
-        most, advice = max(1, layers - _MIN_SPLIT + 2), " Take the method maxcut or ncut."
+        most, advice = max(1, layers - _MIN_SPLIT + 2), " Take the method maxcut."
         if layers > _MAX_EXACT:
             raise ValueError(
                 f"Exact max-cut takes at most {_MAX_EXACT} layers; got {layers}.{advice}"
@@ -140,35 +138,22 @@ def _phase_lengths(groups: list[np.ndarray]) -> list[int]:
         if group[-1] - group[0] + 1 != len(group):
             raise ValueError(
                 f"Max-cut put the layers {(group + 1).tolist()} into one group, which is not a run "
-                "of layers: these distances show no phases. Take the method maxcut or ncut."
+                "of layers: these distances show no phases. Take the method maxcut."
             )
     return [len(group) for group in ordered]
 
 
-def _segment_scores(distance: np.ndarray, method: str) -> np.ndarray:
-    """Return the share of every run of layers in the objective of `"maxcut"` or `"ncut"`.
+def _segment_scores(distance: np.ndarray) -> np.ndarray:
+    """Return the share of every run of layers in the objective of `"maxcut"`.
 
     Entry (i, j) of (L + 1, L + 1), i < j, is the score of layers i + 1 … j; the best partition has
     the largest sum over its phases.
     """
     # entry (i, j) is the sum of the first i rows and j columns, which gives the sum of any square
-    weights = 1 - distance if method == "ncut" else distance
-    total = np.pad(weights.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    corner, rows = total.diagonal(), total[:, -1]
-    within = corner[None, :] - total - total.T + corner[:, None]
-    if method == "maxcut":  # the weight that is not within a phase is cut
-        return -within
-
-    # normalised cut
-    degrees = np.diff(rows)
-    if (degrees <= 0).any():
-        raise ValueError(
-            f"ncut needs mean distances below 1; layer {degrees.argmin() + 1} has "
-            f"{distance[degrees.argmin()].mean():.2f}. Take the method maxcut."
-        )
-    volume = rows[None, :] - rows[:, None]
-    # k is given: Σ 1 − within / volume is smallest where Σ within / volume is largest
-    return np.divide(within, volume, out=np.zeros_like(within), where=volume > 0)
+    total = np.pad(distance.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    corner = total.diagonal()
+    # the weight that is not within a phase is cut
+    return total + total.T - corner[None, :] - corner[:, None]
 
 
 def _best_partition(scores: np.ndarray, k: int, *, min_length: int) -> list[int]:

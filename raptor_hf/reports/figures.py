@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..plotting import make_figure
+
+def make_figure(rows: int = 1, columns: int = 1, *, figsize, **grid):
+    """Make a figure and its axes as `pyplot.subplots` does, without a window or a global state.
+
+    Args:
+        rows, columns: of axes.
+        figsize: of `matplotlib.figure.Figure`.
+        grid: options of its `subplots`.
+    """
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **grid)
 
 
 def plot_layer_distance(

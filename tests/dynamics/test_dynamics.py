@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import ReadingArguments, load_images, make_processor
+from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
 from raptor_hf.dynamics.measures import (
     angles,
     coherence,
@@ -104,12 +104,13 @@ def test_a_classifier_brings_its_head(tmp_path, pixel_values):
     from raptor_hf import RaptorForImageClassification
 
     classifier = RaptorForImageClassification.from_pretrained(folder / "raptor")
-    system = load_system("raptor", str(folder / "raptor"))
+    images = ImageViews(load_images("digits", "test"), make_processor(8))
+    system = load_system("raptor", str(folder / "raptor"), images)
     states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
     with torch.no_grad():
         expected = classifier(pixel_values).logits.argmax(dim=-1)
     assert torch.equal(system.predict(states[:, -1]), expected)
-    assert load_system("teacher", str(folder / "teacher")).head is None
+    assert load_system("teacher", str(folder / "teacher"), images).head is None
 
 
 def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, tmp_path):
