@@ -48,6 +48,14 @@ class ActivationArguments:
     activations: str = field(
         metadata={"help": "folder of its activation dataset, or online: computed from --dataset"}
     )
+    also_resolution: list[int] = field(
+        default_factory=list,
+        metadata={"help": "online: as --resolution, a second size, that every other batch has"},
+    )
+
+    def __post_init__(self):
+        if self.also_resolution and not self.online:
+            raise ValueError("--also_resolution is for --activations online.")
 
     @property
     def online(self) -> bool:

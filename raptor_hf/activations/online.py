@@ -4,6 +4,7 @@ Both are map-style datasets of whole batches; `states(batch)` returns the states
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch.utils.data import Dataset
@@ -15,6 +16,7 @@ from ..data.arguments import CropArguments, ReadingArguments
 from ..data.decoding import look_up
 from ..data.loading import EMBEDDED
 from ..data.transforms import Augmentation
+from ..modeling_raptor import ROTARY_ANGLES
 from ..runs.arguments import all_values
 from ..runs.files import Fingerprint
 from ..runs.processes import compiled, process_state
@@ -34,6 +36,7 @@ class OnlineActivations(Dataset):
         teacher: any vision model that returns its states, on the device that computes. With the
             first image it shows `depth`, `num_tokens`, `num_channels` and `layout`.
         images: gives whole batches with `pixel_values`, as `ImageViews` and `ProbeImages` do.
+        also: the same images of another size, for about half of the batches, by their first row.
         layers: the layers whose states are computed; default: all, 0 … L.
         precision: `"bfloat16"` computes under autocast; the residual stream stays float32.
 
@@ -46,10 +49,12 @@ class OnlineActivations(Dataset):
         teacher: PreTrainedModel,
         images: Dataset,
         *,
+        also: Dataset | None = None,
         layers: Sequence[int] | None = None,
         precision: str = "float32",
     ):
         self.whole_teacher = self.teacher = teacher
+        self.also = also
         self.images, self.processor, self.precision = images, images.processor, precision
         table = getattr(images, "table", None)  # None: images are floats
         self.table = None if table is None else table.to(teacher.device)
@@ -80,7 +85,8 @@ class OnlineActivations(Dataset):
         return len(self.images)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        return self.images.__getitems__(rows)
+        images = self.also if self.also and rows[0] % 2 else self.images
+        return images.__getitems__(rows)
 
     def __getstate__(self) -> dict:
         # the workers of a DataLoader read images, and need no copy of the teacher
@@ -155,9 +161,15 @@ def open_source(
     if source.online:
         if images.dataset is None:
             raise ValueError("--activations online needs images: give --dataset.")
-        views = image_views(images, crops, reading, source.teacher)
+        views, also = image_views(images, crops, reading, source.teacher), None
+        if source.also_resolution:
+            if teacher.config.model_type in ROTARY_ANGLES:
+                raise ValueError("--also_resolution is for teachers without rotary positions.")
+            reading = replace(reading, resolution=source.also_resolution)
+            also = image_views(images, crops, reading, source.teacher)
         teacher.to(process_state().device)
-        return OnlineActivations(teacher, views, layers=layers, precision=images.precision)
+        options = {"also": also, "layers": layers, "precision": images.precision}
+        return OnlineActivations(teacher, views, **options)
 
     # stored: of this teacher and these layers, and no option may ask for other images
     stored = load_activations(source.activations, layers=layers, teacher=teacher)

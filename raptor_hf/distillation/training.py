@@ -40,6 +40,9 @@ def print_plan(
         token_loss(states, states, groups=activations.layout.groups(), weights=chain.weights)
     num_tokens, images = states.shape[2], loop.steps * loop.batch_size
     online = "images" in vars(activations)
+    if online and activations.also:  # half of the batches have a second size
+        other = activations.states(activations.also.__getitems__([0]))
+        num_tokens = (num_tokens + other.shape[2]) // 2
 
     # forward and backward of all applications, the optimiser, and the teacher if it runs, too
     applications = sum(span.stop - span.start for span in spans)

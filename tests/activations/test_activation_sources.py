@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from raptor_hf import RaptorModel
 from raptor_hf.activations.arguments import ActivationArguments, ImageArguments
 from raptor_hf.activations.online import (
     OnlineActivations,
@@ -17,7 +18,9 @@ from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
+from tests.families import tiny_model
 from tests.helpers import assert_same_outputs
+from training import distill_raptor
 
 
 def test_online_states_are_the_teachers(teacher, images):
@@ -99,6 +102,44 @@ def test_arguments_that_contradict_each_other_are_refused(teacher, store):
         parts[type(changed)] = changed
         with pytest.raises(ValueError, match=word):
             open_source(source, *parts.values(), teacher, [0])
+
+
+def test_half_of_the_batches_have_a_second_size(teacher, store, tmp_path):
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    name, parts = str(tmp_path / "teacher"), (CropArguments(), ReadingArguments())
+    source = ActivationArguments(teacher=name, activations="online", also_resolution=[12])
+    digits = ImageArguments(dataset="digits", views=0)
+    states = open_source(source, digits, *parts, teacher, [0, 6])
+    counts = [states.states(states.__getitems__([row, 4])).shape[2] for row in (0, 1, 2, 7)]
+    assert counts == [7, 12, 7, 12]  # 4 or 9 patches, and 3 other tokens
+    with pytest.raises(ValueError, match="--also_resolution is for --activations online"):
+        ActivationArguments(teacher=name, activations=str(store), also_resolution=[12])
+    with pytest.raises(ValueError, match="teachers without rotary positions"):
+        open_source(source, digits, *parts, tiny_model("dinov3_vit"), [0])
+
+
+def test_a_raptor_learns_from_two_sizes(teacher, tmp_path, capsys):
+    teacher.save_pretrained(tmp_path / "teacher")
+    make_processor(8).save_pretrained(tmp_path / "teacher")
+    words = ["--teacher", tmp_path / "teacher", "--activations", "online", "--dataset", "digits"]
+    words += [
+        "--views",
+        0,
+        "--phases",
+        4,
+        2,
+        "--steps",
+        6,
+        "--batch_size",
+        8,
+        "--report_to",
+        "none",
+    ]
+    words += ["--also_resolution", 12, "--output_dir", tmp_path / "raptor"]
+    distill_raptor.main([str(word) for word in words])
+    assert "layers, 9 tokens" in capsys.readouterr().out  # in the mean
+    assert RaptorModel.from_pretrained(tmp_path / "raptor").config.phases == [4, 2]
 
 
 def test_a_store_brings_the_image_processor_that_it_was_made_with(teacher, store, tmp_path):
