@@ -220,7 +220,9 @@ def train_shallow(a: argparse.Namespace, teacher: PreTrainedModel, like: str) ->
     It starts as the last layer of every phase, and learns from as many images, by the longest stage
     in `training.json` of the Raptor. The result goes to `a.shallow`; an interrupted run goes on.
     """
-    recipe = max(training_facts(like)["stages"], key=lambda stage: stage["images"])["arguments"]
+    stages = training_facts(like)["stages"]
+    stages = [stage for stage in stages if "spans" not in stage["arguments"]]  # of whole Raptors
+    recipe = max(stages, key=lambda stage: stage["images"])["arguments"]
     recipe |= {"teacher": teacher.name_or_path, "phase_fraction": 0.0, "quantize": None}
     recipe |= {"objective": "autoregressive", "report_to": "none"}
     recipe |= {"output_dir": a.shallow, "activations": str(Path(a.line) / "activations")}

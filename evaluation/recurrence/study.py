@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     images, folder = settings.images, Path(settings.loop.output_dir)
     if settings.loop.dry_run:
         raise ValueError("A study has no --dry_run: its students follow from its teachers' phases.")
+    if settings.source.also_resolution:
+        raise ValueError("A study has one resolution: leave out --also_resolution.")
     others = named_folders("--teachers", own.teachers, reserved=["teacher"])
     teachers = {"teacher": settings.source.teacher, **others}
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.arguments import both_sides
 from ..runs.arguments import check_not_negative, check_positive
 
 
@@ -54,6 +55,7 @@ class ActivationArguments:
     )
 
     def __post_init__(self):
+        self.also_resolution = both_sides("also_resolution", self.also_resolution)
         if self.also_resolution and not self.online:
             raise ValueError("--also_resolution is for --activations online.")
 

@@ -36,7 +36,7 @@ class OnlineActivations(Dataset):
         teacher: any vision model that returns its states, on the device that computes. With the
             first image it shows `depth`, `num_tokens`, `num_channels` and `layout`.
         images: gives whole batches with `pixel_values`, as `ImageViews` and `ProbeImages` do.
-        also: the same images of another size, for about half of the batches, by their first row.
+        also: the same images of another size, for the batches of odd steps (`StepSampler`).
         layers: the layers whose states are computed; default: all, 0 … L.
         precision: `"bfloat16"` computes under autocast; the residual stream stays float32.
 
@@ -85,7 +85,7 @@ class OnlineActivations(Dataset):
         return len(self.images)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        images = self.also if self.also and rows[0] % 2 else self.images
+        images = self.also if self.also and getattr(rows, "step", 0) % 2 else self.images
         return images.__getitems__(rows)
 
     def __getstate__(self) -> dict:

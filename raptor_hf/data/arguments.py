@@ -31,11 +31,14 @@ class ReadingArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "resolution")
-        if len(self.resolution) == 1:
-            self.resolution = self.resolution * 2
-        if len(self.resolution) not in (0, 2):
-            raise ValueError(f"--resolution takes one or two numbers; got {self.resolution}.")
+        self.resolution = both_sides("resolution", self.resolution)
+
+
+def both_sides(name: str, sides: list[int]) -> list[int]:
+    """Return height and width of an option; one number stands for both."""
+    if len(sides) > 2 or min(sides, default=1) < 1:
+        raise ValueError(f"--{name} takes one or two positive numbers; got {sides}.")
+    return sides * 2 if len(sides) == 1 else sides
 
 
 @dataclass(kw_only=True)

@@ -7,15 +7,6 @@ from .rollout import Chain, covered_layers
 from .training import print_plan, train_chains
 
 __all__ = [
-    "Chain",
-    "chain_of",
-    "covered_layers",
-    "make_span",
-    "open_validation",
-    "print_plan",
-    "raptor_from_blocks",
-    "save_blocks",
-    "source_inputs",
-    "train_chains",
-    "write_training",
-]
+    "Chain", "chain_of", "covered_layers", "make_span", "open_validation", "print_plan",
+    "raptor_from_blocks", "save_blocks", "source_inputs", "train_chains", "write_training",
+]  # fmt: skip

@@ -7,12 +7,6 @@ from .scalars import StepResult
 from .setup import check_training, configure_compute
 
 __all__ = [
-    "StepResult",
-    "Validation",
-    "check_training",
-    "configure_compute",
-    "fit",
-    "newest_checkpoint",
-    "read_log",
-    "remove_checkpoints",
-]
+    "StepResult", "Validation", "check_training", "configure_compute", "fit",
+    "newest_checkpoint", "read_log", "remove_checkpoints",
+]  # fmt: skip

@@ -13,6 +13,14 @@ from ..runs.processes import ignore_stop_signals
 from .arguments import LoopArguments
 
 
+class Rows(list):
+    """The row numbers of a part of a batch, and `step`, the number of the batch."""
+
+    def __init__(self, rows: list[int], step: int):
+        super().__init__(rows)
+        self.step = step
+
+
 class StepSampler:
     """Row numbers for the steps first … steps − 1: shuffled epochs, incomplete batches dropped.
 
@@ -56,7 +64,7 @@ class StepSampler:
         for step in range(self.first, self.steps):
             yield from self.parts(step)
 
-    def parts(self, step: int) -> list[list[int]]:
+    def parts(self, step: int) -> list[Rows]:
         """Return the rows of this process' parts of a step."""
         epoch, batch = divmod(step, self.num_rows // self.batch_size)
         if epoch != self.shuffled_epoch:
@@ -65,7 +73,7 @@ class StepSampler:
             self.shuffled_epoch = epoch
         rows = self.order[batch * self.batch_size : (batch + 1) * self.batch_size]
         own_rows = np.array_split(rows, self.num_processes)[self.process_index]
-        return [part.tolist() for part in np.array_split(own_rows, self.num_parts)]
+        return [Rows(part.tolist(), step) for part in np.array_split(own_rows, self.num_parts)]
 
 
 @contextmanager

@@ -3,10 +3,4 @@
 from .cuts import check_cut, find_phases, recursive_max_cut
 from .distance import layer_distance, load_distance
 
-__all__ = [
-    "check_cut",
-    "find_phases",
-    "layer_distance",
-    "load_distance",
-    "recursive_max_cut",
-]
+__all__ = ["check_cut", "find_phases", "layer_distance", "load_distance", "recursive_max_cut"]

@@ -9,12 +9,6 @@ from .processors import image_size, load_processor
 from .states import final_norm, normed_state, trajectory
 
 __all__ = [
-    "final_norm",
-    "image_size",
-    "load_backbone",
-    "load_processor",
-    "load_vision_model",
-    "normed_state",
-    "teacher_identity",
-    "trajectory",
-]
+    "final_norm", "image_size", "load_backbone", "load_processor", "load_vision_model",
+    "normed_state", "teacher_identity", "trajectory",
+]  # fmt: skip

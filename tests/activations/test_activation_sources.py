@@ -1,5 +1,8 @@
 """States from a store and from the teacher itself: the same through one interface."""
 
+import pickle
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,8 @@ from raptor_hf.activations.store import load_activations
 from raptor_hf.configuration_raptor import TokenLayout
 from raptor_hf.data import ReadingArguments, choose_images, make_processor
 from raptor_hf.data.arguments import CropArguments
+from raptor_hf.loop.arguments import LoopArguments
+from raptor_hf.loop.batches import StepSampler
 from raptor_hf.teachers import trajectory
 from raptor_hf.teachers.states import up_to_layer
 from tests.families import tiny_model
@@ -111,8 +116,16 @@ def test_half_of_the_batches_have_a_second_size(teacher, store, tmp_path):
     source = ActivationArguments(teacher=name, activations="online", also_resolution=[12])
     digits = ImageArguments(dataset="digits", views=0)
     states = open_source(source, digits, *parts, teacher, [0, 6])
-    counts = [states.states(states.__getitems__([row, 4])).shape[2] for row in (0, 1, 2, 7)]
-    assert counts == [7, 12, 7, 12]  # 4 or 9 patches, and 3 other tokens
+    loop = LoopArguments(output_dir=str(tmp_path), batch_size=4, steps=3)
+    for number in (1, 2):  # parts of a batch have one size, also as a worker gets them
+        processes = SimpleNamespace(
+            num_processes=1, process_index=0, gradient_accumulation_steps=number
+        )
+        rows = pickle.loads(pickle.dumps(list(StepSampler(len(states), loop, processes))))
+        counts = [states.states(states.__getitems__(part)).shape[:3:2] for part in rows]
+        # 4 or 9 patches, and 3 other tokens
+        assert counts == [(4 // number, tokens) for tokens in (7, 12, 7) for _ in range(number)]
+    assert states.states(states.__getitems__([1])).shape[2] == 7
     with pytest.raises(ValueError, match="--also_resolution is for --activations online"):
         ActivationArguments(teacher=name, activations=str(store), also_resolution=[12])
     with pytest.raises(ValueError, match="teachers without rotary positions"):
