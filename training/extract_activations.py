@@ -12,7 +12,7 @@ from typing import Literal
 
 from raptor_hf import activations
 from raptor_hf.activations.arguments import ImageArguments
-from raptor_hf.data import list_images
+from raptor_hf.data import list_images, load_images
 from raptor_hf.data.arguments import CropArguments, ReadingArguments
 from raptor_hf.runs.arguments import check_not_negative, check_positive, parse_arguments
 from raptor_hf.runs.folder import finish_run, mark_run, start_run
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         mark_run(store, finished=False)
 
     # the images
-    views = activations.image_views(images, crops, reading, own.teacher)
+    dataset = load_images(images.dataset, images.split, reading)
+    views = activations.image_views(dataset, images, crops, reading, own.teacher)
     inputs = {"teacher": weights_digest(teacher)}
     read = {"images": list_images(images.dataset, views.cells)}
     if start_run(*parts, inputs=inputs, images=read) and not own.dry_run:

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         image_size=pixels,
         patch_size=4,
         hidden_size=own.hidden_size,
+        num_hidden_layers=12,
         num_attention_heads=own.num_attention_heads,
         num_register_tokens=4,
         layerscale_value=0.1,

@@ -6,6 +6,7 @@ Both are map-style datasets of whole batches; `states(batch)` returns the states
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import datasets
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
@@ -85,6 +86,7 @@ class OnlineActivations(Dataset):
         return len(self.images)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        # rows of a training know their step (`StepSampler`), others are of the first size
         images = self.also if self.also and getattr(rows, "step", 0) % 2 else self.images
         return images.__getitems__(rows)
 
@@ -119,13 +121,13 @@ Activations = StoredActivations | OnlineActivations
 
 
 def image_views(
+    dataset: datasets.Dataset,
     images: ImageArguments,
     crops: CropArguments,
     reading: ReadingArguments,
     teacher: str,
 ) -> ImageViews:
-    """Open images in their views, for the image processor of a teacher (a folder or Hub id)."""
-    dataset = load_images(images.dataset, images.split, reading)
+    """Return the views of a dataset, for the image processor of a teacher (a folder or Hub id)."""
     processor = load_processor(teacher, reading.resolution)
 
     # random views: crops of photographs, small affine maps of digits
@@ -161,12 +163,13 @@ def open_source(
     if source.online:
         if images.dataset is None:
             raise ValueError("--activations online needs images: give --dataset.")
-        views, also = image_views(images, crops, reading, source.teacher), None
+        if source.also_resolution and teacher.config.model_type in ROTARY_ANGLES:
+            raise ValueError("--also_resolution is for teachers without rotary positions.")
+        dataset = load_images(images.dataset, images.split, reading)
+        views, also = image_views(dataset, images, crops, reading, source.teacher), None
         if source.also_resolution:
-            if teacher.config.model_type in ROTARY_ANGLES:
-                raise ValueError("--also_resolution is for teachers without rotary positions.")
             reading = replace(reading, resolution=source.also_resolution)
-            also = image_views(images, crops, reading, source.teacher)
+            also = image_views(dataset, images, crops, reading, source.teacher)
         teacher.to(process_state().device)
         options = {"also": also, "layers": layers, "precision": images.precision}
         return OnlineActivations(teacher, views, **options)

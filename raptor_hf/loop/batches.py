@@ -14,7 +14,7 @@ from .arguments import LoopArguments
 
 
 class Rows(list):
-    """The row numbers of a part of a batch, and `step`, the number of the batch."""
+    """The row numbers of a part of a batch; `step`, that of the batch, reaches the workers too."""
 
     def __init__(self, rows: list[int], step: int):
         super().__init__(rows)

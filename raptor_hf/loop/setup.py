@@ -1,6 +1,7 @@
 """Set up Accelerate for a training: processes, precision, compiled blocks."""
 
 import importlib.util
+import logging
 import math
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 from ..runs.processes import compiled, process_state
 from .arguments import ComputeArguments, LoopArguments
 from .optimizers import make_optimizers
+
+logger = logging.getLogger(__name__)
 
 
 def check_training(arguments: LoopArguments, num_rows: int) -> None:
@@ -58,6 +61,11 @@ def make_accelerator(arguments: LoopArguments) -> Accelerator:
         accelerator.gradient_accumulation_steps = num_parts
 
     # say what was chosen
+    if accelerator.is_main_process and 0 < arguments.steps <= arguments.warmup_steps:
+        logger.warning(
+            "--warmup_steps %d of a run of %d steps: it ends before it reaches --learning_rate %g.",
+            arguments.warmup_steps, arguments.steps, arguments.learning_rate,
+        )  # fmt: skip
     accelerator.print(
         f"{Path(arguments.output_dir).name}: {arguments.batch_size} images a step, in "
         f"{accelerator.num_processes} processes of {accelerator.gradient_accumulation_steps} parts",

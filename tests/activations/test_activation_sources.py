@@ -109,7 +109,7 @@ def test_arguments_that_contradict_each_other_are_refused(teacher, store):
             open_source(source, *parts.values(), teacher, [0])
 
 
-def test_half_of_the_batches_have_a_second_size(teacher, store, tmp_path):
+def test_every_other_batch_has_a_second_size(teacher, store, tmp_path):
     teacher.save_pretrained(tmp_path / "teacher")
     make_processor(8).save_pretrained(tmp_path / "teacher")
     name, parts = str(tmp_path / "teacher"), (CropArguments(), ReadingArguments())
@@ -135,22 +135,11 @@ def test_half_of_the_batches_have_a_second_size(teacher, store, tmp_path):
 def test_a_raptor_learns_from_two_sizes(teacher, tmp_path, capsys):
     teacher.save_pretrained(tmp_path / "teacher")
     make_processor(8).save_pretrained(tmp_path / "teacher")
-    words = ["--teacher", tmp_path / "teacher", "--activations", "online", "--dataset", "digits"]
-    words += [
-        "--views",
-        0,
-        "--phases",
-        4,
-        2,
-        "--steps",
-        6,
-        "--batch_size",
-        8,
-        "--report_to",
-        "none",
-    ]
-    words += ["--also_resolution", 12, "--output_dir", tmp_path / "raptor"]
-    distill_raptor.main([str(word) for word in words])
+    flags = {"teacher": tmp_path / "teacher", "activations": "online", "dataset": "digits"}
+    flags |= {"views": 0, "steps": 6, "batch_size": 8, "report_to": "none"}
+    flags |= {"also_resolution": 12, "output_dir": tmp_path / "raptor"}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    distill_raptor.main([*words, "--phases", "4", "2"])
     assert "layers, 9 tokens" in capsys.readouterr().out  # in the mean
     assert RaptorModel.from_pretrained(tmp_path / "raptor").config.phases == [4, 2]
 

@@ -57,7 +57,8 @@ def test_all_programs_see_a_photo_upright(kind, tmp_path):
     expected, rows = torch.stack(expected), list(range(8))
     photos, reading = str(tmp_path / "photos"), ReadingArguments()
     images = ImageArguments(dataset=photos, split="test")
-    options = (images, CropArguments(), reading, str(tmp_path / "teacher"))
+    dataset = load_images(photos, "test", reading)
+    options = (dataset, images, CropArguments(), reading, str(tmp_path / "teacher"))
     extraction = image_views(*options)
     images.views = 2
     online = image_views(*options)

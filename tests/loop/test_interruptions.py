@@ -192,3 +192,8 @@ def test_a_training_is_refused_before_its_first_step(data, tmp_path, monkeypatch
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         fit(noisy_network(), data, None, arguments(tmp_path, **changes))
+
+
+def test_a_warm_up_longer_than_the_run_is_said(data, tmp_path, caplog):
+    fit(noisy_network(), data, compute_loss, arguments(tmp_path, steps=2))
+    assert "--warmup_steps 2 of a run of 2 steps" in caplog.text
