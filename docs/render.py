@@ -270,8 +270,8 @@ def fidelity(teacher: str) -> str:
     """Return what bytes buy of a teacher: a row a model and number of bits."""
     rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
     for row in benchmark(f"fidelity_{teacher}"):
-        way = f", {row['method']}" if row["method"] in ("HQQ", "learned") else ""
-        bits = f"{row['bits']}{way}" if row["bits"] else "–"
+        method = f", {row['method']}" if row["bits"] < 8 else ""
+        bits = f"{row['bits']}{method}" if row["bits"] else "–"
         cells = [row["model"], bits, f"{row['bytes'] / 1e3:,.0f}"]
         cells.append(f"{row['multiply_adds'] / 1e6:,.1f}")
         for key in keys:
@@ -287,20 +287,18 @@ def fidelity(teacher: str) -> str:
 
 
 def quantized() -> str:
-    """Return what few bits cost on the digits, k = 2, rounded afterwards or learned with."""
-    runs = read_json(RESULTS / "digits" / "quantize" / "fidelity_digits.json")["result"]
+    """Return what few bits cost on the digits, k = 2, rounded by GPTQ or learned on with."""
     found: dict[tuple, list[dict]] = {}
-    for run in runs:
+    for run in read_json(RESULTS / "digits" / "quantize" / "fidelity_digits.json")["result"]:
         name, seed, _ = run["model"].rpartition("_seed_")
-        if seed:
-            found.setdefault((run["bits"], run["method"]), []).append(run)
+        on = name == "k2_on"  # plain blocks that learned on for as long
+        if seed and (run["bits"] == 16 or not on):
+            key = (-run["bits"], "learned" if on else run["method"])
+            found.setdefault(key, []).append(run)
     rows = []
-    for (bits, method), seeds in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
-        way = "learned" if method == "learned" else "rounded"
-        cells = [
-            f"{bits} bits" + (f", {way}" if bits < 16 else ""),
-            f"{seeds[0]['bytes'] / 1e3:.0f}",
-        ]
+    for (bits, method), seeds in sorted(found.items()):
+        way = {"nearest": "", "learned": ", learned on"}.get(method, f", {method}")
+        cells = [f"{-bits} bits{way}", f"{seeds[0]['bytes'] / 1e3:.0f}"]
         for key in ("r2", "r2_last", "r2_cls"):
             cells.append(mean_std(np.array([run[key][0] for run in seeds]), 4))
         rows.append(cells)

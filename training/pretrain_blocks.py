@@ -76,8 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     """Make one block per span, train them together, save them in one file."""
     parts = parse_arguments(*PARTS, argv=argv)
     own, source, images, blocks, crops, reading, objective, compute, validation, training = parts
-    if objective.phase_fraction:
-        raise ValueError("--phase_fraction is for whole Raptors: here blocks have one phase each.")
+    if objective.phase_fraction or objective.quantize:
+        raise ValueError(
+            "--phase_fraction and --quantize are for whole Raptors, not for single blocks."
+        )
 
     # a) New blocks, each a chain of its own
     teacher = load_backbone(source.teacher)

@@ -7,9 +7,8 @@
 
 Needs the extra `train`. The first two take `--device cuda`, and then compute in bfloat16. `recipe`
 takes hours, goes on where it stopped, and compares recipes on any teacher once `reproduce.sh` has
-found its phases. `fidelity` shows HQQ, too, where hqq is installed. The figures go to
-evaluation/results/benchmarks/<name>.json as they are measured; the expected ones are in
-docs/performance.md, recipes.md and bytes.md.
+found its phases. The figures go to evaluation/results/benchmarks/<name>.json as they are measured;
+the expected ones are in docs/performance.md, recipes.md and bytes.md.
 """
 
 import argparse

@@ -8,8 +8,8 @@ their classifiers learned from, stay as they are.
 
 import argparse
 import copy
-import importlib.util
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,14 @@ from raptor_hf.distillation import chain_of, train_chains
 from raptor_hf.distillation.arguments import parse_token_weights
 from raptor_hf.distillation.compute import application_flops
 from raptor_hf.distillation.provenance import training_facts
-from raptor_hf.distillation.rounding import GROUP, round_weight, unpack_weight
+from raptor_hf.distillation.rounding import (
+    GROUP,
+    gptq,
+    linear_layers,
+    record_inputs,
+    round_weight,
+    unpack_weight,
+)
 from raptor_hf.dynamics.measures import directions
 from raptor_hf.loop import remove_checkpoints
 from raptor_hf.modeling_raptor_heads import pool_tokens
@@ -63,38 +70,39 @@ def nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return best
 
 
-def half_quadratic(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """Round a matrix by HQQ, with a zero point for every group beside the scale."""
-    from hqq.core.quantize import Quantizer
-
-    options = {"group_size": GROUP, "axis": 1, "bitpack": False, "device": "cpu"}
-    integers, meta = Quantizer.quantize(weight, nbits=bits, compute_dtype=torch.float32, **options)
-    return ((integers.float() - meta["zero"]) * meta["scale"]).float().reshape(weight.shape)
-
-
 @torch.no_grad()
 def in_bits(
-    model: PreTrainedModel, bits: int, rounding: Callable | None
+    model: PreTrainedModel, bits: int, method: str, images: Sequence[torch.Tensor] = ()
 ) -> tuple[PreTrainedModel, int]:
     """Return a model with matrices of so many bits and 16 for the rest, and the bytes of both.
 
     Args:
-        rounding: (matrix, bits) to the rounded matrix; None: they are rounded already.
+        method: `"nearest"`, `"GPTQ"`; `"learned"`: they are rounded already.
+        images: batches that GPTQ learns from what the matrices get.
     """
     model, size = copy.deepcopy(model), 0
     raptor = model.config.model_type == "raptor"
     layers = model.get_submodule("blocks" if raptor else teacher_family(model.config).layers)
-    linear = [part.weight for part in layers.modules() if type(part) is nn.Linear]
-    matrices = set(map(id, linear)) if bits < 16 else set()
+    layers = linear_layers(layers) if bits < 16 else []
+
+    # the matrices
+    if method == "GPTQ":
+        with record_inputs(layers) as squares:
+            for pixels in images:
+                trajectory(model, pixels)
+    for layer in layers:
+        if method == "nearest":
+            layer.weight.copy_(nearest(layer.weight, bits))
+        if method == "GPTQ":
+            layer.weight.copy_(gptq(layer.weight, squares[layer], bits))
+        size += layer.weight.numel() * bits // 8 + 2 * layer.weight.numel() // GROUP
+
+    # the rest
+    matrices = {id(layer.weight) for layer in layers}
     for weight in model.parameters():
         if id(weight) not in matrices:
             weight.copy_(weight.half())
             size += 2 * weight.numel()
-            continue
-        if rounding:
-            weight.copy_(rounding(weight, bits))
-        scales = 32 if rounding is half_quadratic else 16
-        size += weight.numel() * bits // 8 + weight.numel() // GROUP * scales // 8
     return model, size
 
 
@@ -269,20 +277,22 @@ def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
     for name in ("teacher", *folders):
         model = judge.teacher if name == "teacher" else load_backbone(folders[name])
         # its sizes in bits, and ways to them
-        own, ways = getattr(model.config, "weight_bits", None), {}
-        for bits in [own] if own else [16, 8, 4, 3, 2][: 5 if name == "teacher" else 4]:
-            ways[bits, "learned" if own else "nearest"] = None if own else nearest
-            if name == "teacher" and bits < 8 and importlib.util.find_spec("hqq"):
-                ways[bits, "HQQ"] = half_quadratic
+        own = getattr(model.config, "weight_bits", None)
+        few, methods = [4, 3], ["GPTQ"]
+        if name == "teacher":
+            few, methods = [4, 3, 2], ["GPTQ", "nearest"]
+        ways = [(16, "nearest"), (8, "nearest"), *itertools.product(few, methods)]
+        if own:
+            ways = [(own, "learned")]
         config = model.config
         if config.model_type != "raptor":
             config = config_for_teacher(model, [config.num_hidden_layers])
         work = config.num_hidden_layers * application_flops(config, judge.num_tokens) // 2
-        for (bits, way), rounding in ways.items():
-            rounded, size = in_bits(model, bits, rounding)
-            facts = {"bits": bits, "method": way, "bytes": size, "multiply_adds": work}
+        for bits, method in ways:
+            rounded, size = in_bits(model, bits, method, judge.images[0][:8])
+            facts = {"bits": bits, "method": method, "bytes": size, "multiply_adds": work}
             row = {"model": name, **facts, **judge.judge(rounded)}
-            print(f"{name}, {bits} bits, {way}: R² of the last layer {row['r2_last'][0]:.4f}")
+            print(f"{name}, {bits} bits, {method}: R² of the last layer {row['r2_last'][0]:.4f}")
             yield row
 
 
@@ -296,7 +306,7 @@ def draw(rows: list[dict], file: Path) -> None:
         # logarithms of the bytes and of 1 − R², where small and large losses are told apart
         points.append((row["bytes"] / 1e6, np.clip(1 - row["r2_last"][0], 1e-3, 1)))
         name = row["model"].removesuffix(f"_{row['bits']}_bits")
-        if row["method"] != "nearest":
+        if row["bits"] < 8 and row["method"] != "GPTQ":
             name += f", {row['method']}"
         series.setdefault(name, []).append(points[-1])
         offset = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8}

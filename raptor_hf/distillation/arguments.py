@@ -73,8 +73,8 @@ class ObjectiveArguments:
     quantize: int | None = field(
         default=None,
         metadata={
-            "help": "round the matrices of blocks to so many bits, 2 to 8: in every rollout after "
-            "the phase_fraction, and in the result"
+            "help": "round the matrices of a finished Raptor to so many bits, 2 to 8; it learns on "
+            "with them"
         },
     )
 
@@ -82,6 +82,10 @@ class ObjectiveArguments:
         parse_token_weights(self.token_weights)
         if self.quantize is not None and not 2 <= self.quantize <= 8:
             raise ValueError(f"--quantize takes 2 to 8 bits; got {self.quantize}.")
+        if self.quantize and self.phase_fraction:
+            raise ValueError(
+                "--quantize is for a finished Raptor: give it as --blocks, and --phase_fraction 0."
+            )
         if not 0 <= self.phase_fraction <= 1:
             raise ValueError(f"--phase_fraction must lie in [0, 1]; got {self.phase_fraction}.")
         if self.phase_fraction and self.objective == "teacher_forcing":

@@ -79,8 +79,7 @@ class TrajectoryMatching(nn.Module):
         """
         forcing, by_phases = self.kind(progress)
         outputs = {}
-        # rounded from the first step on, blocks follow cls less (CHANGELOG.md)
-        with round_once(self.products, rounding=not by_phases):
+        with round_once(self.products):
             for chain in self.chains:
                 outputs[chain.name] = self._follow(chain, trajectory, forcing, by_phases)
         return outputs

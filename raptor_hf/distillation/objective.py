@@ -16,9 +16,6 @@ from accelerate.utils import gather_object
 from ..activations.online import Activations
 from ..data import batches
 
-_VARIANCE_ROWS = 512
-_ROWS_AT_ONCE = 32
-
 
 def token_loss(
     prediction: torch.Tensor,
@@ -53,6 +50,12 @@ def token_loss(
     return scale * sum(weights[name] * error[..., groups[name]].mean() for name in groups)
 
 
+def choose_rows(activations: Activations, number: int) -> list[int]:
+    """Return so many rows at equal distances, or all if there are fewer."""
+    last, number = len(activations) - 1, min(number, len(activations))
+    return torch.linspace(0, last, number).long().tolist()
+
+
 @torch.no_grad()
 def state_variances(activations: Activations) -> dict[str, list[float]]:
     """Measure the variance of a teacher's states, by token group and layer of the source.
@@ -61,11 +64,10 @@ def state_variances(activations: Activations) -> dict[str, list[float]]:
     the group, as in `RSquared`. Of 512 rows at most, at equal distances,
     which the processes share: every run on these activations gets the same numbers.
     """
-    number = min(_VARIANCE_ROWS, len(activations))
-    rows = torch.linspace(0, len(activations) - 1, number).long().tolist()
     groups = activations.layout.groups()
     sums = {name: [0, 0.0, 0.0] for name in groups}  # number, sum and sum of squares
-    for batch in batches(activations, _ROWS_AT_ONCE, "variance of the states", rows=rows):
+    rows = choose_rows(activations, 512)
+    for batch in batches(activations, 32, "variance of the states", rows=rows):
         states = activations.states(batch)
         for name, tokens in groups.items():
             part = states[:, :, tokens].double()

@@ -1,4 +1,4 @@
-"""Matrices of few bits: blocks learn with rounded weights (quantisation-aware training).
+"""Matrices of few bits: rounded to keep their products (GPTQ), then learning on while rounded.
 
 A matrix is rounded as onnxruntime's MatMulNBits stores it without zero points: integers, and a
 float16 scale for every group of 32 inputs of an output. The value of largest magnitude in a group
@@ -6,13 +6,14 @@ becomes −2^(bits − 1). So rounded weights round to themselves, and exporters
 again; they need no second rounding. Biases, norms, scales and embeddings are left alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 GROUP = 32
+_DAMPING = 0.01  # of the mean of the diagonal, as in GPTQ
 
 
 def round_weight(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,20 +51,81 @@ def unpack_weight(integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (integers.float() * scales.float()[..., None]).flatten(1)
 
 
-class RoundedLinear(nn.Linear):
-    """A linear layer that computes with its rounded weight; gradients pass straight through.
+def linear_layers(module: nn.Module) -> list[nn.Linear]:
+    """Return the layers whose matrices are rounded."""
+    return [layer for layer in module.modules() if type(layer) is nn.Linear]
 
-    Without `rounding` it is a plain linear layer.
+
+@contextmanager
+def record_inputs(layers: Iterable[nn.Linear]) -> Iterator[dict[nn.Linear, torch.Tensor]]:
+    """Yield what linear layers get within: by layer xᵀx (in, in), the sum over all inputs x."""
+    squares, handles = {}, []
+
+    def add(layer: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
+        rows = inputs[0].flatten(0, -2).float()
+        squares[layer] += rows.mT @ rows
+
+    for layer in layers:
+        squares[layer] = layer.weight.new_zeros(layer.in_features, layer.in_features)
+        handles.append(layer.register_forward_pre_hook(add))
+    yield squares
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def gptq(weight: torch.Tensor, squares: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round a matrix (outputs, inputs) so that its outputs change little (arXiv 2210.17323).
+
+    Columns are rounded one by one, those with the largest inputs first, and those to come make up
+    for the error. A group has the scale of `round_weight`.
+
+    Args:
+        squares: xᵀx (inputs, inputs) of inputs x, see `record_inputs`.
+
+    Returns:
+        A matrix that `round_weight` leaves as it is.
+
+    Raises:
+        ValueError: as `round_weight`.
     """
+    # of every value: its scale, and whether it sets the scale and so keeps its integer
+    scales = round_weight(weight, bits)[1].float().repeat_interleave(GROUP, dim=1)
+    groups = weight.detach().float().unflatten(1, (-1, GROUP))
+    largest = groups.abs().argmax(dim=2, keepdim=True)
+    fixed = torch.zeros_like(groups, dtype=torch.bool).scatter(2, largest, True).flatten(1)
+
+    # how columns make up for each other: of the inverse of xᵀx + damping
+    order = squares.diagonal().argsort(descending=True)
+    damping = _DAMPING * squares.diagonal().mean().clamp(min=1e-12)
+    damped = squares[order][:, order] + damping * torch.eye(len(order), device=order.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+
+    # errors move on within some columns first, then to all behind them
+    left, half = groups.flatten(1)[:, order], 2 ** (bits - 1)
+    scales, fixed = scales[:, order], fixed[:, order]
+    for start in range(0, len(order), GROUP):
+        stop = start + GROUP
+        errors = left.new_empty(len(left), GROUP)
+        for i in range(start, stop):
+            integers = (left[:, i] / scales[:, i]).nan_to_num().round().clamp(-half, half - 1)
+            rounded = torch.where(fixed[:, i], -half, integers) * scales[:, i]
+            errors[:, i - start] = (left[:, i] - rounded) / factor[i, i]
+            left[:, i] = rounded
+            left[:, i + 1 : stop] -= torch.outer(errors[:, i - start], factor[i, i + 1 : stop])
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    return left[:, order.argsort()]
+
+
+class RoundedLinear(nn.Linear):
+    """A linear layer that computes with its rounded weight; gradients pass straight through."""
 
     bits: int
-    rounding: bool
     rounded: torch.Tensor | None  # the rounded weight, where it is at hand: `round_once`
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return (…, in) to (…, out)."""
-        if not self.rounding:
-            return super().forward(inputs)
         weight = self.round() if self.rounded is None else self.rounded
         return nn.functional.linear(inputs, weight, self.bias)
 
@@ -75,11 +137,10 @@ class RoundedLinear(nn.Linear):
 
 
 @contextmanager
-def round_once(layers: list[RoundedLinear], rounding: bool) -> Iterator[None]:
-    """Let layers compute with rounded weights or not, rounded once for all applications within."""
+def round_once(layers: list[RoundedLinear]) -> Iterator[None]:
+    """Let layers be rounded once for all applications within."""
     for layer in layers:
-        layer.rounding = rounding
-        layer.rounded = layer.round() if rounding else None
+        layer.rounded = layer.round()
     yield
     for layer in layers:
         layer.rounded = None
@@ -91,11 +152,10 @@ def round_products(blocks: nn.Module, bits: int) -> list[RoundedLinear]:
     Raises:
         ValueError: as `round_weight`.
     """
-    layers = [layer for layer in blocks.modules() if type(layer) is nn.Linear]
+    layers = linear_layers(blocks)
     for layer in layers:
         round_weight(layer.weight, bits)
-        layer.__class__, layer.bits, layer.rounding = RoundedLinear, bits, True
-        layer.rounded = None
+        layer.__class__, layer.bits, layer.rounded = RoundedLinear, bits, None
     return layers
 
 

@@ -1,9 +1,11 @@
 """Train chains of blocks: the plan of a training, and the training itself."""
 
 import torch
+from accelerate.utils import reduce
 from transformers import PreTrainedModel
 
 from ..activations.online import Activations
+from ..data import batches
 from ..loop import Validation, check_training, fit
 from ..loop.arguments import LoopArguments
 from ..modeling_raptor import rotary_angles
@@ -13,8 +15,9 @@ from .arguments import ObjectiveArguments
 from .blocks import Chain
 from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
-from .objective import state_variances, token_loss
-from .rounding import keep_rounded
+from .objective import choose_rows, state_variances, token_loss
+from .rollout import rollout
+from .rounding import gptq, keep_rounded, linear_layers, record_inputs
 
 
 def print_plan(
@@ -74,6 +77,42 @@ def print_plan(
     )
 
 
+@torch.no_grad()
+def round_chains(
+    chains: list[Chain],
+    activations: Activations,
+    bits: int,
+    *,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> None:
+    """Round the matrices of the blocks of chains in place, so that rollouts change little (`gptq`).
+
+    The processes share the rows that the blocks roll out on, 256 at most.
+
+    Args:
+        activations: a source of the states of all layers that the chains cover.
+        angles: rotary angles of families that have them.
+
+    Raises:
+        ValueError: the number of inputs of a matrix is no multiple of 32.
+    """
+    # what the matrices get in all applications
+    device, first = process_state().device, activations.layers[0]
+    blocks = [span.block.to(device) for chain in chains for span in chain.spans]
+    layers = [layer for block in blocks for layer in linear_layers(block)]
+    rows = choose_rows(activations, 256)
+    with record_inputs(layers) as squares:
+        for batch in batches(activations, 32, "inputs of the blocks", rows=rows):
+            states = activations.states(batch).to(device).float()
+            for chain in chains:
+                part = states[:, chain.layers[0] - first : chain.layers[-1] - first + 1]
+                rollout(chain.spans, part, resets={chain.layers[0]}, angles=angles)
+
+    # the means over all processes: only ratios matter
+    for layer in layers:
+        layer.weight.copy_(gptq(layer.weight, reduce(squares[layer]), bits))
+
+
 def train_chains(
     chains: list[Chain],
     teacher: PreTrainedModel,
@@ -88,7 +127,8 @@ def train_chains(
 ) -> None:
     """Train the blocks of chains in place, so that they follow the teacher's states.
 
-    With `quantize` their matrices have rounded values then, and their configuration the bits.
+    With `quantize` they are rounded first (`round_chains`), learn on with rounded matrices, and
+    their configuration says the bits.
 
     Args:
         activations: a source of the states of all layers that the chains cover.
@@ -99,6 +139,8 @@ def train_chains(
     variances = None if objective.normalize == "none" else state_variances(activations)
     angles = rotary_angles(teacher, tuple(activations.resolution))
     token_groups = activations.layout.groups()
+    if objective.quantize:
+        round_chains(chains, activations, objective.quantize, angles=angles)
     # train the blocks of all chains at once
     module = TrajectoryMatching(
         chains, objective, token_groups, variances, angles, last_only=last_only

@@ -1,6 +1,7 @@
 """Matrices of few bits: by hand, beside onnxruntime's packing, through a training and a file."""
 
 import copy
+import sys
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
@@ -20,14 +22,17 @@ from raptor_hf.distillation.blocks import chain_of
 from raptor_hf.distillation.matching import TrajectoryMatching
 from raptor_hf.distillation.rounding import (
     RoundedLinear,
+    gptq,
     keep_rounded,
+    record_inputs,
     round_products,
     round_weight,
     unpack_weight,
 )
-from raptor_hf.distillation.training import train_chains
+from raptor_hf.distillation.training import round_chains, train_chains
 from raptor_hf.loop.arguments import LoopArguments
 from tests.helpers import SIZES, tiny_teacher
+from tests.programs import TWO_PROCESSES, run
 
 WIDE = {**SIZES, "hidden_size": 32, "num_attention_heads": 4}  # groups have 32 inputs
 
@@ -97,6 +102,46 @@ def test_onnxruntime_packs_rounded_weights_without_loss(bits):
     onnx.checker.check_model(model)
 
 
+def least_squares(weight, squares, bits):
+    """GPTQ by its definition: the columns left make up for a rounded one as well as they can."""
+    left, squares = weight.double().clone(), squares.double()
+    squares = squares + 0.01 * squares.diagonal().mean() * torch.eye(len(squares))
+    scales, half = round_weight(weight, bits)[1].double(), 2 ** (bits - 1)
+    largest = weight.abs().unflatten(1, (-1, 32)).argmax(dim=2)
+    order = squares.diagonal().argsort(descending=True).tolist()
+    for i in order[:]:
+        order.remove(i)
+        integers = (left[:, i] / scales[:, i // 32]).round().clamp(-half, half - 1)
+        integers = torch.where(largest[:, i // 32] == i % 32, -half, integers)
+        error = left[:, i] - integers * scales[:, i // 32]
+        left[:, i] -= error
+        behind = torch.linalg.solve(squares[order][:, order], squares[order, i])
+        left[:, order] += torch.outer(error, behind)
+    return left.float()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_columns_make_up_for_each_other(bits):
+    """As in a least-squares solution, and inputs that have nothing in common leave the nearest."""
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(96, 40), torch.randn(2, 300, 8) @ torch.randn(8, 96)
+    inputs += 0.1 * torch.randn(2, 300, 96)
+    with record_inputs([layer]) as squares:
+        for part in inputs:
+            layer(part)
+    assert not layer._forward_pre_hooks
+    rows = inputs.flatten(0, 1)
+    assert torch.allclose(squares[layer], rows.T @ rows, rtol=1e-4)
+
+    weight, nearest = layer.weight.detach(), unpack_weight(*round_weight(layer.weight, bits))
+    found = gptq(layer.weight, squares[layer], bits)
+    assert torch.allclose(found, least_squares(weight, squares[layer], bits), atol=1e-5)
+    assert torch.equal(unpack_weight(*round_weight(found, bits)), found)
+    errors = [(rows @ (rounded - weight).T).norm() for rounded in (found, nearest)]
+    assert errors[0] < 0.5 * errors[1]
+    assert torch.equal(gptq(layer.weight, 7 * torch.eye(96), bits), nearest)
+
+
 def test_gradients_pass_straight_through():
     layer, plain = nn.Linear(64, 8), nn.Linear(64, 8)
     with torch.no_grad():
@@ -136,27 +181,6 @@ def test_a_step_rounds_each_matrix_once(activations, monkeypatch, checkpointing)
         gradients.append(torch.cat(parts))
     rounded, plain = gradients
     assert (rounded - plain).norm() < 1e-5 * plain.norm()
-
-
-def test_rounding_begins_when_the_whole_raptor_rolls_out(activations):
-    """Before that the states are those of the plain weights, bit for bit."""
-    teacher, source = activations
-    model, groups = make_raptor(teacher, [4, 2]), source.layout.groups()
-    states, outputs = source.__getitems__([0, 1])["states"], {}
-    for bits in (None, 3):
-        arguments = ObjectiveArguments(
-            objective="autoregressive", phase_fraction=0.5, quantize=bits
-        )
-        module = TrajectoryMatching([chain_of(model, None)], arguments, groups)
-        for progress in (0.25, 0.75):
-            outputs[bits, progress] = module(states, progress)["0-6"][1]
-    assert torch.equal(outputs[3, 0.25], outputs[None, 0.25])
-    assert not torch.equal(outputs[3, 0.75], outputs[None, 0.75])
-    before = model.blocks[0].ffn.fc1.weight.clone()
-    keep_rounded(model.blocks)
-    assert torch.equal(outputs[3, 0.75], model.rollout(states[:, 0])[:, 1:])
-    assert type(model.blocks[0].ffn.fc1) is nn.Linear
-    assert not torch.equal(model.blocks[0].ffn.fc1.weight, before)
 
 
 def train(activations, folder, bits=4, **options):
@@ -212,9 +236,57 @@ def test_a_resumed_run_is_the_same(activations, tmp_path, monkeypatch):
     assert not torch.equal(plain.blocks[0].ffn.fc1.weight, expected["blocks.0.ffn.fc1.weight"])
 
 
+def test_rollouts_change_less_than_by_rounding_to_the_nearest(activations):
+    teacher, source = activations
+    torch.manual_seed(0)
+    model = make_raptor(teacher, [4, 2])
+    states = source.__getitems__(list(range(12)))["states"]
+    expected, nearest = model.rollout(states[:, 0]), copy.deepcopy(model)
+    round_products(nearest.blocks, 3)
+    keep_rounded(nearest.blocks)
+    round_chains([chain_of(model, None)], source, 3)
+    errors = [(m.rollout(states[:, 0]) - expected).norm() for m in (model, nearest)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+ROUND = """
+import sys
+import torch
+from safetensors.torch import save_file
+from raptor_hf import make_raptor
+from raptor_hf.activations.store import load_activations
+from raptor_hf.distillation.blocks import chain_of
+from raptor_hf.distillation.training import round_chains
+from raptor_hf.runs.processes import process_state
+from raptor_hf.teachers import load_backbone
+
+teacher, source = load_backbone(f"{sys.argv[1]}/teacher"), load_activations(f"{sys.argv[1]}/states")
+torch.manual_seed(0)
+model = make_raptor(teacher, [4, 2])
+round_chains([chain_of(model, None)], source, 3)
+if process_state().is_main_process:
+    number = process_state().num_processes
+    save_file(model.blocks.state_dict(), f"{sys.argv[1]}/{number}.safetensors")
+"""
+
+
+def test_two_processes_round_as_one_does(activations, tmp_path):
+    """Though the second one has nothing of twelve images."""
+    activations[0].save_pretrained(tmp_path / "teacher")
+    script = tmp_path / "round.py"
+    script.write_text(ROUND)
+    run(sys.executable, script, tmp_path, OMP_NUM_THREADS="1")
+    run(*TWO_PROCESSES, script, tmp_path)
+    one, two = (load_file(tmp_path / f"{number}.safetensors") for number in (1, 2))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-8)
+
+
 def test_what_can_not_be_rounded_is_refused():
     with pytest.raises(ValueError, match="groups of 32"):
         round_products(make_raptor(tiny_teacher(), [4, 2]).blocks, 4)
     for bits in (0, 1, 16):
         with pytest.raises(ValueError, match="2 to 8 bits"):
             ObjectiveArguments(quantize=bits)
+    with pytest.raises(ValueError, match="give it as --blocks, and --phase_fraction 0"):
+        ObjectiveArguments(quantize=4, phase_fraction=0.5)
