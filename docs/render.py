@@ -258,11 +258,11 @@ def probed_dinov2() -> str:
 
 
 def learned_bits() -> str:
-    """Return what four bits cost a Raptor of a real DINOv2-S, by how they were learned."""
+    """Return what few bits cost a Raptor of a real DINOv2-S, by how they were made."""
     rows = []
     for row in read_json(RESULTS / "dinov2_small" / "98_pixels" / "learned_bits.json")["rows"]:
-        cells = [f"{row['steps']:,}", f"{row['learning_rate']:g}", f"{row['r2']:.4f}"]
-        rows.append([row["way"], *cells])
+        cells = [f"{row['steps']:,}", f"{row['learning_rate']:g}"] if row["steps"] else ["–", "–"]
+        rows.append([row["way"], *cells, f"{row['r2']:.4f}"])
     return markdown_table(["DINOv2-S, k = 3", "steps", "rate", "R²"], rows)
 
 

@@ -74,11 +74,14 @@ def test_models_are_compared_by_bytes(teacher, tmp_path):
     flags |= {"batch_size": 8, "warmup_steps": 1, "report_to": "none"}
     words = [f"--{name}={value}" for name, value in flags.items()]
     learns_on = [f"--blocks={line / 'float'}", "--quantize=4", "--phase_fraction=0", "--steps=2"]
-    for name, more in (("float", []), ("four", learns_on)):
-        distill_raptor.main([*words, *more, f"--output_dir={line / name}", "--phases", "3", "1"])
+    itself = ["--phase_fraction=0", "--depth_scaling=False", "--quantize=8", "--steps=0"]
+    itself += ["--phases", *"1111"]  # a block a layer: the teacher in 8 bits
+    for name, more in (("float", []), ("four", learns_on), ("itself", itself)):
+        distill_raptor.main([*words, f"--output_dir={line / name}", "--phases", "3", "1", *more])
 
     options = ["fidelity", "--line", str(line), "--output_dir", str(tmp_path)]
-    options += ["--models", f"k2_learned={line / 'four'}", f"k2={line / 'float'}"]
+    models = ("k2_learned", "four"), ("k2", "float"), ("itself", "itself")
+    options += ["--models", *(f"{name}={line / folder}" for name, folder in models)]
     options += ["--shallow", str(line / "shallow"), "--train_images", "60", "--test_images", "40"]
     main(options)
     rows = {}
@@ -88,10 +91,11 @@ def test_models_are_compared_by_bytes(teacher, tmp_path):
     bits = {model: [b for m, b in rows if m == model] for model, _ in rows}
     assert bits == {
         "constant": [0], "teacher": [16, 8, 4, 3, 2], "k2": [16, 8, 4, 3], "k2_learned": [4],
-        "shallow": [16, 8, 4, 3],
+        "itself": [8], "shallow": [16, 8, 4, 3],
     }  # fmt: skip
     for figures in (row["r2"] for key, row in rows.items() if key[0] == "constant"):
         assert figures == [0, 0, 0]
+    assert rows["itself", 8]["r2_last"][0] > 0.99
     assert rows["teacher", 16]["r2"][0] > 0.9999 and rows["teacher", 16]["recall"][0] > 0.95
     falling = [rows["teacher", b]["r2_last"][0] for b in (16, 8, 4, 3, 2)]
     assert falling == sorted(falling, reverse=True)
