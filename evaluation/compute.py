@@ -17,12 +17,7 @@ UNIT_IMAGES = 64
 
 
 def step_units(
-    objective: ObjectiveArguments,
-    loop: LoopArguments,
-    config: RaptorConfig,
-    num_tokens: int,
-    *,
-    num_applications: int | None = None,
+    objective: ObjectiveArguments, loop: LoopArguments, config: RaptorConfig, num_tokens: int
 ) -> float:
     """Return the compute of a training step on average: the student both ways, and its optimiser.
 
@@ -31,10 +26,9 @@ def step_units(
 
     Args:
         num_tokens: of an image.
-        num_applications: how many blocks a student runs through; default: L.
     """
     layers = config.num_hidden_layers
-    flops = 3 * rollouts_per_step(objective, 1000) * loop.batch_size * (num_applications or layers)
+    flops = 3 * rollouts_per_step(objective, 1000) * loop.batch_size * layers
     flops *= application_flops(config, num_tokens)
     flops += optimizer_flops(loop.optimizer, config, len(config.phases))
     # a block like a layer of the teacher

@@ -38,7 +38,7 @@ study=(--dataset "$images" --validation_dataset "$images" --resume --output_dir 
 if [ -n "$teacher" ]; then
   stage "study of $teacher"
   exec python -m evaluation.recurrence.study "$recipes"/dinov2_study.yaml "${study[@]}" --teacher "$teacher" \
-    --activations online --experiments gap partitions alternatives "$@"
+    --activations online --experiments gap partitions "$@"
 fi
 
 teaching="$recipes/digits_teacher.yaml"

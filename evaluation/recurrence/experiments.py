@@ -26,7 +26,7 @@ from .workbench import Bench, Settings, record_file, student_key, train_students
 TEACHER = "teacher"  # name of the study's own teacher
 _MAP_IMAGES = 500  # of those that students learn from, to find phases
 _FLOOR_IMAGES = 100
-_COMPARED = (2, 3, 4)  # numbers of blocks of partitions and alternatives
+_COMPARED = (2, 3, 4)  # numbers of blocks of partitions
 
 
 class Row(NamedTuple):
@@ -92,28 +92,6 @@ def _other_runs(distance: list, phases: list[int], seed: int) -> list[int]:
     raise ValueError(f"There is no other partition of {sum(phases)} layers than {phases}.")
 
 
-def alternatives(maps: dict, ks: list[int], seeds: int) -> list[Row]:
-    """What else could the same bytes, or the same compute, buy?
-
-    Against a plain Raptor of k blocks: plain ViTs of few layers of their own, and the same Raptor,
-    both taught by the last state alone. The compute of the training
-    is the same for all.
-    """
-    own, rows = maps[TEACHER], []
-    for seed in range(seeds):
-        for k in ks:
-            parts = runs_of(own["phases"][str(k)])
-            even = runs_of(find_phases(own["distance"], k, "uniform"))
-            students = {"Raptor": Student(parts, seed)}
-            if k in (1, *_COMPARED):
-                students["few layers, last state"] = Student(even, seed, untied=True)
-            if k in _COMPARED:
-                students["Raptor, last state"] = Student(parts, seed, learned="last")
-            for name, student in students.items():
-                rows.append(Row({"k": k, "kind": name}, TEACHER, student))
-    return rows
-
-
 def training(maps: dict, ks: list[int], seeds: int) -> list[Row]:
     """When does block recurrence arise? Teachers of other drop rates, seeds and lengths.
 
@@ -128,7 +106,6 @@ def training(maps: dict, ks: list[int], seeds: int) -> list[Row]:
 EXPERIMENTS: dict[str, Callable[[dict, list[int], int], list[Row]]] = {
     "gap": gap,
     "partitions": partitions,
-    "alternatives": alternatives,
     "training": training,
 }
 
@@ -140,8 +117,8 @@ def collect(rows: list[Row], folder: str | Path) -> list[dict]:
         result = read_json(record_file(folder, row.teacher, row.student))
         for name in student_key(row.teacher, row.student):
             del result[name]
-        label = {**row.label, "seed": row.student.seed, "untied": row.student.untied}
-        results.append({**label, "parts": row.student.parts, **result})
+        label = {**row.label, "seed": row.student.seed, "parts": row.student.parts}
+        results.append({**label, **result})
     return results
 
 

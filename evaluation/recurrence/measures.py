@@ -86,16 +86,11 @@ def figures_of_r2(scores: dict) -> dict[str, float | None]:
 
 
 def table_of(rows: Sequence[dict]) -> pandas.DataFrame:
-    """Return the students of an experiment with their labels and `FIGURES`, a row a student.
-
-    Students that learn the last state alone have no figures of the others.
-    """
+    """Return the students of an experiment with their labels and `FIGURES`, a row a student."""
     table = []
     for row in rows:
         figures = {LAST: row["r2"]["layers"]["all"][-1], ACCURACY: row["accuracy"]}
-        if not row["untied"]:
-            figures |= figures_of_r2(row["r2"])
-            figures[GAP] = np.mean(row["to_spread"])
+        figures |= {**figures_of_r2(row["r2"]), GAP: np.mean(row["to_spread"])}
         parts = tuple(map(tuple, row["parts"])) if "parts" in row else None
         table.append({**row, **figures, "parts": parts})
     frame = pandas.DataFrame(table)

@@ -5,27 +5,23 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.plotting import COLORS, line_style, make_panels
+from evaluation.plotting import line_style, make_panels
 from evaluation.verdicts import Judged, claims_details, claims_table, judge
 from raptor_hf.reports.tables import markdown_table
 from raptor_hf.runs.files import read_json
 
 from .claims import CLAIMS, drifts
-from .measures import FIGURES, LAST, R2, cut_share, mean_in_words, table_of
+from .measures import FIGURES, R2, cut_share, mean_in_words, table_of
 
-_BYTES = 4  # of a stored parameter, float32
 _LABELS = {
     "gap": ["k"],
     "partitions": ["teacher", "k", "partition"],
-    "alternatives": ["kind", "k"],
     "training": ["teacher"],
 }
-_CAPTIONS = {
-    "partitions": "R² of Raptors over the share of the layer distances that their partition cuts; "
-    "on the right over that of independent turns, which know the speeds of the layers alone.",
-    "alternatives": "What the same bytes, and the same compute of inference, can buy. All students "
-    "had the same compute of training; dots are the students, lines join their means.",
-}
+_CAPTION = (
+    "R² of Raptors over the share of the layer distances that their partition cuts; on the right "
+    "over that of independent turns, which know the speeds of the layers alone."
+)
 
 
 def load_study(folder: str | Path) -> dict:
@@ -55,18 +51,16 @@ def write_report(folder: str | Path) -> str:
         f"{about['num_images']} held-out images of {about['dataset']}, {about['units']:g} units of "
         "compute for every student."
     )
-    # verdicts, then tables, then pictures
+    # verdicts, then tables, then the picture
     parts = ["# When is a ViT block-recurrent?", setting]
     parts += [claims_table(judged), claims_details(judged)]
     for name in _LABELS:
         if name in study:
             parts += [f"## {name}", experiment_table(study[name], name)]
-    draws = {"partitions": _draw_partitions, "alternatives": _draw_alternatives}
-    for name, draw in draws.items():
-        if study.get(name):
-            figure = draw(study)
-            figure.savefig(Path(folder) / f"{name}.png", dpi=110, metadata={"Software": None})
-            parts.append(f"![{_CAPTIONS[name]}]({name}.png)\n\n{_CAPTIONS[name]}")
+    if study.get("partitions"):
+        picture, figure = Path(folder) / "partitions.png", _draw_partitions(study)
+        figure.savefig(picture, dpi=110, metadata={"Software": None})
+        parts.append(f"![{_CAPTION}]({picture.name})\n\n{_CAPTION}")
     (Path(folder) / "study.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return claims_table(judged)
 
@@ -100,21 +94,4 @@ def _draw_partitions(study: dict) -> Figure:
     left.set(xlabel="cut share of the distances", ylabel="R²")
     right.set_xlabel("cut share of independent turns")
     left.legend(fontsize=8)
-    return figure
-
-
-def _draw_alternatives(study: dict) -> Figure:
-    """Draw R² of the last state against stored bytes and inference: a dot a student."""
-    table = table_of(study["alternatives"])
-    table["blocks, MB (float32)"] = table.stored_parameters * _BYTES / 1e6
-    table["multiply-adds of an image, millions"] = table.multiply_adds / 1e6
-    figure, (axes,) = make_panels(1, 2, sharey=True)
-    for axis, cost in zip(axes, table.columns[-2:], strict=True):
-        for number, (kind, students) in enumerate(table.groupby("kind", sort=False)):
-            means = students.groupby("stored_parameters")[[cost, LAST]].mean()
-            axis.plot(students[cost], students[LAST], ".", color=COLORS[number], ms=4)
-            axis.plot(means[cost], means[LAST], label=kind, **line_style(number))
-        axis.set_xlabel(cost)
-    axes[0].set_ylabel(LAST)
-    axes[0].legend(fontsize=8)
     return figure

@@ -23,32 +23,15 @@ class Student:
         parts: for each block, in the order in which they are first applied, the layers (1 … L)
             that it makes.
         seed: of what the training draws.
-        learned: `"all"`: the states of all layers are learned; `"last"`: that of the last alone.
-        untied: every block is applied once: a plain ViT of so many layers, whose layers start as
-            the last of each part, and which learns the last state.
     """
 
     parts: Parts
     seed: int = 0
-    learned: str = "all"
-    untied: bool = False
 
     @property
     def contiguous(self) -> bool:
         """Whether every block makes a run of layers, as a Raptor's do."""
         return self.parts == runs_of([len(part) for part in self.parts])
-
-    @property
-    def num_applications(self) -> int:
-        """How often a block is applied to an image."""
-        return len(self.parts) if self.untied else sum(len(part) for part in self.parts)
-
-    @property
-    def layers(self) -> list[int]:
-        """Which of the teacher's states it reproduces, the one that it starts from first."""
-        if self.untied:
-            return [0, *(part[-1] for part in self.parts)]
-        return list(range(self.num_applications + 1))
 
 
 def runs_of(phases: list[int]) -> Parts:
@@ -66,31 +49,21 @@ def shuffled(phases: list[int], seed: int) -> Parts:
 def make_spans(teacher: PreTrainedModel, student: Student) -> tuple[RaptorModel, list[Span]]:
     """Make an untrained student: a Raptor, and the spans that its blocks make one after another.
 
-    A block starts as the mean of its layers. Spans count the states that are learned: an untied
-    block makes one.
+    A block starts as the mean of its layers.
     """
     # consecutive layers: a plain Raptor
-    plain = student.contiguous and not student.untied
-    model = make_raptor(
-        teacher,
-        [len(part) for part in student.parts],
-        init="teacher" if plain else "random",
-        depth_scaling=not student.untied,
-    )
-    if plain:
+    init = "teacher" if student.contiguous else "random"
+    model = make_raptor(teacher, [len(part) for part in student.parts], init=init)
+    if student.contiguous:
         return model, chain_of(model, None).spans
 
     # others: each block starts as the mean of its own layers
     layers = teacher.get_submodule(teacher_family(teacher.config).layers)
     for block, part in zip(model.blocks, student.parts, strict=True):
-        made = part[-1:] if student.untied else part
-        copy_mean_of_layers(
-            block, [layers[layer - 1] for layer in made], layer_parts(teacher.config)
-        )
+        own = [layers[layer - 1] for layer in part]
+        copy_mean_of_layers(block, own, layer_parts(teacher.config))
 
-    # spans: one state a block, or runs of layers of one block
-    if student.untied:
-        return model, [Span(block, n, n + 1) for n, block in enumerate(model.blocks)]
+    # spans: runs of layers of one block
     spans: list[Span] = []
     owner = {layer: b for b, part in enumerate(student.parts) for layer in part}
     for layer in sorted(owner):

@@ -6,10 +6,9 @@
         --teachers drop_0=outputs/study/drop_0 untrained=outputs/study/untrained
 
 Experiments: `gap` (ε for k = 1 … 6), `partitions` (all cuts at k = 2, max-cut against others),
-`alternatives` (what else the same bytes buy), `training` (`--teachers`: `drop_…`, `seed_…`,
-`untrained`, and `over_RUN_STEPS`, checkpoints of runs that overfit). Every student has the same
-compute of training, `--units`; one that is trained stays on record, and the same command goes on.
-Writes a JSON an experiment, `study.md` and figures.
+`training` (`--teachers`: `drop_…`, `seed_…`, `untrained`, and `over_RUN_STEPS`, checkpoints of runs
+that overfit). Every student has the same compute of training, `--units`; one that is trained stays
+on record, and the same command goes on. Writes a JSON an experiment, `study.md` and a figure.
 """
 
 from dataclasses import dataclass, field

@@ -100,13 +100,13 @@ class Bench:
             tuple(online.resolution),
         )
 
-    def open_learned(self, layers: Sequence[int]) -> Activations:
-        """Open the states of some layers, to learn from."""
+    def open_learned(self) -> Activations:
+        """Open the states of all layers, to learn from."""
         images, crops = ImageArguments(), CropArguments()
         if self.source.online:
             images, crops = self.settings.images, self.settings.crops
-        reading = self.settings.reading
-        return open_source(self.source, images, crops, reading, self.system.model, list(layers))
+        reading, layers = self.settings.reading, list(range(self.system.depth + 1))
+        return open_source(self.source, images, crops, reading, self.system.model, layers)
 
     def views(self, split: str, number: int) -> ImageViews:
         """Open images as they are: at most so many, chosen at random; 0: all."""
@@ -138,10 +138,7 @@ class Bench:
 
         # the compute decides the number of steps
         num_tokens = self.states.shape[-2]
-        applications = student.num_applications
-        cost = step_units(
-            objective, settings.loop, model.config, num_tokens, num_applications=applications
-        )
+        cost = step_units(objective, settings.loop, model.config, num_tokens)
         steps = max(1, round(settings.units / cost))
 
         # train, without a checkpoint: a student takes seconds, and is on record when it is done
@@ -151,18 +148,14 @@ class Bench:
                 warmup_steps=max(1, round(_WARMUP * steps)), log_every=steps, checkpoint_every=0,
             )  # fmt: skip
             chain = Chain(spans, parse_token_weights(objective.token_weights))
-            states = self.open_learned(student.layers)
+            states = self.open_learned()
             new_views = self.source.online and settings.images.views == 0
-            train_chains(
-                [chain], teacher, states, objective, loop, new_views=new_views,
-                last_only=student.untied or student.learned == "last",
-            )  # fmt: skip
+            train_chains([chain], teacher, states, objective, loop, new_views=new_views)
 
         # judge
         model.to(teacher.device)
-        held_out = self.states[:, student.layers]
-        gap, last = measure_gap(spans, teacher, held_out, self.system.image_size)
-        flops = applications * application_flops(model.config, num_tokens)
+        gap, last = measure_gap(spans, teacher, self.states, self.system.image_size)
+        flops = self.system.depth * application_flops(model.config, num_tokens)
         return {
             **gap,
             "stored_parameters": sum(weight.numel() for weight in model.blocks.parameters()),

@@ -1,4 +1,4 @@
-"""Students of a study: parts of layers, untied layers, and their distance from the teacher."""
+"""Students of a study: parts of layers, and their distance from the teacher."""
 
 import math
 
@@ -24,8 +24,6 @@ def test_parts():
     assert parts == shuffled([3, 3, 6], seed=1) != shuffled([3, 3, 6], seed=2)
     assert parts[0][0] == 1 and all(list(part) == sorted(part) for part in parts)
     assert Student(runs_of([4, 2])).contiguous and not Student(parts).contiguous
-    assert Student(runs_of([2, 2, 2]), untied=True).layers == [0, 2, 4, 6]
-    assert Student(runs_of([4, 2])).layers == list(range(7))
 
 
 def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_values):
@@ -38,16 +36,6 @@ def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_
     for layer, owner in enumerate([0, 0, 1, 1, 0, 1], start=1):
         state = model.blocks[owner](state, torch.tensor([layer]))
         assert_same_outputs(found[:, layer - 1], state)
-
-
-def test_untied_layers_start_as_the_teachers_own(teacher, pixel_values):
-    layers = tuple((layer,) for layer in range(1, 7))
-    _, spans = make_spans(teacher, Student(layers, untied=True))
-    states = trajectory(teacher, pixel_values)
-    assert_same_outputs(rollout(spans, states, resets={0}), states[:, 1:])
-    result, last = measure_gap(spans, teacher, states, (8, 8))
-    assert max(result["to_spread"]) < 1e-5 and min(result["r2"]["layers"]["all"]) > 0.99999
-    assert_same_outputs(last, states[:, -1])
 
 
 def test_the_gap_by_hand(teacher, pixel_values):

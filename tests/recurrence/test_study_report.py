@@ -34,7 +34,7 @@ def measured(r2=0.9, accuracy=0.8, gap=0.3, parameters=100):
     layers = {group: [r2] * LAYERS for group in ("all", "cls", "patches")}
     return {
         "r2": {"layers": layers, "mean": {group: r2 for group in layers}},
-        "to_spread": [gap] * LAYERS, "untied": False,
+        "to_spread": [gap] * LAYERS,
         "accuracy": accuracy, "stored_parameters": parameters, "multiply_adds": 7, "steps": 5,
     }  # fmt: skip
 
@@ -76,13 +76,6 @@ def made_study(better=0.05):
     for row in study["partitions"]:
         lengths = parts[row["partition"]]
         row["parts"] = runs_of(lengths) if row["partition"] != "shuffled" else ((1, 3, 4), (2,))
-    study["alternatives"] = [
-        {"k": k, "kind": kind, **measured(r2, accuracy, parameters=100 * k)}
-        for k, kind, r2, accuracy in (
-            (1, "Raptor", 0.8, 0.7), (2, "Raptor", 0.9, 0.8),
-            (1, "few layers, last state", 0.1, 0.75), (2, "Raptor, last state", 0.1, 0.6),
-        )
-    ]  # fmt: skip
     study["training"] = [
         {"teacher": name, **measured(0.5 + found["similarity"] / 4, gap=1 - found["similarity"])}
         for name, found in maps.items() for _ in range(2)
@@ -123,9 +116,9 @@ def test_the_figures_of_a_student():
     row = measured()
     row["r2"]["layers"]["cls"] = [None, -9.0, 0.8, 0.9]
     row["r2"]["layers"]["all"] = [0.1, 0.2, 0.3, 0.4]
-    found = table_of([row, {**row, "untied": True}])
-    assert found[R2_CLS][0] == 0.8 and list(found[LAST]) == [0.4, 0.4]
-    assert found[GAP][0] == pytest.approx(0.3) and np.isnan(found[R2][1])
+    found = table_of([row])
+    assert found[R2_CLS][0] == 0.8 and found[LAST][0] == 0.4
+    assert found[GAP][0] == pytest.approx(0.3)
 
 
 def test_claims_follow_the_figures():
@@ -199,13 +192,13 @@ def test_the_report_is_a_function_of_its_files(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": study[name]}))
     assert "| Max-cut beats random runs, and even ones | seen |" in write_report(tmp_path)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert {"study.md", "partitions.png", "alternatives.png"} < set(first)
+    assert {"study.md", "partitions.png"} < set(first)
     write_report(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert load_study(tmp_path)["gap"] == study["gap"]
     page = first["study.md"].decode()
     assert "9 held-out images of made, 3 units of compute" in page
-    assert "| teacher | 2 | max-cut | 0.95" in page and "| Raptor | 1 | 0.8000 | 0.8000 |" in page
+    assert "| teacher | 2 | max-cut | 0.95" in page
     for name in EXPERIMENTS:
         (tmp_path / f"{name}.json").unlink()
     assert "| Max-cut beats random runs, and even ones | – |" in write_report(tmp_path)
@@ -228,8 +221,6 @@ def test_students_of_the_experiments():
         if row.label["partition"] == "cut":
             cuts.setdefault(row.teacher, []).append(lengths)
     assert cuts == dict.fromkeys(("teacher", "seed_1"), [[1, 3], [2, 2], [3, 1]])
-    kinds = {(row.label["kind"], row.label["k"]) for row in rows["alternatives"]}
-    assert {("Raptor", 3), ("few layers, last state", 1)} <= kinds
     assert Student(runs_of([3, 1])) in {row.student for row in rows["gap"]}
 
 
@@ -240,8 +231,8 @@ def test_results_follow_their_labels(tmp_path):
         content = student_key("teacher", student) | {"accuracy": accuracy}
         record_file(tmp_path, "teacher", student).write_text(json.dumps(content))
     row = Row({"k": 2, "kind": "Raptor"}, "teacher", Student(runs_of([2, 2]), seed=1))
-    label = {"k": 2, "kind": "Raptor", "seed": 1, "untied": False}
-    assert collect([row], tmp_path) == [{**label, "parts": ((1, 2), (3, 4)), "accuracy": 0.2}]
+    label = {"k": 2, "kind": "Raptor", "seed": 1, "parts": ((1, 2), (3, 4))}
+    assert collect([row], tmp_path) == [{**label, "accuracy": 0.2}]
 
 
 @pytest.mark.parametrize("name", ["study", "study_untrained"])
