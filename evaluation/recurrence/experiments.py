@@ -173,7 +173,7 @@ def run_study(
 
 
 def map_teacher(bench: Bench, ks: list[int]) -> dict:
-    """Measure the layer distances of a teacher, cut them into phases, and measure its accuracy.
+    """Measure the layer distances of a teacher, and cut them into phases.
 
     Phases are those of repeated max-cut, the published method, where it finds k, else those of
     exact max-cut over runs of layers. `similarity` is the mean cosine of two different layers,
@@ -194,7 +194,6 @@ def map_teacher(bench: Bench, ks: list[int]) -> dict:
         "phases": phases,
         "drop_path_rate": getattr(bench.system.model.config, "drop_path_rate", None),
         "num_layers": bench.system.depth,
-        "accuracy": bench.accuracy(bench.states[:, -1]),
     }
 
 

@@ -22,8 +22,8 @@ from raptor_hf.phases import cuts
 
 # figures of a student in tables
 R2, R2_CLS, R2_PATCHES = "R²", "R² cls, median layer", "R² patches"
-LAST, GAP, ACCURACY = "R², last state", "ε / spread", "accuracy"
-FIGURES = [R2, R2_CLS, R2_PATCHES, LAST, GAP, ACCURACY]
+LAST, GAP = "R², last state", "ε / spread"
+FIGURES = [R2, R2_CLS, R2_PATCHES, LAST, GAP]
 _IMAGES_AT_ONCE = 64
 _ORDERS = 10_000  # random ones, of a rank correlation
 
@@ -45,7 +45,7 @@ def state_spread(states: torch.Tensor, groups: dict[str, slice]) -> torch.Tensor
 @torch.no_grad()
 def measure_gap(
     spans: list[Span], teacher: PreTrainedModel, states: torch.Tensor, image_size: tuple[int, int]
-) -> tuple[dict, torch.Tensor]:
+) -> dict:
     """Measure the distance of spans, rolled out from the first state, to a teacher's states.
 
     Args:
@@ -56,20 +56,17 @@ def measure_gap(
         A dict of: `to_spread`, a list over the S layers: ε = mean of ‖f − R‖_F over the spread
         (`state_spread`), 1 for the mean of each channel; `r2` as `RSquared` gives it (`layers`,
         `mean`).
-        And the last predicted state, (n, N, D).
     """
     groups = token_layout(teacher.config).groups()
     angles = rotary_angles(teacher, image_size)
     # roll out, and keep what R² and ε are computed from
-    statistics, norms, last = [], [], []
+    statistics, norms = [], []
     for target in states.split(_IMAGES_AT_ONCE):
         prediction = rollout(spans, target, resets={spans[0].start}, angles=angles)
         statistics.append(chain_statistics(prediction, target, groups))
         norms.append((prediction - target[:, 1:]).double().flatten(2).norm(dim=2))
-        last.append(prediction[:, -1])
     epsilon = torch.cat(norms).mean(dim=0).cpu() / state_spread(states[:, 1:], groups)
-    r2 = compute_over_processes(RSquared, statistics)
-    return {"to_spread": epsilon.tolist(), "r2": r2}, torch.cat(last)
+    return {"to_spread": epsilon.tolist(), "r2": compute_over_processes(RSquared, statistics)}
 
 
 def figures_of_r2(scores: dict) -> dict[str, float | None]:
@@ -89,8 +86,8 @@ def table_of(rows: Sequence[dict]) -> pandas.DataFrame:
     """Return the students of an experiment with their labels and `FIGURES`, a row a student."""
     table = []
     for row in rows:
-        figures = {LAST: row["r2"]["layers"]["all"][-1], ACCURACY: row["accuracy"]}
-        figures |= {**figures_of_r2(row["r2"]), GAP: np.mean(row["to_spread"])}
+        figures = {**figures_of_r2(row["r2"]), LAST: row["r2"]["layers"]["all"][-1]}
+        figures[GAP] = np.mean(row["to_spread"])
         parts = tuple(map(tuple, row["parts"])) if "parts" in row else None
         table.append({**row, **figures, "parts": parts})
     frame = pandas.DataFrame(table)

@@ -39,7 +39,6 @@ from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.files import write_json
 from raptor_hf.runs.processes import process_state, progress_bar
-from raptor_hf.tasks.heads import load_linear_head
 from raptor_hf.teachers import load_backbone, load_processor
 
 from .measures import measure_gap
@@ -68,7 +67,7 @@ class Settings(NamedTuple):
 
 
 class Bench:
-    """A teacher, its head, and its states on the held-out images.
+    """A teacher, and its states on the held-out images.
 
     Args:
         settings: of the study.
@@ -82,23 +81,12 @@ class Bench:
         if not own:
             self.source = replace(self.source, teacher=name, activations="online")
         teacher = load_backbone(name).to(process_state().device)
-        # states that students are judged on, (n, L + 1, N, D), and the classes of their images
+        # states that students are judged on, (n, L + 1, N, D)
         views = self.views(validation.validation_split, validation.validation_images)
         online = OnlineActivations(teacher, views)
         self.states = torch.cat(list(stream_states(online, None)))
-        self.labels = views.labels[views.image_ids].to(self.states.device)
-        try:
-            head, _ = load_linear_head(name, config=teacher.config, class_names=views.class_names)
-            head = head.to(teacher.device)
-        except ValueError:  # not a classifier, or one of other classes: no accuracies
-            head = None
-        self.system = DepthSystem(
-            name,
-            teacher,
-            token_layout(teacher.config),
-            head,
-            tuple(online.resolution),
-        )
+        layout = token_layout(teacher.config)
+        self.system = DepthSystem(name, teacher, layout, image_size=tuple(online.resolution))
 
     def open_learned(self) -> Activations:
         """Open the states of all layers, to learn from."""
@@ -119,14 +107,8 @@ class Bench:
             reading=reading,
         )
 
-    def accuracy(self, last: torch.Tensor) -> float | None:
-        """Return the accuracy of the teacher's head on states (n, N, D); None without a head."""
-        if self.system.head is None:
-            return None
-        return float((self.system.predict(last) == self.labels).double().mean())
-
     def train(self, student: Student) -> dict:
-        """Train a student and judge it: `measure_gap`, accuracy, steps, and its costs.
+        """Train a student and judge it: `measure_gap`, steps, and its costs.
 
         Costs are `stored_parameters`, and `multiply_adds` of an image, without embeddings and norm.
         """
@@ -154,13 +136,11 @@ class Bench:
 
         # judge
         model.to(teacher.device)
-        gap, last = measure_gap(spans, teacher, self.states, self.system.image_size)
         flops = self.system.depth * application_flops(model.config, num_tokens)
         return {
-            **gap,
+            **measure_gap(spans, teacher, self.states, self.system.image_size),
             "stored_parameters": sum(weight.numel() for weight in model.blocks.parameters()),
             "multiply_adds": flops // 2,
-            "accuracy": self.accuracy(last),
             "steps": steps,
         }
 

@@ -41,7 +41,7 @@ def test_a_shuffled_student_applies_each_block_at_its_own_layers(teacher, pixel_
 def test_the_gap_by_hand(teacher, pixel_values):
     states = trajectory(teacher, pixel_values)
     raptor = tiny_raptor(teacher)
-    result, _ = measure_gap(chain_of(raptor, None).spans, teacher, states, (8, 8))
+    result = measure_gap(chain_of(raptor, None).spans, teacher, states, (8, 8))
     predicted = raptor.rollout(states[:, 0])
     after = states[:, 4]  # layer 4
     absolute = sum(float(image.norm()) for image in predicted[:, 4] - after) / 3

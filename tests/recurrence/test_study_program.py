@@ -33,7 +33,7 @@ def test_what_a_study_writes(quick):
     rows = read["gap"]["rows"]
     assert [(row["k"], row["seed"]) for row in rows] == [(1, 0), (3, 0)]
     for row in rows:
-        assert len(row["to_spread"]) == 12 and row["accuracy"] is not None
+        assert len(row["to_spread"]) == 12
     assert (results / "partitions.png").read_bytes()[:4] == b"\x89PNG"
 
 

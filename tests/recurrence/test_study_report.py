@@ -30,12 +30,12 @@ from tests.programs import ROOT
 LAYERS = 4
 
 
-def measured(r2=0.9, accuracy=0.8, gap=0.3, parameters=100):
+def measured(r2=0.9, gap=0.3, parameters=100):
     layers = {group: [r2] * LAYERS for group in ("all", "cls", "patches")}
     return {
         "r2": {"layers": layers, "mean": {group: r2 for group in layers}},
         "to_spread": [gap] * LAYERS,
-        "accuracy": accuracy, "stored_parameters": parameters, "multiply_adds": 7, "steps": 5,
+        "stored_parameters": parameters, "multiply_adds": 7, "steps": 5,
     }  # fmt: skip
 
 
@@ -226,13 +226,13 @@ def test_students_of_the_experiments():
 
 def test_results_follow_their_labels(tmp_path):
     (tmp_path / "students").mkdir()
-    for seed, accuracy in ((0, 0.1), (1, 0.2)):
+    for seed, steps in ((0, 5), (1, 6)):
         student = Student(runs_of([2, 2]), seed=seed)
-        content = student_key("teacher", student) | {"accuracy": accuracy}
+        content = student_key("teacher", student) | {"steps": steps}
         record_file(tmp_path, "teacher", student).write_text(json.dumps(content))
     row = Row({"k": 2, "kind": "Raptor"}, "teacher", Student(runs_of([2, 2]), seed=1))
     label = {"k": 2, "kind": "Raptor", "seed": 1, "parts": ((1, 2), (3, 4))}
-    assert collect([row], tmp_path) == [{**label, "accuracy": 0.2}]
+    assert collect([row], tmp_path) == [{**label, "steps": 6}]
 
 
 @pytest.mark.parametrize("name", ["study", "study_untrained"])
