@@ -75,4 +75,4 @@ stage "the study"
 named=()
 for words in "${teachers[@]}"; do named+=("${words%% *}=$out/${words%% *}"); done
 python -m evaluation.recurrence.study "$recipes/digits_study.yaml" "${study[@]}" --teacher "$digits/teacher" \
-  --activations "$digits/activations" --teachers "${named[@]}" --processes $processes "$@"
+  --activations "$digits/activations" --teachers "${named[@]}" "$@"

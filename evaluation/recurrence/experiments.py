@@ -130,7 +130,6 @@ def run_study(
     *,
     ks: list[int],
     seeds: int,
-    processes: int,
 ) -> None:
     """Measure the teachers, train the students of all experiments, write a JSON each.
 
@@ -142,7 +141,6 @@ def run_study(
         folder: for `maps.json` and `<experiment>.json`.
         ks: numbers of blocks.
         seeds: of every student.
-        processes: students that are trained at the same time.
     """
     # measure
     path = folder / "maps.json"
@@ -167,7 +165,7 @@ def run_study(
     for name in experiments:
         rows[name] = EXPERIMENTS[name](maps, ks, seeds)
         students += [(row.teacher, row.student) for row in rows[name]]
-    train_students(settings, teachers, students, folder, processes=processes)
+    train_students(settings, teachers, students, folder)
     for name, own in rows.items():
         write_json(folder / f"{name}.json", {"rows": rounded(collect(own, folder), 5)})
 

@@ -50,9 +50,6 @@ class Arguments:
         metadata={"help": "numbers of blocks; partitions are compared at those of 2, 3 and 4"},
     )
     seeds: int = field(default=3, metadata={"help": "of every student"})
-    processes: int = field(
-        default=2, metadata={"help": "students that are trained at the same time"}
-    )
 
     def __post_init__(self):
         check_positive(self, "units", "k", "seeds")
@@ -90,15 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         return print(write_report(folder))
 
     # measure the teachers, train the students, report
-    run_study(
-        settings,
-        teachers,
-        own.experiments,
-        folder,
-        ks=own.k,
-        seeds=own.seeds,
-        processes=own.processes,
-    )
+    run_study(settings, teachers, own.experiments, folder, ks=own.k, seeds=own.seeds)
     table = write_report(folder)
     finish_run(folder)
     print(f"\n{table}\n\nreport: {folder / 'study.md'}")

@@ -6,12 +6,9 @@ which decides the number of steps.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -145,31 +142,6 @@ class Bench:
         }
 
 
-_benches: dict[str, Bench] = {}  # of this process
-
-
-def _train_silently(
-    settings: Settings, source: str, name: str, student: Student, path: Path, threads: int
-) -> None:
-    """Train a student in a process that keeps its teachers, and write its file."""
-    torch.set_num_threads(threads)
-    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    with nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        if source not in _benches:
-            _benches[source] = Bench(settings, source)
-        write_json(path, {**student_key(name, student), **_benches[source].train(student)})
-
-
-def _end_with_the_parent() -> None:
-    """End this process when its parent ends, even by `kill -9`."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def student_key(teacher: str, student: Student) -> dict:
     """Return the entries by which a student on record is found."""
     return json.loads(json.dumps({"teacher": teacher, **asdict(student)}))
@@ -186,36 +158,27 @@ def train_students(
     teachers: dict[str, str],
     students: Sequence[tuple[str, Student]],
     folder: str | Path,
-    *,
-    processes: int,
 ) -> None:
-    """Train the students that are not on record, several at once.
+    """Train the students that are not on record, one after another.
 
     Args:
         settings: of the study.
         teachers: folders or Hub ids by name.
         students: each with the name of its teacher.
         folder: of the record.
-        processes: students that are trained at the same time.
     """
-    missing, total = {}, len(set(students))
-    for name, student in students:
-        path = record_file(folder, name, student)
-        if not path.exists():
-            missing[path] = (settings, teachers[name], name, student, path)
     (Path(folder) / "students").mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent)
-    try:
-        futures = [pool.submit(_train_silently, *task, threads) for task in missing.values()]
-        with progress_bar("students", total, unit="student", initial=total - len(missing)) as bar:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
-    except BaseException:  # a stop, or an error of one, ends all at once
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
+    each, bench = list(dict.fromkeys(students)), None
+    with (
+        progress_bar("students", len(each), unit="student") as bar,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+    ):
+        for name, student in each:
+            path = record_file(folder, name, student)
+            if not path.exists():
+                with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    if bench is None or bench.name != teachers[name]:
+                        bench = Bench(settings, teachers[name])
+                    found = bench.train(student)
+                write_json(path, {**student_key(name, student), **found})
+            bar.update()

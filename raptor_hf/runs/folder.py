@@ -22,8 +22,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate")
 # so a run may be resumed with others.
 NOT_IDENTITY = (
     "output_dir", "resume", "dry_run", "num_workers", "per_device_batch_size", "log_every",
-    "checkpoint_every", "cuda_graphs", "gradient_checkpointing", "report_to",
-    "skip_corrupt", "processes",
+    "checkpoint_every", "cuda_graphs", "gradient_checkpointing", "report_to", "skip_corrupt",
     "validation_dataset", "validation_split", "validation_images", "validate_every",
 )  # fmt: skip
 # Arguments that only say where inputs lie: `inputs` and `images` say which ones they are.
