@@ -10,12 +10,7 @@ import torch
 from evaluation.verdicts import estimate
 from raptor_hf import make_raptor
 from raptor_hf.data import ImageViews, batches
-from raptor_hf.dynamics.fixed_points import (
-    apply_again,
-    find_fixed_point,
-    held_block,
-    spectral_radius,
-)
+from raptor_hf.dynamics.fixed_points import apply_again, held_block, spectral_radius
 from raptor_hf.dynamics.measures import measure
 from raptor_hf.dynamics.nulls import null_networks
 from raptor_hf.dynamics.systems import DepthSystem
@@ -136,13 +131,11 @@ class NetworkStudy:
                 self._keep({("push", group, str(start), name): values})
 
     def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
-        """Apply the last block again and again; of a Raptor, look for a fixed point, too."""
+        """Apply the last block again and again; of a Raptor, take its Jacobian, too."""
         step = held_block(self.raptor, states)
         run = apply_again(step, states, _TIMES)
         figures = {"update": (run[:, 1:] - run[:, :-1]).flatten(2).norm(dim=-1)}
         if not self.null:
-            _, residuals = find_fixed_point(step, states)
-            figures["residual"] = residuals.amin(dim=1)
             figures["radius"] = spectral_radius(step, states, seed=self.seed)
             if self.raptor.head is not None:
                 labels, predict = labels.to(states.device), self.raptor.predict

@@ -1,4 +1,4 @@
-"""Where a Raptor goes when its last block is held: Jacobian, fixed points, plain iteration.
+"""Where a Raptor goes when its last block is held: Jacobian, plain iteration.
 
 The block of a Raptor that has made its last layer can be applied again and again at depth L.
 """
@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .systems import DepthSystem
 
 Step = Callable[[torch.Tensor], torch.Tensor]
-_RIDGE = 1e-6  # of Anderson's least squares, as a share of the residuals' mean square
 
 
 def held_block(system: DepthSystem, states: torch.Tensor) -> Step:
@@ -58,42 +57,3 @@ def spectral_radius(
             tangent = tangent / length[:, None, None]
             growth.append(length.log())
     return torch.stack(growth[iterations // 2 :]).mean(dim=0).exp()
-
-
-@torch.no_grad()
-def find_fixed_point(
-    step: Step, states: torch.Tensor, *, iterations: int = 100, memory: int = 5
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Look for a fixed point of a map, by Anderson acceleration (Walker & Ni 2011).
-
-    Args:
-        step: map of states (B, N, D) that takes every image alone.
-        states: (B, N, D), where to start.
-        iterations: applications of the map.
-        memory: number of states that are combined.
-
-    Returns:
-        The state with the smallest residual ‖step(x) − x‖ / ‖x‖ of every image, (B, N, D), and the
-        residuals, (B, iterations). A residual that stays large says that none was found.
-    """
-    tried, made, residuals, best = [], [], [], states
-    lowest = torch.full((len(states),), torch.inf, device=states.device)
-    for _ in range(iterations):
-        after = step(states)
-        residual = (after - states).flatten(1).norm(dim=1) / states.flatten(1).norm(dim=1)
-        residuals.append(residual)
-        better = residual < lowest
-        best = torch.where(better[:, None, None], states, best)
-        lowest = torch.where(better, residual, lowest)
-
-        # the combination, with weights of sum 1, whose residuals cancel best
-        tried, made = [*tried, states][-memory:], [*made, after][-memory:]
-        errors = torch.stack(made, dim=1).flatten(2) - torch.stack(tried, dim=1).flatten(2)
-        squares = (errors @ errors.transpose(1, 2)).double()
-        size = squares.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-        squares = squares / size.clamp(min=torch.finfo(size.dtype).tiny)
-        ridge = _RIDGE * torch.eye(len(made), dtype=squares.dtype, device=squares.device)
-        weights = torch.linalg.solve(squares + ridge, torch.ones_like(squares[:, :, :1]))
-        weights = (weights / weights.sum(dim=1, keepdim=True)).to(states)
-        states = (weights[..., None] * torch.stack(made, dim=1)).sum(dim=1)
-    return best, torch.stack(residuals, dim=1)

@@ -1,15 +1,10 @@
-"""Fixed points and spectral radii, of maps whose answers linear algebra knows, and of a Raptor."""
+"""Spectral radii of maps whose answers linear algebra knows, and of a Raptor."""
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from raptor_hf.dynamics.fixed_points import (
-    apply_again,
-    find_fixed_point,
-    held_block,
-    spectral_radius,
-)
+from raptor_hf.dynamics.fixed_points import apply_again, held_block, spectral_radius
 from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.teachers import trajectory
 from tests.helpers import LAYOUT, randomised, tiny_raptor, tiny_teacher
@@ -31,27 +26,6 @@ def test_the_radius_of_a_complex_pair(radius):
     matrix = rotation(radius)
     found = spectral_radius(lambda x: x @ matrix.T + 7, STATES)
     torch.testing.assert_close(found, torch.full((3,), radius).double(), rtol=1e-3, atol=0)
-
-
-def test_the_fixed_point_of_an_affine_map_is_found_where_iteration_runs_away():
-    torch.manual_seed(1)
-    matrix, offset = rotation(1.3), torch.arange(4.0).double()
-    expected = torch.linalg.solve(torch.eye(4).double() - matrix, offset)
-
-    def step(states):
-        return states @ matrix.T + offset
-
-    found, residuals = find_fixed_point(step, STATES, iterations=60)
-    torch.testing.assert_close(found, expected.expand(3, 2, 4), rtol=1e-4, atol=1e-4)
-    assert residuals.amin(dim=1).max() < 1e-5
-    run = apply_again(step, STATES, 60)
-    assert (run[:, -1] - expected).norm() > 1e3 * (run[:, 0] - expected).norm()
-
-
-def test_a_map_without_a_fixed_point_keeps_its_residual():
-    found, residuals = find_fixed_point(lambda x: x + 1, STATES)
-    moved = STATES.new_tensor(8).sqrt() / found.flatten(1).norm(dim=1)
-    torch.testing.assert_close(residuals.amin(dim=1), moved)
 
 
 def test_the_held_block_of_a_raptor_and_its_jacobian(pixel_values):
