@@ -91,16 +91,14 @@ def _draw_pushes(study: dict) -> Figure:
 
 
 def _draw_held(study: dict) -> Figure:
-    """Draw the updates of held blocks, and the accuracy of the states."""
-    figure, ((left, right),) = make_panels(1, 2)
+    """Draw the updates of held blocks."""
+    figure, ((axis,),) = make_panels(1, 1)
     times = len(_mean(study["models"][-1], "held", "update"))
-    _draw_networks(left, study, "held", "update", last=times)
-    left.set(yscale="log", title="length of an update of the held block")
-    _draw_networks(right, study, "held", "accuracy", last=times)
-    right.set(title="accuracy")
-    _put_legend(figure, left, "more applications")
-    for axis in (left, right):
-        axis.title.set_fontsize("small")
+    _draw_networks(axis, study, "held", "update", last=times)
+    axis.set_yscale("log")
+    axis.set_title("length of an update of the held block", fontsize="small")
+    axis.set_xlabel("more applications")
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -113,7 +113,7 @@ class NetworkStudy:
             self._push(states, batch)
         if run and self.raptor is not None:
             last = states if system.is_raptor else self.raptor.trajectory(batch)
-            self._hold(last[:, -1], batch["label"])
+            self._hold(last[:, -1])
 
     def _keep(self, figures: Mapping[tuple[str, ...], torch.Tensor]) -> None:
         """Keep figures (B, …) of some images."""
@@ -130,17 +130,13 @@ class NetworkStudy:
             for name, values in found.items():
                 self._keep({("push", group, str(start), name): values})
 
-    def _hold(self, states: torch.Tensor, labels: torch.Tensor) -> None:
+    def _hold(self, states: torch.Tensor) -> None:
         """Apply the last block again and again; of a Raptor, take its Jacobian, too."""
         step = held_block(self.raptor, states)
         run = apply_again(step, states, _TIMES)
         figures = {"update": (run[:, 1:] - run[:, :-1]).flatten(2).norm(dim=-1)}
         if not self.null:
             figures["radius"] = spectral_radius(step, states, seed=self.seed)
-            if self.raptor.head is not None:
-                labels, predict = labels.to(states.device), self.raptor.predict
-                right = [(predict(state) == labels).float() for state in run.unbind(1)]
-                figures["accuracy"] = torch.stack(right, dim=1)
         self._keep({("held", name): values for name, values in figures.items()})
 
     def result(self) -> dict:

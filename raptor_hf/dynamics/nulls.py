@@ -38,7 +38,7 @@ def shuffle_layers(teacher: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def null_networks(teacher: DepthSystem, number: int, *, seed: int) -> list[DepthSystem]:
-    """Return so many networks of each kind, named `untrained 1` … and `shuffled 1` …, headless.
+    """Return so many networks of each kind, named `untrained 1` … and `shuffled 1` ….
 
     None of a family whose layers can't be called one by one.
     """
@@ -48,7 +48,7 @@ def null_networks(teacher: DepthSystem, number: int, *, seed: int) -> list[Depth
     for kind, make in (("untrained", untrained), ("shuffled", shuffle_layers)):
         for draw in range(1, number + 1):
             model = make(teacher.model, seed + draw)
-            networks.append(replace(teacher, name=f"{kind} {draw}", model=model, head=None))
+            networks.append(replace(teacher, name=f"{kind} {draw}", model=model))
     return networks
 
 

@@ -5,18 +5,14 @@ from dataclasses import dataclass
 
 import datasets
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..activations.online import OnlineActivations
 from ..configuration_raptor import TEACHER_FAMILIES, TokenLayout, token_layout
 from ..data import ImageViews, ReadingArguments
-from ..modeling_raptor_heads import pool_tokens
 from ..runs.arguments import named_folders
 from ..runs.processes import process_state
-from ..tasks.heads import load_linear_head
-from ..tasks.task import Classification
-from ..teachers import final_norm, image_size, load_processor, load_vision_model, trajectory
+from ..teachers import image_size, load_processor, load_vision_model, trajectory
 from ..teachers.states import run_layers
 from ..teachers.trunks import check_same_shell
 
@@ -31,8 +27,6 @@ class DepthSystem:
     model: PreTrainedModel
     # of its states
     layout: TokenLayout
-    # on [cls, mean of patches]
-    head: nn.Linear | None = None
     # height and width of its images in pixels; default: the model's own
     image_size: tuple[int, int] | None = None
 
@@ -89,12 +83,6 @@ class DepthSystem:
         layers = [(swapped or {}).get(layer, layer) for layer in range(start + 1, self.depth + 1)]
         return torch.stack(run_layers(self.model, states, layers, self.image_size), dim=1)
 
-    @torch.no_grad()
-    def predict(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the classes (B,) that the head gives for states (B, N, D) before the norm."""
-        states = final_norm(self.model, states)
-        return self.head(pool_tokens(states, self.model.config)).argmax(dim=-1)
-
 
 def load_inputs(
     models: Sequence[str], dataset: datasets.Dataset, reading: ReadingArguments | None = None
@@ -125,24 +113,18 @@ def load_inputs(
 
 
 def load_system(name: str, source: str, images: ImageViews) -> DepthSystem:
-    """Load a model from a folder or the Hub, with its own classifier where it has one.
+    """Load a model from a folder or the Hub.
 
     Args:
         name: of the model in results.
-        images: what it runs on; the outputs of the head are put into the order of their classes.
+        images: what it runs on.
     """
     model = load_vision_model(source).to(process_state().device)
-    config, head = model.config, None
-    names = config.architectures or []
-    classifies = any(one.endswith("ForImageClassification") for one in names)
-    if images.class_names and classifies and config.model_type in Classification.head_types:
-        head, _ = load_linear_head(source, config=config, class_names=images.class_names)
-        head = head.to(model.device)
-    if config.model_type in ("raptor", *TEACHER_FAMILIES):
-        layout = token_layout(config)
+    if model.config.model_type in ("raptor", *TEACHER_FAMILIES):
+        layout = token_layout(model.config)
     else:  # it is read off the states of an image
         layout = OnlineActivations(model, images).layout
-    return DepthSystem(name, model, layout, head, image_size(images.processor))
+    return DepthSystem(name, model, layout, image_size(images.processor))
 
 
 def _check_alike(systems: Sequence[DepthSystem]) -> None:

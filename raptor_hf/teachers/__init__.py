@@ -6,9 +6,9 @@ layers; a Raptor can be made of the families that `load_backbone` takes.
 
 from .loading import load_backbone, load_vision_model, teacher_identity
 from .processors import image_size, load_processor
-from .states import final_norm, normed_state, trajectory
+from .states import normed_state, trajectory
 
 __all__ = [
-    "final_norm", "image_size", "load_backbone", "load_processor", "load_vision_model",
-    "normed_state", "teacher_identity", "trajectory",
+    "image_size", "load_backbone", "load_processor", "load_vision_model", "normed_state",
+    "teacher_identity", "trajectory",
 ]  # fmt: skip

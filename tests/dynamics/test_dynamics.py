@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raptor_hf.configuration_raptor import TokenLayout
-from raptor_hf.data import ImageViews, ReadingArguments, load_images, make_processor
+from raptor_hf.data import ReadingArguments, load_images, make_processor
 from raptor_hf.dynamics.measures import (
     angles,
     coherence,
@@ -13,7 +13,7 @@ from raptor_hf.dynamics.measures import (
     effective_rank,
     measure,
 )
-from raptor_hf.dynamics.systems import load_inputs, load_system
+from raptor_hf.dynamics.systems import load_inputs
 from tests.helpers import save_models, tiny_teacher
 
 
@@ -97,20 +97,6 @@ def test_coherence_of_identical_and_of_orthogonal_patches():
     same = torch.tensor([1.0, 2, 3, 4]).expand(2, 9, 4) * torch.arange(1, 10)[:, None]
     torch.testing.assert_close(coherence(same), torch.ones(2))
     torch.testing.assert_close(coherence(3 * torch.eye(4)[None]), torch.tensor([0.5]))
-
-
-def test_a_classifier_brings_its_head(tmp_path, pixel_values):
-    folder = save_models(tmp_path)
-    from raptor_hf import RaptorForImageClassification
-
-    classifier = RaptorForImageClassification.from_pretrained(folder / "raptor")
-    images = ImageViews(load_images("digits", "test"), make_processor(8))
-    system = load_system("raptor", str(folder / "raptor"), images)
-    states = system.trajectory({"pixel_values": pixel_values, **batch_of(3)})
-    with torch.no_grad():
-        expected = classifier(pixel_values).logits.argmax(dim=-1)
-    assert torch.equal(system.predict(states[:, -1]), expected)
-    assert load_system("teacher", str(folder / "teacher"), images).head is None
 
 
 def test_models_that_are_not_of_one_kind_are_refused(plain_teacher, tmp_path):
