@@ -1,6 +1,5 @@
 """Linear heads: published by DINOv2, or of saved models; and Raptors with a head."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -13,10 +12,7 @@ from ..modeling_raptor_heads import RaptorForImageClassification
 from ..weights import check_weight_files, load_weights
 from .task import Classification, Task
 
-logger = logging.getLogger(__name__)
-
 _WORDNET = re.compile(r"n\d{8}")  # how ImageNet calls its folders
-_SPELT_OTHERWISE = 0.01  # share of classes: lists of ImageNet's names differ in a few
 
 
 def load_linear_head(
@@ -110,18 +106,9 @@ def arrange_head(
             )
         return list(range(number))
 
-    # lists of ImageNet's names differ in a few, which are taken to be in their places; of two
-    # outputs of one name ("crane") the first has it
+    # of two outputs of one name ("crane") the first has it
     outputs = {name: output for output, name in reversed(list(enumerate(head_names)))}
     unknown = [place for place, name in enumerate(names) if name not in outputs]
-    if len(names) == number and len(unknown) <= _SPELT_OTHERWISE * number:
-        for place in unknown:
-            logger.warning(
-                "%s: class %d is %r, of the images %r; taken for one class",
-                source, place, head_names[place], names[place],
-            )  # fmt: skip
-            outputs[names[place]] = place
-        unknown = []
     order = [outputs[name] for name in names if name in outputs]
     if unknown or len(set(order)) < len(order):
         examples = ", ".join(repr(names[place]) for place in unknown[:3])

@@ -196,12 +196,8 @@ def test_without_names_the_number_counts():
             arranged(numbers, names)
 
 
-def test_imagenets_folders_and_spellings(caplog):
+def test_imagenets_folders():
     words = [f"word {n}" for n in range(1000)]
     assert arranged(words, [f"n{n:08d}" for n in range(1000)]) == list(range(1000))
     with pytest.raises(ValueError, match="has 1000 classes and the images have 100"):
         arranged(words, [f"n{n:08d}" for n in range(100)])
-    words[134] = words[517] = "crane"
-    spelt = [*words[:517], "crane2", *words[518:]]
-    assert arranged(words, spelt) == list(range(1000))
-    assert "class 517 is 'crane', of the images 'crane2'" in caplog.text
