@@ -4,7 +4,7 @@
         --phases outputs/digits/phases --output_dir outputs/digits/report
 
 It is made from result files alone, those in git too: `--results evaluation/results/digits`.
-`--ablation` shows the paper's numbers beside them, too, marked as published.
+`--ablation` shows that of `training/ablate.sh` beside the paper's.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raptor_hf import reports
+from raptor_hf.reports.report import ablation_section
 from raptor_hf.runs.arguments import parse_arguments
 from raptor_hf.runs.files import read_json
 from raptor_hf.runs.processes import run_program
@@ -41,11 +42,13 @@ def main(argv: list[str] | None = None) -> None:
         for picture in Path(folder).glob("*.png"):
             if picture.parent.resolve() != output_dir.resolve():
                 shutil.copy(picture, output_dir)
+    ablation = []
+    if arguments.ablation:
+        ablation = ablation_section(arguments.ablation, read_json(PUBLISHED))
     table = reports.write_report(
         reports.load_results(arguments.results),
         output_dir,
-        published=read_json(PUBLISHED) if arguments.ablation else None,
-        ablation=arguments.ablation,
+        ablation=ablation,
     )
     print(table)
     print(f"\nreport:  {output_dir / 'report.md'}\nfigures: {output_dir}/*.png")

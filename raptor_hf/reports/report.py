@@ -1,5 +1,6 @@
 """The report: tables and figures of result files, as one Markdown page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .figures import plot_r2_per_layer
@@ -21,19 +22,14 @@ _INTRODUCTION = (
 
 
 def write_report(
-    results: list[dict],
-    output_dir: str | Path,
-    *,
-    published: dict | None = None,
-    ablation: str | Path | None = None,
+    results: list[dict], output_dir: str | Path, *, ablation: Sequence[str] = ()
 ) -> str:
     """Write `report.md` and its figures; return the main table in Markdown.
 
     Pictures (PNG) that lie in the folder are shown in it.
 
     Args:
-        published: `evaluation/results/published.json`, shown beside ours and marked.
-        ablation: folder of `training/ablate.sh`.
+        ablation: paragraphs of `ablation_section`.
 
     Raises:
         ValueError: results of no Raptor, or none of the teacher.
@@ -46,18 +42,12 @@ def write_report(
         name, split = about["dataset"], about["split"]
         images.append(f"- {task}: {about['num_images']} images of {name!r} ({split})")
     seeds = sorted({result["seed"] for result in results})
-    table = results_table(results, published)
+    table = results_table(results)
     sections = [
         f"# Raptor report\n\n{_INTRODUCTION} Seeds {seeds}.",
         "\n".join(sorted(images)),
         table,
     ]
-    if published:
-        source = published["source"]
-        sections.append(
-            "Rows marked (published) are for DINOv2 on ImageNet-1k, ADE20k and NYUv2, from "
-            f"{source['citation']}. {source['note']}"
-        )
 
     # R² per layer, and the pictures of the folder
     if not any(result["phases"] for result in results):
@@ -72,27 +62,31 @@ def write_report(
         plot_r2_per_layer(curves, output_dir / "r2_per_layer.png")
     for figure in sorted(output_dir.glob("*.png")):
         sections.append(f"![{figure.stem.replace('_', ' ')}]({figure.name})")
-    if ablation:
-        sections += ablation_section(ablation, published)
-    (output_dir / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    page = "\n\n".join([*sections, *ablation])
+    (output_dir / "report.md").write_text(page + "\n", encoding="utf-8")
     return table
 
 
-def ablation_section(folder: str | Path, published: dict | None = None) -> list[str]:
-    """Return the section of the report for a folder of `training/ablate.sh`, as paragraphs."""
+def ablation_section(folder: str | Path, published: dict) -> list[str]:
+    """Return the section of the report for a folder of `training/ablate.sh`, as paragraphs.
+
+    Args:
+        published: `evaluation/results/published.json`, whose accuracies stand beside.
+    """
     # the teacher is judged beside the tuned head too
     results = []
     for results_folder in sorted(Path(folder).rglob("results")):
         for result in load_results([results_folder]):
             if result["model"] in ABLATION:
                 results.append(result)
-    seeds = sorted({result["seed"] for result in results})
+    seeds, source = sorted({result["seed"] for result in results}), published["source"]
     return [
         "## Ablation",
         f"Seeds {seeds}. Every row is the recipe of the row before and one thing more: "
         "blocks that learn each layer from the teacher's own states; from their own states within "
         "a phase; told the layer that they make; the cls token as heavy as all patches in the last "
         "block's loss; all blocks trained end to end. These rows are judged with the teacher's own "
-        "linear head as it is; the last row fine-tunes that head on the same blocks.",
+        "linear head as it is; the last row fine-tunes that head on the same blocks. Published: "
+        f"DINOv2 on ImageNet-1k, from {source['citation']}. {source['note']}",
         ablation_table(results, published),
     ]

@@ -113,12 +113,11 @@ def model_names(results: list[dict]) -> list[str]:
     return sorted(phases, key=lambda name: (len(phases[name]), name != "teacher", name))
 
 
-def results_table(results: list[dict], published: dict | None = None) -> str:
+def results_table(results: list[dict]) -> str:
     """Return the main table in Markdown, a row a model, `mean ± std` over model seeds.
 
     Args:
         results: from `load_results`; columns without any figure are left out.
-        published: `evaluation/results/published.json`; its rows follow, marked as published.
 
     Raises:
         ValueError: no results of the teacher, which is the 100 % row.
@@ -147,11 +146,11 @@ def results_table(results: list[dict], published: dict | None = None) -> str:
             row["parameters of the blocks"] = f"{parameters:,}"
             row["of the teacher's layers (%)"] = f"{100 * parameters / layers:.1f}"
         rows.append(row)
-    return _markdown(rows + (_published_rows(published) if published else []))
+    return _markdown(rows)
 
 
-def _published_rows(published: dict) -> list[dict]:
-    """Return the published figures, a row a model, marked as published."""
+def published_table(published: dict) -> str:
+    """Return the published figures in Markdown, a row a model, marked as published."""
     means = {(r["model"], r["task"]): r["mean"] for r in published["results"]}
     whole, rows = means[published["teacher"], "classification"], {}
     # a row a model, a column a task
@@ -164,12 +163,7 @@ def _published_rows(published: dict) -> list[dict]:
             row[column.heading] += f" ± {column.scale * result['std']:.{column.digits}f}"
         if result["task"] == "classification":
             row[_SHARE] = f"{100 * result['mean'] / whole:.1f}"
-    return list(rows.values())
-
-
-def published_table(published: dict) -> str:
-    """Return the table of published figures in Markdown."""
-    return _markdown(_published_rows(published))
+    return _markdown(list(rows.values()))
 
 
 def _markdown(rows: list[dict]) -> str:
@@ -178,12 +172,12 @@ def _markdown(rows: list[dict]) -> str:
     return markdown_table(list(table), table.to_numpy().tolist())
 
 
-def ablation_table(results: list[dict], published: dict | None = None) -> str:
+def ablation_table(results: list[dict], published: dict) -> str:
     """Return the gain of each part of the recipe, a row a part, in Markdown.
 
     Args:
         results: of models that are named by the keys of `ABLATION`.
-        published: adds a column with the published accuracies.
+        published: `evaluation/results/published.json`, for a column of the published accuracies.
 
     Raises:
         ValueError: rows of the ablation are missing, for some of the seeds or all.
@@ -208,9 +202,8 @@ def ablation_table(results: list[dict], published: dict | None = None) -> str:
             row.append(mean_std(values_of(results, name, "r2", "mean", group), 3))
         rows.append(row)
     # the published figures beside it
-    if published:
-        heading.append("published, ImageNet-1k (%)")
-        figures = {step["step"]: f"{100 * step['mean']:.1f}" for step in published["ablation"]}
-        for name, row in zip(ABLATION, rows, strict=True):
-            row.append(figures[name])
+    heading.append("published, ImageNet-1k (%)")
+    figures = {step["step"]: f"{100 * step['mean']:.1f}" for step in published["ablation"]}
+    for name, row in zip(ABLATION, rows, strict=True):
+        row.append(figures[name])
     return markdown_table(heading, rows)
