@@ -149,20 +149,16 @@ class DepthError(_Metric):
     def _compute(self, count, **sums) -> dict[str, float]:
         """Return errors, and shares of pixels that are nearly right.
 
-        `rmse_m` in metres; `rmse_m_per_image`, its mean over images; `abs_rel`, |error| as a share
-        of the depth; `log10`, |error| of log₁₀; `delta1`, `delta2`, `delta3`: the share of pixels
-        where the larger of prediction and depth is less than 1.25, 1.25², 1.25³ times the smaller.
+        `rmse_m` in metres; `abs_rel`, |error| as a share of the depth; `log10`, |error| of log₁₀;
+        `delta1`, `delta2`, `delta3`: the share of pixels where the larger of prediction and depth
+        is less than 1.25, 1.25², 1.25³ times the smaller.
         """
-        count = np.asarray(count)
-        if not count.sum():
+        number = np.sum(count)
+        if not number:
             raise ValueError("No pixel has a valid depth: there is no depth error.")
-        means = {name: float(np.sum(sums[name]) / count.sum()) for name in _DEPTH_SUMS}
-        # over all pixels, and image by image
-        squares = np.asarray(sums["squared_error"])
-        per_image = np.sqrt(squares[count > 0] / count[count > 0])
+        means = {name: float(np.sum(sums[name]) / number) for name in _DEPTH_SUMS}
         return {
             "rmse_m": means.pop("squared_error") ** 0.5,
-            "rmse_m_per_image": float(per_image.mean()),
             "abs_rel": means.pop("relative_error"),
             "log10": means.pop("log10_error"),
             **means,
