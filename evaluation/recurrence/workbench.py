@@ -35,7 +35,7 @@ from raptor_hf.dynamics.systems import DepthSystem
 from raptor_hf.loop import configure_compute
 from raptor_hf.loop.arguments import ComputeArguments, LoopArguments
 from raptor_hf.runs.files import write_json
-from raptor_hf.runs.processes import process_state, progress_bar
+from raptor_hf.runs.processes import Interrupted, process_state, progress_bar
 from raptor_hf.teachers import load_backbone, load_processor
 
 from .measures import measure_gap
@@ -129,7 +129,10 @@ class Bench:
             chain = Chain(spans, parse_token_weights(objective.token_weights))
             states = self.open_learned()
             new_views = self.source.online and settings.images.views == 0
-            train_chains([chain], teacher, states, objective, loop, new_views=new_views)
+            try:
+                train_chains([chain], teacher, states, objective, loop, new_views=new_views)
+            except Interrupted as stop:  # its state goes with the temporary folder
+                raise Interrupted(stop.signal_number, "Finished students are kept.") from None
 
         # judge
         model.to(teacher.device)
