@@ -95,12 +95,13 @@ def gptq(weight: torch.Tensor, squares: torch.Tensor, bits: int) -> torch.Tensor
     largest = groups.abs().argmax(dim=2, keepdim=True)
     fixed = torch.zeros_like(groups, dtype=torch.bool).scatter(2, largest, True).flatten(1)
 
-    # how columns make up for each other: of the inverse of xᵀx + damping
+    # how columns make up for each other: the upper U of (xᵀx + damping)⁻¹ = UᵀU
     order = squares.diagonal().argsort(descending=True)
+    identity = torch.eye(len(order), device=order.device)
     damping = _DAMPING * squares.diagonal().mean().clamp(min=1e-12)
-    damped = squares[order][:, order] + damping * torch.eye(len(order), device=order.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    damped = squares[order][:, order] + damping * identity
+    root = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
+    factor = torch.linalg.solve_triangular(root, identity, upper=True)
 
     # errors move on within some columns first, then to all behind them
     left, half = groups.flatten(1)[:, order], 2 ** (bits - 1)
