@@ -270,7 +270,7 @@ def fidelity(teacher: str) -> str:
     """Return what bytes buy of a teacher: a row a model and number of bits."""
     rows, keys = [], ("r2", "r2_last", "r2_cls", "cosine", "knn", "linear", "recall")
     for row in benchmark(f"fidelity_{teacher}"):
-        method = f", {row['method']}" if row["bits"] < 8 else ""
+        method = f", {row['method']}" if row["bits"] < 8 or row["method"] == "learned" else ""
         bits = f"{row['bits']}{method}" if row["bits"] else "–"
         cells = [row["model"], bits, f"{row['bytes'] / 1e3:,.0f}"]
         cells.append(f"{row['multiply_adds'] / 1e6:,.1f}")
@@ -288,17 +288,19 @@ def fidelity(teacher: str) -> str:
 
 def quantized() -> str:
     """Return what few bits cost on the digits, k = 2, rounded by GPTQ or learned on with."""
+    ways = {
+        "k2 nearest": "", "k2_on nearest": ", learning on", "k2 GPTQ": ", GPTQ",
+        "k2_on GPTQ": ", learning on, then GPTQ", "k2_4_bits learned": ", GPTQ, then learning on",
+    }  # fmt: skip
+    ways["k2_3_bits learned"] = ways["k2_4_bits learned"]
     found: dict[tuple, list[dict]] = {}
     for run in read_json(RESULTS / "digits" / "quantize" / "fidelity_digits.json")["result"]:
         name, seed, _ = run["model"].rpartition("_seed_")
-        on = name == "k2_on"  # plain blocks that learned on for as long
-        if seed and (run["bits"] == 16 or not on):
-            key = (-run["bits"], "learned" if on else run["method"])
-            found.setdefault(key, []).append(run)
+        if seed:
+            found.setdefault((-run["bits"], f"{name} {run['method']}"), []).append(run)
     rows = []
-    for (bits, method), seeds in sorted(found.items()):
-        way = {"nearest": "", "learned": ", learned on"}.get(method, f", {method}")
-        cells = [f"{-bits} bits{way}", f"{seeds[0]['bytes'] / 1e3:.0f}"]
+    for (bits, way), seeds in sorted(found.items()):
+        cells = [f"{-bits} bits{ways[way]}", f"{seeds[0]['bytes'] / 1e3:.0f}"]
         for key in ("r2", "r2_last", "r2_cls"):
             cells.append(mean_std(np.array([run[key][0] for run in seeds]), 4))
         rows.append(cells)

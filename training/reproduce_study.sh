@@ -29,7 +29,6 @@ done
 [ "$images" = digits ] || [ -n "$teacher" ] || usage
 
 source training/environment.sh
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small are as fast on one thread
 out=${OUT:-outputs/study} digits=${DIGITS:-outputs/digits}
 recipes=${RECIPES:-training/recipes}
 processes=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
@@ -41,6 +40,7 @@ if [ -n "$teacher" ]; then
     --activations online --experiments gap partitions "$@"
 fi
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # models this small are as fast on one thread
 teaching="$recipes/digits_teacher.yaml"
 steps=$(sed -n 's/^steps: //p' "$teaching")
 # three a drop rate (those of .1 are the digits teacher and seed_…), and checkpoints of three runs that overfit: at a

@@ -306,7 +306,7 @@ def draw(rows: list[dict], file: Path) -> None:
         # logarithms of the bytes and of 1 − R², where small and large losses are told apart
         points.append((row["bytes"] / 1e6, np.clip(1 - row["r2_last"][0], 1e-3, 1)))
         name = row["model"].removesuffix(f"_{row['bits']}_bits")
-        if row["bits"] < 8 and row["method"] != "GPTQ":
+        if row["method"] == "learned" or (row["bits"] < 8 and row["method"] == "nearest"):
             name += f", {row['method']}"
         series.setdefault(name, []).append(points[-1])
         offset = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8}

@@ -73,8 +73,8 @@ class ObjectiveArguments:
     quantize: int | None = field(
         default=None,
         metadata={
-            "help": "round the matrices of a finished Raptor to so many bits, 2 to 8; it learns on "
-            "with them"
+            "help": "round the matrices of a finished Raptor (--blocks) to so many bits, 2 to 8; "
+            "it learns on with them"
         },
     )
 

@@ -17,7 +17,7 @@ from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
 from .objective import choose_rows, state_variances, token_loss
 from .rollout import rollout
-from .rounding import gptq, keep_rounded, linear_layers, record_inputs
+from .rounding import gptq, keep_rounded, linear_layers, record_inputs, round_weight
 
 
 def print_plan(
@@ -37,6 +37,9 @@ def print_plan(
     # the sizes: of a block, of an image's states, of the run
     check_training(loop, len(activations))
     spans = [span for chain in chains for span in chain.spans]
+    if objective.quantize:
+        for layer in linear_layers(spans[0].block):  # refuses other than whole groups
+            round_weight(layer.weight, objective.quantize)
     block = spans[0].block.attention.config
     states = activations.states(activations.__getitems__([0]))
     for chain in chains:  # refuses weights of tokens that the teacher does not have
@@ -90,11 +93,12 @@ def round_chains(
     The processes share the rows that the blocks roll out on, 256 at most.
 
     Args:
-        activations: a source of the states of all layers that the chains cover.
+        activations: a source of the states of all layers that the chains cover; of two sizes of
+            images the first is taken.
         angles: rotary angles of families that have them.
 
     Raises:
-        ValueError: the number of inputs of a matrix is no multiple of 32.
+        ValueError: rollouts that are not finite, or inputs of a matrix in no whole groups of 32.
     """
     # what the matrices get in all applications
     device, first = process_state().device, activations.layers[0]
@@ -110,7 +114,10 @@ def round_chains(
 
     # the means over all processes: only ratios matter
     for layer in layers:
-        layer.weight.copy_(gptq(layer.weight, reduce(squares[layer]), bits))
+        inputs = reduce(squares[layer])
+        if not inputs.isfinite().all():
+            raise ValueError("Rollouts of these blocks are not finite: nothing can be rounded.")
+        layer.weight.copy_(gptq(layer.weight, inputs, bits))
 
 
 def train_chains(

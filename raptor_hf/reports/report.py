@@ -87,6 +87,6 @@ def ablation_section(folder: str | Path, published: dict) -> list[str]:
         "a phase; told the layer that they make; the cls token as heavy as all patches in the last "
         "block's loss; all blocks trained end to end. These rows are judged with the teacher's own "
         "linear head as it is; the last row fine-tunes that head on the same blocks. Published: "
-        f"DINOv2 on ImageNet-1k, from {source['citation']}. {source['note']}",
+        f"DINOv2 on ImageNet-1k, from {source['citation']}.",
         ablation_table(results, published),
     ]

@@ -247,6 +247,9 @@ def test_rollouts_change_less_than_by_rounding_to_the_nearest(activations):
     round_chains([chain_of(model, None)], source, 3)
     errors = [(m.rollout(states[:, 0]) - expected).norm() for m in (model, nearest)]
     assert errors[0] < 0.7 * errors[1]
+    model.blocks[0].layer_scale1.data[:] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        round_chains([chain_of(model, None)], source, 3)
 
 
 ROUND = """

@@ -261,7 +261,7 @@ def test_every_family_is_exported(family, tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_matrices_of_four_bits_are_stored_as_they_are(tmp_path):
-    """Weights that were learnt with 4 bits: −8 … 7 times a float16 scale for every 32 inputs."""
+    """Weights of `--quantize 4`: −8 … 7 times a float16 scale for every 32 inputs."""
     torch.manual_seed(0)
     config = Dinov2Config(**SIZES | {"hidden_size": 32, "num_attention_heads": 2})
     model, learnt = make_raptor(Dinov2Model(config), [4, 2]), set()
