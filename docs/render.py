@@ -291,8 +291,8 @@ def quantized() -> str:
     ways = {
         "k2 nearest": "", "k2_on nearest": ", learning on", "k2 GPTQ": ", GPTQ",
         "k2_on GPTQ": ", learning on, then GPTQ", "k2_4_bits learned": ", GPTQ, then learning on",
+        "k2_3_bits learned": ", GPTQ, then learning on",
     }  # fmt: skip
-    ways["k2_3_bits learned"] = ways["k2_4_bits learned"]
     found: dict[tuple, list[dict]] = {}
     for run in read_json(RESULTS / "digits" / "quantize" / "fidelity_digits.json")["result"]:
         name, seed, _ = run["model"].rpartition("_seed_")

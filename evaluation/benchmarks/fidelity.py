@@ -33,7 +33,7 @@ from raptor_hf.distillation.provenance import training_facts
 from raptor_hf.distillation.rounding import (
     GROUP,
     gptq,
-    linear_layers,
+    product_layers,
     record_inputs,
     round_weight,
     unpack_weight,
@@ -70,31 +70,41 @@ def nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return best
 
 
+def rounded_layers(model: PreTrainedModel) -> list[nn.Linear]:
+    """Return the linear layers of a model's blocks or layers."""
+    raptor = model.config.model_type == "raptor"
+    layers = model.get_submodule("blocks" if raptor else teacher_family(model.config).layers)
+    return product_layers(layers)
+
+
+@torch.no_grad()
+def inputs_of(model: PreTrainedModel, images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what `rounded_layers` get of batches of images: xᵀx of each, see `record_inputs`."""
+    with record_inputs(rounded_layers(model)) as squares:
+        for pixels in images:
+            trajectory(model, pixels)
+    return list(squares.values())
+
+
 @torch.no_grad()
 def in_bits(
-    model: PreTrainedModel, bits: int, method: str, images: Sequence[torch.Tensor] = ()
+    model: PreTrainedModel, bits: int, method: str, inputs: Sequence[torch.Tensor] = ()
 ) -> tuple[PreTrainedModel, int]:
     """Return a model with matrices of so many bits and 16 for the rest, and the bytes of both.
 
     Args:
         method: `"nearest"`, `"GPTQ"`; `"learned"`: they are rounded already.
-        images: batches that GPTQ learns from what the matrices get.
+        inputs: of the layers, for GPTQ, see `inputs_of`.
     """
     model, size = copy.deepcopy(model), 0
-    raptor = model.config.model_type == "raptor"
-    layers = model.get_submodule("blocks" if raptor else teacher_family(model.config).layers)
-    layers = linear_layers(layers) if bits < 16 else []
+    layers = rounded_layers(model) if bits < 16 else []
 
     # the matrices
-    if method == "GPTQ":
-        with record_inputs(layers) as squares:
-            for pixels in images:
-                trajectory(model, pixels)
-    for layer in layers:
+    for number, layer in enumerate(layers):
         if method == "nearest":
             layer.weight.copy_(nearest(layer.weight, bits))
         if method == "GPTQ":
-            layer.weight.copy_(gptq(layer.weight, squares[layer], bits))
+            layer.weight.copy_(gptq(layer.weight, inputs[number], bits))
         size += layer.weight.numel() * bits // 8 + 2 * layer.weight.numel() // GROUP
 
     # the rest
@@ -284,12 +294,13 @@ def benchmark_fidelity(a: argparse.Namespace) -> Iterator[dict]:
         ways = [(16, "nearest"), (8, "nearest"), *itertools.product(few, methods)]
         if own:
             ways = [(own, "learned")]
+        inputs = [] if own else inputs_of(model, judge.images[0][:8])
         config = model.config
         if config.model_type != "raptor":
             config = config_for_teacher(model, [config.num_hidden_layers])
         work = config.num_hidden_layers * application_flops(config, judge.num_tokens) // 2
         for bits, method in ways:
-            rounded, size = in_bits(model, bits, method, judge.images[0][:8])
+            rounded, size = in_bits(model, bits, method, inputs)
             facts = {"bits": bits, "method": method, "bytes": size, "multiply_adds": work}
             row = {"model": name, **facts, **judge.judge(rounded)}
             print(f"{name}, {bits} bits, {method}: R² of the last layer {row['r2_last'][0]:.4f}")

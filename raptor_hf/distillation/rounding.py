@@ -51,7 +51,7 @@ def unpack_weight(integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (integers.float() * scales.float()[..., None]).flatten(1)
 
 
-def linear_layers(module: nn.Module) -> list[nn.Linear]:
+def product_layers(module: nn.Module) -> list[nn.Linear]:
     """Return the layers whose matrices are rounded."""
     return [layer for layer in module.modules() if type(layer) is nn.Linear]
 
@@ -153,7 +153,7 @@ def round_products(blocks: nn.Module, bits: int) -> list[RoundedLinear]:
     Raises:
         ValueError: as `round_weight`.
     """
-    layers = linear_layers(blocks)
+    layers = product_layers(blocks)
     for layer in layers:
         round_weight(layer.weight, bits)
         layer.__class__, layer.bits, layer.rounded = RoundedLinear, bits, None

@@ -17,7 +17,7 @@ from .compute import application_flops, optimizer_flops, rollouts_per_step
 from .matching import TrajectoryMatching, matching_loss
 from .objective import choose_rows, state_variances, token_loss
 from .rollout import rollout
-from .rounding import gptq, keep_rounded, linear_layers, record_inputs, round_weight
+from .rounding import gptq, keep_rounded, product_layers, record_inputs, round_weight
 
 
 def print_plan(
@@ -38,7 +38,7 @@ def print_plan(
     check_training(loop, len(activations))
     spans = [span for chain in chains for span in chain.spans]
     if objective.quantize:
-        for layer in linear_layers(spans[0].block):  # refuses other than whole groups
+        for layer in product_layers(spans[0].block):  # refuses other than whole groups
             round_weight(layer.weight, objective.quantize)
     block = spans[0].block.attention.config
     states = activations.states(activations.__getitems__([0]))
@@ -103,7 +103,7 @@ def round_chains(
     # what the matrices get in all applications
     device, first = process_state().device, activations.layers[0]
     blocks = [span.block.to(device) for chain in chains for span in chain.spans]
-    layers = [layer for block in blocks for layer in linear_layers(block)]
+    layers = [layer for block in blocks for layer in product_layers(block)]
     rows = choose_rows(activations, 256)
     with record_inputs(layers) as squares:
         for batch in batches(activations, 32, "inputs of the blocks", rows=rows):

@@ -183,6 +183,21 @@ def test_a_step_rounds_each_matrix_once(activations, monkeypatch, checkpointing)
     assert (rounded - plain).norm() < 1e-5 * plain.norm()
 
 
+def test_a_step_makes_the_states_of_the_weights_that_are_kept(activations):
+    """Bit for bit."""
+    teacher, source = activations
+    model, groups = make_raptor(teacher, [4, 2]), source.layout.groups()
+    states = source.__getitems__([0, 1])["states"]
+    arguments = ObjectiveArguments(objective="autoregressive", quantize=3)
+    module = TrajectoryMatching([chain_of(model, None)], arguments, groups)
+    found = module(states, 0.75)["0-6"][1]
+    before = model.blocks[0].ffn.fc1.weight.clone()
+    keep_rounded(model.blocks)
+    assert torch.equal(found, model.rollout(states[:, 0])[:, 1:])
+    assert type(model.blocks[0].ffn.fc1) is nn.Linear
+    assert not torch.equal(model.blocks[0].ffn.fc1.weight, before)
+
+
 def train(activations, folder, bits=4, **options):
     """A Raptor, and the states that its blocks made in the last step's training mode."""
     teacher, source = activations
